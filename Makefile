@@ -1,0 +1,83 @@
+# All the set-up there is: `make demo` and `make test`. Each makes .venv, installs into it with the tested versions,
+# and starts at once when run again. Another Python: make test PYTHON=/path/to/python3.12
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# Test processes; each computes with one thread.
+WORKERS ?= 2
+
+.PHONY: help demo test test-slow lint format dist clean
+
+help:
+	@echo "make demo       train the hybrid-quantized MNIST-5k model (about 3 minutes after the install)"
+	@echo "make test       lint, types, tests"
+	@echo "make test-slow  the tests that make test leaves out"
+	@echo "make lint       ruff and mypy only"
+	@echo "make format     let ruff put the code into shape"
+	@echo "make dist       sdist and wheel into dist/"
+	@echo "make clean      remove .venv, builds and caches (runs/ stays)"
+
+demo: $(INSTALLED)
+	$(BIN)/fedhq run mnist5k-hybrid
+
+test: lint
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m slow --timeout=1800
+
+lint: $(INSTALLED)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+format: $(INSTALLED)
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+# The wheel is built from the sdist, which proves that the sdist is whole.
+dist: $(INSTALLED)
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist . > /dev/null
+	@ls dist
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+# Written last, so an interrupted install is taken up again. A .venv whose Python no longer runs is made anew.
+$(INSTALLED): pyproject.toml constraints.txt
+	@python="$(PYTHON)"; \
+	right='import sys; sys.exit(sys.version_info < (3, 11))'; \
+	if [ -z "$$python" ]; then \
+	  for candidate in python3 python3.13 python3.12 python3.11 python; do \
+	    if "$$candidate" -c "$$right" 2>/dev/null; then python="$$candidate"; break; fi; \
+	  done; \
+	fi; \
+	if [ -z "$$python" ]; then \
+	  echo "fedhq_lightning needs Python 3.11 or newer; found: $$(command -v python3 > /dev/null && python3 --version 2>&1 || echo no python3)."; \
+	  echo "Install one (Debian, Ubuntu: apt-get install python3 python3-venv) or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; \
+	  exit 1; \
+	fi; \
+	if ! "$$python" -c "$$right" 2>/dev/null; then \
+	  echo "PYTHON=$$python is not a Python 3.11 or newer: $$(command -v "$$python" > /dev/null && "$$python" --version 2>&1 || echo no such program)"; exit 1; \
+	fi; \
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+	  echo "$$python cannot make virtual environments: its venv module is missing."; \
+	  echo "Install it (Debian, Ubuntu: apt-get install python3-venv) or name another: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; \
+	  exit 1; \
+	fi; \
+	if ! $(BIN)/python -c "import pip; $$right" 2>/dev/null; then \
+	  echo "Making $(VENV) with $$("$$python" --version)"; "$$python" -m venv --clear $(VENV); \
+	fi
+	@command -v cc > /dev/null || command -v gcc > /dev/null || command -v clang > /dev/null || \
+	  echo "No C compiler found: fine as long as every dependency has a wheel for this Python; else install one (Debian, Ubuntu: apt-get install build-essential)."
+	@echo "Installing the tested versions (torch among them: some minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-input -c constraints.txt -e '.[dev]' || \
+	  { echo "The install failed, see above; 'make $(MAKECMDGOALS)' takes it up again, 'make clean' starts from nothing."; exit 1; }
+	@touch $@

@@ -1,0 +1,69 @@
+"""The data that a federated run needs: one training loader per client, one held-out set for the server."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+
+from fedhq_lightning.types import ClientId
+
+
+class FederatedDataModule(LightningDataModule, ABC):
+    """Base for data that is split over clients.
+
+    Subclasses give `client_ids`, `train_dataloader(client_id)` and `val_dataloader()`; `test_dataloader()` where there
+    is test data; the rest has defaults. `prepare_data` and `setup` work as in any LightningDataModule.
+    """
+
+    @property
+    @abstractmethod
+    def client_ids(self) -> Sequence[ClientId]:
+        """Every client, in a fixed order; the same on every process."""
+
+    @abstractmethod
+    # A federated module has one training loader per client, so the signature cannot be Lightning's.
+    def train_dataloader(self, client_id: ClientId) -> Any:  # type: ignore[override]
+        """The client's training batches. Shuffling draws from torch's global random numbers, which the trainer seeds.
+
+        Args:
+            client_id: One of `client_ids`.
+        """
+
+    @abstractmethod
+    def val_dataloader(self) -> Any:
+        """The server's held-out batches."""
+
+    def num_examples(self, client_id: ClientId) -> int:
+        """Training examples that the client holds; 0 leaves it out of the run.
+
+        Args:
+            client_id: One of `client_ids`.
+
+        Raises:
+            TypeError: The client's loader has no dataset with a length; override this method then.
+        """
+        return len(self.train_dataloader(client_id).dataset)
+
+    def label_counts(self, client_id: ClientId) -> Tensor | None:
+        """Examples per class, (num_classes,) int64 with the same classes for every client, or None if unknown.
+
+        Args:
+            client_id: One of `client_ids`.
+        """
+        return None
+
+    def calibration_batch(self, client_id: ClientId) -> Any:
+        """One batch of the client's own data: by default the first of its training loader, the same at every call.
+
+        Torch's global random numbers are left as they were.
+
+        Args:
+            client_id: One of `client_ids`, with at least one example.
+        """
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed: it would reseed accelerators, whose state is not put back here.
+            torch.default_generator.manual_seed(0)
+            return next(iter(self.train_dataloader(client_id)))

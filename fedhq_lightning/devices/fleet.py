@@ -1,0 +1,162 @@
+"""The fleet: which device stands behind each client."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import TypeAlias
+
+from fedhq_lightning.devices.profile import (
+    FLEET_PREFIX,
+    DeviceProfile,
+    is_path,
+    load_profile,
+    read_yaml,
+    shipped_file,
+    shipped_names,
+)
+from fedhq_lightning.errors import ConfigurationError, nearest
+
+FleetSpec: TypeAlias = "str | Path | Sequence[str | Path | DeviceProfile] | Mapping[str, int] | Fleet"
+"""What `Fleet.resolve` takes."""
+
+_MAX_BLOCK = 10_000
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A weighted mix of devices, dealt to client positions by the seed.
+
+    Positions are dealt in blocks as long as the sum of the weights. Every full block holds each device exactly as
+    often as its weight says; the order within a block depends on the seed and the block alone. So nothing is kept
+    per client, and a client's device does not change when more clients register.
+
+    Attributes:
+        name: For messages and reports.
+        mix: Devices and their whole-number weights, lowest terms.
+        seed: Deals the devices.
+
+    Raises:
+        ConfigurationError: No device, two different devices of one name, or a weight that is not a whole number >= 1.
+    """
+
+    name: str
+    mix: tuple[tuple[DeviceProfile, int], ...]
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not self.mix:
+            raise ConfigurationError(f"fleet {self.name!r} has no device; name at least one")
+        for profile, weight in self.mix:
+            if isinstance(weight, bool) or not isinstance(weight, int) or weight < 1:
+                raise ConfigurationError(
+                    f"fleet {self.name!r}: weight of {profile.name!r} is {weight!r}; it must be a whole number >= 1"
+                )
+        if len(set(self.tiers)) != len(self.mix):
+            raise ConfigurationError(f"fleet {self.name!r}: two devices share a name; tiers are told apart by it")
+        divisor = math.gcd(*(weight for _, weight in self.mix))
+        object.__setattr__(self, "mix", tuple((profile, weight // divisor) for profile, weight in self.mix))
+        if self.block_size > _MAX_BLOCK:
+            raise ConfigurationError(
+                f"fleet {self.name!r}: weights sum to {self.block_size} in lowest terms; "
+                f"at most {_MAX_BLOCK} are dealt exactly, round them"
+            )
+
+    @classmethod
+    def resolve(cls, spec: FleetSpec, seed: int) -> "Fleet":
+        """Make a fleet of what a recipe or a script names.
+
+        Args:
+            spec: A shipped fleet's name (`uniform`, `mixed`), a path to a YAML file with `profiles: {device: weight}`,
+                a list of device names, paths or profiles (each as often as it is listed), a mapping device -> weight,
+                or a Fleet, returned as it is.
+            seed: Deals the devices.
+
+        Returns:
+            The fleet; `profile(position)` says who has what.
+
+        Raises:
+            ConfigurationError: Unknown fleet or device, unreadable file, no device, or a bad weight.
+        """
+        if isinstance(spec, Fleet):
+            return spec
+        if isinstance(spec, str | Path):
+            return cls._from_file(spec, seed)
+        if isinstance(spec, Mapping):
+            return cls("custom", _mix(spec, Path()), seed)
+        if not isinstance(spec, Sequence):
+            raise ConfigurationError(f"fleet: {spec!r} is neither a name, a file, a list nor a mapping of devices")
+        mix: dict[DeviceProfile, int] = {}
+        for entry in spec:
+            profile = entry if isinstance(entry, DeviceProfile) else load_profile(entry)
+            mix[profile] = mix.get(profile, 0) + 1
+        return cls("custom", tuple(mix.items()), seed)
+
+    @classmethod
+    def _from_file(cls, name_or_path: str | Path, seed: int) -> "Fleet":
+        if is_path(name_or_path):
+            path = Path(name_or_path)
+            content, name, folder = read_yaml(path), path.stem, path.parent
+        else:
+            name, folder = str(name_or_path), Path()
+            allowed = available_fleets()
+            if name not in allowed:
+                raise ConfigurationError(
+                    f"unknown fleet {name!r}; shipped are {', '.join(allowed)}; a path to a .yaml file or a list of "
+                    f"devices works too{nearest(name, allowed)}"
+                )
+            content = read_yaml(shipped_file(FLEET_PREFIX + name))
+        profiles = content.get("profiles")
+        if not isinstance(profiles, dict) or set(content) != {"profiles"}:
+            found = ", ".join(map(repr, content)) or "nothing"
+            raise ConfigurationError(f"fleet {name!r}: expected only `profiles: {{device: weight}}`, found {found}")
+        return cls(name, _mix(profiles, folder), seed)
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """Names of the devices, in the order of the mix."""
+        return tuple(profile.name for profile, _ in self.mix)
+
+    @property
+    def block_size(self) -> int:
+        """Clients in a block: the sum of the weights."""
+        return sum(weight for _, weight in self.mix)
+
+    def profile(self, position: int) -> DeviceProfile:
+        """The device of the client at a position of the run's client list.
+
+        Args:
+            position: >= 0; there is no upper end.
+
+        Raises:
+            ValueError: The position is negative.
+        """
+        if position < 0:
+            raise ValueError(f"client position {position} is negative")
+        block, offset = divmod(position, self.block_size)
+        card = _shuffled(self.seed, block, self.block_size)[offset]
+        for profile, weight in self.mix:
+            if card < weight:
+                return profile
+            card -= weight
+        raise AssertionError("a block holds as many cards as the weights sum to")
+
+
+def available_fleets() -> list[str]:
+    """Names of the shipped fleets, sorted."""
+    return sorted(name.removeprefix(FLEET_PREFIX) for name in shipped_names() if name.startswith(FLEET_PREFIX))
+
+
+def _mix(profiles: Mapping[str, int], folder: Path) -> tuple[tuple[DeviceProfile, int], ...]:
+    """Load the devices; files are named relative to the fleet's own."""
+    return tuple(
+        (load_profile(folder / device if is_path(device) else device), weight) for device, weight in profiles.items()
+    )
+
+
+@lru_cache(maxsize=64)
+def _shuffled(seed: int, block: int, size: int) -> tuple[int, ...]:
+    """0..size-1 in an order of (seed, block). By hash, because `random` does not promise its stream for ever."""
+    return tuple(sorted(range(size), key=lambda card: blake2b(f"fleet/{seed}/{block}/{card}".encode()).digest()))

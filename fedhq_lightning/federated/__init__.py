@@ -1,0 +1,1 @@
+"""The federated loop: cohorts, local fits, updates, aggregation, run state."""

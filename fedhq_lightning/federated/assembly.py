@@ -1,0 +1,215 @@
+"""Everything that a run needs, checked and put together before the first round."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from fedhq_lightning.allocation import AllocationContext, Allocator, FixedAllocator
+from fedhq_lightning.analysis.data import label_divergence
+from fedhq_lightning.data import FederatedDataModule
+from fedhq_lightning.devices import Fleet
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated import checks
+from fedhq_lightning.federated.client_fit import ClientFitter
+from fedhq_lightning.federated.evaluation import Evaluator
+from fedhq_lightning.federated.link import Link
+from fedhq_lightning.federated.processes import Processes
+from fedhq_lightning.federated.sampling import CohortSampler
+from fedhq_lightning.federated.seeds import derive_seed, seed_generators
+from fedhq_lightning.federated.virtual_clock import VirtualClock
+from fedhq_lightning.quantize import LayerScheme
+from fedhq_lightning.types import MODES, ClientId, StateDict
+
+if TYPE_CHECKING:
+    from fedhq_lightning.trainer import FederatedTrainer
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run's checked inputs.
+
+    Attributes:
+        template: Copy of the user's module, set up; the source of every resident module.
+        datamodule: The clients' data, set up.
+        sampler: Draws cohorts.
+        probe: What one batch told about the module.
+        grids: Grid of every quantized weight by its name in the state.
+        link: Encodes both ways.
+        clock: Virtual seconds.
+        allocator: Proposes plans, set up.
+    """
+
+    template: L.LightningModule
+    datamodule: FederatedDataModule
+    sampler: CohortSampler
+    probe: checks.Probe
+    grids: dict[str, LayerScheme]
+    link: Link
+    clock: VirtualClock
+    allocator: Allocator
+
+    @cached_property
+    def validation_loaders(self) -> list[Any]:
+        """Held-out loaders, or none."""
+        return checks.validation_loaders(self.template, self.datamodule)
+
+    @cached_property
+    def parameter_names(self) -> frozenset[str]:
+        """Names of trained parameters in a state; tied ones under each of their names."""
+        return frozenset(name for name, _ in self.template.named_parameters(remove_duplicate=False))
+
+    def initial_state(self) -> StateDict:
+        """The user's weights."""
+        return {name: value.detach().cpu().clone() for name, value in self.template.state_dict().items()}
+
+
+def set_up(trainer: FederatedTrainer, module: L.LightningModule, datamodule: FederatedDataModule) -> Job:
+    """Check and assemble.
+
+    Raises:
+        ConfigurationError: Whatever can be known to be wrong before round 1.
+    """
+    check_types(module, datamodule)
+    seed_generators(derive_seed(trainer.seed, "set up"))
+    prepare_data(datamodule, "fit")
+    client_ids = datamodule.client_ids
+    empty = checks.empty_positions(datamodule, client_ids)
+    sampler = CohortSampler(client_ids, trainer.clients_per_round, trainer.seed, empty)
+    if empty:
+        names = ", ".join(str(client_ids[position]) for position in sorted(empty)[:5])
+        rank_zero_warn(f"{len(empty)} of {len(client_ids)} clients hold no examples and are left out: {names}")
+    with_data = sampler.with_data()
+
+    template = set_up_template(module)
+    allocator = trainer.allocator or FixedAllocator("fp")
+    grids = grids_of(trainer, template)
+    quantized = {name.removesuffix(".weight"): grid.activation_bits is not None for name, grid in grids.items()}
+    found = checks.probe(template, datamodule, with_data[0], trainer.fit_options, quantized, trainer.fabric.autocast)
+    link = Link(template.state_dict(), grids, trainer.uplink, trainer.downlink)
+    state = {name: value.detach() for name, value in template.state_dict().items()}
+    received, download_bytes = link.down(state, 0)
+    clock = VirtualClock(
+        Fleet.resolve(trainer.fleet, trainer.seed),
+        client_ids,
+        found.costs,
+        found.batch_size,
+        datamodule.num_examples,
+        trainer.fit_options,
+        download_bytes=download_bytes,
+        precision="bf16" if trainer.precision == "bf16-mixed" else "fp32",
+        upload_bytes=len(link.up(state, received, 0, with_data[0])),
+    )
+    allocator.setup(AllocationContext(with_data, trainer.seed, clock.seconds, _divergence(datamodule, with_data)))
+    _check_allocation(trainer, allocator, with_data, clock)
+    return Job(template, datamodule, sampler, found, grids, link, clock, allocator)
+
+
+def check_types(module: Any, datamodule: Any) -> None:
+    """Refuse what is no LightningModule, and an ordinary data module, which has no clients."""
+    if not isinstance(module, L.LightningModule):
+        raise ConfigurationError(f"module: got {type(module).__name__}; give a LightningModule")
+    if not isinstance(datamodule, FederatedDataModule):
+        raise ConfigurationError(
+            f"datamodule: got {type(datamodule).__name__}; give a FederatedDataModule, for example "
+            "PartitionedDataModule(datamodule, partitioner) around an ordinary LightningDataModule"
+        )
+
+
+def prepare_data(datamodule: L.LightningDataModule, stage: str) -> None:
+    """Lightning's two data hooks: download once a node, set up in every process."""
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        datamodule.prepare_data()
+    datamodule.setup(stage)
+
+
+def set_up_template(module: L.LightningModule) -> L.LightningModule:
+    """A copy of the user's module with its layers built."""
+    template = copy.deepcopy(module)
+    template.configure_model()
+    template.setup("fit")
+    return template
+
+
+def grids_of(trainer: FederatedTrainer, template: L.LightningModule) -> dict[str, LayerScheme]:
+    """Grid of each quantized weight by its name in the state; empty without a scheme."""
+    if trainer.scheme is None:
+        return {}
+    return {f"{name}.weight": grid for name, grid in trainer.scheme.for_layers(template).items()}
+
+
+def fitter_of(trainer: FederatedTrainer, job: Job) -> ClientFitter:
+    """The part that trains clients on this process."""
+    fabric = trainer.fabric
+    return ClientFitter(
+        job.template,
+        trainer.scheme,
+        trainer.fit_options,
+        job.datamodule,
+        trainer.aggregator,
+        job.link,
+        job.clock,
+        trainer.seed,
+        fabric.device,
+        fabric.autocast,
+    )
+
+
+def evaluator_of(trainer: FederatedTrainer, template: L.LightningModule, processes: Processes) -> Evaluator:
+    """The part that evaluates global states."""
+    fabric = trainer.fabric
+    return Evaluator(
+        template, trainer.scheme, trainer.fit_options, processes, fabric.device, fabric.autocast, trainer.seed
+    )
+
+
+def _divergence(datamodule: FederatedDataModule, client_ids: Sequence[ClientId]) -> Callable[[ClientId], float] | None:
+    """Each client's label distance to the mix of all, or None where labels are not told."""
+    if datamodule.label_counts(client_ids[0]) is None:
+        return None
+
+    def counts(client_id: ClientId) -> Tensor:
+        found = datamodule.label_counts(client_id)
+        if found is None:
+            raise ConfigurationError(f"label_counts({client_id!r}) is None, but other clients tell theirs")
+        return found
+
+    reference: Tensor | None = None
+
+    def divergence(client_id: ClientId) -> float:
+        nonlocal reference
+        if reference is None:
+            reference = counts(client_ids[0]).clone()
+            for each in client_ids[1:]:
+                reference += counts(each)
+        return label_divergence(counts(client_id), reference)
+
+    return divergence
+
+
+def _check_allocation(
+    trainer: FederatedTrainer, allocator: Allocator, client_ids: Sequence[ClientId], clock: VirtualClock
+) -> None:
+    quantizes = not (isinstance(allocator, FixedAllocator) and allocator.allocation == "fp")
+    if quantizes and trainer.scheme is None:
+        raise ConfigurationError(
+            f"{type(allocator).__name__} may put clients into ptq or qat, but trainer.scheme is not set; "
+            "give a scheme such as 'w4a8', or leave the allocator out to train in fp"
+        )
+    deadline = trainer.round_deadline
+    if deadline is not None:
+        modes = MODES if trainer.scheme is not None else MODES[:1]
+        fastest = min(clock.seconds(client_id, mode) for client_id in client_ids for mode in modes)
+        if fastest > deadline:
+            raise ConfigurationError(
+                f"round_deadline {deadline:g} virtual seconds: every client would be late; the fastest needs "
+                f"{fastest:.3g}; raise the deadline, shorten the local fit or take a faster fleet"
+            )

@@ -1,0 +1,149 @@
+"""One client's turn: load the global weights, fit in the client's lane, encode the update."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torchmetrics import Metric
+
+from fedhq_lightning.data import FederatedDataModule
+from fedhq_lightning.federated.aggregators import Aggregator
+from fedhq_lightning.federated.client_trainer import ClientTrainer, FitOptions
+from fedhq_lightning.federated.link import Link
+from fedhq_lightning.federated.records import ClientRecord
+from fedhq_lightning.federated.seeds import derive_seed, seed_generators
+from fedhq_lightning.federated.virtual_clock import VirtualClock
+from fedhq_lightning.quantize import QuantScheme, prepare
+from fedhq_lightning.types import ClientId, Mode, StateDict
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a client sends back.
+
+    Attributes:
+        record: For the log; holds the number of examples, its weight.
+        payload: Bytes on the wire; empty where the client was late.
+    """
+
+    record: ClientRecord
+    payload: bytes
+
+
+class ClientFitter:
+    """Runs clients one after another on this process, in one resident module per mode.
+
+    Args:
+        template: The user's module, set up; copied once per mode, never trained.
+        scheme: Deployment grid, or None where every client trains in fp.
+        options: Length of a local fit.
+        datamodule: Gives each client's loader.
+        aggregator: May add a client-side gradient term.
+        link: Encodes updates.
+        clock: Virtual seconds and device of each client.
+        seed: The run's seed.
+        device: Where modules train.
+        autocast: Context of the training steps.
+    """
+
+    def __init__(
+        self,
+        template: L.LightningModule,
+        scheme: QuantScheme | None,
+        options: FitOptions,
+        datamodule: FederatedDataModule,
+        aggregator: Aggregator,
+        link: Link,
+        clock: VirtualClock,
+        seed: int,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self._template = template
+        self._scheme = scheme
+        self._options = options
+        self._datamodule = datamodule
+        self._aggregator = aggregator
+        self._link = link
+        self._clock = clock
+        self._seed = seed
+        self._device = device
+        self._autocast = autocast
+        self._lanes: dict[Mode, ClientTrainer] = {}
+
+    def fit(
+        self,
+        round_number: int,
+        client_id: ClientId,
+        mode: Mode,
+        received: StateDict,
+        downlink_bytes: int,
+        learning_rate_scale: float,
+        deadline: float | None,
+    ) -> Update:
+        """Train one client from the model it received.
+
+        A client whose virtual time passes the deadline is late: its work would be thrown away, so it is not done.
+
+        Args:
+            round_number: From 1.
+            client_id: The client.
+            mode: Its lane.
+            received: The global model as it came down.
+            downlink_bytes: Size of its payload.
+            learning_rate_scale: Factor on every learning rate.
+            deadline: Virtual seconds, or None.
+        """
+        seconds = self._clock.time(client_id, mode)
+        late = deadline is not None and seconds.total > deadline
+        num_steps, metrics, payload, started = 0, dict[str, float](), b"", time.perf_counter()
+        if not late:
+            num_steps, metrics, payload = self._train(round_number, client_id, mode, received, learning_rate_scale)
+        record = ClientRecord(
+            round=round_number,
+            client_id=client_id,
+            tier=self._clock.profile(client_id).name,
+            mode=mode,
+            status="late" if late else "ok",
+            num_examples=self._datamodule.num_examples(client_id),
+            num_steps=num_steps,
+            metrics=metrics,
+            fit_wall_seconds=time.perf_counter() - started,
+            download_seconds=seconds.download_seconds,
+            compute_seconds=seconds.compute_seconds,
+            upload_seconds=seconds.upload_seconds,
+            uplink_bytes=len(payload),
+            downlink_bytes=downlink_bytes,
+        )
+        return Update(record, payload)
+
+    def _train(
+        self, round_number: int, client_id: ClientId, mode: Mode, received: StateDict, learning_rate_scale: float
+    ) -> tuple[int, dict[str, float], bytes]:
+        trainer = self._lane(mode)
+        module = trainer.lightning_module
+        module.load_state_dict(received)
+        for each in module.modules():
+            if isinstance(each, Metric):
+                each.reset()
+        seed_generators(derive_seed(self._seed, "fit", round_number, client_id))
+        loader = self._datamodule.train_dataloader(client_id)
+        term = self._aggregator.client_term(module)
+        num_steps, metrics = trainer.fit(loader, learning_rate_scale, term)
+        return num_steps, metrics, self._link.up(module.state_dict(), received, round_number, client_id)
+
+    def _lane(self, mode: Mode) -> ClientTrainer:
+        if mode not in self._lanes:
+            module = copy.deepcopy(self._template)
+            if mode != "fp" and self._scheme is not None:
+                module = prepare(module, mode, self._scheme)
+            module.to(self._device)
+            self._lanes[mode] = ClientTrainer(module, self._options, self._device, self._autocast)
+        return self._lanes[mode]

@@ -1,0 +1,367 @@
+"""The small trainer that each resident LightningModule sees: local fits and evaluations, without Lightning's Trainer.
+
+Under bare Fabric `self.log` and most of `self.trainer` do not work. `ClientTrainer` stands in for the Trainer, so that
+an unmodified module trains on one client as it would train in Lightning, with one process of its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch.utilities.types import LRSchedulerConfig
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from torchmetrics import Metric
+
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated.logged_values import LoggedValues, plain
+from fedhq_lightning.federated.optimizers import configured_optimizer, scale_learning_rate
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What one local fit does, the same for every client.
+
+    Attributes:
+        local_epochs: Passes over the client's data, or None where `local_steps` counts.
+        local_steps: Optimizer steps; the client's data are repeated as needed.
+        gradient_clip_val: Norm to clip gradients to, or None.
+        accumulate_grad_batches: Batches to one optimizer step.
+    """
+
+    local_epochs: int | None = 1
+    local_steps: int | None = None
+    gradient_clip_val: float | None = None
+    accumulate_grad_batches: int = 1
+
+
+class ClientTrainer:
+    """Stands in for `lightning.pytorch.Trainer` on one resident module.
+
+    Args:
+        module: The resident module; its `trainer` and `log` are set on the instance, its class is left alone.
+        options: What a local fit does.
+        device: Where batches go.
+        autocast: Context in which steps run; evaluation of an integer model runs without.
+    """
+
+    is_global_zero = True
+    global_rank = local_rank = node_rank = 0
+    world_size = num_nodes = num_devices = 1
+    sanity_checking = predicting = barebones = False
+    progress_bar_callback = None
+    logger = None
+    gradient_clip_algorithm = None
+    log_every_n_steps = 1
+    max_time = None
+
+    def __init__(
+        self,
+        module: L.LightningModule,
+        options: FitOptions,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self.lightning_module = self.model = module
+        self.options = options
+        self.device = device
+        self.max_epochs = options.local_epochs
+        self.max_steps = options.local_steps or -1
+        self.gradient_clip_val = options.gradient_clip_val
+        self.accumulate_grad_batches = options.accumulate_grad_batches
+        self.loggers: list[Any] = []
+        self.optimizers: list[Optimizer] = []
+        self.lr_scheduler_configs: list[LRSchedulerConfig] = []
+        self.strategy = SimpleNamespace(
+            all_gather=lambda tensor, **_: tensor, _lightning_optimizers=self.optimizers, root_device=device
+        )
+        self.precision_plugin = SimpleNamespace(clip_gradients=self._clip_gradients)
+        self.training = self.validating = self.testing = self.should_stop = False
+        self.callback_metrics: dict[str, Tensor] = {}
+        self.current_epoch = self.global_step = self.num_training_batches = 0
+        self.estimated_stepping_batches: float = 0
+        self._autocast = autocast
+        self._values = LoggedValues()
+        self._current_batch: Any = None
+        self._batch_size: int | None = None
+        self._output: Any = None
+        self._dataloader_idx: int | None = None
+        _attach(module, self)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        there = sorted(key for key in (*vars(self), *vars(type(self))) if not key.startswith("_"))
+        raise AttributeError(f"a client's trainer has no {name!r}; it has {', '.join(there)}")
+
+    @property
+    def logged_metrics(self) -> dict[str, Tensor]:
+        """The same as `callback_metrics`."""
+        return self.callback_metrics
+
+    def fit(
+        self,
+        loader: DataLoader[Any],
+        learning_rate_scale: float = 1.0,
+        after_backward: Callable[[], None] | None = None,
+    ) -> tuple[int, dict[str, float]]:
+        """Train the module on one client.
+
+        Args:
+            loader: The client's batches; at least one.
+            learning_rate_scale: Factor on every learning rate in this fit.
+            after_backward: Called once an optimizer step, before clipping, for client-side gradient terms.
+
+        Returns:
+            Optimizer steps taken, and what was logged in the last local epoch.
+
+        Raises:
+            ConfigurationError: The module wants manual optimization or several optimizers.
+        """
+        module = self.lightning_module
+        self._start_fit(len(loader))
+        optimizer, self.lr_scheduler_configs = configured_optimizer(module)
+        self.optimizers[:] = [optimizer]
+        scale_learning_rate(optimizer, self.lr_scheduler_configs, learning_rate_scale)
+        metrics: dict[str, float] = {}
+        module.on_fit_start()
+        module.on_train_start()
+        while not self._fit_is_over():
+            module.on_train_epoch_start()
+            self._run_epoch(loader, optimizer, after_backward)
+            module.on_train_epoch_end()
+            metrics = self._finish_epoch()
+            self._step_schedulers("epoch", self.current_epoch + 1)
+            self.current_epoch += 1
+        module.on_train_end()
+        module.on_fit_end()
+        self.training = False
+        optimizer.zero_grad(set_to_none=True)
+        self.optimizers.clear()
+        return self.global_step, metrics
+
+    def evaluate(self, loaders: Iterable[Any], stage: str = "validation") -> dict[str, float]:
+        """Run the module's validation or test steps over all batches.
+
+        Args:
+            loaders: One or more loaders; names logged from several get Lightning's `/dataloader_idx_N`.
+            stage: "validation" or "test".
+
+        Returns:
+            What was logged, reduced over each loader, in the order of logging.
+        """
+        module, loaders = self.lightning_module, list(loaders)
+        step = getattr(module, f"{stage}_step")
+        hook = partial(self._call_hook, stage)
+        self.validating, self.testing, self._values = stage == "validation", stage == "test", LoggedValues()
+        with _evaluating(module), torch.no_grad():
+            hook("start")
+            hook("epoch_start")
+            for index, loader in enumerate(loaders):
+                self._dataloader_idx = index if len(loaders) > 1 else None
+                for batch_idx, batch in enumerate(loader):
+                    batch = self._to_device(batch, index)
+                    hook("batch_start", batch, batch_idx, index)
+                    with self._autocast():
+                        output = step(*_step_arguments(step, batch, batch_idx, index))
+                    hook("batch_end", output, batch, batch_idx, index)
+            self._dataloader_idx = None
+            hook("epoch_end")
+            hook("end")
+        self.validating = self.testing = False
+        return self._finish_epoch()
+
+    def training_loss(self, batch: Any) -> Tensor:
+        """Loss of one batch with gradients, as in the first step of a fit; the module must be attached to data."""
+        self.training = True
+        loss = self._training_step(self._to_device(batch, 0), 0)
+        self.training = False
+        if loss is None:
+            raise ConfigurationError("training_step returned None for the first batch; return a loss tensor")
+        return loss
+
+    def logged_so_far(self) -> dict[str, float]:
+        """Reduce and forget what was logged outside of `fit` and `evaluate`."""
+        return self._finish_epoch()
+
+    def log(
+        self,
+        name: str,
+        value: Any,
+        prog_bar: bool = False,
+        logger: bool | None = None,
+        on_step: bool | None = None,
+        on_epoch: bool | None = None,
+        reduce_fx: str | Callable[..., Any] = "mean",
+        enable_graph: bool = False,
+        sync_dist: bool = False,
+        sync_dist_group: Any = None,
+        add_dataloader_idx: bool = True,
+        batch_size: int | None = None,
+        metric_attribute: str | None = None,
+        rank_zero_only: bool = False,
+    ) -> None:
+        """`LightningModule.log` on this trainer; a client is one process, so nothing is ever synchronized."""
+        if self._dataloader_idx is not None and add_dataloader_idx:
+            name = f"{name}/dataloader_idx_{self._dataloader_idx}"
+        both = bool(on_step and on_epoch)
+        self._values.add(name, value, batch_size or self._current_batch_size(), reduce_fx, both)
+        self.callback_metrics.update(self._values.last)
+
+    def _start_fit(self, num_batches: int) -> None:
+        self._values, self.callback_metrics = LoggedValues(), {}
+        self.current_epoch = self.global_step = 0
+        self.should_stop, self.training = False, True
+        self.num_training_batches = num_batches
+        steps_per_epoch = -(-num_batches // self.accumulate_grad_batches)
+        options = self.options
+        self.estimated_stepping_batches = options.local_steps or steps_per_epoch * (options.local_epochs or 0)
+
+    def _fit_is_over(self) -> bool:
+        options = self.options
+        if options.local_steps is not None:
+            return self.should_stop or self.global_step >= options.local_steps
+        return self.should_stop or self.current_epoch >= (options.local_epochs or 0)
+
+    def _run_epoch(
+        self, loader: DataLoader[Any], optimizer: Optimizer, after_backward: Callable[[], None] | None
+    ) -> None:
+        module, every = self.lightning_module, self.accumulate_grad_batches
+        for batch_idx, batch in enumerate(loader):
+            batch = self._to_device(batch, 0)
+            module.on_train_batch_start(batch, batch_idx)
+            first = batch_idx % every == 0
+            last = (batch_idx + 1) % every == 0 or batch_idx + 1 == self.num_training_batches
+            closure = partial(self._closure, batch, batch_idx, optimizer, first, after_backward if last else None, last)
+            if last:
+                module.optimizer_step(self.current_epoch, batch_idx, optimizer, closure)
+                self.global_step += 1
+                self._step_schedulers("step", self.global_step)
+            else:
+                closure()
+            module.on_train_batch_end(self._output, batch, batch_idx)
+            if self.should_stop or self.options.local_steps == self.global_step:
+                break
+
+    def _closure(
+        self,
+        batch: Any,
+        batch_idx: int,
+        optimizer: Optimizer,
+        first: bool,
+        after_backward: Callable[[], None] | None,
+        last: bool,
+    ) -> Tensor | None:
+        """Forward and backward of one batch, in the order of Lightning's closure."""
+        module = self.lightning_module
+        loss = self._training_step(batch, batch_idx)
+        if first:
+            module.on_before_zero_grad(optimizer)
+            module.optimizer_zero_grad(self.current_epoch, batch_idx, optimizer)
+        if loss is not None:
+            scaled = loss / self.accumulate_grad_batches if self.accumulate_grad_batches > 1 else loss
+            module.on_before_backward(scaled)
+            module.backward(scaled)
+            module.on_after_backward()
+        if last:
+            if after_backward is not None:
+                after_backward()
+            module.on_before_optimizer_step(optimizer)
+            module.configure_gradient_clipping(optimizer, self.gradient_clip_val, None)
+        return loss
+
+    def _training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        step = self.lightning_module.training_step
+        with self._autocast():
+            output = self._output = step(*_step_arguments(step, batch, batch_idx, 0))
+        if isinstance(output, Mapping):
+            output = output.get("loss")
+        if output is not None and not isinstance(output, Tensor):
+            raise ConfigurationError(
+                f"training_step returned {type(output).__name__}; return the loss tensor, a dict with 'loss', or None"
+            )
+        return output
+
+    def _to_device(self, batch: Any, dataloader_idx: int) -> Any:
+        module = self.lightning_module
+        batch = module.on_before_batch_transfer(batch, dataloader_idx)
+        batch = module.transfer_batch_to_device(batch, self.device, dataloader_idx)
+        batch = module.on_after_batch_transfer(batch, dataloader_idx)
+        self._current_batch = batch
+        self._batch_size = None
+        return batch
+
+    def _current_batch_size(self) -> int:
+        if self._batch_size is None:
+            self._batch_size = 1 if self._current_batch is None else extract_batch_size(self._current_batch)
+        return self._batch_size
+
+    def _finish_epoch(self) -> dict[str, float]:
+        values = self._values.finish()
+        self.callback_metrics.update(values)
+        return plain(values)
+
+    def _step_schedulers(self, interval: str, count: int) -> None:
+        for config in self.lr_scheduler_configs:
+            if config.interval != interval or count % config.frequency:
+                continue
+            metric = None
+            if config.reduce_on_plateau:
+                metric = self.callback_metrics.get(str(config.monitor))
+                if metric is None:
+                    logged = ", ".join(sorted(self.callback_metrics)) or "nothing"
+                    raise ConfigurationError(
+                        f"ReduceLROnPlateau monitors {config.monitor!r}, which this module's local fit does not log; "
+                        f"logged: {logged}"
+                    )
+            self.lightning_module.lr_scheduler_step(config.scheduler, metric)
+
+    def _call_hook(self, stage: str, name: str, *arguments: Any) -> None:
+        getattr(self.lightning_module, f"on_{stage}_{name}")(*arguments)
+
+    def _clip_gradients(self, optimizer: Optimizer, clip_val: float, algorithm: Any = None) -> None:
+        if not clip_val:
+            return
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if getattr(algorithm, "value", algorithm) == "value":
+            torch.nn.utils.clip_grad_value_(parameters, clip_val)
+        else:
+            torch.nn.utils.clip_grad_norm_(parameters, clip_val)
+
+
+def _attach(module: L.LightningModule, trainer: ClientTrainer) -> None:
+    """Make `trainer` the module's, and keep its metrics from talking to other processes."""
+    for each in module.modules():
+        if isinstance(each, L.LightningModule):
+            each._trainer = trainer  # type: ignore[assignment]  # a stand-in, not a subclass
+            each.log = trainer.log  # type: ignore[method-assign]  # on this instance only
+        elif isinstance(each, Metric):
+            each.sync_on_compute = each._to_sync = False
+
+
+def _step_arguments(step: Callable[..., Any], batch: Any, batch_idx: int, dataloader_idx: int) -> list[Any]:
+    names = list(inspect.signature(step).parameters)
+    extra = {"batch_idx": batch_idx, "dataloader_idx": dataloader_idx}
+    positional = [extra.get(name, value) for name, value in zip(names[1:], (batch_idx, dataloader_idx), strict=False)]
+    return [batch, *positional]
+
+
+@contextmanager
+def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+    modes = {name: each.training for name, each in module.named_modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for name, each in module.named_modules():
+            each.training = modes.get(name, each.training)

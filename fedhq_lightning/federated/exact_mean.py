@@ -1,0 +1,100 @@
+"""Weighted mean of float32 tensors that does not depend on the order of the terms.
+
+Floating-point addition rounds, so a sum changes with the order of its terms and with how they are spread over
+processes. Here every float32 value is split into integer digits of 32 bits at fixed binary places, and digits are
+summed as 64-bit integers, which is exact and therefore order-independent. One rounding happens at the very end.
+
+Source: the long accumulator of U. Kulisch (Computer Arithmetic and Validity, 2013), cut into float32's range.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fedhq_lightning.types import StateDict
+
+_DIGIT_BITS = 32
+_FIRST_UNIT = -2
+"""Digit 0 counts multiples of 2**2, so that it holds values up to 2**33 in 32 bits."""
+_MAX_DIGITS = 6
+"""Digit 5 ends at 2**-158, below the smallest float32 number, 2**-149."""
+MAX_VALUE = 2.0**33
+MAX_TOTAL_WEIGHT = 2**29
+"""Keeps digit sums within 62 bits, and one value times its weight exact in float64's 53."""
+
+
+class ExactMean:
+    """Accumulates weighted float32 states exactly.
+
+    `limbs[key]` is int64 of shape (num_digits, *shape). Digits that no value needed are not held.
+    """
+
+    def __init__(self) -> None:
+        self.limbs: dict[str, Tensor] = {}
+        self.total_weight = 0
+
+    def add(self, state: Mapping[str, Tensor], weight: int) -> None:
+        """Add one state.
+
+        Args:
+            state: Float tensors, finite, magnitude below `MAX_VALUE`; the same keys and shapes at every call.
+            weight: Number of examples, >= 1.
+
+        Raises:
+            ValueError: A value out of range, or the total weight passes `MAX_TOTAL_WEIGHT`.
+        """
+        if weight < 1 or self.total_weight + weight > MAX_TOTAL_WEIGHT:
+            raise ValueError(f"weight {weight}: must be >= 1 and the total at most {MAX_TOTAL_WEIGHT}")
+        digits = {key: _digits(key, value) for key, value in state.items()}
+        self.total_weight += weight
+        for key, value in digits.items():
+            held = self.limbs.get(key)
+            self.limbs[key] = value * weight if held is None else _add(held, value * weight)
+
+    def mean(self) -> StateDict:
+        """Sum over weight, rounded to float64, then to float32.
+
+        Raises:
+            ValueError: Nothing was added.
+        """
+        if self.total_weight == 0:
+            raise ValueError("the mean of no updates is not defined")
+        return {key: self._mean_of(limbs) for key, limbs in self.limbs.items()}
+
+    def _mean_of(self, limbs: Tensor) -> Tensor:
+        total = torch.zeros(limbs.shape[1:], dtype=torch.float64, device=limbs.device)
+        for digit in range(limbs.shape[0] - 1, -1, -1):
+            total += limbs[digit].double() * _unit(digit)
+        return (total / self.total_weight).float()
+
+
+def _unit(digit: int) -> float:
+    return 2.0 ** -(_FIRST_UNIT + digit * _DIGIT_BITS)
+
+
+def _digits(key: str, value: Tensor) -> Tensor:
+    """(*shape) float -> (num_digits, *shape) int64 whose places add up to the value exactly."""
+    rest = value.detach().float().double()
+    if not bool((rest.abs() < MAX_VALUE).all()):
+        raise ValueError(f"{key}: not finite, or a magnitude of {MAX_VALUE:.0f} and more")
+    digits = []
+    for digit in range(_MAX_DIGITS):
+        place = (rest / _unit(digit)).trunc()
+        digits.append(place.to(torch.int64))
+        rest = rest - place * _unit(digit)
+        if not bool(rest.any()):
+            break
+    return torch.stack(digits)
+
+
+def _add(left: Tensor, right: Tensor) -> Tensor:
+    longer, shorter = (left, right) if left.shape[0] >= right.shape[0] else (right, left)
+    result = longer.clone()
+    result[: shorter.shape[0]] += shorter
+    return result
+
+
+def padded(limbs: Tensor, num_digits: int) -> Tensor:
+    """The same sum with zero digits appended, (num_digits, *shape), so that processes can add theirs."""
+    return _add(limbs, limbs.new_zeros(num_digits, *limbs.shape[1:]))

@@ -1,0 +1,112 @@
+"""Collects what a LightningModule logs while no Lightning Trainer is there to do it."""
+
+import numbers
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from fedhq_lightning.errors import ConfigurationError
+
+_REDUCTIONS = ("mean", "sum", "min", "max")
+
+
+@dataclass
+class _Reduced:
+    """One logged name over one epoch."""
+
+    reduction: str
+    total: Tensor
+    weight: int
+
+    def update(self, value: Tensor, batch_size: int) -> None:
+        if self.reduction == "mean":
+            self.total = self.total + value * batch_size
+            self.weight += batch_size
+        elif self.reduction == "sum":
+            self.total = self.total + value
+        else:
+            self.total = getattr(torch, self.reduction + "imum")(self.total, value)
+
+    def compute(self) -> Tensor:
+        return self.total / max(self.weight, 1) if self.reduction == "mean" else self.total
+
+
+class LoggedValues:
+    """Values passed to `self.log` during one epoch, reduced as Lightning reduces them at its end.
+
+    Means are weighted by batch size and summed in float64. torchmetrics objects are computed and reset at the end.
+    `last` holds the newest value of each name, for schedulers that step within an epoch.
+    """
+
+    def __init__(self) -> None:
+        self.last: dict[str, Tensor] = {}
+        self._collected: dict[str, _Reduced | Metric] = {}
+
+    def add(
+        self, name: str, value: Any, batch_size: int, reduce_fx: str | Callable[..., Any], both: bool = False
+    ) -> None:
+        """Take one value.
+
+        Args:
+            name: As logged, with the data loader's suffix where there are several.
+            value: Number, one-element tensor or torchmetrics `Metric`.
+            batch_size: Weight in a mean.
+            reduce_fx: mean, sum, min or max, by name or as torch's function.
+            both: Logged on step and on epoch: also kept under Lightning's forked names.
+
+        Raises:
+            ConfigurationError: Another type of value, several elements, or another reduction.
+        """
+        names = [name, f"{name}_epoch"] if both else [name]
+        if isinstance(value, Metric):
+            self._collected.update(dict.fromkeys(names, value))
+            return
+        tensor = _scalar(name, value)
+        self.last[name] = tensor
+        if both:
+            self.last[f"{name}_step"] = tensor
+        for each in names:
+            held = self._collected.get(each)
+            if isinstance(held, _Reduced):
+                held.update(tensor, batch_size)
+            else:
+                self._collected[each] = _start(_reduction(name, reduce_fx), tensor, batch_size)
+
+    def finish(self) -> dict[str, Tensor]:
+        """Values of the epoch by name, in the order of their first logging; metric objects are reset."""
+        values = {name: _scalar(name, value.compute()) for name, value in self._collected.items()}
+        for value in self._collected.values():
+            if isinstance(value, Metric):
+                value.reset()
+        self._collected = {}
+        return values
+
+
+def plain(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """The same values as Python floats."""
+    return {name: float(value) for name, value in values.items()}
+
+
+def _start(reduction: str, value: Tensor, batch_size: int) -> _Reduced:
+    return _Reduced(reduction, value * batch_size if reduction == "mean" else value, batch_size)
+
+
+def _scalar(name: str, value: Any) -> Tensor:
+    if isinstance(value, bool | numbers.Number):
+        return torch.tensor(value, dtype=torch.float64)
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.detach().reshape(()).double()
+    given = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    raise ConfigurationError(f"self.log({name!r}, ...): got {given}; log a number, a one-element tensor or a Metric")
+
+
+def _reduction(name: str, reduce_fx: str | Callable[..., Any]) -> str:
+    word = reduce_fx if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", str(reduce_fx))
+    word = {"avg": "mean", "amin": "min", "amax": "max"}.get(word, word)
+    if word not in _REDUCTIONS:
+        raise ConfigurationError(f"self.log({name!r}, reduce_fx={word}): must be one of {', '.join(_REDUCTIONS)}")
+    return word

@@ -1,0 +1,54 @@
+"""Reading `configure_optimizers`, with Lightning's own parser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.core import optimizer as lightning_optimizer
+from lightning.pytorch.utilities.types import LRSchedulerConfig
+from torch.optim import Optimizer
+
+from fedhq_lightning.errors import ConfigurationError
+
+
+def configured_optimizer(module: L.LightningModule) -> tuple[Optimizer, list[LRSchedulerConfig]]:
+    """The module's one optimizer and its schedulers, in every form that Lightning accepts.
+
+    Raises:
+        ConfigurationError: Manual optimization, no optimizer, several optimizers, or a malformed answer.
+    """
+    name = type(module).__name__
+    if not module.automatic_optimization:
+        raise ConfigurationError(
+            f"{name}: manual optimization (automatic_optimization = False) is not supported in federated training; "
+            "return the loss from training_step and let configure_optimizers name one optimizer"
+        )
+    answer: Any = module.configure_optimizers()
+    if answer is None:
+        raise ConfigurationError(f"{name}.configure_optimizers returned None; return one optimizer")
+    try:
+        optimizers, schedulers, monitor = lightning_optimizer._configure_optimizers(answer)
+        configs = lightning_optimizer._configure_schedulers_automatic_opt(schedulers, monitor)
+    except Exception as error:
+        raise ConfigurationError(f"{name}.configure_optimizers: {error}") from error
+    if len(optimizers) != 1:
+        raise ConfigurationError(
+            f"{name}.configure_optimizers returned {len(optimizers)} optimizers; several optimizers need manual "
+            "optimization, which federated training does not support; return one"
+        )
+    return optimizers[0], configs
+
+
+def scale_learning_rate(optimizer: Optimizer, schedulers: list[LRSchedulerConfig], factor: float) -> None:
+    """Multiply every learning rate, also those that schedulers remember, by `factor`."""
+    if factor == 1.0:
+        return
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * factor
+        if "initial_lr" in group:
+            group["initial_lr"] = group["initial_lr"] * factor
+    for config in schedulers:
+        base = getattr(config.scheduler, "base_lrs", None)
+        if base is not None:
+            config.scheduler.base_lrs = [rate * factor for rate in base]

@@ -1,0 +1,76 @@
+"""What the processes of a run say to each other. One process talks to nobody."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from lightning.fabric import Fabric
+
+from fedhq_lightning.federated.exact_mean import ExactMean, padded
+from fedhq_lightning.types import ClientId
+
+Item = TypeVar("Item")
+
+
+class Processes:
+    """Rank, count and collectives, over Fabric. Only tensors and JSON travel."""
+
+    def __init__(self, fabric: Fabric) -> None:
+        self._fabric = fabric
+        self.rank = fabric.global_rank
+        self.count = fabric.world_size
+
+    def gather(self, value: Any) -> list[Any]:
+        """One JSON value of every process, by rank, on every process."""
+        if self.count == 1:
+            return [value]
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = self._all_gather(torch.tensor([data.numel()]))
+        padded_data = torch.zeros(int(sizes.max()), dtype=torch.uint8)
+        padded_data[: data.numel()] = data
+        rows = self._all_gather(padded_data)
+        return [json.loads(bytes(row[: int(size)].tolist())) for row, size in zip(rows, sizes.flatten(), strict=True)]
+
+    def broadcast(self, value: Any) -> Any:
+        """The JSON value of process 0."""
+        return self.gather(value)[0]
+
+    def reduce(self, mean: ExactMean) -> ExactMean:
+        """Sum of the processes' accumulators, on every process."""
+        if self.count == 1:
+            return mean
+        total = ExactMean()
+        shapes = self.gather({name: list(limbs.shape) for name, limbs in mean.limbs.items()})
+        total.total_weight = sum(self.gather(mean.total_weight))
+        for name in dict.fromkeys(name for each in shapes for name in each):
+            held = [each[name] for each in shapes if name in each]
+            num_digits = max(shape[0] for shape in held)
+            empty = torch.zeros(num_digits, *held[0][1:], dtype=torch.int64)
+            limbs = padded(mean.limbs[name], num_digits) if name in mean.limbs else empty
+            reduced = self._fabric.all_reduce(limbs.to(self._fabric.device), reduce_op="sum")
+            assert isinstance(reduced, torch.Tensor)
+            total.limbs[name] = reduced.cpu()
+        return total
+
+    def share(self, cohort: Sequence[ClientId], work: Sequence[float]) -> list[ClientId]:
+        """This process's part of the cohort: the largest first, each to the process with the least work so far."""
+        loads = [0.0] * self.count
+        mine = []
+        for position in sorted(range(len(cohort)), key=lambda index: (-work[index], index)):
+            rank = loads.index(min(loads))
+            loads[rank] += work[position]
+            if rank == self.rank:
+                mine.append(cohort[position])
+        return mine
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        self._fabric.barrier()
+
+    def _all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        gathered = self._fabric.all_gather(tensor.to(self._fabric.device))
+        assert isinstance(gathered, torch.Tensor)
+        return gathered.reshape(self.count, *tensor.shape).cpu()

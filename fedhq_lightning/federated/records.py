@@ -1,0 +1,161 @@
+"""What a client and a round leave behind: plain records, one line of `rounds.jsonl` a round."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, Literal, TypeAlias
+
+from fedhq_lightning.types import ClientId, Mode
+
+Status: TypeAlias = Literal["ok", "late", "quarantined"]
+"""`ok`: aggregated; `late`: past the round's deadline, left out; `quarantined`: its update failed a check, left out."""
+
+
+def _encode(value: Any) -> Any:
+    """Plain value for strict JSON, which has no NaN or infinity: those travel as the strings that `float` reads."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {key: _encode(item) for key, item in value.items()}
+    return value
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items()}
+
+
+def _known_fields(record: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The record's own fields out of `data`; keys of a later version are left aside."""
+    required = {field.name for field in fields(record) if field.default is MISSING and field.default_factory is MISSING}
+    if missing := sorted(required - data.keys()):
+        raise ValueError(
+            f"{record.__name__}: missing {', '.join(missing)}; given {', '.join(sorted(data)) or 'nothing'}"
+        )
+    names = {field.name for field in fields(record)}
+    return {name: value for name, value in data.items() if name in names}
+
+
+@dataclass(frozen=True)
+class ClientRecord:
+    """What one client did in one round.
+
+    Attributes:
+        round: Number of the round, from 1.
+        client_id: The client.
+        tier: Name of its device profile.
+        mode: How it trained.
+        status: Whether its update was aggregated.
+        num_examples: Examples it holds, its weight in the average.
+        num_steps: Optimizer steps taken.
+        metrics: What `training_step` logged, averaged over the local fit.
+        fit_wall_seconds: Wall seconds of the local fit on this host.
+        download_seconds: Virtual seconds to receive the global model.
+        compute_seconds: Virtual seconds of the local fit on the client's device.
+        upload_seconds: Virtual seconds to send the update.
+        uplink_bytes: Payload sent.
+        downlink_bytes: Payload received.
+    """
+
+    round: int
+    client_id: ClientId
+    tier: str
+    mode: Mode
+    status: Status
+    num_examples: int
+    num_steps: int
+    metrics: dict[str, float]
+    fit_wall_seconds: float
+    download_seconds: float
+    compute_seconds: float
+    upload_seconds: float
+    uplink_bytes: int
+    downlink_bytes: int
+
+    @property
+    def virtual_seconds(self) -> float:
+        """Virtual seconds from the start of the download to the end of the upload."""
+        return self.download_seconds + self.compute_seconds + self.upload_seconds
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain values that strict JSON can hold."""
+        return {field.name: _encode(getattr(self, field.name)) for field in fields(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "ClientRecord":
+        """The record that `to_json` wrote.
+
+        Raises:
+            ValueError: A field is missing.
+        """
+        values = _known_fields(cls, data)
+        values["metrics"] = _numbers(values["metrics"])
+        values.update({name: float(value) for name, value in values.items() if name.endswith("_seconds")})
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What one round did.
+
+    Attributes:
+        round: Number of the round, from 1; 0 is the evaluation before training, without clients.
+        metrics: Metrics by prefix: `fp/...`, `quantized/...` (evaluation), `train/...` (mean over the clients);
+            no `fp/` and `quantized/` where the round was not evaluated.
+        metric_fp: Monitored metric of the global model, None where it was not evaluated.
+        metric_quantized: Monitored metric of the deployed model, None where it was not evaluated.
+        wall_seconds: Wall seconds of this round, evaluation included.
+        fit_wall_seconds: Wall seconds of this round's local fits.
+        allocator_seconds: Wall seconds of this round's planning.
+        virtual_seconds: Virtual seconds of this round.
+        total_wall_seconds: Wall seconds since the start.
+        total_virtual_seconds: Virtual seconds since the start.
+        uplink_bytes: Bytes received from this round's clients.
+        downlink_bytes: Bytes sent to this round's clients.
+        mode_counts: Clients of this round per mode.
+        quarantined: Clients of this round whose update failed a check.
+        late: Clients of this round past the deadline.
+        clients: One record a client.
+    """
+
+    round: int
+    metrics: dict[str, float]
+    metric_fp: float | None
+    metric_quantized: float | None
+    wall_seconds: float
+    fit_wall_seconds: float
+    allocator_seconds: float
+    virtual_seconds: float
+    total_wall_seconds: float
+    total_virtual_seconds: float
+    uplink_bytes: int
+    downlink_bytes: int
+    mode_counts: dict[str, int]
+    quarantined: int
+    late: int
+    clients: tuple[ClientRecord, ...]
+
+    @property
+    def monitored(self) -> float | None:
+        """The monitored value: that of the deployed model where there is one, else of the global model."""
+        return self.metric_fp if self.metric_quantized is None else self.metric_quantized
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain values that strict JSON can hold, the clients as a list of such dicts."""
+        values = {field.name: _encode(getattr(self, field.name)) for field in fields(self)}
+        return values | {"clients": [client.to_json() for client in self.clients]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "RoundRecord":
+        """The record that `to_json` wrote.
+
+        Raises:
+            ValueError: A field is missing, here or in one of the clients.
+        """
+        values = _known_fields(cls, data)
+        values["metrics"] = _numbers(values["metrics"])
+        values["mode_counts"] = dict(values["mode_counts"])
+        values["clients"] = tuple(ClientRecord.from_json(client) for client in values["clients"])
+        values.update({name: float(value) for name, value in values.items() if name.endswith("_seconds")})
+        for name in ("metric_fp", "metric_quantized"):
+            values[name] = None if values[name] is None else float(values[name])
+        return cls(**values)

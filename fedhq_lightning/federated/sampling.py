@@ -1,0 +1,73 @@
+"""Which clients take part in a round."""
+
+import random
+from collections.abc import Sequence
+
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated.seeds import derive_seed
+from fedhq_lightning.types import ClientId
+
+
+class CohortSampler:
+    """Draws each round's cohort uniformly, without replacement, from the clients that hold data.
+
+    Args:
+        client_ids: All registered clients.
+        clients_per_round: A count, a fraction of the clients in (0, 1], or None for all.
+        seed: The run's seed.
+        empty_positions: Positions in `client_ids` of clients without data; never drawn.
+
+    Raises:
+        ConfigurationError: No clients, all clients empty, a cohort larger than the clients that hold data, or a
+            count or fraction out of range.
+    """
+
+    def __init__(
+        self,
+        client_ids: Sequence[ClientId],
+        clients_per_round: int | float | None,
+        seed: int,
+        empty_positions: frozenset[int] = frozenset(),
+    ) -> None:
+        available = len(client_ids) - len(empty_positions)
+        if not len(client_ids):
+            raise ConfigurationError("no clients: the data module's client_ids is empty; register at least one client")
+        if available == 0:
+            raise ConfigurationError(
+                f"all {len(client_ids)} clients are empty: at least one must hold training examples"
+            )
+        self._client_ids = client_ids
+        self._seed = seed
+        self._positions: Sequence[int] = range(len(client_ids))
+        if empty_positions:
+            self._positions = [position for position in self._positions if position not in empty_positions]
+        self.cohort_size = _cohort_size(clients_per_round, available)
+
+    def with_data(self) -> Sequence[ClientId]:
+        """The clients that hold data; `client_ids` itself where all do."""
+        if isinstance(self._positions, range):
+            return self._client_ids
+        return [self._client_ids[position] for position in self._positions]
+
+    def cohort(self, round_number: int) -> list[ClientId]:
+        """The round's clients, in the order of `client_ids`."""
+        generator = random.Random(derive_seed(self._seed, "cohort", round_number))
+        positions = sorted(generator.sample(self._positions, self.cohort_size))
+        return [self._client_ids[position] for position in positions]
+
+
+def _cohort_size(clients_per_round: int | float | None, available: int) -> int:
+    if clients_per_round is None:
+        return available
+    if isinstance(clients_per_round, float):
+        if not 0 < clients_per_round <= 1:
+            raise ConfigurationError(
+                f"clients_per_round {clients_per_round}: a fraction must be in (0, 1]; for a count give an integer"
+            )
+        return max(1, round(clients_per_round * available))
+    if not 1 <= clients_per_round <= available:
+        raise ConfigurationError(
+            f"clients_per_round {clients_per_round}: must be 1..{available}, the clients that hold data; "
+            "lower it or register more clients"
+        )
+    return clients_per_round

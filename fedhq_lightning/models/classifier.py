@@ -1,0 +1,57 @@
+"""What the reference image classifiers share: loss, metrics, optimizer."""
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+
+class ImageClassifier(LightningModule):
+    """Cross entropy, accuracy and plain SGD; subclasses add layers and `forward`.
+
+    Logs `train_loss` per step and, per epoch, `val_loss`, `val_accuracy`, `test_loss`, `test_accuracy`.
+    Batches are (images, labels): (batch, channels, height, width) float32 and (batch,) int64.
+
+    Args:
+        num_classes: Classes, >= 2.
+        lr: Learning rate of SGD.
+        momentum: Momentum of SGD, 0 <= momentum < 1.
+        weight_decay: L2 penalty of SGD.
+    """
+
+    def __init__(
+        self, num_classes: int = 10, lr: float = 0.01, momentum: float = 0.9, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.lr = lr
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.loss = nn.CrossEntropyLoss()
+        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Cross entropy of one batch, a scalar."""
+        images, labels = batch
+        loss: Tensor = self.loss(self(images), labels)
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log loss and accuracy of one held-out batch."""
+        self._evaluate(batch, "val", self.val_accuracy)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log loss and accuracy of one test batch."""
+        self._evaluate(batch, "test", self.test_accuracy)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """SGD over all parameters."""
+        return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, accuracy: MulticlassAccuracy) -> None:
+        images, labels = batch
+        logits = self(images)
+        accuracy(logits, labels)
+        self.log(f"{stage}_loss", self.loss(logits, labels), on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log(f"{stage}_accuracy", accuracy, on_step=False, on_epoch=True)

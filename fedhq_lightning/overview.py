@@ -1,0 +1,187 @@
+"""A run in words and numbers for people: what the final table on the terminal and the report both show."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated.records import RoundRecord
+from fedhq_lightning.types import MODES, ClientId
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration with its unit: `30 ms`, `12.4 s`, `4 min 05 s`, `2 h 07 min`, `3 d 04 h`.
+
+    >>> format_seconds(245.2)
+    '4 min 05 s'
+    """
+    if not math.isfinite(seconds):
+        return str(seconds)
+    if seconds < 0.9995:
+        if seconds == 0:
+            return "0 s"
+        return f"{seconds * 1e3:.3g} ms" if seconds >= 0.0009995 else f"{seconds * 1e6:.3g} µs"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for size, unit, part_size, part_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // part_size:02d} {part_unit}"
+    return f"{whole} s"
+
+
+def format_bytes(count: float) -> str:
+    """A size in decimal units: `812 B`, `1.23 MB`.
+
+    >>> format_bytes(1_234_567)
+    '1.23 MB'
+    """
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.5 or unit == "TB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+
+
+def format_metric(value: float | None) -> str:
+    """Four decimals, or `not evaluated`."""
+    if value is None:
+        return "not evaluated"
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
+
+
+def format_modes(counts: Mapping[str, int]) -> str:
+    """`ptq 6, qat 4`: the modes that occur, in their usual order."""
+    return ", ".join(f"{mode} {counts[mode]:,}" for mode in MODES if counts.get(mode)) or "none"
+
+
+def read_rounds(path: Path) -> Iterator[RoundRecord]:
+    """The records of a `rounds.jsonl`, one at a time, so that a long run need not fit in memory.
+
+    A last line that a killed run left unfinished is left out.
+
+    Raises:
+        ConfigurationError: The file is missing, or a line before the last is damaged.
+    """
+    if not path.is_file():
+        raise ConfigurationError(f"{path}: no such file; give the folder of a run, it holds rounds.jsonl")
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = RoundRecord.from_json(json.loads(line))
+            except ValueError as error:
+                if not line.endswith("\n"):
+                    return
+                raise ConfigurationError(f"{path}: line {number} is damaged: {error}") from error
+            yield record
+
+
+def tier_figures(rounds: Iterable[RoundRecord]) -> list[dict[str, Any]]:
+    """What each device tier did, slowest tier first; what `summary.json` holds under `tiers`.
+
+    Args:
+        rounds: The run's records; consumed one at a time.
+
+    Returns:
+        One dict a tier: `tier`, `clients` (distinct clients that took part), `fits` (local fits), `mode_counts` (fits
+        per mode), `late`, `quarantined`, and the mean virtual seconds of a fit `download_seconds`, `compute_seconds`,
+        `upload_seconds`.
+    """
+    parts = ("download_seconds", "compute_seconds", "upload_seconds")
+    tiers: dict[str, dict[str, Any]] = {}
+    members: dict[str, set[ClientId]] = {}
+    for record in rounds:
+        for client in record.clients:
+            counts = {"fits": 0, "mode_counts": dict.fromkeys(MODES, 0), "late": 0, "quarantined": 0}
+            figures = tiers.setdefault(
+                client.tier, {"tier": client.tier, "clients": 0} | counts | dict.fromkeys(parts, 0.0)
+            )
+            members.setdefault(client.tier, set()).add(client.client_id)
+            figures["fits"] += 1
+            figures["mode_counts"][client.mode] += 1
+            if client.status != "ok":
+                figures[client.status] += 1
+            for part in parts:
+                figures[part] += getattr(client, part)
+    for name, figures in tiers.items():
+        figures["clients"] = len(members[name])
+        for part in parts:
+            figures[part] /= figures["fits"]
+    return sorted(tiers.values(), key=lambda figures: -sum(figures[part] for part in parts))
+
+
+def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Label and text of each line of the summary; lines whose keys are absent are left out."""
+    name = str(summary.get("metric_name") or "metric")
+    rows = [
+        (f"{name}, quantized", format_metric(summary.get("metric_quantized"))),
+        (f"{name}, fp", format_metric(summary.get("metric_fp"))),
+        ("scheme", str(summary.get("scheme") or "none")),
+        ("rounds", rounds_text(summary)),
+    ]
+    times = (
+        ("wall time", "wall_seconds"),
+        ("wall time of local fits", "fit_wall_seconds"),
+        ("wall time of the allocator", "allocator_seconds"),
+        ("virtual time", "virtual_seconds"),
+    )
+    rows += [(label, format_seconds(float(summary[key]))) for label, key in times if summary.get(key) is not None]
+    sizes = (("bytes up", "uplink_bytes"), ("bytes down", "downlink_bytes"))
+    rows += [(label, format_bytes(summary[key])) for label, key in sizes if summary.get(key) is not None]
+    rows.append(("local fits by mode", format_modes(summary.get("mode_counts") or {})))
+    left_out = [f"{summary[key]:,} {key}" for key in ("late", "quarantined") if summary.get(key) is not None]
+    if left_out:
+        rows.append(("updates left out", ", ".join(left_out)))
+    if worst := summary.get("worst_client"):
+        rows.append(("worst client", worst_client_text(worst, name)))
+    if export := summary.get("export"):
+        rows.append(("deployable model", _export_text(str(export), str(summary.get("export_reason") or ""))))
+    if summary.get("seed") is not None:
+        rows.append(("seed", str(summary["seed"])))
+    return rows
+
+
+def worst_client_text(worst: Mapping[str, Any], metric_name: str) -> str:
+    """Client, metric and value in one phrase; `worst` as `summary.json` holds it under `worst_client`."""
+    text = f"{worst['client_id']}: {worst.get('metric_name', metric_name)} {format_metric(float(worst['metric']))}"
+    evaluated = worst.get("clients_evaluated")
+    return text if evaluated is None else f"{text} (of {evaluated:,} clients evaluated)"
+
+
+def rounds_text(summary: Mapping[str, Any]) -> str:
+    """Rounds run, and the one whose model was kept."""
+    best = summary.get("best_round")
+    return f"{summary.get('rounds')}" + ("" if best is None else f" (best: {best})")
+
+
+def _export_text(export: str, reason: str) -> str:
+    if export == "packed":
+        return "model/model.safetensors, packed" + (f" (no model.pt2: {reason})" if reason else "")
+    return "model/weights.safetensors, float32" if export == "float32" else f"model/{export}"
+
+
+TIER_HEADER = (
+    "tier",
+    "clients",
+    "fits by mode",
+    "download, virtual",
+    "compute, virtual",
+    "upload, virtual",
+    "left out",
+)
+
+
+def tier_rows(tiers: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Texts of one table line a tier under `TIER_HEADER`; times are means over the tier's local fits."""
+    return [
+        (
+            str(tier["tier"]),
+            f"{tier['clients']:,}",
+            format_modes(tier["mode_counts"]),
+            *(format_seconds(tier[part]) for part in ("download_seconds", "compute_seconds", "upload_seconds")),
+            f"{tier['late'] + tier['quarantined']:,}",
+        )
+        for tier in tiers
+    ]

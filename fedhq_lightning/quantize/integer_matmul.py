@@ -1,0 +1,51 @@
+"""Products of int8 matrices, exact in int32."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MAX_INNER_SIZE = 65536
+"""Longest inner dimension for which no product, zero-point correction included, leaves int32: 65536 * 255 * 128."""
+
+_CUDA_MIN_ROWS = 17  # cuBLASLt takes more than 16 rows, and multiples of 8 elsewhere
+_CUDA_MULTIPLE = 8
+
+
+def integer_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b.T` in integers.
+
+    Args:
+        a: int8 (rows, inner), any strides, rows may be 0.
+        b: int8 (columns, inner), any strides.
+
+    Returns:
+        int32 (rows, columns); int64 where `inner` exceeds `MAX_INNER_SIZE`. Exact.
+    """
+    inner = a.shape[1]
+    if inner > MAX_INNER_SIZE:
+        starts = range(0, inner, MAX_INNER_SIZE)
+        parts = [integer_matmul(a[:, i : i + MAX_INNER_SIZE], b[:, i : i + MAX_INNER_SIZE]).long() for i in starts]
+        return torch.stack(parts).sum(0)
+    if not a.is_cuda:
+        return _cpu_matmul(a, b)
+    rows, columns = a.shape[0], b.shape[0]
+    inner_pad, column_pad = -inner % _CUDA_MULTIPLE, -columns % _CUDA_MULTIPLE
+    # An exported program has any number of rows, so it must not branch on them.
+    row_pad = _CUDA_MIN_ROWS if torch.compiler.is_exporting() or rows < _CUDA_MIN_ROWS else 0
+    a = F.pad(a, (0, inner_pad, 0, row_pad)) if inner_pad or row_pad else a.contiguous()
+    b = F.pad(b, (0, inner_pad, 0, column_pad)) if inner_pad or column_pad else b.contiguous()
+    return torch._int_mm(a, b.t())[:rows, :columns]
+
+
+def _cpu_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """`torch._int_mm`, kept from two shapes that torch 2.13 gets wrong on CPUs (tests/quantize/test_integer_matmul.py).
+
+    One inner element gives wrong products now and then; one row gives them whenever that row's strides are those of a
+    transposed column, which count as contiguous too.
+    """
+    if a.shape[1] == 1:
+        return a.int() * b.t().int()
+    # An exported program has any number of rows, so it must not branch on them.
+    if torch.compiler.is_exporting() or a.shape[0] == 1:
+        a = a.clone(memory_format=torch.contiguous_format)
+    return torch._int_mm(a, b.t())

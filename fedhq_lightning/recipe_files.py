@@ -1,0 +1,46 @@
+"""Where recipes are: shipped with the package, or files of the user's. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from fedhq_lightning.errors import ConfigurationError, nearest
+
+
+def shipped() -> dict[str, Traversable]:
+    """Name to file of every shipped recipe, by name."""
+    files = resources.files("fedhq_lightning.recipes").iterdir()
+    return {file.name.removesuffix(".yaml"): file for file in sorted(files, key=str) if file.name.endswith(".yaml")}
+
+
+def find(name_or_file: str) -> tuple[str, str]:
+    """Name and text of a recipe.
+
+    Args:
+        name_or_file: A shipped recipe's name, or a path (with `.yaml`, `.yml` or a slash).
+
+    Raises:
+        ConfigurationError: Neither.
+    """
+    path = Path(name_or_file)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        try:
+            return path.stem, path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise ConfigurationError(f"recipe file {name_or_file}: {reason}") from error
+    recipes = shipped()
+    if name_or_file not in recipes:
+        raise ConfigurationError(
+            f"unknown recipe {name_or_file!r}: shipped are {', '.join(recipes)}; a file of your own ends in .yaml"
+            f"{nearest(name_or_file, recipes)}"
+        )
+    return name_or_file, recipes[name_or_file].read_text(encoding="utf-8")
+
+
+def description(text: str) -> str:
+    """What a recipe does: its first comment line, without the name."""
+    first = text.partition("\n")[0].lstrip("# ").strip()
+    return first.partition(": ")[2] or first

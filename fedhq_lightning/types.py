@@ -1,0 +1,38 @@
+"""The words that every part shares: client ids, modes, plans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ClientId: TypeAlias = int | str
+"""One data holder; stable over the run."""
+
+Mode: TypeAlias = Literal["fp", "ptq", "qat"]
+"""How one client trains in one round."""
+
+StateDict: TypeAlias = "dict[str, Tensor]"
+"""What `module.state_dict()` holds: name to tensor."""
+
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who trains how in one round.
+
+    Attributes:
+        modes: Mode of every client of the cohort.
+        reason: One sentence for the log, or empty.
+    """
+
+    modes: Mapping[ClientId, Mode]
+    reason: str = ""
+
+    def counts(self) -> dict[str, int]:
+        """Clients per mode, every mode named."""
+        return {mode: sum(m == mode for m in self.modes.values()) for mode in MODES}

@@ -1,0 +1,1 @@
+"""Recipes: one YAML file a run. Listed by `fedhq ls`, run by `fedhq run NAME`."""

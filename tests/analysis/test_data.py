@@ -1,0 +1,71 @@
+import math
+
+import pytest
+import torch
+from scipy.spatial.distance import jensenshannon
+
+from fedhq_lightning.analysis import label_divergence
+from fedhq_lightning.errors import ConfigurationError
+
+MEASURES = ["total_variation", "hellinger", "jensen_shannon"]
+
+
+def reference_value(p, q, measure):
+    if measure == "total_variation":
+        return 0.5 * sum(abs(a - b) for a, b in zip(p, q, strict=True))
+    if measure == "hellinger":
+        return math.sqrt(1 - sum(math.sqrt(a * b) for a, b in zip(p, q, strict=True)))
+    return float(jensenshannon(p, q, base=2))
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_against_other_formulas(measure):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        counts = torch.randint(0, 50, (10,), generator=generator)
+        reference = torch.randint(0, 5000, (10,), generator=generator)
+        p, q = (counts / counts.sum()).double().tolist(), (reference / reference.sum()).double().tolist()
+        assert label_divergence(counts, reference, measure) == pytest.approx(reference_value(p, q, measure), abs=1e-6)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_ends_of_the_scale(measure):
+    uniform = torch.full((10,), 3)
+    assert label_divergence(uniform, 7 * uniform, measure) == pytest.approx(0.0, abs=1e-7)
+    assert label_divergence(torch.tensor([4, 0]), torch.tensor([0, 9]), measure) == pytest.approx(1.0)
+    assert label_divergence(torch.tensor([4, 0]), torch.tensor([0, 9]), measure) <= 1.0
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_symmetric_and_blind_to_size_and_dtype(measure):
+    a, b = torch.tensor([1, 2, 3, 0]), torch.tensor([4, 0, 1, 1])
+    value = label_divergence(a, b, measure)
+    assert 0 < value < 1
+    assert label_divergence(b, a, measure) == pytest.approx(value)
+    assert label_divergence(100 * a, b.to(torch.float32) / 6, measure) == pytest.approx(value, abs=1e-6)
+
+
+def test_known_value():
+    assert label_divergence(torch.tensor([10, 0]), torch.tensor([1, 1])) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("counts", "reference", "message"),
+    [
+        ([0, 0], [1, 1], "client's label counts are all zero"),
+        ([1, 1], [0, 0], "reference label counts are all zero"),
+        ([1, 1, 1], [1, 1], "3 classes against a reference of 2"),
+        ([-1, 2], [1, 1], "negative"),
+        ([float("nan"), 2.0], [1, 1], "non-finite"),
+        ([[1, 1]], [1, 1], "shape"),
+        ([], [], "shape"),
+    ],
+)
+def test_bad_counts(counts, reference, message):
+    with pytest.raises(ConfigurationError, match=message):
+        label_divergence(torch.tensor(counts), torch.tensor(reference))
+
+
+def test_unknown_measure_gets_the_nearest():
+    with pytest.raises(ConfigurationError, match="did you mean 'hellinger'"):
+        label_divergence(torch.tensor([1, 1]), torch.tensor([1, 1]), "helinger")  # type: ignore[arg-type]  # the point

@@ -1,0 +1,100 @@
+"""EarlyStopping: when, why, and after a resume."""
+
+import json
+import logging
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fedhq_lightning.callbacks.early_stopping import EarlyStopping
+from fedhq_lightning.errors import ConfigurationError
+
+
+def run(
+    callback: EarlyStopping, values: list[float | None], mode: str = "max", first_round: int = 1, **trainer: Any
+) -> int | None:
+    """Give the values round by round; the round that stopped, or None."""
+    fake = SimpleNamespace(monitor="val_accuracy", monitor_mode=mode, should_stop=False, is_global_zero=True)
+    fake.__dict__.update(trainer)
+    for number, value in enumerate(values, start=first_round):
+        callback.on_round_end(fake, SimpleNamespace(round=number, monitored=value))  # type: ignore[arg-type]  # stand-ins
+        if fake.should_stop:
+            return number
+    return None
+
+
+def test_stops_after_patience_evaluations_without_improvement() -> None:
+    callback = EarlyStopping(patience=3)
+    assert run(callback, [0.5, 0.6, 0.55, 0.6, 0.59, 0.9]) == 5
+    assert callback.reason == (
+        "stopped after round 5: val_accuracy has not improved on 0.6 by more than 0 for 3 evaluations"
+    )
+
+
+def test_improvement_starts_the_count_again() -> None:
+    callback = EarlyStopping(patience=2)
+    assert run(callback, [0.5, 0.4, 0.51, 0.4, 0.52, 0.4]) is None
+    assert callback.best == 0.52
+    assert callback.reason == ""
+
+
+def test_min_mode_and_min_delta() -> None:
+    assert run(EarlyStopping(patience=2), [1.0, 0.99, 0.98, 0.97], mode="min") is None
+    assert run(EarlyStopping(patience=2, min_delta=0.05), [1.0, 0.99, 0.98, 0.9], mode="min") == 3
+    assert run(EarlyStopping(patience=2), [1.0, 1.1, 1.2], mode="min") == 3
+
+
+def test_small_steps_add_up_to_an_improvement() -> None:
+    assert run(EarlyStopping(patience=3, min_delta=0.05), [0.5, 0.53, 0.56, 0.59, 0.62]) is None
+
+
+def test_rounds_without_evaluation_do_not_count() -> None:
+    callback = EarlyStopping(patience=2)
+    assert run(callback, [0.5, None, None, None, 0.4, None]) is None
+    assert run(callback, [0.4], first_round=7) == 7
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_not_finite_stops_at_once_and_says_so(value: float) -> None:
+    callback = EarlyStopping(patience=10)
+    assert run(callback, [0.5, value]) == 2
+    assert callback.reason == (
+        f"stopped after round 2: val_accuracy is {value}, not a finite number; best value before: 0.5"
+    )
+
+
+def test_state_resumes_where_it_was() -> None:
+    values: list[float | None] = [0.5, 0.6, 0.55, 0.58, 0.4, 0.3]
+    whole = EarlyStopping(patience=3)
+    stopped = run(whole, values)
+    for cut in range(1, 5):
+        before, after = EarlyStopping(patience=3), EarlyStopping(patience=3)
+        assert run(before, values[:cut]) is None
+        assert before.state_key == after.state_key
+        after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+        assert run(after, values[cut:], first_round=cut + 1) == stopped
+        assert after.state_dict() == whole.state_dict()
+
+
+def test_only_the_first_process_speaks_and_every_process_stops(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert run(EarlyStopping(patience=1), [0.5, 0.5], is_global_zero=False) == 2
+        assert not caplog.records
+        assert run(EarlyStopping(patience=1), [0.5, 0.5]) == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "EarlyStopping: stopped after round 2: val_accuracy has not improved on 0.5 by more than 0 for 1 evaluations"
+    ]
+
+
+def test_arguments_are_checked() -> None:
+    with pytest.raises(ConfigurationError, match="patience 0 must be 1 or more"):
+        EarlyStopping(patience=0)
+    for min_delta in (-0.1, math.nan, math.inf):
+        with pytest.raises(ConfigurationError, match=r"min_delta .* must be a finite number"):
+            EarlyStopping(min_delta=min_delta)
+
+
+def test_two_with_different_arguments_keep_their_states_apart() -> None:
+    assert EarlyStopping(patience=3).state_key != EarlyStopping(patience=4).state_key

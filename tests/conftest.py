@@ -1,0 +1,77 @@
+"""What every test runs under: one thread, no network, a home and a working directory of its own."""
+
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before anything imports torch or a library that reads these once; subprocesses of tests inherit them.
+os.environ.update(
+    {
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "MPLBACKEND": "agg",
+        "WANDB_MODE": "offline",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "FLWR_TELEMETRY_ENABLED": "0",
+    }
+)
+# A user's own settings must decide no test.
+for _name in [name for name in os.environ if name.startswith(("FEDHQ_", "JSONARGPARSE_", "LIGHTNING_", "XDG_"))]:
+    del os.environ[_name]
+for _name in ("WANDB_API_KEY", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_DIR", "HF_HOME", "HF_TOKEN"):
+    os.environ.pop(_name, None)
+
+# Absolute, since tests change the working directory: interpreters that tests start see this checkout, installed or not.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [
+        str(Path(__file__).parents[1]),
+        *map(os.path.abspath, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))),
+    ]
+)
+
+_home = tempfile.TemporaryDirectory(prefix="fedhq-home-", ignore_cleanup_errors=True)
+os.environ["HOME"] = _home.name
+
+
+def _is_local(address: object) -> bool:
+    """True for Unix sockets (a path) and for the loopback, where Gloo and W&B's own service listen."""
+    if not isinstance(address, tuple):
+        return True
+    host = str(address[0])
+    return host in ("localhost", "::1", "") or host.startswith("127.")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_network() -> Iterator[None]:
+    """A test that reaches for the network fails at once instead of hanging or, worse, passing only online."""
+    connect = socket.socket.connect
+
+    def refuse(self: socket.socket, address: object) -> None:
+        if not _is_local(address):
+            raise OSError(f"tests have no network: refused to connect to {address}")
+        connect(self, address)  # type: ignore[arg-type]  # passed through as given
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """A run sets torch's thread count for the whole process: put it back. Tests without torch do not pay for it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs write under the working directory; none may write into the checkout or see another test's."""
+    monkeypatch.chdir(tmp_path)

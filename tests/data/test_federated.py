@@ -1,0 +1,42 @@
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from fedhq_lightning.data.federated import FederatedDataModule
+
+
+class TwoClients(FederatedDataModule):
+    @property
+    def client_ids(self) -> Sequence[str]:
+        return ["small", "large"]
+
+    def train_dataloader(self, client_id: str) -> DataLoader:
+        num_examples = {"small": 3, "large": 50}[client_id]
+        return DataLoader(TensorDataset(torch.arange(num_examples)), batch_size=8, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(TensorDataset(torch.arange(5)))
+
+
+def test_defaults() -> None:
+    module = TwoClients()
+    assert [module.num_examples(client_id) for client_id in module.client_ids] == [3, 50]
+    assert module.label_counts("small") is None
+
+
+def test_calibration_batch_is_fixed_and_disturbs_nothing() -> None:
+    module = TwoClients()
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    first = module.calibration_batch("large")[0]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(4)
+    assert torch.equal(module.calibration_batch("large")[0], first)
+    assert first.shape == (8,)
+
+
+def test_what_must_be_given_is_abstract() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        FederatedDataModule()
