@@ -34,7 +34,7 @@ _PROGRAM = """`model.pt2` is the model in integer arithmetic. It runs with torch
 import torch
 
 model = torch.export.load("model.pt2").module()
-outputs = model(inputs)  # {inputs}; the first dimension is the batch and may have any size
+outputs = model(inputs)  # {inputs}, any batch size
 ```"""
 
 _PACKED = """`model.safetensors` holds packed integers and scales. `torch.export` could not take the module: {reason}.
@@ -96,7 +96,7 @@ def deploy(
             reason = str(error)
         else:
             shapes = ", ".join(
-                f"{str(each.dtype).removeprefix('torch.')} of shape {tuple(each.shape)}"
+                f"{str(each.dtype).removeprefix('torch.')} of shape (batch, {', '.join(map(str, each.shape[1:]))})"
                 for each in example_args
                 if isinstance(each, torch.Tensor)
             )

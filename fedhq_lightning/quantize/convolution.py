@@ -1,6 +1,7 @@
 """What the convolution layers of every lane share: padding and patches."""
 
 from collections.abc import Sequence
+from types import EllipsisType
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,8 +48,9 @@ def patches(x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], dilati
     for i in range(num_dims):
         x = x.unfold(1 + i, dilation[i] * (kernel_size[i] - 1) + 1, stride[i])
     # Dilation skips elements inside the window, which unfold itself cannot.
-    x = x[(..., *(slice(None, None, step) for step in dilation))]
-    return x.movedim(1 + num_dims, -1).flatten(start_dim=1 + num_dims)
+    inside: tuple[EllipsisType | slice, ...] = (..., *(slice(None, None, step) for step in dilation))
+    # A copy even where a view would do: views of windows overlap, and matrix kernels misread them.
+    return x[inside].movedim(1 + num_dims, -1).flatten(start_dim=1 + num_dims).contiguous()
 
 
 def in_patch_order(weight: Tensor) -> Tensor:

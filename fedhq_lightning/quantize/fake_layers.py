@@ -8,12 +8,17 @@ from torch import Tensor, nn
 
 from fedhq_lightning.quantize.scheme import LayerScheme
 from fedhq_lightning.quantize.torchao_quietly import (
+    _DTYPE_TO_BIT_WIDTH,
+    _DTYPE_TO_QVALUE_BOUNDS,
     FakeQuantizedLinear,
     IntxFakeQuantizeConfig,
     IntxFakeQuantizer,
+    MappingType,
     PerAxis,
     PerGroup,
     PerToken,
+    _fake_quantize_per_channel_group,
+    get_group_qparams_symmetric,
 )
 
 
@@ -30,6 +35,21 @@ class FakeQuantizer(IntxFakeQuantizer):  # type: ignore[misc]  # torchao ships n
         return rounded[..., :1] if is_single else rounded
 
 
+class WeightFakeQuantizer(FakeQuantizer):
+    """torchao's quantizer on the grid of `fedhq_lightning.quantize.grid`, whose scales clip no weight."""
+
+    def _per_channel_or_group_forward(self, x: Tensor) -> Tensor:
+        bits = _DTYPE_TO_BIT_WIDTH[self.config.dtype]
+        granularity = self.config.granularity
+        group_size = x.shape[-1] if isinstance(granularity, PerAxis) else granularity.group_size
+        self.scale, self.zero_point = get_group_qparams_symmetric(
+            x, bits, group_size, mapping_type=MappingType.SYMMETRIC_NO_CLIPPING_ERR
+        )
+        bounds = _DTYPE_TO_QVALUE_BOUNDS[self.config.dtype]
+        rounded: Tensor = _fake_quantize_per_channel_group(x, self.scale, self.zero_point, *bounds, group_size)
+        return rounded
+
+
 class QatLinear(FakeQuantizedLinear):  # type: ignore[misc]  # torchao ships no types
     """torchao's layer; a class of ours so that it can be told from one that the user prepared."""
 
@@ -40,7 +60,7 @@ class FakeQuantizedConv1d(nn.Conv1d):
     """`nn.Conv1d` with fake-quantized weight and, per sample, activations."""
 
     plain_type = nn.Conv1d
-    weight_fake_quantizer: FakeQuantizer
+    weight_fake_quantizer: WeightFakeQuantizer
     activation_fake_quantizer: FakeQuantizer | None
 
     def forward(self, input: Tensor) -> Tensor:
@@ -52,7 +72,7 @@ class FakeQuantizedConv2d(nn.Conv2d):
     """`nn.Conv2d` with fake-quantized weight and, per sample, activations."""
 
     plain_type = nn.Conv2d
-    weight_fake_quantizer: FakeQuantizer
+    weight_fake_quantizer: WeightFakeQuantizer
     activation_fake_quantizer: FakeQuantizer | None
 
     def forward(self, input: Tensor) -> Tensor:
@@ -67,7 +87,7 @@ def attach_fake_quantizers(layer: FakeLayer, scheme: LayerScheme) -> None:
     """Give a layer the `weight_fake_quantizer` and `activation_fake_quantizer` (or None) of its grid."""
     granularity = PerAxis(0) if scheme.group_size is None else PerGroup(scheme.group_size)
     weight = IntxFakeQuantizeConfig(_integer_type(scheme.weight_bits), granularity, is_symmetric=True)
-    layer.weight_fake_quantizer = FakeQuantizer(weight)
+    layer.weight_fake_quantizer = WeightFakeQuantizer(weight)
     layer.activation_fake_quantizer = None
     if scheme.activation_bits is not None:
         activation = IntxFakeQuantizeConfig(_integer_type(scheme.activation_bits), PerToken(), is_symmetric=False)

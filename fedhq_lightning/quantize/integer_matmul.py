@@ -32,8 +32,8 @@ def integer_matmul(a: Tensor, b: Tensor) -> Tensor:
     inner_pad, column_pad = -inner % _CUDA_MULTIPLE, -columns % _CUDA_MULTIPLE
     # An exported program has any number of rows, so it must not branch on them.
     row_pad = _CUDA_MIN_ROWS if torch.compiler.is_exporting() or rows < _CUDA_MIN_ROWS else 0
-    a = F.pad(a, (0, inner_pad, 0, row_pad)) if inner_pad or row_pad else a.contiguous()
-    b = F.pad(b, (0, inner_pad, 0, column_pad)) if inner_pad or column_pad else b.contiguous()
+    a = F.pad(a, (0, inner_pad, 0, row_pad)) if inner_pad or row_pad else a
+    b = F.pad(b, (0, inner_pad, 0, column_pad)) if inner_pad or column_pad else b
     return torch._int_mm(a, b.t())[:rows, :columns]
 
 
@@ -49,3 +49,13 @@ def _cpu_matmul(a: Tensor, b: Tensor) -> Tensor:
     if torch.compiler.is_exporting() or a.shape[0] == 1:
         a = a.clone(memory_format=torch.contiguous_format)
     return torch._int_mm(a, b.t())
+
+
+def _as_matrix(x: Tensor) -> Tensor:
+    """The same values in a layout that matrix kernels read correctly: overlapping windows they do not."""
+    # Exporting, strides may be symbols, and a branch on them would narrow the program.
+    if torch.compiler.is_exporting():
+        return x.contiguous()
+    by_rows = x.stride(1) == 1 and x.stride(0) >= x.shape[1]
+    by_columns = x.stride(0) == 1 and x.stride(1) >= x.shape[0]
+    return x if by_rows or by_columns else x.contiguous()

@@ -39,10 +39,19 @@ with _noise_dropped():
     from torchao.quantization.granularity import PerAxis, PerGroup, PerToken
     from torchao.quantization.qat import FakeQuantizedLinear, IntxFakeQuantizeConfig
     from torchao.quantization.qat.fake_quantizer import IntxFakeQuantizer
-    from torchao.quantization.quant_primitives import MappingType, TorchAODType
+    from torchao.quantization.qat.utils import _fake_quantize_per_channel_group
+    from torchao.quantization.quant_primitives import (
+        _DTYPE_TO_BIT_WIDTH,
+        _DTYPE_TO_QVALUE_BOUNDS,
+        MappingType,
+        TorchAODType,
+    )
     from torchao.quantization.transform_module import register_quantize_module_handler
+    from torchao.quantization.utils import get_group_qparams_symmetric
 
 __all__ = [
+    "_DTYPE_TO_BIT_WIDTH",
+    "_DTYPE_TO_QVALUE_BOUNDS",
     "AOBaseConfig",
     "FakeQuantizedLinear",
     "IntxFakeQuantizeConfig",
@@ -52,6 +61,8 @@ __all__ = [
     "PerGroup",
     "PerToken",
     "TorchAODType",
+    "_fake_quantize_per_channel_group",
+    "get_group_qparams_symmetric",
     "quantize_",
     "register_quantize_module_handler",
 ]

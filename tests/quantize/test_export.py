@@ -166,6 +166,13 @@ def test_a_program_that_differs_is_refused(tmp_path: Path) -> None:
     assert files_in(tmp_path) == []
 
 
+def test_a_model_that_has_diverged_is_still_written(tmp_path: Path) -> None:
+    module = nn.Linear(4, 3)
+    nn.init.constant_(module.weight, float("nan"))
+    export_program(convert(module, QuantScheme()), (torch.randn(2, 4),), tmp_path / "model.pt2")
+    assert torch.export.load(tmp_path / "model.pt2").module()(torch.randn(2, 4)).isnan().all()
+
+
 @pytest.mark.parametrize("args", [(), (torch.empty(0, 4),), (1.0,)])
 def test_an_example_without_samples(args: tuple[Any, ...], tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="at least one sample"):
