@@ -15,7 +15,7 @@ WORKERS ?= 2
 .PHONY: help demo test test-slow lint format dist clean
 
 help:
-	@echo "make demo       train the hybrid-quantized MNIST-5k model (about 3 minutes after the install)"
+	@echo "make demo       train the hybrid-quantized MNIST-5k model (about a minute after the install)"
 	@echo "make test       lint, types, tests"
 	@echo "make test-slow  the tests that make test leaves out"
 	@echo "make lint       ruff and mypy only"

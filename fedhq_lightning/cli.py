@@ -4,21 +4,58 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from fedhq_lightning import recipe_files
+from fedhq_lightning import __version__, recipe_files
 from fedhq_lightning.errors import ConfigurationError, nearest
 
+if TYPE_CHECKING:
+    from fedhq_lightning.trainer import FederatedTrainer
+
 _EPILOG = """examples:
-  fedhq ls                                          shipped recipes
+  fedhq ls                                          the shipped recipes
   fedhq run mnist5k-hybrid                          run one
   fedhq run mnist5k-hybrid --trainer.max_rounds=5   with another value
   fedhq cp mnist5k-hybrid mine.yaml                 copy one to edit; then: fedhq run mine.yaml
   fedhq resume runs/mnist5k-hybrid/RUN              go on where a run was stopped
+
+fedhq COMMAND --help tells more.
+"""
+_LS_EPILOG = """example:
+  fedhq ls
+"""
+_CP_EPILOG = """examples:
+  fedhq cp digits-smoke              write digits-smoke.yaml here
+  fedhq cp digits-smoke mine.yaml    under another name; then: fedhq run mine.yaml
+"""
+_SHOW_EPILOG = """examples:
+  fedhq show digits-smoke                          every key with its value, defaults included
+  fedhq show digits-smoke --trainer.scheme=w8a8    with another value
+  fedhq show digits-smoke > mine.yaml              the whole of it as a recipe of your own
+"""
+_RUN_EPILOG = """examples:
+  fedhq run digits-smoke                                       a shipped recipe (fedhq ls)
+  fedhq run mine.yaml                                          a file of your own
+  fedhq run digits-smoke --trainer.max_rounds=5 --model.lr=0.05
+  fedhq run digits-smoke --trainer.devices=2                   with two processes
+  fedhq run digits-smoke --trainer.logger=false                without Weights & Biases
+
+fedhq show NAME lists the keys of a recipe. A class of your own is named by its class_path; modules in the current
+directory are found. The run leaves model, report and records in runs/NAME/.
+"""
+_RESUME_EPILOG = """examples:
+  fedhq resume runs/digits-smoke/20250131-120000-0a1b2c
+  fedhq resume runs/digits-smoke/20250131-120000-0a1b2c --trainer.devices=2
+
+The run goes on from its last checkpoint, with its own recipe.yaml, to the same bits as without the stop. Only values
+that change no bit can be given, such as trainer.devices.
 """
 _INTERRUPTED = 130
 
@@ -26,25 +63,37 @@ _INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand.
 
+    Args:
+        arguments: Those of the command line unless given.
+
     Returns:
         0; 2 for something that the user can mend; 130 after Ctrl-C.
     """
     parser = _parser()
     known, rest = parser.parse_known_args(arguments)
-    if known.command is None:
+    if known.command is None and not rest:
         parser.print_help()
         return 0
     try:
-        if rest and not known.takes_overrides:
-            raise ConfigurationError(f"fedhq {known.command}: unknown argument {rest[0]!r}; see fedhq --help")
-        known.function(known, rest)
+        if rest and not (known.command and known.takes_overrides):
+            command = f"fedhq {known.command}" if known.command else "fedhq"
+            raise ConfigurationError(f"unknown argument {rest[0]!r}; see {command} --help")
+        with warnings.catch_warnings():
+            _show_own_warnings()
+            known.function(known, rest)
     except ConfigurationError as error:
         if known.debug:
-            raise
-        _complain(str(error))
+            traceback.print_exception(error)
+        else:
+            _complain(str(error))
         return 2
-    except KeyboardInterrupt:
-        _complain("interrupted")
+    except KeyboardInterrupt as interruption:
+        if not _is_first_process():
+            # A failure here would make Lightning kill the first process, which may still be closing its files; and
+            # the first passes the interruption on, which may be the second one to arrive.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            return 0
+        _complain(f"interrupted{interruption}")
         return _INTERRUPTED
     return 0
 
@@ -57,33 +106,49 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"fedhq_lightning {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
 
-    def add(name: str, function: Any, help_text: str, takes_overrides: bool = False) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        command.set_defaults(function=function, takes_overrides=takes_overrides)
+    def add(name: str, function: Callable[..., None], help_text: str, epilog: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=help_text,
+            description=help_text,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        # Suppressed, or the default here would undo `fedhq --debug COMMAND`.
+        command.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+        )
+        command.set_defaults(function=function, takes_overrides=name in ("show", "run", "resume"))
         return command
 
-    add("ls", _list, "List the shipped recipes.")
-    copy = add("cp", _copy, "Copy a shipped recipe to a file of your own.")
-    copy.add_argument("recipe", metavar="NAME")
-    copy.add_argument("file", metavar="FILE", nargs="?", help="default: NAME.yaml")
-    show = add("show", _show, "Print a recipe with every default filled in; --KEY=VALUE changes a value.", True)
-    show.add_argument("recipe", metavar="NAME|FILE")
-    run = add("run", _run, "Run a recipe; --KEY=VALUE, such as --trainer.max_rounds=5, changes a value.", True)
-    run.add_argument("recipe", metavar="NAME|FILE")
-    resume = add("resume", _resume, "Go on with a run that was stopped.")
-    resume.add_argument("run_dir", metavar="RUN_DIR", type=Path)
+    add("ls", _list, "List the shipped recipes.", _LS_EPILOG)
+    copy = add("cp", _copy, "Copy a shipped recipe to a file of your own.", _CP_EPILOG)
+    copy.add_argument("recipe", metavar="NAME", help="a shipped recipe")
+    copy.add_argument("file", metavar="FILE", nargs="?", help="default: NAME.yaml; an existing file is left alone")
+    show = add("show", _show, "Print a recipe with every default filled in; it can be run.", _SHOW_EPILOG)
+    run = add("run", _run, "Run a recipe; --KEY=VALUE changes a value.", _RUN_EPILOG)
+    resume = add("resume", _resume, "Go on with a run that was stopped.", _RESUME_EPILOG)
+    resume.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the directory of the run")
+    for command in (show, run):
+        command.add_argument("recipe", metavar="NAME|FILE", help="a shipped recipe, or a file that ends in .yaml")
+    for command in (show, run, resume):
+        command.usage = f"{command.format_usage().removeprefix('usage: ').strip()} [--KEY=VALUE ...]"
     return parser
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
+    def error(self, message: str) -> NoReturn:
         if "invalid choice" in message:
             word = message.split("'")[1]
             commands = ("ls", "cp", "show", "run", "resume")
             message = f"unknown command {word!r}; allowed are {', '.join(commands)}{nearest(word, commands)}"
+        else:
+            message = f"{message}; see {self.prog} --help"
         _complain(message)
         raise SystemExit(2)
 
@@ -96,49 +161,56 @@ def _list(known: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _copy(known: argparse.Namespace, rest: list[str]) -> None:
-    _, text = recipe_files.find(known.recipe)
-    target = Path(known.file or f"{known.recipe}.yaml")
+    name, text = recipe_files.find(known.recipe)
+    target = Path(known.file or f"{name}.yaml")
     try:
         with target.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
         raise ConfigurationError(f"{target} is there already; name another file, or remove it") from None
     except OSError as error:
-        raise ConfigurationError(f"{target} cannot be written: {error.strerror}") from error
+        raise ConfigurationError(f"{target} cannot be written: {error.strerror}; name another file") from error
     print(f"{target} written; run it with: fedhq run {target}")
 
 
 def _show(known: argparse.Namespace, rest: list[str]) -> None:
     name, text = recipe_files.find(known.recipe)
-    _quiet()
-    from fedhq_lightning.recipe_parsing import resolve
+    _find_own_modules()
+    with _naming(f"recipe {name}"):
+        from fedhq_lightning.recipe_parsing import resolve
 
-    print(resolve(name, text, rest).recipe.text, end="")
+        print(resolve(name, text, rest).recipe.text, end="")
 
 
 def _run(known: argparse.Namespace, rest: list[str]) -> None:
     name, text = recipe_files.find(known.recipe)
-    _fit(name, text, rest)
+    _fit(f"recipe {name}", name, text, rest)
 
 
 def _resume(known: argparse.Namespace, rest: list[str]) -> None:
-    recipe = known.run_dir / "recipe.yaml"
+    run_dir: Path = known.run_dir
+    recipe = run_dir / "recipe.yaml"
     if not recipe.is_file():
-        raise ConfigurationError(f"{known.run_dir}: no recipe.yaml there; give the directory of a run")
-    _fit(known.run_dir.resolve().parent.name, recipe.read_text(encoding="utf-8"), [], known.run_dir)
+        found = "no recipe.yaml there" if run_dir.is_dir() else "no such folder"
+        raise ConfigurationError(f"resume {run_dir}: {found}; give the directory of a run, such as runs/RECIPE/RUN")
+    _fit(f"resume {run_dir}", run_dir.resolve().parent.name, recipe.read_text(encoding="utf-8"), rest, run_dir)
 
 
-def _fit(name: str, text: str, overrides: list[str], ckpt_path: Path | None = None) -> None:
-    _quiet()
-    from fedhq_lightning.recipe_parsing import resolve
+def _fit(subject: str, name: str, text: str, overrides: list[str], ckpt_path: Path | None = None) -> None:
+    _find_own_modules()
+    with _naming(subject):
+        from fedhq_lightning.recipe_parsing import resolve
 
-    trainer, model, data = resolve(name, text, overrides).instantiate()
-    try:
-        trainer.fit(model, data, ckpt_path)
-    except KeyboardInterrupt:
-        if trainer.is_global_zero and trainer.run_dir != trainer.default_root_dir:
-            _complain(f"go on with: fedhq resume {trainer.run_dir}")
-        raise
+        resolved = resolve(name, text, overrides)
+        with resolved.keys_named():
+            trainer, model, data = resolved.instantiate()
+            try:
+                trainer.fit(model, data, ckpt_path)
+            except KeyboardInterrupt:
+                # Ctrl-C reaches every process, but a signal to the first one alone does not.
+                for process in getattr(trainer.fabric.strategy.launcher, "procs", []):
+                    process.send_signal(signal.SIGINT)
+                raise KeyboardInterrupt(_how_to_go_on(trainer)) from None
     if trainer.is_global_zero:
         from fedhq_lightning.tables import print_final
 
@@ -146,7 +218,27 @@ def _fit(name: str, text: str, overrides: list[str], ckpt_path: Path | None = No
         print(f"model, report and records: {trainer.run_dir}")
 
 
-def _quiet() -> None:
+def _how_to_go_on(trainer: FederatedTrainer) -> str:
+    if any((trainer.run_dir / "checkpoints").glob("round-*.ckpt")):
+        return f"; go on with: fedhq resume {trainer.run_dir}"
+    return " before the first checkpoint: there is nothing to resume"
+
+
+@contextmanager
+def _naming(subject: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{subject}: {error}") from error
+
+
+def _find_own_modules() -> None:
+    """Let class paths name modules in the current directory, after everything that is installed."""
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())
+
+
+def _show_own_warnings() -> None:
     """Warnings as one line each, and none from libraries: what a user cannot act on is noise."""
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", module=r"fedhq_lightning")
@@ -154,9 +246,13 @@ def _quiet() -> None:
     warnings.showwarning = lambda message, *_, **__: _complain(f"warning: {message}")
 
 
-def _complain(message: str) -> None:
-    """Print to stderr, once however many processes run."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+def _is_first_process() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _complain(message: Any) -> None:
+    """Print one line to stderr, once however many processes run."""
+    if _is_first_process():
         print(f"fedhq: {message}", file=sys.stderr)
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import lightning as L
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.seeds import derive_seed, seed_generators
-from fedhq_lightning.recipe_errors import explain
+from fedhq_lightning.recipe_errors import check_all_used, check_class_nodes, explain
 from fedhq_lightning.trainer import FederatedTrainer, Recipe
 
 
@@ -27,7 +29,7 @@ class Resolved:
 
     recipe: Recipe
     _parser: ArgumentParser
-    _values: Any
+    _values: Namespace
 
     def instantiate(self) -> tuple[FederatedTrainer, L.LightningModule, FederatedDataModule]:
         """Trainer, model and data; initial weights come from `trainer.seed`.
@@ -36,50 +38,111 @@ class Resolved:
             ConfigurationError: A class refuses its arguments.
         """
         seed_generators(derive_seed(self._values.trainer.seed, "model"))
+        failures: list[Exception] = []
+
+        def make(class_type: type, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return _instantiate(class_type, *args, **kwargs)
+            except Exception as error:
+                failures.append(error)
+                raise
+
         try:
-            objects = self._parser.instantiate(self._values)
-        except (ValueError, TypeError) as error:
-            raise ConfigurationError(f"recipe {self.recipe.name}: {explain(error, [])}") from error
-        objects.trainer.recipe = self.recipe
-        return objects.trainer, objects.model, objects.data
+            objects = self._parser.instantiate(self._values, instantiators=[(make, object, True)])
+        except Exception as error:
+            # jsonargparse may have made one of its own of it, about types, without the traceback.
+            failure = failures[0] if failures else error
+        else:
+            objects.trainer.recipe = self.recipe
+            return objects.trainer, objects.model, objects.data
+        raise failure
+
+    @contextmanager
+    def keys_named(self) -> Iterator[None]:
+        """Give errors the recipe's dotted key: `scheme 'w9a8': ...` becomes `trainer.scheme 'w9a8': ...`."""
+        try:
+            yield
+        except ConfigurationError as error:
+            raise ConfigurationError(self._with_key(str(error))) from error
+
+    def _with_key(self, message: str) -> str:
+        """The message itself where it does not begin with a key's last part, or several keys end so."""
+        word = message.partition(" ")[0].rstrip(":")
+        keys = [key for key in _dotted_keys(self._values.as_dict()) if key.rpartition(".")[2] == word]
+        return keys[0] + message.removeprefix(word) if len(keys) == 1 else message
 
 
 def resolve(name: str, text: str, overrides: Sequence[str] = ()) -> Resolved:
     """Check a recipe and fill in defaults.
 
     Args:
-        name: For messages and the run directory.
+        name: For the run directory.
         text: YAML with `model`, `data` and `trainer`.
         overrides: Command-line arguments such as `--trainer.max_rounds=5`.
 
     Raises:
-        ConfigurationError: Unknown key, wrong type, no such class.
+        ConfigurationError: Unreadable, an unknown key, a wrong type, no such class.
     """
     parser = recipe_parser()
+    content = _read(text)
+    keys = [action.dest for action in parser._actions if action.dest.rpartition(".")[2] != "help"]
+    check_class_nodes(content)
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"recipe {name}: not readable as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ConfigurationError(f"recipe {name}: holds {type(content).__name__}; it needs model, data and trainer")
-    for part in ("model", "data"):
-        if content.get(part) is None:
-            raise ConfigurationError(f"recipe {name}: {part} is missing; give it by class_path and init_args")
-    keys = [action.dest for action in parser._actions]
-    try:
-        parser.default_config_files = []
         base = parser.parse_object(content)
         values = parser.parse_args(list(overrides), namespace=base) if overrides else base
+    # jsonargparse lets whatever a class's import raises through as an error of its own.
     except Exception as error:
-        raise ConfigurationError(f"recipe {name}: {explain(error, keys)}") from error
-    header = "".join(line + "\n" for line in text.splitlines() if line.startswith("#"))
-    return Resolved(Recipe(name, header + parser.dump(values)), parser, values)
+        raise ConfigurationError(explain(error, keys)) from error
+    check_all_used(content, base.as_dict())
+    header = "".join(line + "\n" for line in takewhile(lambda line: line.startswith("#"), text.splitlines()))
+    return Resolved(Recipe(name, header + parser.dump(values, skip_unset=False)), parser, values)
 
 
 def recipe_parser() -> ArgumentParser:
     """The keys of a recipe."""
-    parser = ArgumentParser(prog="fedhq run RECIPE", exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(prog="fedhq run RECIPE", exit_on_error=False, allow_abbrev=False, default_env=False)
     parser.add_subclass_arguments(L.LightningModule, "model", required=True)
     parser.add_subclass_arguments(FederatedDataModule, "data", required=True)
     parser.add_class_arguments(FederatedTrainer, "trainer")
     return parser
+
+
+def _read(text: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigurationError(f"not readable as YAML{line}: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        found = "nothing" if content is None else f"a {type(content).__name__}"
+        raise ConfigurationError(f"holds {found}; a recipe has the keys model, data and trainer")
+    for part in ("model", "data"):
+        if content.get(part) is None:
+            raise ConfigurationError(f"{part} is missing; give it by class_path and init_args")
+    return content
+
+
+def _instantiate(class_type: type, *args: Any, **kwargs: Any) -> Any:
+    """Make one object of a recipe; values that its class refuses are the user's to mend, as in our own classes."""
+    try:
+        return class_type(*args, **kwargs)
+    except ConfigurationError:
+        raise
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{class_type.__name__}: {str(error) or 'ValueError'} (--debug shows where)"
+        ) from error
+
+
+def _dotted_keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Every key, in the short form that the command line takes too: without `init_args` and list positions."""
+    keys = []
+    for key, value in values.items():
+        path = prefix.removesuffix(".") if key == "init_args" else f"{prefix}{key}"
+        keys.append(path)
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, Mapping):
+                keys += _dotted_keys(each, f"{path}.")
+    return list(dict.fromkeys(keys))

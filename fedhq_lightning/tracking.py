@@ -12,9 +12,30 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.records import RoundRecord
 
 _ROUND = "round"
+
+
+def check_logger(logger: bool | Logger | list[Logger]) -> None:
+    """Refuse what would fail, or make wandb ask on the terminal, after the run directory is made.
+
+    Raises:
+        ConfigurationError: W&B is to be online and no API key is known.
+    """
+    if logger is not True or _mode() != "online":
+        return
+    from wandb.sdk.lib import wbauth
+    from wandb.sdk.wandb_setup import singleton
+
+    with _quietly():
+        host = singleton().settings.base_url
+        if wbauth.authenticate_session(host=host, source="fedhq", prompt=False) is None:
+            raise ConfigurationError(
+                f"WANDB_MODE is online, but no API key for {host} is known: run `wandb login`, set WANDB_API_KEY, or "
+                "leave WANDB_MODE out to log offline"
+            )
 
 
 def make_loggers(
@@ -24,7 +45,8 @@ def make_loggers(
 
     Args:
         logger: True for W&B into the run directory, under the run directory's name as its id so that a resumed run
-            goes on under it; False for none; or Lightning loggers of the user's own.
+            goes on under it, and none where WANDB_MODE is "disabled"; False for none; or Lightning loggers of the
+            user's own.
         run_dir: The run directory.
         recipe_name: W&B group of the run.
         config: Resolved recipe.
@@ -34,9 +56,12 @@ def make_loggers(
     elif isinstance(logger, list):
         loggers = logger
     else:
-        loggers = [_wandb(run_dir, recipe_name)] if logger else []
+        loggers = [_wandb(run_dir, recipe_name)] if logger and _mode() != "disabled" else []
     with _quietly():
         for each in loggers:
+            if isinstance(each, WandbLogger) and each._wandb_init.get("anonymous") is None:
+                # Lightning passes None, which wandb takes for an attempt to set it, and prints that it has no effect.
+                each._wandb_init.pop("anonymous", None)
             each.log_hyperparams(dict(config))
             if isinstance(each, WandbLogger):
                 each.experiment.define_metric(_ROUND)
@@ -96,8 +121,6 @@ def _finish_wandb(run: Any, summary: Mapping[str, Any], run_dir: Path) -> None:
 def _wandb(run_dir: Path, recipe_name: str) -> WandbLogger:
     import wandb
 
-    mode = os.environ.get("WANDB_MODE", "offline")
-    offline = mode != "online"
     settings = wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True)
     with _quietly():
         return WandbLogger(
@@ -106,9 +129,13 @@ def _wandb(run_dir: Path, recipe_name: str) -> WandbLogger:
             id=run_dir.name,
             group=recipe_name,
             save_dir=run_dir,
-            offline=offline,
+            offline=_mode() != "online",
             settings=settings,
         )
+
+
+def _mode() -> str:
+    return os.environ.get("WANDB_MODE", "offline")
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import logging
+import copy
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+import yaml
 from lightning.fabric import Fabric
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
@@ -28,7 +30,7 @@ from fedhq_lightning.federated.client_trainer import FitOptions
 from fedhq_lightning.federated.completion import complete
 from fedhq_lightning.federated.description import check_same, describe, text_of
 from fedhq_lightning.federated.link import Downlink, Uplink
-from fedhq_lightning.federated.processes import Processes
+from fedhq_lightning.federated.processes import Processes, lightning_quiet
 from fedhq_lightning.federated.rounds import RoundLoop
 from fedhq_lightning.federated.run_directory import RunDirectory, load_checkpoint
 from fedhq_lightning.federated.run_state import RunState
@@ -131,14 +133,18 @@ class FederatedTrainer:
         settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         self._settings = describe(settings)
         for name in ("max_rounds", "threads", "accumulate_grad_batches", "local_epochs", "local_steps"):
-            _check_positive(name, settings[name])
-        for name in ("eval_every_n_rounds", "checkpoint_every_n_rounds", "round_deadline", "gradient_clip_val"):
+            _check_whole(name, settings[name])
+        for name in ("eval_every_n_rounds", "checkpoint_every_n_rounds"):
+            _check_whole(name, settings[name])
+        for name in ("round_deadline", "gradient_clip_val"):
             _check_positive(name, settings[name])
         _check_choice("uplink", uplink, ("weights", "delta"))
         _check_choice("downlink", downlink, ("fp32", "scheme"))
         _check_choice("precision", precision, _PRECISIONS)
+        if monitor_mode is not None:
+            _check_choice("monitor_mode", monitor_mode, ("min", "max"))
         if local_epochs is not None and local_steps is not None:
-            raise ConfigurationError("local_epochs and local_steps are both given; give one of them")
+            raise ConfigurationError("local_epochs and local_steps are both given; set one of them to null")
         if isinstance(round_lr, str):
             _check_choice("round_lr", round_lr, ("constant", "cosine", "linear"))
         else:
@@ -152,6 +158,7 @@ class FederatedTrainer:
         self.fit_options = FitOptions(epochs, local_steps, gradient_clip_val, accumulate_grad_batches)
         self.scheme = None if scheme is None else QuantScheme.parse(scheme)
         self.aggregator = aggregator or FedAvg()
+        self._fresh_aggregator = copy.deepcopy(self.aggregator.state_dict())
         self.uplink: Uplink = uplink
         self.downlink: Downlink = downlink
         self.fleet = fleet
@@ -170,10 +177,20 @@ class FederatedTrainer:
         self.checkpoint_every_n_rounds = checkpoint_every_n_rounds
         self.seed = seed
         self.default_root_dir = Path(default_root_dir)
-        logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-        self.fabric = Fabric(
-            accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy, precision=precision
-        )
+        try:
+            with lightning_quiet():
+                self.fabric = Fabric(
+                    accelerator=accelerator,
+                    devices=devices,
+                    num_nodes=num_nodes,
+                    strategy=strategy,
+                    precision=precision,
+                )
+        # Fabric's own words for values that it does not know, and for hardware that is not there.
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ConfigurationError(
+                f"accelerator {accelerator!r}, devices {devices!r}, strategy {strategy!r}: {error}"
+            ) from error
         self.recipe: Recipe | None = None
         self.run_dir = self.default_root_dir
         self.summary: dict[str, Any] = {}
@@ -217,14 +234,19 @@ class FederatedTrainer:
     def _fit(self, module: L.LightningModule, datamodule: FederatedDataModule, ckpt_path: Path | None) -> None:
         assembly.check_types(module, datamodule)
         described = {"trainer": self._settings, "model": describe(module), "data": describe(datamodule)}
+        if self.recipe is not None:
+            described["recipe"] = yaml.safe_load(self.recipe.text)
         resumed = None if ckpt_path is None else _open_checkpoint(ckpt_path, described)
         job = assembly.set_up(self, module, datamodule)
-        self.monitor = checks.resolve_monitor(self.monitor, job.probe)
-        self.monitor_mode = checks.resolve_monitor_mode(self.monitor, self.monitor_mode)
+        # From the settings, not from the attributes: those hold what an earlier fit has found.
+        self.monitor = checks.resolve_monitor(self._settings["monitor"], job.probe)
+        self.monitor_mode = checks.resolve_monitor_mode(self.monitor, self._settings["monitor_mode"])
+        tracking.check_logger(self.logger)
         recipe = self.recipe or Recipe(type(module).__name__.lower(), text_of(described))
         directory = resumed.directory if resumed else self._new_directory(recipe)
 
-        self.fabric.launch()
+        with lightning_quiet():
+            self.fabric.launch()
         processes = Processes(self.fabric)
         self.run_dir = Path(processes.broadcast(str(directory.path)))
         directory = RunDirectory(self.run_dir)
@@ -236,6 +258,7 @@ class FederatedTrainer:
             self._load_parts(resumed.saved, job.allocator)
         else:
             state = RunState(job.initial_state())
+            self.aggregator.load_state_dict(self._fresh_aggregator)
         self.should_stop = state.stopped
         loggers: list[Logger] = []
         try:
@@ -248,11 +271,15 @@ class FederatedTrainer:
                 self.summary = complete(self, rounds, recipe.name)
                 tracking.finish(loggers, self.summary, self.run_dir)
             self.summary = processes.broadcast(self.summary)
+            if module.state_dict().keys() != state.deployed.keys():
+                assembly.build_layers(module, self.fit_options)
             module.load_state_dict(state.deployed)
             self.call("on_fit_end")
         except BaseException as error:
             self.call("on_exception", error)
             tracking.finish(loggers, {}, self.run_dir, "failed")
+            if isinstance(error, ConfigurationError) and self.is_global_zero and not state.records:
+                shutil.rmtree(self.run_dir)
             raise
 
     def call(self, hook: str, *arguments: Any) -> None:
@@ -281,8 +308,9 @@ class FederatedTrainer:
         if not is_overridden(f"{stage}_step", module):
             raise ConfigurationError(f"{type(module).__name__} has no {stage}_step; add one that logs a metric")
         assembly.prepare_data(datamodule, "validate" if stage == "validation" else "test")
-        template = assembly.set_up_template(module)
-        self.fabric.launch()
+        template = assembly.set_up_template(module, self.fit_options)
+        with lightning_quiet():
+            self.fabric.launch()
         evaluator = assembly.evaluator_of(self, template, Processes(self.fabric))
         loaders = datamodule.val_dataloader() if stage == "validation" else datamodule.test_dataloader()
         return evaluator.evaluate(template.state_dict(), checks.as_loaders(loaders), stage)
@@ -305,7 +333,13 @@ class _Resumed:
 def _open_checkpoint(ckpt_path: Path, described: dict[str, Any]) -> _Resumed:
     directory, path = RunDirectory.of_checkpoint(ckpt_path)
     saved = load_checkpoint(path)
-    check_same(saved["described"], described, _SETTINGS_THAT_CHANGE_NO_BIT)
+    if "described" not in saved:
+        raise ConfigurationError(f"{path}: one round's model, not where a run stood; give a run directory")
+    before, now = saved["described"], described
+    if "recipe" in before and "recipe" in now:
+        # It tells more than objects tell about themselves.
+        before, now = before["recipe"], now["recipe"]
+    check_same(before, now, _SETTINGS_THAT_CHANGE_NO_BIT)
     return _Resumed(directory, saved)
 
 
@@ -328,6 +362,11 @@ def _split(
     if len(set(keys)) != len(keys):
         raise ConfigurationError(f"callbacks: two share the state_key {max(keys, key=keys.count)!r}; give each its own")
     return rest, allocators[0] if allocators else None
+
+
+def _check_whole(name: str, value: int | None) -> None:
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise ConfigurationError(f"{name} {value!r}: must be a whole number, 1 or more")
 
 
 def _check_positive(name: str, value: float | None) -> None:

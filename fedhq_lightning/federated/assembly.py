@@ -9,9 +9,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
+import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from fedhq_lightning.allocation import AllocationContext, Allocator, FixedAllocator
 from fedhq_lightning.analysis.data import label_divergence
@@ -20,6 +22,7 @@ from fedhq_lightning.devices import Fleet
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import checks
 from fedhq_lightning.federated.client_fit import ClientFitter
+from fedhq_lightning.federated.client_trainer import ClientTrainer, FitOptions
 from fedhq_lightning.federated.evaluation import Evaluator
 from fedhq_lightning.federated.link import Link
 from fedhq_lightning.federated.processes import Processes
@@ -89,7 +92,7 @@ def set_up(trainer: FederatedTrainer, module: L.LightningModule, datamodule: Fed
         rank_zero_warn(f"{len(empty)} of {len(client_ids)} clients hold no examples and are left out: {names}")
     with_data = sampler.with_data()
 
-    template = set_up_template(module)
+    template = set_up_template(module, trainer.fit_options)
     allocator = trainer.allocator or FixedAllocator("fp")
     grids = grids_of(trainer, template)
     quantized = {name.removesuffix(".weight"): grid.activation_bits is not None for name, grid in grids.items()}
@@ -131,12 +134,29 @@ def prepare_data(datamodule: L.LightningDataModule, stage: str) -> None:
     datamodule.setup(stage)
 
 
-def set_up_template(module: L.LightningModule) -> L.LightningModule:
-    """A copy of the user's module with its layers built."""
+def set_up_template(module: L.LightningModule, options: FitOptions) -> L.LightningModule:
+    """A copy of the user's module with its layers built.
+
+    Raises:
+        ConfigurationError: Layers whose shapes are not known yet.
+    """
     template = copy.deepcopy(module)
-    template.configure_model()
-    template.setup("fit")
+    build_layers(template, options)
+    lazy = [name for name, parameter in template.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise ConfigurationError(
+            f"{type(module).__name__}: {', '.join(lazy)} belong to lazy layers, which have no shape yet; call the "
+            "module once on a batch before fit, or write layers with their sizes"
+        )
     return template
+
+
+def build_layers(module: L.LightningModule, options: FitOptions) -> None:
+    """Lightning's two hooks that build layers, in its order; its trainer is there, but knows of no data yet."""
+    trainer = ClientTrainer(module, options, torch.device("cpu"))
+    module.setup("fit")
+    module.configure_model()
+    trainer.detach()
 
 
 def grids_of(trainer: FederatedTrainer, template: L.LightningModule) -> dict[str, LayerScheme]:
@@ -207,8 +227,8 @@ def _check_allocation(
     deadline = trainer.round_deadline
     if deadline is not None:
         modes = MODES if trainer.scheme is not None else MODES[:1]
-        fastest = min(clock.seconds(client_id, mode) for client_id in client_ids for mode in modes)
-        if fastest > deadline:
+        if all(clock.seconds(client_id, mode) > deadline for client_id in client_ids for mode in modes):
+            fastest = min(clock.seconds(client_id, mode) for client_id in client_ids for mode in modes)
             raise ConfigurationError(
                 f"round_deadline {deadline:g} virtual seconds: every client would be late; the fastest needs "
                 f"{fastest:.3g}; raise the deadline, shorten the local fit or take a faster fleet"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
@@ -17,7 +20,6 @@ from fedhq_lightning.analysis.hardware import LayerCost, measure_costs
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.federated.client_trainer import ClientTrainer, FitOptions
-from fedhq_lightning.federated.optimizers import configured_optimizer
 from fedhq_lightning.types import ClientId
 
 
@@ -48,7 +50,7 @@ def probe(
     quantized: Mapping[str, bool],
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> Probe:
-    """Run one training batch of one client, forward only, and one held-out batch, on a copy of the module.
+    """Take one training step on a batch of one client, and evaluate one held-out batch, on a copy of the module.
 
     Args:
         template: The user's module, set up.
@@ -59,16 +61,27 @@ def probe(
         autocast: Context of the steps.
 
     Raises:
-        ConfigurationError: Manual optimization, several optimizers, a scheduler that monitors what is not logged.
+        ConfigurationError: Manual optimization, several optimizers, no loss, a scheduler that monitors what is not
+            logged, a held-out loader without batches.
     """
     module = copy.deepcopy(template)
     trainer = ClientTrainer(module, options, torch.device("cpu"), autocast)
-    _, schedulers = configured_optimizer(module)
-    batch = datamodule.calibration_batch(client_id)
-    costs = measure_costs(lambda: trainer.training_loss(batch), module, quantized)
-    train_names = list(trainer.logged_so_far())
+    batch, step, costs = datamodule.calibration_batch(client_id), module.training_step, list[LayerCost]()
+
+    @wraps(step)
+    def measured_step(*arguments: Any) -> Any:
+        outputs: list[Any] = []
+        costs[:] = measure_costs(lambda: outputs.append(step(*arguments)), module, quantized)
+        if outputs[0] is None:
+            raise ConfigurationError("training_step returned None for the first batch; return a loss tensor")
+        trainer.should_stop = True
+        return outputs[0]
+
+    module.training_step = measured_step  # type: ignore[method-assign]  # on this copy only
+    _, logged = trainer.fit([batch] * max(1, len(datamodule.train_dataloader(client_id))))
+    train_names, schedulers = list(logged), trainer.lr_scheduler_configs
     for config in schedulers:
-        if config.reduce_on_plateau and config.monitor not in train_names:
+        if config.reduce_on_plateau and config.strict and config.monitor not in train_names:
             raise ConfigurationError(
                 f"the scheduler monitors {config.monitor!r}, which a local fit does not log; it logs "
                 f"{_listed(train_names)}; log it in training_step or take another scheduler"
@@ -77,9 +90,9 @@ def probe(
     loaders = validation_loaders(template, datamodule)
     if loaders:
         recorder = _ForwardRecorder(module)
-        validation_names = list(trainer.evaluate([[next(iter(loader))] for loader in loaders]))
+        validation_names = list(trainer.evaluate([_first_batch(loader) for loader in loaders]))
         example_args = recorder.arguments
-    return Probe(costs, extract_batch_size(batch), train_names, validation_names, example_args)
+    return Probe(costs, _batch_size(batch, datamodule, client_id), train_names, validation_names, example_args)
 
 
 def validation_loaders(template: L.LightningModule, datamodule: FederatedDataModule) -> list[Any]:
@@ -93,6 +106,8 @@ def as_loaders(loaders: Any) -> list[Any]:
     """One loader or several, as a list."""
     if loaders is None:
         return []
+    if isinstance(loaders, Mapping):
+        return list(loaders.values())
     return list(loaders) if isinstance(loaders, list | tuple) else [loaders]
 
 
@@ -123,6 +138,20 @@ def resolve_monitor_mode(monitor: str | None, monitor_mode: str | None) -> str:
 def empty_positions(datamodule: FederatedDataModule, client_ids: Sequence[ClientId]) -> frozenset[int]:
     """Positions of clients without training examples."""
     return frozenset(i for i, client_id in enumerate(client_ids) if datamodule.num_examples(client_id) == 0)
+
+
+def _first_batch(loader: Any) -> list[Any]:
+    for batch in loader:
+        return [batch]
+    raise ConfigurationError("val_dataloader gives no batch; it needs held-out examples, or no validation_step")
+
+
+def _batch_size(batch: Any, datamodule: FederatedDataModule, client_id: ClientId) -> int:
+    """Examples in the batch; where its kind does not tell, those of an average batch of the client."""
+    try:
+        return extract_batch_size(batch)
+    except MisconfigurationException:
+        return math.ceil(datamodule.num_examples(client_id) / len(datamodule.train_dataloader(client_id)))
 
 
 def _listed(names: Sequence[str]) -> str:

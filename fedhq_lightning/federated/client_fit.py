@@ -130,6 +130,9 @@ class ClientFitter:
         trainer = self._lane(mode)
         module = trainer.lightning_module
         module.load_state_dict(received)
+        for name, buffer in self._template.named_buffers():
+            if name not in received:
+                module.get_buffer(name).copy_(buffer)
         for each in module.modules():
             if isinstance(each, Metric):
                 each.reset()

@@ -6,8 +6,7 @@ an unmodified module trains on one client as it would train in Lightning, with o
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,10 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
@@ -104,6 +106,13 @@ class ClientTrainer:
         there = sorted(key for key in (*vars(self), *vars(type(self))) if not key.startswith("_"))
         raise AttributeError(f"a client's trainer has no {name!r}; it has {', '.join(there)}")
 
+    def detach(self) -> None:
+        """Leave the module as if no trainer had been there."""
+        for each in self.lightning_module.modules():
+            if isinstance(each, L.LightningModule):
+                each._trainer = None
+                vars(each).pop("log", None)
+
     @property
     def logged_metrics(self) -> dict[str, Tensor]:
         """The same as `callback_metrics`."""
@@ -111,14 +120,14 @@ class ClientTrainer:
 
     def fit(
         self,
-        loader: DataLoader[Any],
+        loader: Sequence[Any] | DataLoader[Any],
         learning_rate_scale: float = 1.0,
         after_backward: Callable[[], None] | None = None,
     ) -> tuple[int, dict[str, float]]:
         """Train the module on one client.
 
         Args:
-            loader: The client's batches; at least one.
+            loader: The client's batches. Without any (`drop_last` on a small client) no step is taken.
             learning_rate_scale: Factor on every learning rate in this fit.
             after_backward: Called once an optimizer step, before clipping, for client-side gradient terms.
 
@@ -138,10 +147,11 @@ class ClientTrainer:
         module.on_train_start()
         while not self._fit_is_over():
             module.on_train_epoch_start()
-            self._run_epoch(loader, optimizer, after_backward)
+            complete = self._run_epoch(loader, optimizer, after_backward)
             module.on_train_epoch_end()
             metrics = self._finish_epoch()
-            self._step_schedulers("epoch", self.current_epoch + 1)
+            if complete:
+                self._step_schedulers("epoch", self.current_epoch + 1, on_plateau=True)
             self.current_epoch += 1
         module.on_train_end()
         module.on_fit_end()
@@ -170,28 +180,16 @@ class ClientTrainer:
             for index, loader in enumerate(loaders):
                 self._dataloader_idx = index if len(loaders) > 1 else None
                 for batch_idx, batch in enumerate(loader):
+                    indices = (batch_idx, index) if len(loaders) > 1 else (batch_idx,)
                     batch = self._to_device(batch, index)
-                    hook("batch_start", batch, batch_idx, index)
+                    hook("batch_start", batch, *indices)
                     with self._autocast():
-                        output = step(*_step_arguments(step, batch, batch_idx, index))
-                    hook("batch_end", output, batch, batch_idx, index)
+                        output = step(*_step_arguments(step, batch, *indices))
+                    hook("batch_end", output, batch, *indices)
             self._dataloader_idx = None
             hook("epoch_end")
             hook("end")
         self.validating = self.testing = False
-        return self._finish_epoch()
-
-    def training_loss(self, batch: Any) -> Tensor:
-        """Loss of one batch with gradients, as in the first step of a fit; the module must be attached to data."""
-        self.training = True
-        loss = self._training_step(self._to_device(batch, 0), 0)
-        self.training = False
-        if loss is None:
-            raise ConfigurationError("training_step returned None for the first batch; return a loss tensor")
-        return loss
-
-    def logged_so_far(self) -> dict[str, float]:
-        """Reduce and forget what was logged outside of `fit` and `evaluate`."""
         return self._finish_epoch()
 
     def log(
@@ -229,29 +227,40 @@ class ClientTrainer:
 
     def _fit_is_over(self) -> bool:
         options = self.options
+        if self.should_stop or self.num_training_batches == 0:
+            return True
         if options.local_steps is not None:
-            return self.should_stop or self.global_step >= options.local_steps
-        return self.should_stop or self.current_epoch >= (options.local_epochs or 0)
+            return self.global_step >= options.local_steps
+        return self.current_epoch >= (options.local_epochs or 0)
 
     def _run_epoch(
-        self, loader: DataLoader[Any], optimizer: Optimizer, after_backward: Callable[[], None] | None
-    ) -> None:
+        self, loader: Iterable[Any], optimizer: Optimizer, after_backward: Callable[[], None] | None
+    ) -> bool:
+        """Train on the loader's batches, in the order of Lightning's loop; whether the epoch was not cut short."""
         module, every = self.lightning_module, self.accumulate_grad_batches
         for batch_idx, batch in enumerate(loader):
+            count = batch_idx + 1
             batch = self._to_device(batch, 0)
-            module.on_train_batch_start(batch, batch_idx)
-            first = batch_idx % every == 0
-            last = (batch_idx + 1) % every == 0 or batch_idx + 1 == self.num_training_batches
+            if module.on_train_batch_start(batch, batch_idx) == -1:
+                self._step_schedulers("epoch", self.current_epoch + 1)
+                return True
+            first, complete = batch_idx % every == 0, count == self.num_training_batches
+            last = count % every == 0 or complete
             closure = partial(self._closure, batch, batch_idx, optimizer, first, after_backward if last else None, last)
             if last:
                 module.optimizer_step(self.current_epoch, batch_idx, optimizer, closure)
                 self.global_step += 1
-                self._step_schedulers("step", self.global_step)
+                self._step_schedulers("step", count)
             else:
                 closure()
+            if complete:
+                self._step_schedulers("epoch", self.current_epoch + 1)
             module.on_train_batch_end(self._output, batch, batch_idx)
+            if last:
+                self._step_schedulers("step", count, on_plateau=True)
             if self.should_stop or self.options.local_steps == self.global_step:
-                break
+                return complete
+        return True
 
     def _closure(
         self,
@@ -264,14 +273,14 @@ class ClientTrainer:
     ) -> Tensor | None:
         """Forward and backward of one batch, in the order of Lightning's closure."""
         module = self.lightning_module
-        loss = self._training_step(batch, batch_idx)
+        result = self._training_step(batch, batch_idx)
+        loss, self._output = result.closure_loss, {} if result.loss is None else result.asdict()
         if first:
             module.on_before_zero_grad(optimizer)
             module.optimizer_zero_grad(self.current_epoch, batch_idx, optimizer)
         if loss is not None:
-            scaled = loss / self.accumulate_grad_batches if self.accumulate_grad_batches > 1 else loss
-            module.on_before_backward(scaled)
-            module.backward(scaled)
+            module.on_before_backward(loss)
+            module.backward(loss)
             module.on_after_backward()
         if last:
             if after_backward is not None:
@@ -280,17 +289,16 @@ class ClientTrainer:
             module.configure_gradient_clipping(optimizer, self.gradient_clip_val, None)
         return loss
 
-    def _training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+    def _training_step(self, batch: Any, batch_idx: int) -> ClosureResult:
         step = self.lightning_module.training_step
         with self._autocast():
-            output = self._output = step(*_step_arguments(step, batch, batch_idx, 0))
-        if isinstance(output, Mapping):
-            output = output.get("loss")
-        if output is not None and not isinstance(output, Tensor):
+            output = step(*_step_arguments(step, batch, batch_idx))
+        try:
+            return ClosureResult.from_training_step_output(output, self.accumulate_grad_batches)
+        except MisconfigurationException as error:
             raise ConfigurationError(
                 f"training_step returned {type(output).__name__}; return the loss tensor, a dict with 'loss', or None"
-            )
-        return output
+            ) from error
 
     def _to_device(self, batch: Any, dataloader_idx: int) -> Any:
         module = self.lightning_module
@@ -302,8 +310,12 @@ class ClientTrainer:
         return batch
 
     def _current_batch_size(self) -> int:
+        """Examples in the batch; 1 where it is of a kind that does not tell, as every batch then weighs the same."""
         if self._batch_size is None:
-            self._batch_size = 1 if self._current_batch is None else extract_batch_size(self._current_batch)
+            try:
+                self._batch_size = extract_batch_size(self._current_batch)
+            except MisconfigurationException:
+                self._batch_size = 1
         return self._batch_size
 
     def _finish_epoch(self) -> dict[str, float]:
@@ -311,13 +323,15 @@ class ClientTrainer:
         self.callback_metrics.update(values)
         return plain(values)
 
-    def _step_schedulers(self, interval: str, count: int) -> None:
+    def _step_schedulers(self, interval: str, count: int, on_plateau: bool = False) -> None:
         for config in self.lr_scheduler_configs:
-            if config.interval != interval or count % config.frequency:
+            if config.interval != interval or count % config.frequency or config.reduce_on_plateau != on_plateau:
                 continue
             metric = None
             if config.reduce_on_plateau:
                 metric = self.callback_metrics.get(str(config.monitor))
+                if metric is None and not config.strict:
+                    continue
                 if metric is None:
                     logged = ", ".join(sorted(self.callback_metrics)) or "nothing"
                     raise ConfigurationError(
@@ -349,11 +363,9 @@ def _attach(module: L.LightningModule, trainer: ClientTrainer) -> None:
             each.sync_on_compute = each._to_sync = False
 
 
-def _step_arguments(step: Callable[..., Any], batch: Any, batch_idx: int, dataloader_idx: int) -> list[Any]:
-    names = list(inspect.signature(step).parameters)
-    extra = {"batch_idx": batch_idx, "dataloader_idx": dataloader_idx}
-    positional = [extra.get(name, value) for name, value in zip(names[1:], (batch_idx, dataloader_idx), strict=False)]
-    return [batch, *positional]
+def _step_arguments(step: Callable[..., Any], batch: Any, batch_idx: int, *dataloader_idx: int) -> tuple[Any, ...]:
+    takes_batch_idx = is_param_in_hook_signature(step, "batch_idx", min_args=2)
+    return (batch, batch_idx, *dataloader_idx) if takes_batch_idx else (batch, *dataloader_idx)
 
 
 @contextmanager

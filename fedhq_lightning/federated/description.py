@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
+import numpy as np
 import yaml
 
 from fedhq_lightning.errors import ConfigurationError
@@ -17,6 +20,8 @@ _LIGHTNING_OWN = ("training", "prepare_data_per_node", "allow_zero_length_datalo
 
 def describe(value: Any, depth: int = _DEPTH) -> Any:
     """A setting as plain YAML values: objects become `class_path` and the simple values that they hold."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
     if isinstance(value, str | int | float | bool | None):
         return value
     if isinstance(value, Path):
@@ -46,14 +51,14 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], free: frozense
 
     Args:
         before: Description in the checkpoint.
-        now: Description of this run.
-        free: Dotted names that do not change what is computed.
+        now: Description of this run. What only one of them has beside model, data and trainer is not compared.
+        free: Dotted names that do not change what is computed, nor does what is below them.
 
     Raises:
         ConfigurationError: Settings differ; the first three are named.
     """
-    old, new = _flatten(before), _flatten(now)
-    changed = [name for name in sorted({*old, *new}) if name not in free and old.get(name) != new.get(name)]
+    old, new = (_flatten({part: each.get(part) for part in ("model", "data", "trainer")}) for each in (before, now))
+    changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name) and not _is_below(name, free)]
     if changed:
         listed = "; ".join(f"{name} was {old.get(name)!r}, is now {new.get(name)!r}" for name in changed[:3])
         more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -63,15 +68,24 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], free: frozense
 
 
 def _settings(value: Any) -> dict[str, Any]:
-    """The simple values that an object holds; private ones only of partitioners, which have no others."""
-    private = type(value).__module__.startswith("flwr_datasets")
+    """The simple values that an object was made with: what it holds under the names of its constructor's arguments.
+
+    What else it holds may change while it is used. A module is copied before it is used, and many a data module keeps
+    its arguments under other names: all of their public values count, and Lightning's `hparams`.
+    """
     held = getattr(value, "__dict__", {})
-    names = [name for name in held if private or not name.startswith("_")]
-    return {name: held[name] for name in names if name not in _LIGHTNING_OWN and _is_setting(held[name])}
+    if isinstance(value, L.LightningModule | L.LightningDataModule):
+        names = {name: name for name in held if not name.startswith("_") and name not in _LIGHTNING_OWN}
+        held = {**value.hparams, **held}
+        names |= {name: name for name in value.hparams}
+    else:
+        arguments = inspect.signature(type(value).__init__).parameters
+        names = {name: name.removeprefix("_") for name in held if name.removeprefix("_") in arguments}
+    return {shown: held[name] for name, shown in names.items() if _is_setting(held[name])}
 
 
 def _is_setting(value: Any) -> bool:
-    if isinstance(value, str | int | float | bool | None | Path | partial):
+    if isinstance(value, str | int | float | bool | None | Path | partial | np.ndarray | np.generic):
         return True
     if isinstance(value, Mapping):
         return all(_is_setting(item) for item in value.values())
@@ -84,8 +98,14 @@ def _path(value: Any) -> str:
     return f"{value.__module__}.{value.__qualname__}"
 
 
-def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _is_below(name: str, tops: frozenset[str]) -> bool:
+    return any(name == top or name.startswith(f"{top}.") for top in tops)
+
+
+def _flatten(value: Any, name: str = "") -> dict[str, Any]:
+    """Dotted names to simple values; empty mappings and lists are values too."""
+    items: Any = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, Mapping) else ()
     flat: dict[str, Any] = {}
-    for name, item in value.items():
-        flat |= _flatten(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {f"{prefix}{name}": item}
-    return flat
+    for key, item in items:
+        flat |= _flatten(item, f"{name}.{key}" if name else str(key))
+    return flat or {name: value}

@@ -2,7 +2,8 @@
 
 Floating-point addition rounds, so a sum changes with the order of its terms and with how they are spread over
 processes. Here every float32 value is split into integer digits of 32 bits at fixed binary places, and digits are
-summed as 64-bit integers, which is exact and therefore order-independent. One rounding happens at the very end.
+summed as 64-bit integers, which is exact and therefore order-independent. Rounding happens once all terms are in: to
+float64 for the sum and the quotient, then to float32. The sign of a zero is lost: -0.0 comes back as 0.0.
 
 Source: the long accumulator of U. Kulisch (Computer Arithmetic and Validity, 2013), cut into float32's range.
 """
@@ -53,7 +54,7 @@ class ExactMean:
             self.limbs[key] = value * weight if held is None else _add(held, value * weight)
 
     def mean(self) -> StateDict:
-        """Sum over weight, rounded to float64, then to float32.
+        """Sum over weight, to within a few units of float64's last place, then rounded to float32.
 
         Raises:
             ValueError: Nothing was added.
@@ -63,10 +64,13 @@ class ExactMean:
         return {key: self._mean_of(limbs) for key, limbs in self.limbs.items()}
 
     def _mean_of(self, limbs: Tensor) -> Tensor:
+        negative = _carry(limbs)[0] < 0
+        digits = _carry(torch.where(negative, -limbs, limbs))
         total = torch.zeros(limbs.shape[1:], dtype=torch.float64, device=limbs.device)
         for digit in range(limbs.shape[0] - 1, -1, -1):
-            total += limbs[digit].double() * _unit(digit)
-        return (total / self.total_weight).float()
+            total += digits[digit].double() * _unit(digit)
+        mean = total / self.total_weight
+        return torch.where(negative, -mean, mean).float()
 
 
 def _unit(digit: int) -> float:
@@ -86,6 +90,19 @@ def _digits(key: str, value: Tensor) -> Tensor:
         if not bool(rest.any()):
             break
     return torch.stack(digits)
+
+
+def _carry(limbs: Tensor) -> Tensor:
+    """The same sum with every digit but the first in 0..2**32-1; then the first one has the sign of the whole.
+
+    Of a sum >= 0 no two digits cancel any more, so that adding them up in float64 keeps its relative precision.
+    """
+    digits = limbs.clone()
+    for digit in range(limbs.shape[0] - 1, 0, -1):
+        carried = digits[digit] >> _DIGIT_BITS
+        digits[digit] -= carried << _DIGIT_BITS
+        digits[digit - 1] += carried
+    return digits
 
 
 def _add(left: Tensor, right: Tensor) -> Tensor:

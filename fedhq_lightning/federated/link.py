@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
@@ -18,10 +18,11 @@ Downlink: TypeAlias = Literal["fp32", "scheme"]
 class Link:
     """Encodes both ways and checks what comes back.
 
-    Up travel float tensors only: integer buffers stay the server's.
+    Up travel float tensors only: integer buffers stay the server's. A tensor that the module holds under several names
+    travels once, under the first that has a grid, so that its names cannot drift apart on different grids.
 
     Args:
-        template: A global state: names, shapes, dtypes.
+        template: The module's state: names, shapes, dtypes, and which names share one tensor.
         grids: Grid of every quantized weight; empty without a scheme.
         uplink: "weights": the local model, rounded to the grids. "delta": its difference to the model received, rounded
             to grids of the same bits.
@@ -34,14 +35,15 @@ class Link:
         self.uplink = uplink
         self._down_grids = grids if downlink == "scheme" else {}
         self._grids = grids
-        self._template = dict(template)
-        self._float_template = {name: value for name, value in template.items() if value.is_floating_point()}
+        self._tied = _tied(template, grids)
+        self._template = {name: value for name, value in template.items() if name not in self._tied}
+        self._float_template = {name: value for name, value in self._template.items() if value.is_floating_point()}
 
     def down(self, state: StateDict, round_number: int) -> tuple[StateDict, int]:
         """What every client of the round receives, and the size of its payload in bytes."""
         header = Header("weights", round_number, "server")
-        payload = encode(state, self._down_grids, header)
-        return decode(payload, self._template, self._down_grids, header), len(payload)
+        payload = encode({name: state[name] for name in self._template}, self._down_grids, header)
+        return self._with_tied(decode(payload, self._template, self._down_grids, header)), len(payload)
 
     def up(self, local: Mapping[str, Tensor], received: StateDict, round_number: int, client_id: ClientId) -> bytes:
         """One client's payload."""
@@ -63,7 +65,23 @@ class Link:
         return state
 
     def combine(self, mean: StateDict, received: StateDict) -> StateDict:
-        """Mean weights from the mean of what was received."""
-        if self.uplink == "weights":
-            return mean
-        return {name: received[name].float() + value for name, value in mean.items()}
+        """Mean weights, under all names, from the mean of what was received."""
+        if self.uplink == "delta":
+            mean = {name: received[name].float() + value for name, value in mean.items()}
+        return self._with_tied(mean)
+
+    def _with_tied(self, state: StateDict) -> StateDict:
+        return state | {name: state[other] for name, other in self._tied.items() if other in state}
+
+
+def _tied(template: Mapping[str, Tensor], grids: Mapping[str, LayerScheme]) -> dict[str, str]:
+    """Names that do not travel, because they are another name's tensor -> that name."""
+    by_tensor: dict[Any, list[str]] = {}
+    for name, value in template.items():
+        if value.numel():
+            by_tensor.setdefault((value.data_ptr(), value.shape, value.stride(), value.dtype), []).append(name)
+    tied: dict[str, str] = {}
+    for names in by_tensor.values():
+        travels = next((name for name in names if name in grids), names[0])
+        tied |= {name: travels for name in names if name != travels}
+    return tied

@@ -41,14 +41,20 @@ def configured_optimizer(module: L.LightningModule) -> tuple[Optimizer, list[LRS
 
 
 def scale_learning_rate(optimizer: Optimizer, schedulers: list[LRSchedulerConfig], factor: float) -> None:
-    """Multiply every learning rate, also those that schedulers remember, by `factor`."""
+    """Multiply every learning rate, also those that schedulers remember, by `factor`; lower bounds stay."""
     if factor == 1.0:
         return
     for group in optimizer.param_groups:
-        group["lr"] = group["lr"] * factor
-        if "initial_lr" in group:
-            group["initial_lr"] = group["initial_lr"] * factor
+        for name in ("lr", "initial_lr", "max_lr", "min_lr"):
+            if name in group:
+                group[name] = group[name] * factor
     for config in schedulers:
-        base = getattr(config.scheduler, "base_lrs", None)
-        if base is not None:
-            config.scheduler.base_lrs = [rate * factor for rate in base]
+        _scale_scheduler(config.scheduler, factor)
+
+
+def _scale_scheduler(scheduler: Any, factor: float) -> None:
+    for name in ("base_lrs", "max_lrs"):
+        if hasattr(scheduler, name):
+            setattr(scheduler, name, [rate * factor for rate in getattr(scheduler, name)])
+    for part in getattr(scheduler, "_schedulers", ()):
+        _scale_scheduler(part, factor)

@@ -80,7 +80,8 @@ def decode(
         header: What the sender should have said.
 
     Raises:
-        PayloadError: Not readable; another format, checksum, sender or round; names or shapes unlike the template's.
+        PayloadError: Not readable; another format, checksum, sender or round; names, shapes or dtypes unlike the
+            template's.
     """
     metadata = read_metadata(payload)
     expected = {"format_version": FORMAT_VERSION, "kind": header.kind, "round": str(header.round)}
@@ -110,27 +111,29 @@ def read_metadata(payload: bytes) -> dict[str, str]:
     """
     try:
         length = int.from_bytes(payload[:8], "little")
-        metadata = json.loads(payload[8 : 8 + length])["__metadata__"]
-    except (ValueError, KeyError, UnicodeDecodeError) as error:
+        return dict(json.loads(payload[8 : 8 + length])["__metadata__"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise PayloadError("no safetensors header with metadata") from error
-    return dict(metadata)
 
 
 def _restore(name: str, like: Tensor, entries: dict[str, Tensor], grid: LayerScheme | None) -> Tensor:
-    try:
-        if grid is None:
-            value = entries.pop(name)
-        else:
-            packed, scales = entries.pop(name + _INTEGERS), entries.pop(name + _SCALES)
-            integers = unpack(packed, grid.weight_bits, like.numel()).reshape(like.shape[0], -1)
-            value = dequantize_weight(integers, scales, like.shape)
-    except KeyError as error:
-        raise PayloadError(f"tensor {error} is missing") from None
-    except (ValueError, RuntimeError) as error:
-        raise PayloadError(f"{name}: {error}") from error
-    if value.shape != like.shape:
-        raise PayloadError(f"{name}: shape {tuple(value.shape)}, expected {tuple(like.shape)}")
+    if grid is None:
+        return _take(entries, name, like.shape, like.dtype)
+    rows, columns, count = like.shape[0], like[0].numel(), like.numel()
+    packed = _take(entries, name + _INTEGERS, (-(-count * grid.weight_bits // 8),), torch.uint8)
+    scales = _take(entries, name + _SCALES, (rows, columns // (grid.group_size or columns)), torch.float32)
+    integers = unpack(packed, grid.weight_bits, count).reshape(rows, columns)
+    value: Tensor = dequantize_weight(integers, scales, like.shape)
     return value.to(like.dtype)
+
+
+def _take(entries: dict[str, Tensor], name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    if name not in entries:
+        raise PayloadError(f"tensor {name!r} is missing")
+    value = entries.pop(name)
+    if value.shape != shape or value.dtype != dtype:
+        raise PayloadError(f"{name}: {value.dtype} of shape {tuple(value.shape)}, expected {dtype} of {tuple(shape)}")
+    return value
 
 
 def _checksum(entries: Mapping[str, Tensor]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +15,23 @@ from fedhq_lightning.federated.exact_mean import ExactMean, padded
 from fedhq_lightning.types import ClientId
 
 Item = TypeVar("Item")
+
+
+@contextmanager
+def lightning_quiet() -> Iterator[None]:
+    """Without Lightning's notices about devices and processes; its warnings still show.
+
+    The last part of Lightning that is imported takes over what the others log.
+    """
+    loggers = [logging.getLogger(name) for name in ("lightning.fabric", "lightning.pytorch")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 class Processes:

@@ -47,7 +47,7 @@ class ClientRecord:
         status: Whether its update was aggregated.
         num_examples: Examples it holds, its weight in the average.
         num_steps: Optimizer steps taken.
-        metrics: What `training_step` logged, averaged over the local fit.
+        metrics: What the module logged while training, averaged over the last local epoch.
         fit_wall_seconds: Wall seconds of the local fit on this host.
         download_seconds: Virtual seconds to receive the global model.
         compute_seconds: Virtual seconds of the local fit on the client's device.

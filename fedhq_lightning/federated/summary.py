@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,7 +47,7 @@ def summarize(
         "best_round": state.best_round,
         "metric_name": monitor,
         "metric_fp": best.metric_fp if best else None,
-        "metric_quantized": quantized,
+        "metric_quantized": quantized if quantized is not None and math.isfinite(quantized) else None,
         "scheme": None if scheme is None else str(scheme),
         "wall_seconds": state.wall_seconds,
         "fit_wall_seconds": sum(record.fit_wall_seconds for record in rounds),
@@ -80,7 +81,7 @@ def worst_client(
     values = {}
     for client_id in clients:
         metrics = evaluator.metrics_of(module, [datamodule.train_dataloader(client_id)])
-        if monitor in metrics:
+        if math.isfinite(metrics.get(str(monitor), math.nan)):
             values[client_id] = metrics[str(monitor)]
     if not values:
         return None

@@ -146,7 +146,7 @@ class QuantScheme:
         if not names:
             raise ConfigurationError(
                 f"{type(module).__name__} has nothing to quantize under scheme '{self}': no nn.Linear, nn.Conv1d or "
-                "nn.Conv2d layer (subclasses of them do not count); train it in mode 'fp'"
+                "nn.Conv2d layer (subclasses of them do not count); leave the scheme out to train in fp"
             )
         self._check_overrides(names)
         grids = {name: grid for name in names if (grid := self._grid(name, name in (names[0], names[-1])))}

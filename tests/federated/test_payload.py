@@ -1,0 +1,221 @@
+"""Payloads: what went in comes out, packed; what was damaged or belongs elsewhere is refused."""
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import safetensors.torch
+import torch
+
+from fedhq_lightning.federated.payload import (
+    FORMAT_VERSION,
+    Header,
+    PayloadError,
+    _checksum,
+    decode,
+    encode,
+    is_finite,
+    read_metadata,
+)
+from fedhq_lightning.quantize import LayerScheme, pack, quantize_weight
+from fedhq_lightning.quantize.grid import round_to_grid
+from fedhq_lightning.types import StateDict
+
+from ..small_federation import same_bits
+
+HEADER = Header("weights", 3, "hospital-7")
+GRIDS = {
+    "conv.weight": LayerScheme(4, 8, None),
+    "linear.weight": LayerScheme(3, None, 8),
+    "gone.weight": LayerScheme(2, 2, None),
+}
+
+
+def state() -> StateDict:
+    torch.manual_seed(0)
+    return {
+        "conv.weight": torch.randn(6, 2, 3, 3),
+        "linear.weight": torch.randn(5, 16),
+        "linear.bias": torch.tensor([0.0, -0.0, 1e-45, 3e38, -1.5]),
+        "half": torch.randn(3, dtype=torch.bfloat16),
+        "double": torch.randn(2, 2, dtype=torch.float64),
+        "scalar": torch.tensor(7.25),
+        "empty": torch.zeros(0, 4),
+        "count": torch.tensor(2**40),
+        "mask": torch.tensor([True, False]),
+    }
+
+
+def rounded(values: StateDict) -> StateDict:
+    return {name: round_to_grid(value, GRIDS[name]) if name in GRIDS else value for name, value in values.items()}
+
+
+def forged(change: Callable[[StateDict], None], **metadata: str) -> bytes:
+    """A payload with other entries, but with a valid checksum: what a broken or hostile client might send."""
+    entries = safetensors.torch.load(encode(state(), GRIDS, HEADER))
+    change(entries)
+    header = read_metadata(encode(state(), GRIDS, HEADER)) | {"checksum": _checksum(entries)} | metadata
+    return safetensors.torch.save(entries, header)
+
+
+def test_round_trip_without_grids_is_bitwise() -> None:
+    assert same_bits(decode(encode(state(), {}, HEADER), state(), {}, HEADER), state())
+
+
+def test_round_trip_with_grids_rounds_to_them() -> None:
+    assert same_bits(decode(encode(state(), GRIDS, HEADER), state(), GRIDS, HEADER), rounded(state()))
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_integers_are_packed(bits: int) -> None:
+    weight = {"w": torch.randn(64, 128)}
+    payload = encode(weight, {"w": LayerScheme(bits, 8, None)}, HEADER)
+    packed, scales = 64 * 128 * bits // 8, 64 * 4
+    assert packed + scales < len(payload) < packed + scales + 500
+    grouped = encode(weight, {"w": LayerScheme(bits, 8, 32)}, HEADER)
+    assert len(grouped) - len(payload) == pytest.approx(64 * 4 * 3, abs=16)
+
+
+def test_same_state_same_size() -> None:
+    """Not the same bytes: safetensors writes the metadata in any order."""
+    assert len({len(encode(state(), GRIDS, HEADER)) for _ in range(5)}) == 1
+
+
+def test_the_sender_is_not_changed() -> None:
+    mine = {"w": torch.nn.Parameter(torch.randn(4, 4).t()), "view": torch.arange(6.0)[::2]}
+    before = {name: value.detach().clone() for name, value in mine.items()}
+    payload = encode(mine, {"w": LayerScheme(4, None, None)}, HEADER)
+    assert same_bits({name: value.detach() for name, value in mine.items()}, before)
+    assert decode(payload, mine, {"w": LayerScheme(4, None, None)}, HEADER)["view"].tolist() == [0.0, 2.0, 4.0]
+
+
+def test_is_plain_safetensors() -> None:
+    payload = encode(state(), GRIDS, HEADER)
+    assert {"conv.weight|integers", "conv.weight|scales", "scalar"} <= safetensors.torch.load(payload).keys()
+    metadata = read_metadata(payload)
+    assert metadata["format_version"] == FORMAT_VERSION
+    assert (metadata["kind"], metadata["round"], json.loads(metadata["client"])) == ("weights", "3", "hospital-7")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (replace(HEADER, round=4), "round is '3', expected '4'"),
+        (replace(HEADER, kind="delta"), "kind is 'weights', expected 'delta'"),
+        (replace(HEADER, client="hospital-8"), "client is"),
+    ],
+)
+def test_refuses_another_sender(other: Header, message: str) -> None:
+    with pytest.raises(PayloadError, match=message):
+        decode(encode(state(), GRIDS, HEADER), state(), GRIDS, other)
+
+
+def test_client_7_is_not_client_named_7() -> None:
+    payload = encode(state(), {}, replace(HEADER, client=7))
+    with pytest.raises(PayloadError, match="client is"):
+        decode(payload, state(), {}, replace(HEADER, client="7"))
+
+
+def test_refuses_another_format() -> None:
+    with pytest.raises(PayloadError, match="format_version is '99', expected '1'"):
+        decode(forged(lambda entries: None, format_version="99"), state(), GRIDS, HEADER)
+
+
+def test_checksum_covers_every_byte_of_data() -> None:
+    payload = bytearray(encode(state(), GRIDS, HEADER))
+    start = 8 + int.from_bytes(payload[:8], "little")
+    for position in range(start, len(payload)):
+        damaged = payload.copy()
+        damaged[position] ^= 0x10
+        with pytest.raises(PayloadError, match="checksum"):
+            decode(bytes(damaged), state(), GRIDS, HEADER)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damage_of_any_kind_is_a_payload_error(seed: int) -> None:
+    generator, whole = random.Random(seed), encode(state(), GRIDS, HEADER)
+    for _ in range(150):
+        damaged = bytearray(whole)
+        kind = generator.randrange(4)
+        if kind == 0:
+            del damaged[generator.randrange(len(damaged)) :]
+        elif kind == 1:
+            damaged[generator.randrange(len(damaged))] ^= 1 << generator.randrange(8)
+        elif kind == 2:
+            damaged += generator.randbytes(generator.randint(1, 9))
+        else:
+            damaged[generator.randrange(len(damaged) // 2)] = generator.randrange(256)
+        if damaged == whole:
+            continue
+        try:
+            got = decode(bytes(damaged), state(), GRIDS, HEADER)
+        except PayloadError:
+            continue
+        # A changed byte of the header may be one that says nothing, such as padding or the spelling of a number.
+        assert same_bits(got, rounded(state()))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"[]", b"3", b"{}", b"null", b'{"__metadata__": 3}', b'{"__metadata__": null}', b"\xff\xfe", b"{", b"[" * 100_000],
+)
+def test_strange_headers_are_payload_errors(header: bytes) -> None:
+    for payload in (len(header).to_bytes(8, "little") + header, header, b""):
+        with pytest.raises(PayloadError):
+            decode(payload, state(), GRIDS, HEADER)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda entries: entries.pop("linear.bias"), "'linear.bias' is missing"),
+        (lambda entries: entries.pop("conv.weight|scales"), r"'conv.weight\|scales' is missing"),
+        (lambda entries: entries.update(extra=torch.ones(2)), "unknown tensors: extra"),
+        (
+            lambda entries: entries.update(scalar=torch.ones(2)),
+            r"scalar: torch.float32 of shape \(2,\), expected torch.float32 of \(\)",
+        ),
+        (
+            lambda entries: entries.update(double=torch.ones(4).double()),
+            r"double: .* of shape \(4,\), expected .* of \(2, 2\)",
+        ),
+        (lambda entries: entries.update(count=torch.tensor(2.5)), "count: torch.float32 of .* expected torch.int64"),
+        (
+            lambda entries: entries.update({"linear.bias": torch.ones(5, dtype=torch.float64)}),
+            "linear.bias: torch.float64",
+        ),
+        (lambda entries: entries.update({"conv.weight|scales": torch.ones(1, 1)}), r"conv.weight\|scales: "),
+        (lambda entries: entries.update({"conv.weight|scales": torch.ones(6, 2)}), r"conv.weight\|scales: "),
+        (lambda entries: entries.update({"linear.weight|scales": torch.ones(5, 1)}), r"linear.weight\|scales: "),
+        (lambda entries: entries.update({"conv.weight|scales": torch.ones(6, 1).long()}), r"conv.weight\|scales: "),
+        (
+            lambda entries: entries.update({"conv.weight|integers": torch.zeros(5, dtype=torch.uint8)}),
+            r"conv.weight\|integers: ",
+        ),
+        (lambda entries: entries.update({"conv.weight|integers": torch.zeros(54)}), r"conv.weight\|integers: "),
+    ],
+)
+def test_refuses_a_state_of_another_model(change: Callable[[StateDict], None], message: str) -> None:
+    with pytest.raises(PayloadError, match=message):
+        decode(forged(change), state(), GRIDS, HEADER)
+
+
+def test_forging_changes_nothing_else() -> None:
+    assert same_bits(decode(forged(lambda entries: None), state(), GRIDS, HEADER), rounded(state()))
+
+
+def test_integers_outside_the_grid_cannot_be_sent() -> None:
+    integers, scales = quantize_weight(torch.randn(6, 2, 3, 3), GRIDS["conv.weight"])
+    assert integers.min() >= -8
+    assert integers.max() <= 7
+    assert scales.shape == (6, 1)
+    assert pack(integers, 4).numel() == 54
+
+
+def test_is_finite() -> None:
+    good = {"w": torch.ones(2), "count": torch.tensor(3)}
+    assert is_finite(good)
+    for value in (float("nan"), float("inf"), -float("inf")):
+        assert not is_finite(good | {"bad": torch.tensor([0.0, value])})

@@ -1,0 +1,201 @@
+"""The commands, as a user meets them at a terminal."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedhq_lightning import recipe_files
+from fedhq_lightning.cli import main
+
+from .small_recipe import write_recipe
+
+# What the commands that must answer at once may not import.
+HEAVY = ("torch", "torchao", "lightning", "jsonargparse", "yaml", "numpy", "wandb", "rich")
+# Lightning starts the other processes of a run as the first one was started.
+AS_MODULE = ("-m", "fedhq_lightning.cli")
+
+
+@pytest.fixture(autouse=True)
+def _own_import_path(monkeypatch):
+    """`fedhq` adds the working directory."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+def start(*arguments: str, interpreter: Sequence[str] = AS_MODULE, **settings) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *interpreter, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **settings,
+    )
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, str, str]:
+    try:
+        output, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return process.returncode, output, errors
+
+
+QUICK = [(), ("--help",), ("ls",), ("cp", "digits-smoke"), ("run", "--help"), ("resume", "--help"), ("--version",)]
+
+
+@pytest.mark.parametrize("arguments", QUICK, ids=lambda arguments: " ".join(arguments) or "no command")
+def test_answers_at_once(arguments):
+    code = f"""
+import sys, atexit
+atexit.register(lambda: print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr))
+from fedhq_lightning.cli import main
+sys.exit(main())
+"""
+    seconds = []
+    for _ in range(3):  # the best of three, on a machine that may be busy
+        Path("digits-smoke.yaml").unlink(missing_ok=True)
+        before = time.monotonic()
+        returncode, output, errors = finish(start(*arguments, interpreter=("-c", code)))
+        seconds.append(time.monotonic() - before)
+        assert (returncode, errors) == (0, "[]\n")
+        assert output
+    assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize("command", ["", "ls", "cp", "show", "run", "resume"])
+def test_help_has_examples(capsys, command):
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: fedhq {command}".rstrip())
+    assert re.search(rf"examples?:\n  fedhq {command or 'ls'}\b", shown)
+    assert "--debug" in shown
+    if command == "run":
+        assert "fedhq show NAME" in shown, "where the keys are told"
+
+
+def test_no_command_shows_the_help(capsys):
+    assert main([]) == 0
+    assert capsys.readouterr().out.startswith("usage: fedhq")
+
+
+def test_ls(capsys):
+    assert main(["ls"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in shown] == list(recipe_files.shipped())
+    assert any(re.match(r"digits-smoke +scikit-learn's 1,797 digits", line) for line in shown)
+
+
+def test_cp(capsys, tmp_path):
+    assert main(["cp", "digits-smoke"]) == 0
+    assert capsys.readouterr().out == "digits-smoke.yaml written; run it with: fedhq run digits-smoke.yaml\n"
+    assert main(["cp", "digits-smoke", "mine.yaml"]) == 0
+    text = recipe_files.find("digits-smoke")[1]
+    assert (tmp_path / "digits-smoke.yaml").read_text() == (tmp_path / "mine.yaml").read_text() == text
+
+
+def test_cp_leaves_an_existing_file_alone(capsys, tmp_path):
+    (tmp_path / "digits-smoke.yaml").write_text("mine")
+    assert main(["cp", "digits-smoke"]) == 2
+    assert capsys.readouterr().err == ("fedhq: digits-smoke.yaml is there already; name another file, or remove it\n")
+    assert (tmp_path / "digits-smoke.yaml").read_text() == "mine"
+
+
+def test_what_is_shown_can_be_shown_again(capsys, tmp_path):
+    assert main(["show", "digits-smoke", "--trainer.max_rounds=9"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("# digits-smoke: ")
+    assert yaml.safe_load(shown)["trainer"]["max_rounds"] == 9
+    (tmp_path / "mine.yaml").write_text(shown)
+    assert main(["show", "mine.yaml"]) == 0
+    assert capsys.readouterr().out == shown
+
+
+def test_run_leaves_its_recipe_which_can_be_run_again(capsys, tmp_path):
+    write_recipe(tmp_path / "mine.yaml")
+    assert main(["run", "mine.yaml", "--trainer.max_rounds=1"]) == 0
+    shown = capsys.readouterr()
+    run_dir = next((tmp_path / "runs" / "mine").iterdir())
+    assert shown.err == ""
+    assert shown.out.splitlines()[-1] == f"model, report and records: {run_dir.relative_to(tmp_path)}"
+    recipe = (run_dir / "recipe.yaml").read_text()
+    assert main(["show", "mine.yaml", "--trainer.max_rounds=1"]) == 0
+    assert capsys.readouterr().out == recipe
+    (tmp_path / "again.yaml").write_text(recipe)
+    assert main(["run", "again.yaml"]) == 0
+    again = next((tmp_path / "runs" / "again").iterdir())
+    assert (again / "clients.parquet").exists()
+
+
+def test_classes_in_the_current_directory_are_found(capsys, tmp_path):
+    """As with `python script.py`; the folder of an installed `fedhq` is another one."""
+    assert not {"", str(tmp_path)} & set(sys.path)
+    (tmp_path / "my_model_of_mine.py").write_text(
+        "from fedhq_lightning.models import MLP\n\n\nclass MyModel(MLP):\n    pass\n"
+    )
+    write_recipe(tmp_path / "mine.yaml", {"model.class_path": "my_model_of_mine.MyModel"})
+    assert main(["show", "mine.yaml"]) == 0
+    assert "class_path: my_model_of_mine.MyModel" in capsys.readouterr().out
+
+
+OWN_LINES = (
+    r"round \d+/\d+ \| .*",
+    r"digits-smoke \d{8}-\d{6}-\w+",
+    r"  [a-z].*  .*",
+    r"tiers; .*",
+    r"model, report and records: runs/digits-smoke/.*",
+)
+
+
+def test_a_run_prints_nothing_but_its_own_lines(tmp_path):
+    """With W&B offline, in a home without any cache; tests have no network."""
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "MPL"))}
+    returncode, output, errors = finish(start("run", "digits-smoke", env=environment | {"HOME": str(home)}))
+    assert (returncode, errors) == (0, "")
+    assert [line for line in output.splitlines() if not any(re.fullmatch(own, line) for own in OWN_LINES)] == []
+    assert output.count("round ") == 4
+    run_dir = next((tmp_path / "runs" / "digits-smoke").iterdir())
+    assert list((run_dir / "wandb").glob("offline-run-*/*.wandb")), "it was W&B that kept silent"
+
+
+@pytest.mark.parametrize(("devices", "whole_group"), [(1, True), (2, True), (2, False)])
+def test_interrupted(tmp_path, devices, whole_group):
+    """Ctrl-C reaches every process of a terminal's foreground group; `kill -INT` only the one that it names."""
+    write_recipe(tmp_path / "mine.yaml", {"trainer.max_rounds": 100_000, "trainer.devices": devices})
+    process = start("run", "mine.yaml", start_new_session=True)
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("round 2/"):
+                break
+        (os.killpg if whole_group else os.kill)(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    run_dir = next((tmp_path / "runs" / "mine").iterdir())
+    assert errors == f"fedhq: interrupted; go on with: fedhq resume {run_dir.relative_to(tmp_path)}\n"
+    assert process.returncode == 130
+    assert list((run_dir / "checkpoints").glob("round-*.ckpt"))
+
+
+def test_interrupted_before_the_first_checkpoint(capsys, monkeypatch, tmp_path):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    write_recipe(tmp_path / "mine.yaml")
+    monkeypatch.setattr("fedhq_lightning.trainer.RoundLoop.run", interrupt)
+    assert main(["run", "mine.yaml"]) == 130
+    assert capsys.readouterr().err == ("fedhq: interrupted before the first checkpoint: there is nothing to resume\n")

@@ -1,0 +1,231 @@
+"""The documentation is true: its code runs, its recipes resolve, its commands, keys and links exist."""
+
+import inspect
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedhq_lightning import recipe_files
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LINKING_PAGES = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+
+_FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FILE_NAME = re.compile(r"# ([\w-]+\.(?:py|yaml))\n")
+_RECIPE_NAME = re.compile(r"# ([\w-]+): ")
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_INLINE_COMMAND = re.compile(r"`(fedhq [^`]+)`")
+_MAKE_TARGET = re.compile(r"^([\w-]+):", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block."""
+
+    page: Path
+    language: str
+    text: str
+
+    @property
+    def file_name(self) -> str | None:
+        """The file that the block is, as its first line says."""
+        if match := _FILE_NAME.match(self.text):
+            return match[1]
+        match = _RECIPE_NAME.match(self.text) if self.language == "yaml" else None
+        return f"{match[1]}.yaml" if match else None
+
+
+def blocks(page: Path, *languages: str) -> list[Block]:
+    found = [Block(page, match[1], match[2]) for match in _FENCE.finditer(page.read_text(encoding="utf-8"))]
+    return [block for block in found if block.language in languages]
+
+
+def commands(page: Path) -> list[str]:
+    """Command lines of shell blocks and of inline code, without prompts."""
+    lines = [line.removeprefix("$ ") for block in blocks(page, "bash", "console") for line in block.text.splitlines()]
+    return [*lines, *_INLINE_COMMAND.findall(_FENCE.sub("", page.read_text(encoding="utf-8")))]
+
+
+def by_name(pages: list[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("page", pages, ids=lambda page: page.name)
+
+
+@pytest.fixture
+def page_files(page: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The files that a page shows, in the working directory, its modules importable and forgotten afterwards."""
+    before = set(sys.modules)
+    for block in blocks(page, "python", "yaml"):
+        if block.file_name:
+            Path(block.file_name).write_text(block.text, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    yield
+    for path in Path.cwd().glob("*.py"):
+        if path.stem not in before:
+            sys.modules.pop(path.stem, None)
+
+
+@by_name([page for page in PAGES if blocks(page, "python")])
+@pytest.mark.usefixtures("page_files")
+def test_python_blocks_run_in_order(page: Path) -> None:
+    namespace: dict[str, object] = {"__name__": "documentation"}
+    for block in blocks(page, "python"):
+        if not block.file_name:
+            exec(compile(block.text, f"{page.name}: {block.text[:40]!r}", "exec"), namespace)
+
+
+@by_name([page for page in PAGES if blocks(page, "yaml")])
+@pytest.mark.usefixtures("page_files")
+def test_yaml_blocks_resolve(page: Path) -> None:
+    for block in blocks(page, "yaml"):
+        content = yaml.safe_load(block.text)
+        if "profiles" in content or "figures" in content:
+            _check_device_file(block)
+        else:
+            _check_recipe(content)
+
+
+@by_name(LINKING_PAGES)
+@pytest.mark.usefixtures("page_files")
+def test_commands_exist(page: Path) -> None:
+    targets = _MAKE_TARGET.findall((ROOT / "Makefile").read_text(encoding="utf-8"))
+    for line in commands(page):
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["make"]:
+            assert words[1] in targets, line
+        elif words[:1] == ["fedhq"] or words[:1] == [".venv/bin/fedhq"]:
+            _check_command(line, words[1:])
+
+
+@by_name(LINKING_PAGES)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in _LINK.findall(_FENCE.sub("", page.read_text(encoding="utf-8"))):
+        target, _, heading = link.partition("#")
+        if "://" in target:
+            continue
+        path = page.parent / target if target else page
+        assert path.exists(), f"{page.name} links to {link}"
+        if heading:
+            assert heading in _headings(path), f"{page.name} links to {link}"
+
+
+def test_own_module_takes_fewer_than_15_lines() -> None:
+    page = ROOT / "docs" / "own-module.md"
+    python = next(block for block in blocks(page, "python") if "from net import Net" in block.text)
+    recipe = next(block for block in blocks(page, "yaml") if "net.Net" in block.text)
+    swap = yaml.safe_load(recipe.text)["model"]
+    assert swap["class_path"] == "net.Net"
+    assert len([line for line in python.text.splitlines() if line.strip()]) < 15
+
+
+def test_every_trainer_argument_is_explained() -> None:
+    from fedhq_lightning import FederatedTrainer
+
+    section = _section(ROOT / "docs" / "recipes.md", "trainer")
+    assert sorted(_first_column(section)) == sorted(set(inspect.signature(FederatedTrainer).parameters))
+
+
+def test_every_key_of_the_summary_is_explained(page_run: Path) -> None:
+    section = _section(ROOT / "docs" / "run-directory.md", "summary.json")
+    assert sorted(_first_column(section)) == sorted(json.loads((page_run / "summary.json").read_text()))
+
+
+def test_every_field_of_the_records_is_explained() -> None:
+    from fedhq_lightning.federated.records import ClientRecord, RoundRecord
+
+    names = set(_quoted(_section(ROOT / "docs" / "run-directory.md", "rounds.jsonl, metrics.csv, clients.parquet")))
+    assert {field.name for record in (RoundRecord, ClientRecord) for field in fields(record)} <= names
+
+
+def test_every_file_of_a_run_is_explained(page_run: Path) -> None:
+    table = (ROOT / "docs" / "run-directory.md").read_text(encoding="utf-8").partition("\n## ")[0]
+    listed = {name.removesuffix("/") for name in _first_column(table)}
+    # Only with W&B, which these runs do without.
+    assert {path.name for path in page_run.iterdir()} == listed - {"wandb"}
+
+
+@pytest.fixture
+def page_run(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The run that docs/run-directory.md reads."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    namespace: dict[str, object] = {}
+    exec(blocks(ROOT / "docs" / "run-directory.md", "python")[0].text, namespace)
+    run = namespace["run"]
+    assert isinstance(run, Path)
+    return run
+
+
+def _check_recipe(content: dict[str, object]) -> None:
+    """A whole recipe as it is; a part of one in the place of digits-smoke's."""
+    from fedhq_lightning.devices import Fleet
+    from fedhq_lightning.recipe_parsing import resolve
+
+    base = yaml.safe_load(recipe_files.find("digits-smoke")[1])
+    assert set(content) <= set(base), f"no recipe and no part of one: {list(content)}"
+    if set(content) != set(base):
+        trainer = base["trainer"] | content.get("trainer", {})  # type: ignore[operator]  # YAML mappings
+        content = base | content | {"trainer": trainer}
+    trainer, model, _ = resolve("documented", yaml.safe_dump(content)).instantiate()
+    Fleet.resolve(trainer.fleet, seed=0)
+    assert trainer.scheme is not None
+    trainer.scheme.for_layers(model)
+
+
+def _check_device_file(block: Block) -> None:
+    from fedhq_lightning.devices import Fleet, load_profile
+
+    assert block.file_name
+    if "profiles" in yaml.safe_load(block.text):
+        Fleet.resolve(block.file_name, seed=0)
+    else:
+        load_profile(block.file_name)
+
+
+def _check_command(line: str, words: list[str]) -> None:
+    """Words in capitals stand for a name of the reader's; a command without arguments is only mentioned."""
+    from fedhq_lightning.cli import main
+    from fedhq_lightning.recipe_parsing import resolve
+
+    command, *arguments = words
+    assert command in ("ls", "cp", "show", "run", "resume"), line
+    if command == "resume":
+        assert arguments in ([], ["RUN_DIR"]), line
+    elif not arguments:
+        return
+    elif arguments[0].isupper():
+        assert len(arguments) == 1, line
+    elif command == "cp":
+        if not any(Path(argument).stem.isupper() for argument in arguments):
+            assert main([command, *arguments]) == 0, line
+        assert arguments[0] in recipe_files.shipped(), line
+    else:
+        resolve(*recipe_files.find(arguments[0]), arguments[1:])
+
+
+def _section(page: Path, heading: str) -> str:
+    text = page.read_text(encoding="utf-8")
+    assert f"\n## {heading}\n" in text
+    return text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+
+
+def _first_column(text: str) -> list[str]:
+    """Code words in the first column of the tables."""
+    return [name for cell in re.findall(r"^\| (`.+?) \|", text, re.MULTILINE) for name in _quoted(cell)]
+
+
+def _quoted(text: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", _FENCE.sub("", text))
+
+
+def _headings(page: Path) -> list[str]:
+    """Anchors as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", _FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
