@@ -193,6 +193,11 @@ def _resume(known: argparse.Namespace, rest: list[str]) -> None:
     if not recipe.is_file():
         found = "no recipe.yaml there" if run_dir.is_dir() else "no such folder"
         raise ConfigurationError(f"resume {run_dir}: {found}; give the directory of a run, such as runs/RECIPE/RUN")
+    if recipe.read_text(encoding="utf-8").startswith(recipe_files.STARTED_FROM_PYTHON):
+        raise ConfigurationError(
+            f"resume {run_dir}: this run was started from Python; go on there with "
+            f"trainer.fit(module, datamodule, ckpt_path={str(run_dir)!r})"
+        )
     _fit(f"resume {run_dir}", run_dir.resolve().parent.name, recipe.read_text(encoding="utf-8"), rest, run_dir)
 
 

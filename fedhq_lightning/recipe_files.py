@@ -8,6 +8,9 @@ from pathlib import Path
 
 from fedhq_lightning.errors import ConfigurationError, nearest
 
+STARTED_FROM_PYTHON = "# Started from Python"
+"""How `recipe.yaml` begins in a run that no recipe describes."""
+
 
 def shipped() -> dict[str, Traversable]:
     """Name to file of every shipped recipe, by name."""

@@ -140,7 +140,7 @@ IN_A_RECIPE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "epochs and steps": (
         {"trainer.local_epochs": 1},
-        "trainer.local_epochs and local_steps are both given; give one of them",
+        "trainer.local_epochs and local_steps are both given; set one of them to null",
     ),
     "value that a user's class refuses": (
         {"model": user("RefusesItsValues", depth=9)},
@@ -209,7 +209,7 @@ IN_A_RECIPE: dict[str, tuple[dict[str, Any], str]] = {
     "nothing to quantize": (
         {"model": user("NothingToQuantize")},
         "NothingToQuantize has nothing to quantize under scheme 'w4a8': no nn.Linear, nn.Conv1d or nn.Conv2d layer "
-        "(subclasses of them do not count); train it in mode 'fp'",
+        "(subclasses of them do not count); leave the scheme out to train in fp",
     ),
     # clients and their data
     "cohort larger than the clients": (

@@ -163,7 +163,13 @@ def grids_of(trainer: FederatedTrainer, template: L.LightningModule) -> dict[str
     """Grid of each quantized weight by its name in the state; empty without a scheme."""
     if trainer.scheme is None:
         return {}
-    return {f"{name}.weight": grid for name, grid in trainer.scheme.for_layers(template).items()}
+    grids = trainer.scheme.for_layers(template)
+    if grids and not any(grid == LayerScheme.parse(str(trainer.scheme)) for grid in grids.values()):
+        rank_zero_warn(
+            f"scheme {trainer.scheme}: no layer of {type(template).__name__} is on it: the first and the last stay at "
+            f"{trainer.scheme.edge_bits} bits, and there is no other; set the scheme's edge_bits to null to change that"
+        )
+    return {f"{name}.weight": grid for name, grid in grids.items()}
 
 
 def fitter_of(trainer: FederatedTrainer, job: Job) -> ClientFitter:

@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.recipe_files import STARTED_FROM_PYTHON
 
 _DEPTH = 4
 _LIGHTNING_OWN = ("training", "prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices")
@@ -41,7 +42,7 @@ def describe(value: Any, depth: int = _DEPTH) -> Any:
 
 def text_of(described: Mapping[str, Any]) -> str:
     """`recipe.yaml` of a run that was started from Python: it documents the run, `fedhq run` cannot rerun it."""
-    return "# Started from Python: what was set, for the record.\n" + str(
+    return f"{STARTED_FROM_PYTHON}: what was set, for the record; not a recipe that `fedhq run` could run.\n" + str(
         yaml.safe_dump(dict(described), sort_keys=False)
     )
 

@@ -1,8 +1,11 @@
 """Files of the deployed model: an exported program that torch alone runs, or packed integers for our loader."""
 
+import io
 import json
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -59,7 +62,8 @@ def export_program(converted: nn.Module, example_args: tuple[Any, ...], path: Pa
     with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder, torch.no_grad():
         written = Path(folder) / path.name
         try:
-            program = _program(_ForwardOnly(converted), example_args)
+            with _tracer_silent():
+                program = _program(_ForwardOnly(converted), example_args)
             torch.export.save(program, written)
             loaded = torch.export.load(written).module()
         except Exception as error:  # export raises whatever the traced code and a dozen of its own passes raise
@@ -88,6 +92,21 @@ def _program(module: nn.Module, example_args: tuple[Any, ...]) -> torch.export.E
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names folders of this machine
     return program
+
+
+@contextmanager
+def _tracer_silent() -> Iterator[None]:
+    """Without what torch prints on a module that it cannot trace: the error says it, and is handled."""
+    tracers = [logging.getLogger(name) for name in ("torch.export", "torch.fx", "torch._dynamo")]
+    levels = [tracer.level for tracer in tracers]
+    for tracer in tracers:
+        tracer.setLevel(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for tracer, level in zip(tracers, levels, strict=True):
+            tracer.setLevel(level)
 
 
 def save_packed(converted: nn.Module, path: Path) -> None:

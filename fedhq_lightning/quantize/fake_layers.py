@@ -1,24 +1,18 @@
 """Layers of the QAT lane, kernel `fake`: torchao's fake quantization, and what it lacks."""
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedhq_lightning.quantize.grid import round_to_grid
 from fedhq_lightning.quantize.scheme import LayerScheme
 from fedhq_lightning.quantize.torchao_quietly import (
-    _DTYPE_TO_BIT_WIDTH,
-    _DTYPE_TO_QVALUE_BOUNDS,
     FakeQuantizedLinear,
     IntxFakeQuantizeConfig,
     IntxFakeQuantizer,
-    MappingType,
-    PerAxis,
-    PerGroup,
     PerToken,
-    _fake_quantize_per_channel_group,
-    get_group_qparams_symmetric,
 )
 
 
@@ -35,19 +29,31 @@ class FakeQuantizer(IntxFakeQuantizer):  # type: ignore[misc]  # torchao ships n
         return rounded[..., :1] if is_single else rounded
 
 
-class WeightFakeQuantizer(FakeQuantizer):
-    """torchao's quantizer on the grid of `fedhq_lightning.quantize.grid`, whose scales clip no weight."""
+class WeightFakeQuantizer(nn.Module):
+    """A weight's deployment grid in the forward, the identity in the backward.
 
-    def _per_channel_or_group_forward(self, x: Tensor) -> Tensor:
-        bits = _DTYPE_TO_BIT_WIDTH[self.config.dtype]
-        granularity = self.config.granularity
-        group_size = x.shape[-1] if isinstance(granularity, PerAxis) else granularity.group_size
-        self.scale, self.zero_point = get_group_qparams_symmetric(
-            x, bits, group_size, mapping_type=MappingType.SYMMETRIC_NO_CLIPPING_ERR
-        )
-        bounds = _DTYPE_TO_QVALUE_BOUNDS[self.config.dtype]
-        rounded: Tensor = _fake_quantize_per_channel_group(x, self.scale, self.zero_point, *bounds, group_size)
+    torchao's own quantizer has no gradient for weights beyond the range. Here ranges may clip (see
+    `fedhq_lightning.quantize.grid`), and a clipped weight that gets no gradient never comes back.
+    """
+
+    def __init__(self, scheme: LayerScheme) -> None:
+        super().__init__()
+        self.scheme = scheme
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """(out, in_flat), rounded."""
+        rounded: Tensor = _StraightThrough.apply(weight, self.scheme)  # type: ignore[no-untyped-call]  # untyped in torch
         return rounded
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scheme: LayerScheme) -> Tensor:
+        return round_to_grid(weight, scheme).to(weight.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
 
 
 class QatLinear(FakeQuantizedLinear):  # type: ignore[misc]  # torchao ships no types
@@ -85,9 +91,7 @@ FakeLayer: TypeAlias = QatLinear | FakeQuantizedConv1d | FakeQuantizedConv2d
 
 def attach_fake_quantizers(layer: FakeLayer, scheme: LayerScheme) -> None:
     """Give a layer the `weight_fake_quantizer` and `activation_fake_quantizer` (or None) of its grid."""
-    granularity = PerAxis(0) if scheme.group_size is None else PerGroup(scheme.group_size)
-    weight = IntxFakeQuantizeConfig(_integer_type(scheme.weight_bits), granularity, is_symmetric=True)
-    layer.weight_fake_quantizer = WeightFakeQuantizer(weight)
+    layer.weight_fake_quantizer = WeightFakeQuantizer(scheme)
     layer.activation_fake_quantizer = None
     if scheme.activation_bits is not None:
         activation = IntxFakeQuantizeConfig(_integer_type(scheme.activation_bits), PerToken(), is_symmetric=False)

@@ -27,14 +27,23 @@ def values(*shape: int, scale: float = 1.0, seed: int = 0) -> Tensor:
     return x
 
 
-def torchao_weight(weight: Tensor, scheme: LayerScheme) -> tuple[Tensor, Tensor]:
-    flat, bits = weight.flatten(1), scheme.weight_bits
+def torchao_scale(weight: Tensor, scheme: LayerScheme, mapping_type: MappingType) -> Tensor:
+    flat = weight.flatten(1)
     group_size = scheme.group_size or flat.shape[1]
-    no_clipping = MappingType.SYMMETRIC_NO_CLIPPING_ERR
-    scale, zero_point = get_group_qparams_symmetric(flat, bits, group_size, mapping_type=no_clipping)
-    lowest, highest = grid.integer_range(bits)
-    rounded = _fake_quantize_per_channel_group(flat, scale, zero_point, lowest, highest, group_size)
-    return rounded.view(weight.shape), scale
+    scale, _ = get_group_qparams_symmetric(flat, scheme.weight_bits, group_size, mapping_type=mapping_type)
+    return scale
+
+
+def torchao_rounded(weight: Tensor, scheme: LayerScheme, scale: Tensor) -> Tensor:
+    flat = weight.flatten(1)
+    group_size = scheme.group_size or flat.shape[1]
+    lowest, highest = grid.integer_range(scheme.weight_bits)
+    rounded = _fake_quantize_per_channel_group(flat, scale, torch.zeros_like(scale), lowest, highest, group_size)
+    return rounded.view(weight.shape)
+
+
+def group_errors(rounded: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    return (rounded - weight).double().view(*scale.shape, -1).square().sum(2)
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -56,18 +65,37 @@ def test_rounding_twice_is_rounding_once(bits: int, group_size: int | None) -> N
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("group_size", [None, 3, 12])
 @pytest.mark.parametrize("scale", SCALES)
-def test_weights_are_bitwise_torchaos(bits: int, group_size: int | None, scale: float) -> None:
+def test_weights_are_bitwise_torchaos_at_the_same_scales(bits: int, group_size: int | None, scale: float) -> None:
     weight, scheme = values(16, 4, 3, 3, scale=scale), LayerScheme(bits, None, group_size)
-    expected, expected_scale = torchao_weight(weight, scheme)
     integers, scales = grid.quantize_weight(weight, scheme)
-    assert torch.equal(scales, expected_scale)
-    assert torch.equal(grid.round_to_grid(weight, scheme), expected)
+    assert torch.equal(grid.round_to_grid(weight, scheme), torchao_rounded(weight, scheme, scales))
     assert integers.dtype == torch.int8
     assert integers.shape == (16, 36)
     assert scales.shape == (16, 36 // (group_size or 36))
     lowest, highest = grid.integer_range(bits)
     assert integers.min() >= lowest
     assert integers.max() <= highest
+
+
+@pytest.mark.parametrize("bits", range(5, 9))
+@pytest.mark.parametrize("group_size", [None, 12])
+def test_scales_above_four_bits_are_torchaos_without_clipping(bits: int, group_size: int | None) -> None:
+    weight, scheme = values(16, 4, 3, 3), LayerScheme(bits, None, group_size)
+    expected = torchao_scale(weight, scheme, MappingType.SYMMETRIC_NO_CLIPPING_ERR)
+    assert torch.equal(grid.quantize_weight(weight, scheme)[1], expected)
+
+
+@pytest.mark.parametrize("bits", range(2, 5))
+@pytest.mark.parametrize("group_size", [None, 12])
+def test_scales_up_to_four_bits_never_err_more_than_without_clipping(bits: int, group_size: int | None) -> None:
+    weight = torch.cat([values(16, 48), torch.randn(16, 48, generator=torch.Generator().manual_seed(0))])
+    scheme = LayerScheme(bits, None, group_size)
+    widest = torchao_scale(weight, scheme, MappingType.SYMMETRIC_NO_CLIPPING_ERR)
+    scales = grid.quantize_weight(weight, scheme)[1]
+    ours = group_errors(grid.round_to_grid(weight, scheme), weight, scales)
+    theirs = group_errors(torchao_rounded(weight, scheme, widest), weight, widest)
+    assert (ours <= theirs * (1 + 1e-5)).all()
+    assert (ours < theirs * (1 - 1e-5)).any()
 
 
 @pytest.mark.parametrize("bits", range(2, 9))

@@ -33,9 +33,9 @@ def test_ptq_takes_every_layer_but_grouped_convolutions() -> None:
 def test_qat_takes_every_layer_with_its_own_grid() -> None:
     module = prepare(network(), "qat", QuantScheme("w3a4-g2"))
     assert types(module) == [FakeQuantizedConv2d, FakeQuantizedConv2d, QatLinear, QatLinear]
-    bits = [module.get_submodule(name).weight_fake_quantizer.config.dtype for name in ("0", "2", "4", "5")]
-    assert bits == [torch.int8, torch.int3, torch.int3, torch.int8]
-    assert module[4].weight_fake_quantizer.config.group_size == 2
+    bits = [module.get_submodule(name).weight_fake_quantizer.scheme.weight_bits for name in ("0", "2", "4", "5")]
+    assert bits == [8, 3, 3, 8]
+    assert module[4].weight_fake_quantizer.scheme.group_size == 2
     assert module[4].activation_fake_quantizer.config.dtype == torch.int4
 
 

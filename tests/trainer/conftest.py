@@ -1,0 +1,19 @@
+"""What tests of whole runs share."""
+
+from typing import Any
+
+import pytest
+
+from fedhq_lightning.federated import completion, deployment
+from fedhq_lightning.quantize import ExportError
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the two parts that take longest, where a test is about something else."""
+
+    def left_out(*arguments: Any) -> None:
+        raise ExportError("left out")
+
+    monkeypatch.setattr(deployment, "export_program", left_out)
+    monkeypatch.setattr(completion, "write_report", lambda path: None)

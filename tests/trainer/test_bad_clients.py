@@ -1,0 +1,96 @@
+"""Clients that are late, empty, or send what cannot be used."""
+
+import math
+from typing import Any
+
+import pytest
+from torch.utils.data import DataLoader
+
+from fedhq_lightning.callbacks import FixedAllocator
+from fedhq_lightning.errors import ConfigurationError
+
+from ..small_federation import SmallData, SmallModule, same_bits
+from .runs import fit, records
+
+
+class _Poisons(SmallModule):
+    """NaN where a client's first input is marked."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        return loss * math.nan if (batch[0] == 77).any() else loss
+
+
+class _PoisonedData(SmallData):
+    def dataset(self, client_id: Any) -> Any:
+        data = super().dataset(client_id)
+        if client_id == 2:
+            data.tensors[0][0, 0] = 77.0
+        return data
+
+
+@pytest.mark.usefixtures("quick")
+class TestBadClients:
+    @pytest.mark.parametrize("scheme", [None, "w4a8"])
+    def test_an_update_that_is_not_finite_is_quarantined(self, scheme: str | None) -> None:
+        settings: dict[str, Any] = {"scheme": scheme, "callbacks": FixedAllocator("qat" if scheme else "fp")}
+        with pytest.warns(UserWarning, match=r"round \d: client 2 is quarantined: .*not finite"):
+            done, state = fit(_Poisons(), _PoisonedData(), **settings)
+        assert done.summary["quarantined"] == 2
+        statuses = {each.client_id: each.status for each in records(done)[1].clients}
+        assert statuses == {0: "ok", 1: "ok", 2: "quarantined", 3: "ok"}
+        assert all(value.isfinite().all() for value in state.values() if value.is_floating_point())
+
+    def test_the_others_are_averaged_as_if_it_were_not_there(self) -> None:
+        with pytest.warns(UserWarning, match="quarantined"):
+            _, poisoned = fit(_Poisons(), _PoisonedData(), max_rounds=1)
+        _, without = fit(_Poisons(), SmallData({0: 20, 1: 13, 3: 27}), max_rounds=1)
+        # Client 3 is third without client 2, so its examples differ; give it the same.
+        data = SmallData({0: 20, 1: 13, 3: 27})
+        data.dataset = SmallData().dataset  # type: ignore[method-assign]  # by id, as with all four
+        _, same = fit(_Poisons(), data, max_rounds=1)
+        assert same_bits(poisoned, same)
+        assert not same_bits(poisoned, without)
+
+    def test_a_round_without_any_usable_update_keeps_the_model(self) -> None:
+        class AllPoisoned(SmallModule):
+            def training_step(self, batch: Any, batch_idx: int) -> Any:
+                return super().training_step(batch, batch_idx) * math.nan
+
+        with pytest.warns(UserWarning, match="quarantined|no usable update") as caught:  # either
+            _, state = fit(AllPoisoned())
+        assert sum("no usable update arrived" in str(warning.message) for warning in caught) == 2
+        assert same_bits(state, SmallModule().state_dict())
+
+    def test_an_empty_client_is_left_out_with_a_warning(self) -> None:
+        data = SmallData({"a": 20, "b": 0, "c": 9})
+        with pytest.warns(UserWarning, match="1 of 3 clients hold no examples and are left out: b"):
+            done, _ = fit(data=data)
+        assert {each.client_id for record in records(done) for each in record.clients} == {"a", "c"}
+
+    def test_late_clients_are_left_out(self) -> None:
+        everyone, _ = fit(fleet="mixed", max_rounds=1, data=SmallData((20,) * 6))
+        seconds = {each.client_id: each.virtual_seconds for each in records(everyone)[1].clients}
+        deadline = sorted(seconds.values())[2] * 1.001
+        done, state = fit(fleet="mixed", max_rounds=1, data=SmallData((20,) * 6), round_deadline=deadline)
+        record = records(done)[1]
+        late = {each.client_id for each in record.clients if each.status == "late"}
+        assert late == {client_id for client_id, value in seconds.items() if value > deadline} != set()
+        assert (record.late, record.virtual_seconds) == (len(late), deadline)
+        for each in record.clients:
+            assert (each.uplink_bytes, each.num_steps, each.metrics) == (0, 0, {}) or each.client_id not in late
+        on_time = SmallData({client_id: 20 for client_id in range(6) if client_id not in late})
+        on_time.dataset = SmallData((20,) * 6).dataset  # type: ignore[method-assign]  # the same examples
+        assert same_bits(state, fit(data=on_time, max_rounds=1)[1])
+
+    def test_a_deadline_that_nobody_can_meet(self) -> None:
+        with pytest.raises(ConfigurationError, match=r"round_deadline 1e-09 .* every client would be late"):
+            fit(round_deadline=1e-9)
+
+    def test_a_client_without_a_full_batch_sends_what_it_received(self) -> None:
+        class DropsLast(SmallData):
+            def train_dataloader(self, client_id: Any) -> Any:
+                return DataLoader(self.dataset(client_id), 8, shuffle=True, drop_last=True)
+
+        done, _ = fit(data=DropsLast((20, 3)), local_steps=4)
+        assert [each.num_steps for each in records(done)[1].clients] == [4, 0]

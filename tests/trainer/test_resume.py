@@ -1,0 +1,148 @@
+"""A run that was interrupted goes on as if nothing had happened."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedhq_lightning.callbacks import EarlyStopping, FixedAllocator
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated.aggregators import FedOpt, FedProx
+from fedhq_lightning.federated.callback import RoundCallback
+from fedhq_lightning.federated.records import RoundRecord
+from fedhq_lightning.federated.run_directory import RunDirectory
+from fedhq_lightning.trainer import FederatedTrainer
+
+from ..small_federation import SmallData, SmallModule, same_bits, trainer
+from .runs import Recorder, checkpoint, fit, records
+
+RESUMABLE: dict[str, Any] = {
+    "max_rounds": 4,
+    "clients_per_round": 3,
+    "scheme": "w4a8",
+    "uplink": "delta",
+    "ema_decay": 0.5,
+    "round_lr": "cosine",
+}
+
+
+@pytest.mark.usefixtures("quick")
+class TestResume:
+    def broken_and_resumed(self, after: int, make: Callable[[], dict[str, Any]]) -> tuple[Any, Any]:
+        """An unbroken run, and one that was interrupted at the end of round `after` and went on."""
+
+        def interrupt(there: FederatedTrainer, record: RoundRecord) -> None:
+            if record.round == after:
+                raise KeyboardInterrupt
+
+        def settings(callback: RoundCallback) -> dict[str, Any]:
+            own = make()
+            return RESUMABLE | own | {"callbacks": [callback, *own.get("callbacks", [])]}
+
+        unbroken, _ = fit(**settings(Recorder()))
+        broken = trainer(**settings(Recorder(interrupt)))
+        with pytest.raises(KeyboardInterrupt):
+            broken.fit(SmallModule(), SmallData())
+        resumed, _ = fit(ckpt_path=broken.run_dir, **settings(Recorder()))
+        assert resumed.run_dir == broken.run_dir
+        return unbroken, resumed
+
+    @pytest.mark.parametrize("after", [1, 3, 4])
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda: {"aggregator": FedOpt(partial(torch.optim.Adam, lr=0.05)), "callbacks": [FixedAllocator(0.5)]},
+            lambda: {"aggregator": FedOpt(partial(torch.optim.SGD, lr=1.0, momentum=0.9)), "scheme": None},
+            lambda: {"aggregator": FedProx(0.1), "callbacks": [FixedAllocator("qat")], "downlink": "scheme"},
+        ],
+        ids=["FedAdam", "FedAvgM", "FedProx"],
+    )
+    def test_goes_on_as_if_nothing_had_happened(self, after: int, make: Callable[[], dict[str, Any]]) -> None:
+        unbroken, resumed = self.broken_and_resumed(after, make)
+        one, two = checkpoint(unbroken)["state"], checkpoint(resumed)["state"]
+        for name in ("global_state", "averaged_state", "best_state"):
+            assert same_bits(one[name], two[name]), name
+        assert one["best_round"] == two["best_round"]
+        assert [record.round for record in records(resumed)] == [0, 1, 2, 3, 4]
+        for mine, other in zip(records(resumed), records(unbroken), strict=True):
+            assert mine.metrics == other.metrics
+            assert mine.mode_counts == other.mode_counts
+            assert mine.total_virtual_seconds == other.total_virtual_seconds
+        for name in ("metric_fp", "metric_quantized", "uplink_bytes", "virtual_seconds", "mode_counts", "worst_client"):
+            assert resumed.summary[name] == unbroken.summary[name]
+        assert (resumed.run_dir / "model" / "weights.safetensors").read_bytes() == (
+            unbroken.run_dir / "model" / "weights.safetensors"
+        ).read_bytes()
+        rows = list(csv.DictReader((resumed.run_dir / "metrics.csv").read_text().splitlines()))
+        assert [row["round"] for row in rows] == ["0", "1", "2", "3", "4"]
+
+    def test_from_an_older_checkpoint(self) -> None:
+        unbroken, state = fit(max_rounds=3)
+        other = unbroken.run_dir.with_name("copy")
+        shutil.copytree(unbroken.run_dir, other)
+        (other / "summary.json").unlink()
+        older = RunDirectory(other).saved_checkpoints()[0]
+        assert older.name == "round-000002.ckpt"
+        resumed, again = fit(max_rounds=3, ckpt_path=older)
+        assert same_bits(state, again)
+        assert [record.round for record in records(resumed)] == [0, 1, 2, 3]
+        assert (other / "summary.json").exists()
+
+    def test_a_finished_run_is_only_completed(self) -> None:
+        done, state = fit(max_rounds=2)
+        before = (done.run_dir / "rounds.jsonl").read_text()
+        (done.run_dir / "summary.json").unlink()
+        resumed, again = fit(max_rounds=2, ckpt_path=done.run_dir)
+        assert same_bits(state, again)
+        assert (done.run_dir / "rounds.jsonl").read_text() == before
+        assert json.loads((done.run_dir / "summary.json").read_text()) == resumed.summary
+
+    def test_callbacks_take_up_their_state(self) -> None:
+        def interrupt(there: FederatedTrainer, record: RoundRecord) -> None:
+            if record.round == 2:
+                raise KeyboardInterrupt
+
+        stopping = EarlyStopping(patience=3, min_delta=100.0)
+        broken = trainer(max_rounds=9, callbacks=[stopping, Recorder(interrupt)])
+        with pytest.raises(KeyboardInterrupt):
+            broken.fit(SmallModule(), SmallData())
+        again = EarlyStopping(patience=3, min_delta=100.0)
+        resumed, _ = fit(max_rounds=9, callbacks=[again, Recorder()], ckpt_path=broken.run_dir)
+        assert again.best == records(resumed)[0].monitored
+        assert resumed.summary["rounds"] == 3
+        once_more = EarlyStopping(patience=3, min_delta=100.0)
+        finished, _ = fit(max_rounds=9, callbacks=[once_more, Recorder()], ckpt_path=broken.run_dir)
+        assert finished.summary["rounds"] == 3, "a run that was stopped stays stopped"
+
+    def test_another_recipe_is_refused_and_nothing_written(self) -> None:
+        done, _ = fit()
+        before = sorted(path.name for path in done.run_dir.parent.iterdir())
+        others: list[tuple[dict[str, Any], str]] = [
+            ({"seed": 5}, "trainer.seed was 0, is now 5"),
+            ({"scheme": "w4a8"}, "trainer.scheme was None, is now 'w4a8'"),
+            ({"module": SmallModule(lr=0.5)}, "model.lr was 0.1, is now 0.5"),
+            ({"data": SmallData(batch_size=4)}, "data.batch_size was 8, is now 4"),
+        ]
+        for settings, message in others:
+            with pytest.raises(ConfigurationError, match=message):
+                fit(ckpt_path=done.run_dir, **settings)
+        assert sorted(path.name for path in done.run_dir.parent.iterdir()) == before
+
+    def test_what_changes_no_bit_may_change(self, tmp_path: Path) -> None:
+        done, _ = fit()
+        fit(ckpt_path=done.run_dir, checkpoint_every_n_rounds=2, default_root_dir=tmp_path / "other")
+
+    def test_the_best_checkpoint_is_no_run(self) -> None:
+        done, _ = fit()
+        with pytest.raises(ConfigurationError, match=r"best\.ckpt.*give a run directory"):
+            fit(ckpt_path=done.run_dir / "checkpoints" / "best.ckpt")
+
+    def test_nothing_there(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigurationError, match="nothing to resume from"):
+            fit(ckpt_path=tmp_path / "nowhere")
