@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from fedhq_lightning.allocation import FixedAllocator
     from fedhq_lightning.callbacks.early_stopping import EarlyStopping
     from fedhq_lightning.federated.callback import RoundCallback
-    from fedhq_lightning.progress import ProgressDisplay
+    from fedhq_lightning.reporting.progress import ProgressDisplay
 
 __all__ = ["EarlyStopping", "FixedAllocator", "ProgressDisplay", "RoundCallback"]
 
 _MODULES = {
     "EarlyStopping": "fedhq_lightning.callbacks.early_stopping",
     "FixedAllocator": "fedhq_lightning.allocation",
-    "ProgressDisplay": "fedhq_lightning.progress",
+    "ProgressDisplay": "fedhq_lightning.reporting.progress",
     "RoundCallback": "fedhq_lightning.federated.callback",
 }
 

@@ -217,7 +217,7 @@ def _fit(subject: str, name: str, text: str, overrides: list[str], ckpt_path: Pa
                     process.send_signal(signal.SIGINT)
                 raise KeyboardInterrupt(_how_to_go_on(trainer)) from None
     if trainer.is_global_zero:
-        from fedhq_lightning.tables import print_final
+        from fedhq_lightning.reporting.tables import print_final
 
         print_final(trainer.summary)
         print(f"model, report and records: {trainer.run_dir}")

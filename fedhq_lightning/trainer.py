@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from fedhq_lightning import tracking
 from fedhq_lightning.allocation import Allocator
+from fedhq_lightning.completion import complete
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.devices import FleetSpec
 from fedhq_lightning.errors import ConfigurationError, nearest
@@ -27,7 +28,6 @@ from fedhq_lightning.federated import assembly, checks
 from fedhq_lightning.federated.aggregators import Aggregator, FedAvg
 from fedhq_lightning.federated.callback import RoundCallback
 from fedhq_lightning.federated.client_trainer import FitOptions
-from fedhq_lightning.federated.completion import complete
 from fedhq_lightning.federated.description import check_same, describe, text_of
 from fedhq_lightning.federated.link import Downlink, Uplink
 from fedhq_lightning.federated.processes import Processes, lightning_quiet
@@ -35,8 +35,8 @@ from fedhq_lightning.federated.rounds import RoundLoop
 from fedhq_lightning.federated.run_directory import RunDirectory, load_checkpoint
 from fedhq_lightning.federated.run_state import RunState
 from fedhq_lightning.files import write_atomically
-from fedhq_lightning.progress import ProgressDisplay
 from fedhq_lightning.quantize import QuantScheme
+from fedhq_lightning.reporting.progress import ProgressDisplay
 
 _SETTINGS_THAT_CHANGE_NO_BIT = frozenset(
     f"trainer.{name}"

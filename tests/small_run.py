@@ -6,8 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from fedhq_lightning.federated.records import ClientRecord, RoundRecord
-from fedhq_lightning.overview import tier_figures
+from fedhq_lightning.federated.records import ClientRecord, RoundRecord, tier_figures
 
 # name, compute seconds of one fit, bits per second
 TIERS = (("server", 1.5, 1e8), ("phone", 14.0, 1e7), ("board", 55.0, 2e6))

@@ -87,9 +87,6 @@ def set_up(trainer: FederatedTrainer, module: L.LightningModule, datamodule: Fed
     client_ids = datamodule.client_ids
     empty = checks.empty_positions(datamodule, client_ids)
     sampler = CohortSampler(client_ids, trainer.clients_per_round, trainer.seed, empty)
-    if empty:
-        names = ", ".join(str(client_ids[position]) for position in sorted(empty)[:5])
-        rank_zero_warn(f"{len(empty)} of {len(client_ids)} clients hold no examples and are left out: {names}")
     with_data = sampler.with_data()
 
     template = set_up_template(module, trainer.fit_options)
@@ -113,6 +110,9 @@ def set_up(trainer: FederatedTrainer, module: L.LightningModule, datamodule: Fed
     )
     allocator.setup(AllocationContext(with_data, trainer.seed, clock.seconds, _divergence(datamodule, with_data)))
     _check_allocation(trainer, allocator, with_data, clock)
+    if empty:
+        names = ", ".join(str(client_ids[position]) for position in sorted(empty)[:5])
+        rank_zero_warn(f"{len(empty)} of {len(client_ids)} clients hold no examples and are left out: {names}")
     return Job(template, datamodule, sampler, found, grids, link, clock, allocator)
 
 
@@ -164,11 +164,6 @@ def grids_of(trainer: FederatedTrainer, template: L.LightningModule) -> dict[str
     if trainer.scheme is None:
         return {}
     grids = trainer.scheme.for_layers(template)
-    if grids and not any(grid == LayerScheme.parse(str(trainer.scheme)) for grid in grids.values()):
-        rank_zero_warn(
-            f"scheme {trainer.scheme}: no layer of {type(template).__name__} is on it: the first and the last stay at "
-            f"{trainer.scheme.edge_bits} bits, and there is no other; set the scheme's edge_bits to null to change that"
-        )
     return {f"{name}.weight": grid for name, grid in grids.items()}
 
 

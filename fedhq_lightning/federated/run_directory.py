@@ -15,9 +15,8 @@ from typing import Any
 import torch
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.records import RoundRecord
+from fedhq_lightning.federated.records import RoundRecord, read_rounds
 from fedhq_lightning.files import write_atomically
-from fedhq_lightning.overview import read_rounds
 
 _CHECKPOINT_NAME = re.compile(r"round-(\d+)\.ckpt")
 

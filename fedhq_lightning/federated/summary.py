@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.federated.deployment import Deployment
 from fedhq_lightning.federated.evaluation import Evaluator
+from fedhq_lightning.federated.records import tier_figures
 from fedhq_lightning.federated.run_state import RunState
-from fedhq_lightning.overview import tier_figures
-from fedhq_lightning.quantize import QuantScheme
+from fedhq_lightning.quantize import LayerScheme, QuantScheme
 from fedhq_lightning.types import MODES, ClientId
 
 _PACKAGES = ("fedhq_lightning", "torch", "torchao", "lightning", "torchmetrics", "wandb", "flwr-datasets")
@@ -25,6 +26,7 @@ def summarize(
     state: RunState,
     monitor: str | None,
     scheme: QuantScheme | None,
+    grids: Mapping[str, LayerScheme],
     seed: int,
     deployment: Deployment,
     worst_client: dict[str, Any] | None,
@@ -49,6 +51,7 @@ def summarize(
         "metric_fp": best.metric_fp if best else None,
         "metric_quantized": quantized if quantized is not None and math.isfinite(quantized) else None,
         "scheme": None if scheme is None else str(scheme),
+        "layer_schemes": {name.removesuffix(".weight"): str(grid) for name, grid in grids.items()},
         "wall_seconds": state.wall_seconds,
         "fit_wall_seconds": sum(record.fit_wall_seconds for record in rounds),
         "virtual_seconds": state.virtual_seconds,

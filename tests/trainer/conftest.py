@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from fedhq_lightning.federated import completion, deployment
+from fedhq_lightning import completion
+from fedhq_lightning.federated import deployment
 from fedhq_lightning.quantize import ExportError
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fedhq_lightning.federated.deployment import deploy
 from fedhq_lightning.federated.rounds import RoundLoop
 from fedhq_lightning.federated.summary import summarize, worst_client
-from fedhq_lightning.report import write_report
+from fedhq_lightning.reporting.report import write_report
 
 if TYPE_CHECKING:
     from fedhq_lightning.trainer import FederatedTrainer
@@ -27,7 +27,7 @@ def complete(trainer: FederatedTrainer, rounds: RoundLoop, recipe_name: str) -> 
         mode = str(trainer.monitor_mode)
         worst = worst_client(rounds.evaluator, state, trainer.monitor, mode, job.datamodule)
     summary = summarize(
-        state, trainer.monitor, trainer.scheme, trainer.seed, deployment, worst, recipe_name, trainer.run_dir
+        state, trainer.monitor, trainer.scheme, job.grids, trainer.seed, deployment, worst, recipe_name, trainer.run_dir
     )
     directory.write_clients(state.records)
     directory.write_summary(summary)

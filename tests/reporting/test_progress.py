@@ -9,11 +9,11 @@ import pytest
 from rich.console import Console
 
 from fedhq_lightning.federated.records import RoundRecord
-from fedhq_lightning.overview import format_seconds
-from fedhq_lightning.progress import ProgressDisplay
+from fedhq_lightning.reporting.overview import format_seconds
+from fedhq_lightning.reporting.progress import ProgressDisplay
 from fedhq_lightning.types import Plan
 
-from .small_run import small_rounds
+from ..small_run import small_rounds
 from .test_tables import Terminal
 
 

@@ -1,14 +1,10 @@
 """A run in words and numbers for people: what the final table on the terminal and the report both show."""
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.records import RoundRecord
-from fedhq_lightning.types import MODES, ClientId
+from fedhq_lightning.types import MODES
 
 
 def format_seconds(seconds: float) -> str:
@@ -55,61 +51,6 @@ def format_metric(value: float | None) -> str:
 def format_modes(counts: Mapping[str, int]) -> str:
     """`ptq 6, qat 4`: the modes that occur, in their usual order."""
     return ", ".join(f"{mode} {counts[mode]:,}" for mode in MODES if counts.get(mode)) or "none"
-
-
-def read_rounds(path: Path) -> Iterator[RoundRecord]:
-    """The records of a `rounds.jsonl`, one at a time, so that a long run need not fit in memory.
-
-    A last line that a killed run left unfinished is left out.
-
-    Raises:
-        ConfigurationError: The file is missing, or a line before the last is damaged.
-    """
-    if not path.is_file():
-        raise ConfigurationError(f"{path}: no such file; give the folder of a run, it holds rounds.jsonl")
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = RoundRecord.from_json(json.loads(line))
-            except ValueError as error:
-                if not line.endswith("\n"):
-                    return
-                raise ConfigurationError(f"{path}: line {number} is damaged: {error}") from error
-            yield record
-
-
-def tier_figures(rounds: Iterable[RoundRecord]) -> list[dict[str, Any]]:
-    """What each device tier did, slowest tier first; what `summary.json` holds under `tiers`.
-
-    Args:
-        rounds: The run's records; consumed one at a time.
-
-    Returns:
-        One dict a tier: `tier`, `clients` (distinct clients that took part), `fits` (local fits), `mode_counts` (fits
-        per mode), `late`, `quarantined`, and the mean virtual seconds of a fit `download_seconds`, `compute_seconds`,
-        `upload_seconds`.
-    """
-    parts = ("download_seconds", "compute_seconds", "upload_seconds")
-    tiers: dict[str, dict[str, Any]] = {}
-    members: dict[str, set[ClientId]] = {}
-    for record in rounds:
-        for client in record.clients:
-            counts = {"fits": 0, "mode_counts": dict.fromkeys(MODES, 0), "late": 0, "quarantined": 0}
-            figures = tiers.setdefault(
-                client.tier, {"tier": client.tier, "clients": 0} | counts | dict.fromkeys(parts, 0.0)
-            )
-            members.setdefault(client.tier, set()).add(client.client_id)
-            figures["fits"] += 1
-            figures["mode_counts"][client.mode] += 1
-            if client.status != "ok":
-                figures[client.status] += 1
-            for part in parts:
-                figures[part] += getattr(client, part)
-    for name, figures in tiers.items():
-        figures["clients"] = len(members[name])
-        for part in parts:
-            figures[part] /= figures["fits"]
-    return sorted(tiers.values(), key=lambda figures: -sum(figures[part] for part in parts))
 
 
 def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from fedhq_lightning.federated.callback import RoundCallback
 from fedhq_lightning.federated.records import ClientRecord, RoundRecord
-from fedhq_lightning.overview import format_metric, format_modes, format_seconds
-from fedhq_lightning.tables import on_terminal
+from fedhq_lightning.reporting.overview import format_metric, format_modes, format_seconds
+from fedhq_lightning.reporting.tables import on_terminal
 from fedhq_lightning.types import Plan
 
 if TYPE_CHECKING:

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from fedhq_lightning.files import write_atomically
-from fedhq_lightning.history import load_run
-from fedhq_lightning.report_html import page
-from fedhq_lightning.report_sections import (
+from fedhq_lightning.reporting.history import load_run
+from fedhq_lightning.reporting.page import page
+from fedhq_lightning.reporting.sections import (
     allocation_section,
     course_section,
     header_section,

@@ -15,10 +15,10 @@ from xml.etree import ElementTree
 import pytest
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.figures import MODE_COLOURS, time_unit
-from fedhq_lightning.report import write_report
+from fedhq_lightning.reporting.figures import MODE_COLOURS, time_unit
+from fedhq_lightning.reporting.report import write_report
 
-from .small_run import small_rounds, small_summary, write_run
+from ..small_run import small_rounds, small_summary, write_run
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
@@ -183,8 +183,9 @@ def test_same_files_same_bytes_whatever_the_users_style(tmp_path: Path, report: 
 
 
 def test_matplotlib_is_imported_only_to_draw(tmp_path: Path) -> None:
-    code = "import sys, fedhq_lightning.report, fedhq_lightning.progress; sys.exit('matplotlib' in sys.modules)"
-    root = Path(__file__).parents[1]
+    modules = "fedhq_lightning.reporting.report, fedhq_lightning.reporting.progress"
+    code = f"import sys, {modules}; sys.exit('matplotlib' in sys.modules)"
+    root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 
 

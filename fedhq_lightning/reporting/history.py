@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.records import ClientRecord, RoundRecord
-from fedhq_lightning.overview import read_rounds, tier_figures
+from fedhq_lightning.federated.records import ClientRecord, RoundRecord, read_rounds, tier_figures
 from fedhq_lightning.types import MODES, ClientId, Mode
 
 
@@ -69,7 +68,7 @@ class RunHistory:
         recipe: Text of `recipe.yaml`, empty where there is none.
         rounds: The rounds in order, without their clients.
         clients: Every client that took part, by tier (slowest first), then by id.
-        tiers: See `fedhq_lightning.overview.tier_figures`.
+        tiers: See `fedhq_lightning.federated.records.tier_figures`.
     """
 
     name: str

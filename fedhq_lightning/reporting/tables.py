@@ -8,8 +8,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fedhq_lightning.federated.records import RoundRecord
-from fedhq_lightning.overview import TIER_HEADER, summary_rows, tier_figures, tier_rows
+from fedhq_lightning.federated.records import RoundRecord, tier_figures
+from fedhq_lightning.reporting.overview import TIER_HEADER, summary_rows, tier_rows
 
 _TIERS_TITLE = "Tiers; virtual times, means of one local fit"
 

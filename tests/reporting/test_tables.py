@@ -7,18 +7,17 @@ import pytest
 from rich.console import Console
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.overview import (
+from fedhq_lightning.federated.records import read_rounds, tier_figures
+from fedhq_lightning.reporting.overview import (
     format_bytes,
     format_metric,
     format_modes,
     format_seconds,
-    read_rounds,
     summary_rows,
-    tier_figures,
 )
-from fedhq_lightning.tables import final_table, final_text, print_final
+from fedhq_lightning.reporting.tables import final_table, final_text, print_final
 
-from .small_run import small_rounds, small_summary, write_run
+from ..small_run import small_rounds, small_summary, write_run
 
 
 class Terminal(io.StringIO):

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from fedhq_lightning.federated.records import RoundRecord
-from fedhq_lightning.figures import Curve, ModeMap, curves_svg, mode_map_svg, split_svg, time_unit
-from fedhq_lightning.history import ClientHistory, RunHistory
-from fedhq_lightning.overview import (
+from fedhq_lightning.reporting.figures import Curve, ModeMap, curves_svg, mode_map_svg, split_svg, time_unit
+from fedhq_lightning.reporting.history import ClientHistory, RunHistory
+from fedhq_lightning.reporting.overview import (
     TIER_HEADER,
     format_bytes,
     format_metric,
@@ -18,7 +18,7 @@ from fedhq_lightning.overview import (
     tier_rows,
     worst_client_text,
 )
-from fedhq_lightning.report_html import figure, folded, table
+from fedhq_lightning.reporting.page import figure, folded, table
 
 _MOST_ROWS_IN_MAP = 120
 _MOST_BARS = 30
