@@ -57,6 +57,7 @@ class ClientRecord:
         upload_seconds: Virtual seconds to send the update.
         uplink_bytes: Payload sent.
         downlink_bytes: Payload received.
+        reason: Why its update was quarantined, else empty.
     """
 
     round: int
@@ -73,6 +74,7 @@ class ClientRecord:
     upload_seconds: float
     uplink_bytes: int
     downlink_bytes: int
+    reason: str = ""
 
     @property
     def virtual_seconds(self) -> float:

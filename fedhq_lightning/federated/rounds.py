@@ -120,8 +120,7 @@ class RoundLoop:
                     received = self.job.link.receive(update.payload, round_number, record.client_id)
                     accumulated.add(received, record.num_examples)
                 except (PayloadError, ValueError) as error:
-                    rank_zero_warn(f"round {round_number}: client {record.client_id} is quarantined: {error}")
-                    record = replace(record, status="quarantined")
+                    record = replace(record, status="quarantined", reason=str(error))
             records.append(record.to_json())
         total = self._processes.reduce(accumulated)
         if total.total_weight:
@@ -133,6 +132,9 @@ class RoundLoop:
         if self._trainer.ema_decay is not None:
             self.state.average(self._trainer.ema_decay)
         everyone = [ClientRecord.from_json(record) for part in self._processes.gather(records) for record in part]
+        for record in everyone:
+            if record.status == "quarantined":
+                rank_zero_warn(f"round {round_number}: client {record.client_id} is quarantined: {record.reason}")
         return sorted(everyone, key=lambda record: self.job.clock.position(record.client_id))
 
     def _observe(self, round_number: int, plan: Plan, clients: list[ClientRecord], watch: _Stopwatch) -> None:
