@@ -1,6 +1,6 @@
 """Uplink `weights` against `delta`: quantized metric and bytes, on two schemes and two label skews.
 
-    python benchmarks/uplink.py            # about 15 minutes on one core; prints the table and writes docs/uplink.md
+    python benchmarks/uplink.py            # about 18 minutes on one core; prints the table and writes docs/uplink.md
     python benchmarks/uplink.py --seeds 1 --rounds 2 --print-only
 
 Every run is the recipe mnist5k-hybrid with the values of its row. Runs of one cell share seeds, so initial weights,
@@ -30,11 +30,11 @@ TEXT = """# Uplink: weights or delta
 What a client sends: `uplink: weights` (default) sends its local model, rounded to the scheme's grid; `uplink: delta`
 sends the difference between its local model and the global model it received, on a grid of the same bits.
 
-Printed by `{command}`, with the recipe `{recipe}` (MNIST-5k, LeNet-5, 20 clients, 10 a round, half of them in qat),
-{rounds} rounds and {seeds} seeds a cell. The metric is `val_accuracy` of the quantized model on the 1,000 held-out
-images, its mean over the last {last} rounds: mean over the seeds, with the smallest and the largest in brackets.
-`difference` is delta minus weights, paired by seed. `bytes` is the mean payload of one client in one round; the float32
-model is {float_bytes:,} bytes.
+Printed by `{command}`, with the recipe `{recipe}` (MNIST-5k, LeNet-5, 20 clients, 10 a
+round, half of them in qat), {rounds} rounds and {seeds} seeds a cell. The metric is `val_accuracy` of the quantized
+model on the 1,000 held-out images, its mean over the last {last} rounds: mean over the seeds, with the smallest and the
+largest in brackets. `difference` is delta minus weights, paired by seed. `bytes` is the mean payload of one client in
+one round; the float32 model is {float_bytes:,} bytes.
 
 {table}
 

@@ -41,6 +41,7 @@ class EarlyStopping(RoundCallback):
         self.best: float | None = None
         self.evaluations_without_improvement = 0
         self.reason = ""
+        self._resumes = False
 
     @property
     def state_key(self) -> str:
@@ -60,6 +61,13 @@ class EarlyStopping(RoundCallback):
         self.best = state["best"]
         self.evaluations_without_improvement = state["evaluations_without_improvement"]
         self.reason = state["reason"]
+        self._resumes = True
+
+    def on_fit_start(self, trainer: "FederatedTrainer") -> None:
+        """Forget an earlier run, unless this one goes on with it."""
+        if not self._resumes:
+            self.best, self.evaluations_without_improvement, self.reason = None, 0, ""
+        self._resumes = False
 
     def on_round_end(self, trainer: "FederatedTrainer", record: RoundRecord) -> None:
         """Judge the round's value, if it has one."""

@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     show = add("show", _show, "Print a recipe with every default filled in; it can be run.", _SHOW_EPILOG)
     run = add("run", _run, "Run a recipe; --KEY=VALUE changes a value.", _RUN_EPILOG)
     resume = add("resume", _resume, "Go on with a run that was stopped.", _RESUME_EPILOG)
-    resume.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the directory of the run")
+    resume.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the directory of the run, or a checkpoint in it")
     for command in (show, run):
         command.add_argument("recipe", metavar="NAME|FILE", help="a shipped recipe, or a file that ends in .yaml")
     for command in (show, run, resume):
@@ -188,7 +188,8 @@ def _run(known: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _resume(known: argparse.Namespace, rest: list[str]) -> None:
-    run_dir: Path = known.run_dir
+    given: Path = known.run_dir
+    run_dir = given.parent.parent if given.suffix == ".ckpt" else given
     recipe = run_dir / "recipe.yaml"
     if not recipe.is_file():
         found = "no recipe.yaml there" if run_dir.is_dir() else "no such folder"
@@ -198,7 +199,7 @@ def _resume(known: argparse.Namespace, rest: list[str]) -> None:
             f"resume {run_dir}: this run was started from Python; go on there with "
             f"trainer.fit(module, datamodule, ckpt_path={str(run_dir)!r})"
         )
-    _fit(f"resume {run_dir}", run_dir.resolve().parent.name, recipe.read_text(encoding="utf-8"), rest, run_dir)
+    _fit(f"resume {run_dir}", run_dir.resolve().parent.name, recipe.read_text(encoding="utf-8"), rest, given)
 
 
 def _fit(subject: str, name: str, text: str, overrides: list[str], ckpt_path: Path | None = None) -> None:

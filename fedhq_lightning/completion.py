@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fedhq_lightning.federated.deployment import deploy
+from fedhq_lightning.federated.records import distinct_clients, tier_figures
 from fedhq_lightning.federated.rounds import RoundLoop
 from fedhq_lightning.federated.summary import summarize, worst_client
 from fedhq_lightning.reporting.report import write_report
@@ -22,14 +23,25 @@ def complete(trainer: FederatedTrainer, rounds: RoundLoop, recipe_name: str) -> 
     deployment = deploy(
         rounds.evaluator, state.deployed, job.validation_loaders, job.probe.example_args, directory.model
     )
+    # Clients are in `rounds.jsonl` alone, and may be many: each of these reads one round at a time.
+    participants, tiers = distinct_clients(directory.stream_rounds()), tier_figures(directory.stream_rounds())
     worst = None
     if job.validation_loaders:
         mode = str(trainer.monitor_mode)
-        worst = worst_client(rounds.evaluator, state, trainer.monitor, mode, job.datamodule)
+        worst = worst_client(rounds.evaluator, state, trainer.monitor, mode, job.datamodule, participants)
     summary = summarize(
-        state, trainer.monitor, trainer.scheme, job.grids, trainer.seed, deployment, worst, recipe_name, trainer.run_dir
+        state,
+        trainer.monitor,
+        trainer.scheme,
+        job.grids,
+        trainer.seed,
+        deployment,
+        worst,
+        tiers,
+        recipe_name,
+        trainer.run_dir,
     )
-    directory.write_clients(state.records)
+    directory.write_clients()
     directory.write_summary(summary)
     write_report(directory.path)
     return summary

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -13,10 +15,14 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from fedhq_lightning.data import FederatedDataModule
+from fedhq_lightning.devices.profile import is_path
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.seeds import derive_seed, seed_generators
 from fedhq_lightning.recipe_errors import check_all_used, check_class_nodes, explain
 from fedhq_lightning.trainer import FederatedTrainer, Recipe
+
+_FOLDERS = ("root", "cache_dir")
+"""Arguments of the shipped data modules that name a folder."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ def resolve(name: str, text: str, overrides: Sequence[str] = ()) -> Resolved:
         raise ConfigurationError(explain(error, keys)) from error
     check_all_used(content, base.as_dict())
     header = "".join(line + "\n" for line in takewhile(lambda line: line.startswith("#"), text.splitlines()))
-    return Resolved(Recipe(name, header + parser.dump(values, skip_unset=False)), parser, values)
+    return Resolved(Recipe(name, header + parser.dump(_rooted(values), skip_unset=False)), parser, values)
 
 
 def recipe_parser() -> ArgumentParser:
@@ -105,6 +111,27 @@ def recipe_parser() -> ArgumentParser:
     parser.add_subclass_arguments(FederatedDataModule, "data", required=True)
     parser.add_class_arguments(FederatedTrainer, "trainer")
     return parser
+
+
+def _rooted(values: Namespace) -> Namespace:
+    """The same, with relative paths to what is there made whole: a run may go on from another folder."""
+    rooted = values.clone()
+    for key, value in values.items():
+        name = key.rpartition(".")[2]
+        if key == "trainer.fleet":
+            rooted[key] = _rooted_fleet(value)
+        elif name in _FOLDERS and isinstance(value, str | Path) and Path(value).is_dir():
+            rooted[key] = os.path.abspath(value)
+    return rooted
+
+
+def _rooted_fleet(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_rooted_fleet(each) for each in value]
+    if isinstance(value, Mapping):
+        return {_rooted_fleet(device): weight for device, weight in value.items()}
+    is_file = isinstance(value, str | Path) and is_path(value) and Path(value).is_file()
+    return os.path.abspath(value) if is_file else value
 
 
 def _read(text: str) -> dict[str, Any]:

@@ -150,6 +150,11 @@ IN_A_RECIPE: dict[str, tuple[dict[str, Any], str]] = {
         {"trainer.accelerator": "gpuu"},
         "trainer.accelerator 'gpuu', devices 1, strategy 'auto': ...",
     ),
+    "strategy that starts processes in another way": (
+        {"trainer.strategy": "ddp_spawn", "trainer.devices": 2, "trainer.accelerator": "cpu"},
+        "trainer.strategy 'ddp_spawn' starts processes by spawn, which cannot work here; take 'auto' or 'ddp', which "
+        "run the script once a process (in a notebook: devices=1)",
+    ),
     # classes
     "class misspelt": (
         {"model.class_path": "fedhq_lightning.models.MLPP"},
@@ -209,7 +214,7 @@ IN_A_RECIPE: dict[str, tuple[dict[str, Any], str]] = {
     "nothing to quantize": (
         {"model": user("NothingToQuantize")},
         "NothingToQuantize has nothing to quantize under scheme 'w4a8': no nn.Linear, nn.Conv1d or nn.Conv2d layer "
-        "(subclasses of them do not count); leave the scheme out to train in fp",
+        "(subclasses and normed weights do not count); leave the scheme out to train in fp",
     ),
     # clients and their data
     "cohort larger than the clients": (

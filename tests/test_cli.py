@@ -1,5 +1,6 @@
 """The commands, as a user meets them at a terminal."""
 
+import json
 import os
 import re
 import signal
@@ -189,6 +190,75 @@ def test_interrupted(tmp_path, devices, whole_group):
     assert errors == f"fedhq: interrupted; go on with: fedhq resume {run_dir.relative_to(tmp_path)}\n"
     assert process.returncode == 130
     assert list((run_dir / "checkpoints").glob("round-*.ckpt"))
+
+
+@pytest.fixture
+def stopped(capsys, monkeypatch, tmp_path) -> Path:
+    """A run that was interrupted in its second round."""
+    from fedhq_lightning.federated.rounds import RoundLoop
+
+    (tmp_path / "devices").mkdir()
+    (tmp_path / "devices" / "fleet.yaml").write_text("profiles: {raspberry-pi-4: 1}\n")
+    write_recipe(tmp_path / "mine.yaml", {"trainer.max_rounds": 3, "trainer.fleet": "devices/fleet.yaml"})
+    plan = RoundLoop._plan
+
+    def interrupt(self, round_number, watch):
+        if round_number == 2:
+            raise KeyboardInterrupt
+        return plan(self, round_number, watch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RoundLoop, "_plan", interrupt)
+        assert main(["run", "mine.yaml"]) == 130
+    capsys.readouterr()
+    return next((tmp_path / "runs" / "mine").iterdir())
+
+
+def test_resume_from_another_folder(capsys, monkeypatch, tmp_path, stopped):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["resume", str(stopped)]) == 0, capsys.readouterr().err
+    assert (stopped / "summary.json").exists()
+
+
+def test_resume_from_a_checkpoint(capsys, stopped):
+    older = min((stopped / "checkpoints").glob("round-*.ckpt"))
+    assert main(["resume", str(older)]) == 0, capsys.readouterr().err
+    assert [json.loads(line)["round"] for line in (stopped / "rounds.jsonl").read_text().splitlines()] == [0, 1, 2, 3]
+    assert main(["resume", str(stopped / "checkpoints" / "best.ckpt")]) == 2
+    assert "one round's model, not where a run stood; give a run directory" in capsys.readouterr().err
+    assert not older.exists()
+    assert main(["resume", str(older)]) == 2
+    assert "there is no such folder or checkpoint; give a run directory" in capsys.readouterr().err
+
+
+def test_two_at_once(capsys, stopped):
+    """Two `fedhq resume` of one run: one goes on, the other is refused."""
+    both = [start("resume", str(stopped)) for _ in range(2)]
+    ends = sorted(finish(each) for each in both)
+    # The second may come so late that it finds the run done, and completes it once more.
+    assert [code for code, _, _ in ends] in ([0, 2], [0, 0])
+    if ends[1][0] == 2:
+        assert ends[1][2] == (
+            f"fedhq: resume {stopped}: {stopped}: this run is going on in another process; let it end, or stop it, "
+            "first\n"
+        )
+    assert [json.loads(line)["round"] for line in (stopped / "rounds.jsonl").read_text().splitlines()] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_folder_that_is_removed_meanwhile(tmp_path, devices):
+    write_recipe(tmp_path / "mine.yaml", {"trainer.max_rounds": 100_000, "trainer.devices": devices})
+    process = start("run", "mine.yaml")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("round 2/"):
+            break
+    run_dir = next((tmp_path / "runs" / "mine").iterdir())
+    run_dir.rename(tmp_path / "gone")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert re.fullmatch(r"fedhq: recipe mine: runs/mine/\S+: cannot be written \(No such file or directory\)\n", errors)
 
 
 def test_interrupted_before_the_first_checkpoint(capsys, monkeypatch, tmp_path):

@@ -69,6 +69,30 @@ def test_resolved_text_holds_every_key_and_resolves_to_itself():
     assert resolve("mine", resolved).recipe.text == resolved
 
 
+def test_relative_paths_are_kept_whole(tmp_path):
+    """A run may go on from another folder."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mine.yaml").write_text("profiles: {phone: 1}\n")
+    fashion = {"class_path": "fedhq_lightning.data.FashionMNIST", "init_args": {"root": "folder"}}
+    here, fleet = str(tmp_path / "folder"), str(tmp_path / "mine.yaml")
+    for given, kept in (
+        ("mine.yaml", fleet),
+        ("./mine.yaml", fleet),
+        ("mixed", "mixed"),
+        ("gone.yaml", "gone.yaml"),
+        (["mine.yaml", "phone"], [fleet, "phone"]),
+        ({"mine.yaml": 2, "phone": 1}, {fleet: 2, "phone": 1}),
+    ):
+        text = text_of({"data.init_args.datamodule": fashion, "trainer.fleet": given})
+        content = yaml.safe_load(resolve("mine", text).recipe.text)
+        assert content["trainer"]["fleet"] == kept
+        assert content["data"]["init_args"]["datamodule"]["init_args"]["root"] == here
+    fashion["init_args"]["root"] = "nowhere"
+    content = yaml.safe_load(resolve("mine", text_of({"data.init_args.datamodule": fashion})).recipe.text)
+    assert content["data"]["init_args"]["datamodule"]["init_args"]["root"] == "nowhere"
+
+
 def test_errors_while_running_name_the_key():
     resolved = resolve("mine", text_of())
     with pytest.raises(ConfigurationError, match=r"^trainer\.monitor 'x': nobody logs it$"), resolved.keys_named():

@@ -1,13 +1,14 @@
 """The data that a federated run needs: one training loader per client, one held-out set for the server."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
+from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.types import ClientId
 
 
@@ -43,9 +44,17 @@ class FederatedDataModule(LightningDataModule, ABC):
             client_id: One of `client_ids`.
 
         Raises:
-            TypeError: The client's loader has no dataset with a length; override this method then.
+            ConfigurationError: The client's loader has no dataset with a length; override this method then.
         """
-        return len(self.train_dataloader(client_id).dataset)
+        loader = self.train_dataloader(client_id)
+        dataset = getattr(loader, "dataset", None)
+        if not isinstance(dataset, Sized):
+            held = type(loader if dataset is None else dataset).__name__
+            raise ConfigurationError(
+                f"client {client_id!r}: {held} does not tell how many training examples it holds; give a DataLoader "
+                "over a map-style dataset, or override num_examples"
+            )
+        return len(dataset)
 
     def label_counts(self, client_id: ClientId) -> Tensor | None:
         """Examples per class, (num_classes,) int64 with the same classes for every client, or None if unknown.
@@ -61,7 +70,7 @@ class FederatedDataModule(LightningDataModule, ABC):
         Torch's global random numbers are left as they were.
 
         Args:
-            client_id: One of `client_ids`, with at least one example.
+            client_id: One of `client_ids`, whose training loader gives a batch.
         """
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: it would reseed accelerators, whose state is not put back here.

@@ -30,11 +30,11 @@ ORDER_SEED = 42
 class PartitionedDataModule(FederatedDataModule):
     """Any LightningDataModule, its training set dealt to clients by a flwr-datasets partitioner.
 
-    Clients are numbered from 0. Their loaders keep the wrapped loader's batch size, collate function and workers,
-    always shuffle (a sampler of the wrapped loader is not used) and never drop the last batch. Validation and test data
-    stay whole, on the server. The examples are put into a fixed random order before they are dealt, as
-    `flwr_datasets.FederatedDataset` does: several partitioners cut consecutive blocks, and many training sets are
-    sorted by class.
+    Clients are numbered from 0. Their loaders keep the wrapped loader's batch size, `drop_last`, collate function and
+    workers, and always shuffle (a sampler of the wrapped loader is not used). With `drop_last`, a client with fewer
+    examples than a batch takes part but takes no step. Validation and test data stay whole, on the server. The examples
+    are put into a fixed random order before they are dealt, as `flwr_datasets.FederatedDataset` does: several
+    partitioners cut consecutive blocks, and many training sets are sorted by class.
 
     Args:
         datamodule: Its `train_dataloader()` gives one DataLoader over a dataset with a length.
@@ -106,11 +106,11 @@ class PartitionedDataModule(FederatedDataModule):
     # One training loader per client: the signature is FederatedDataModule's, not Lightning's.
     def train_dataloader(self, client_id: ClientId) -> DataLoader[Any]:  # type: ignore[override]
         """Shuffled training batches of one client; the order comes from torch's global random numbers."""
-        return self._client_loader(client_id, shuffle=True)
+        return self._client_loader(client_id, trains=True)
 
     def calibration_batch(self, client_id: ClientId) -> Any:
         """The client's first examples in the order in which they were dealt, as one batch: the same at every call."""
-        return next(iter(self._client_loader(client_id, shuffle=False, generator=torch.Generator())))
+        return next(iter(self._client_loader(client_id, trains=False)))
 
     def val_dataloader(self) -> Any:
         """The wrapped module's validation data.
@@ -136,13 +136,17 @@ class PartitionedDataModule(FederatedDataModule):
         self.setup(stage)
         return getattr(self.datamodule, name)()
 
-    def _client_loader(self, client_id: ClientId, **settings: Any) -> DataLoader[Any]:
+    def _client_loader(self, client_id: ClientId, trains: bool) -> DataLoader[Any]:
         rows = self._rows(client_id)
         loader = self._loader
         assert loader is not None
         return DataLoader(
             Subset(loader.dataset, rows.tolist()),
             batch_size=loader.batch_size,
+            shuffle=trains,
+            drop_last=trains and loader.drop_last,
+            # One of its own leaves torch's global random numbers alone.
+            generator=None if trains else torch.Generator(),
             collate_fn=loader.collate_fn,
             num_workers=loader.num_workers,
             pin_memory=loader.pin_memory,
@@ -150,7 +154,6 @@ class PartitionedDataModule(FederatedDataModule):
             worker_init_fn=loader.worker_init_fn,
             multiprocessing_context=loader.multiprocessing_context,
             prefetch_factor=loader.prefetch_factor,
-            **settings,
         )
 
     def _rows(self, client_id: ClientId) -> NDArray[np.int64]:

@@ -27,7 +27,7 @@ class Aggregator(ABC):
 
         Args:
             current: Global state of this round, float tensors and others.
-            mean: Mean of the clients' float tensors; same names as the float tensors of `current`.
+            mean: Mean of what the clients sent: float tensors, some or all of those of `current`. The others stay.
             parameter_names: Which names are trained parameters; the others are buffers.
 
         Returns:
@@ -43,7 +43,7 @@ class Aggregator(ABC):
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`."""
+        """Continue from what `state_dict` gave; from nothing at the start of a run, when `state` is empty."""
 
 
 class FedAvg(Aggregator):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -23,6 +23,13 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import checks
 from fedhq_lightning.federated.client_fit import ClientFitter
 from fedhq_lightning.federated.client_trainer import ClientTrainer, FitOptions
+from fedhq_lightning.federated.clients import (
+    check_last_batches,
+    client_to_probe,
+    empty_positions,
+    num_examples,
+    plain_client_ids,
+)
 from fedhq_lightning.federated.evaluation import Evaluator
 from fedhq_lightning.federated.link import Link
 from fedhq_lightning.federated.processes import Processes
@@ -68,7 +75,8 @@ class Job:
     @cached_property
     def parameter_names(self) -> frozenset[str]:
         """Names of trained parameters in a state; tied ones under each of their names."""
-        return frozenset(name for name, _ in self.template.named_parameters(remove_duplicate=False))
+        names = {name for name, _ in self.template.named_parameters(remove_duplicate=False)}
+        return frozenset(names - self.probe.frozen)
 
     def initial_state(self) -> StateDict:
         """The user's weights."""
@@ -84,8 +92,8 @@ def set_up(trainer: FederatedTrainer, module: L.LightningModule, datamodule: Fed
     check_types(module, datamodule)
     seed_generators(derive_seed(trainer.seed, "set up"))
     prepare_data(datamodule, "fit")
-    client_ids = datamodule.client_ids
-    empty = checks.empty_positions(datamodule, client_ids)
+    client_ids = plain_client_ids(datamodule.client_ids)
+    empty = empty_positions(datamodule, client_ids)
     sampler = CohortSampler(client_ids, trainer.clients_per_round, trainer.seed, empty)
     with_data = sampler.with_data()
 
@@ -93,8 +101,10 @@ def set_up(trainer: FederatedTrainer, module: L.LightningModule, datamodule: Fed
     allocator = trainer.allocator or FixedAllocator("fp")
     grids = grids_of(trainer, template)
     quantized = {name.removesuffix(".weight"): grid.activation_bits is not None for name, grid in grids.items()}
-    found = checks.probe(template, datamodule, with_data[0], trainer.fit_options, quantized, trainer.fabric.autocast)
-    link = Link(template.state_dict(), grids, trainer.uplink, trainer.downlink)
+    client_id = client_to_probe(datamodule, with_data)
+    found = checks.probe(template, datamodule, client_id, trainer.fit_options, quantized, trainer.fabric.autocast)
+    check_last_batches(datamodule, with_data, found, trainer.fit_options)
+    link = Link(template.state_dict(), grids, trainer.uplink, trainer.downlink, found.frozen)
     state = {name: value.detach() for name, value in template.state_dict().items()}
     received, download_bytes = link.down(state, 0)
     clock = VirtualClock(
@@ -102,11 +112,12 @@ def set_up(trainer: FederatedTrainer, module: L.LightningModule, datamodule: Fed
         client_ids,
         found.costs,
         found.batch_size,
-        datamodule.num_examples,
+        partial(num_examples, datamodule),
         trainer.fit_options,
         download_bytes=download_bytes,
+        upload_bytes=len(link.up(state, received, 0, client_id)),
         precision="bf16" if trainer.precision == "bf16-mixed" else "fp32",
-        upload_bytes=len(link.up(state, received, 0, with_data[0])),
+        drop_last=found.drop_last,
     )
     allocator.setup(AllocationContext(with_data, trainer.seed, clock.seconds, _divergence(datamodule, with_data)))
     _check_allocation(trainer, allocator, with_data, clock)
@@ -138,7 +149,7 @@ def set_up_template(module: L.LightningModule, options: FitOptions) -> L.Lightni
     """A copy of the user's module with its layers built.
 
     Raises:
-        ConfigurationError: Layers whose shapes are not known yet.
+        ConfigurationError: Layers whose shapes are not known yet, or parameters that are not finite.
     """
     template = copy.deepcopy(module)
     build_layers(template, options)
@@ -147,6 +158,12 @@ def set_up_template(module: L.LightningModule, options: FitOptions) -> L.Lightni
         raise ConfigurationError(
             f"{type(module).__name__}: {', '.join(lazy)} belong to lazy layers, which have no shape yet; call the "
             "module once on a batch before fit, or write layers with their sizes"
+        )
+    broken = [name for name, parameter in template.named_parameters() if not bool(parameter.isfinite().all())]
+    if broken:
+        raise ConfigurationError(
+            f"{type(module).__name__}: {', '.join(broken)} hold values that are not finite before training; "
+            "initialize or load them"
         )
     return template
 
@@ -216,11 +233,17 @@ def _divergence(datamodule: FederatedDataModule, client_ids: Sequence[ClientId])
     return divergence
 
 
+def _is_all_fp(allocator: Allocator) -> bool:
+    if not isinstance(allocator, FixedAllocator):
+        return False
+    allocation = allocator.allocation
+    return set(allocation.values() if isinstance(allocation, Mapping) else [allocation]) == {"fp"}
+
+
 def _check_allocation(
     trainer: FederatedTrainer, allocator: Allocator, client_ids: Sequence[ClientId], clock: VirtualClock
 ) -> None:
-    quantizes = not (isinstance(allocator, FixedAllocator) and allocator.allocation == "fp")
-    if quantizes and trainer.scheme is None:
+    if trainer.scheme is None and not _is_all_fp(allocator):
         raise ConfigurationError(
             f"{type(allocator).__name__} may put clients into ptq or qat, but trainer.scheme is not set; "
             "give a scheme such as 'w4a8', or leave the allocator out to train in fp"

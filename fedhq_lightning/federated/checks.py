@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import lightning as L
@@ -15,12 +16,26 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedhq_lightning.analysis.hardware import LayerCost, measure_costs
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.federated.client_trainer import ClientTrainer, FitOptions
+from fedhq_lightning.federated.clients import num_batches, num_examples
 from fedhq_lightning.types import ClientId
+
+# Words of a metric's name that tell which way is better; a number may follow, as in map50.
+_SMALLER_IS_BETTER = re.compile(
+    r"loss|error|\b(err|nll|ce|bce|xent|entropy|crossentropy|perplexity|ppl|bpc|bpd|mse|rmse|msle|rmsle|mae|mape|smape|"
+    r"wer|cer|ter|eer|ece|fid|lpips|brier|kl|divergence|distance)\d*\b"
+)
+_LARGER_IS_BETTER = re.compile(
+    r"acc|\b(f1|f1score|auc|auroc|auprc|ap|map|precision|recall|sensitivity|specificity|iou|miou|jaccard|dice|score|r2|"
+    r"psnr|snr|sdr|ssim|bleu|rouge|rougel|rougelsum|meteor|cider|chrf|ndcg|mrr|mcc|kappa|pearson|spearman|likelihood|"
+    r"elbo|em|top)\d*\b"
+)
+_NEGATED = re.compile(r"\bneg(ative)?\b")
 
 
 @dataclass(frozen=True)
@@ -32,7 +47,10 @@ class Probe:
         batch_size: Examples in the training batch.
         train_names: What `training_step` logs.
         validation_names: What `validation_step` logs; empty without one.
-        example_args: Arguments of the module's own `forward` in validation, or None if it was not called.
+        example_args: Arguments of the module's own `forward` in validation, or None if it was not called with any.
+        drop_last: Whether the training loader drops a last batch that is not full.
+        batch_norm: Name of a layer that cannot train on one example, or None.
+        frozen: Names in the state of the parameters that no local fit trains.
     """
 
     costs: list[LayerCost]
@@ -40,6 +58,9 @@ class Probe:
     train_names: list[str]
     validation_names: list[str]
     example_args: tuple[Any, ...] | None
+    drop_last: bool = False
+    batch_norm: str | None = None
+    frozen: frozenset[str] = frozenset()
 
 
 def probe(
@@ -55,18 +76,21 @@ def probe(
     Args:
         template: The user's module, set up.
         datamodule: Gives the batches.
-        client_id: A client with data.
+        client_id: A client with a batch.
         options: Length of a local fit.
         quantized: Layers that the scheme quantizes, and whether it quantizes their activations too.
         autocast: Context of the steps.
 
     Raises:
         ConfigurationError: Manual optimization, several optimizers, no loss, a scheduler that monitors what is not
-            logged, a held-out loader without batches.
+            logged, a held-out loader without batches, batches too small for BatchNorm.
     """
     module = copy.deepcopy(template)
     trainer = ClientTrainer(module, options, torch.device("cpu"), autocast)
     batch, step, costs = datamodule.calibration_batch(client_id), module.training_step, list[LayerCost]()
+    loader = datamodule.train_dataloader(client_id)
+    batch_size = _batch_size(batch, loader, num_examples(datamodule, client_id))
+    batch_norms = _BatchNormWatch(module, batch_size)
 
     @wraps(step)
     def measured_step(*arguments: Any) -> Any:
@@ -78,7 +102,7 @@ def probe(
         return outputs[0]
 
     module.training_step = measured_step  # type: ignore[method-assign]  # on this copy only
-    _, logged = trainer.fit([batch] * max(1, len(datamodule.train_dataloader(client_id))))
+    _, logged = trainer.fit([batch] * num_batches(datamodule, client_id))
     train_names, schedulers = list(logged), trainer.lr_scheduler_configs
     for config in schedulers:
         if config.reduce_on_plateau and config.strict and config.monitor not in train_names:
@@ -92,7 +116,17 @@ def probe(
         recorder = _ForwardRecorder(module)
         validation_names = list(trainer.evaluate([_first_batch(loader) for loader in loaders]))
         example_args = recorder.arguments
-    return Probe(costs, _batch_size(batch, datamodule, client_id), train_names, validation_names, example_args)
+    return Probe(
+        costs,
+        batch_size,
+        train_names,
+        validation_names,
+        example_args,
+        drop_last=bool(getattr(getattr(loader, "batch_sampler", None), "drop_last", False)),
+        batch_norm=batch_norms.name,
+        # What a module thaws when a fit begins is trained.
+        frozen=_frozen(template) & _frozen(module),
+    )
 
 
 def validation_loaders(template: L.LightningModule, datamodule: FederatedDataModule) -> list[Any]:
@@ -115,11 +149,16 @@ def resolve_monitor(monitor: str | None, found: Probe) -> str | None:
     """The monitored name: as asked, else the first that validation logs, else the first that training logs.
 
     Raises:
-        ConfigurationError: Nobody logs what was asked for.
+        ConfigurationError: Nobody logs what was asked for, or only training does where there is validation.
     """
     names = found.validation_names or found.train_names
     if monitor is None:
         return names[0] if names else None
+    if monitor not in names and monitor in found.train_names:
+        raise ConfigurationError(
+            f"trainer.monitor {monitor!r}: logged in training only, but the best round is chosen on held-out data; "
+            f"validation logs {_listed(names)}"
+        )
     if monitor not in names:
         raise ConfigurationError(
             f"trainer.monitor {monitor!r}: nobody logs it; logged: {_listed(names)}{nearest(monitor, names)}"
@@ -128,16 +167,30 @@ def resolve_monitor(monitor: str | None, found: Probe) -> str | None:
 
 
 def resolve_monitor_mode(monitor: str | None, monitor_mode: str | None) -> str:
-    """As asked, else "min" for what is named a loss or an error, "max" for the rest."""
+    """As asked, else what the monitored name tells.
+
+    "min" where the name contains "loss" or "error", or has a word such as nll, ce, bce, perplexity, ppl, mse, rmse,
+    mae, wer or cer; else "max" where it contains "acc", or has a word such as f1, auc, auroc, precision, recall, iou,
+    dice, map, score, r2, psnr, ssim, bleu or rouge. Words are letters and digits between anything else, underscores
+    too; upper case does not matter. A name with the word "neg" or "negative" does not tell.
+
+    Raises:
+        ConfigurationError: The name does not tell.
+    """
     if monitor_mode is not None:
         return monitor_mode
-    words = ("loss", "error", "perplexity", "mse", "mae")
-    return "min" if monitor is not None and any(word in monitor.lower() for word in words) else "max"
-
-
-def empty_positions(datamodule: FederatedDataModule, client_ids: Sequence[ClientId]) -> frozenset[int]:
-    """Positions of clients without training examples."""
-    return frozenset(i for i, client_id in enumerate(client_ids) if datamodule.num_examples(client_id) == 0)
+    if monitor is None:
+        return "max"
+    words = re.sub(r"[\W_]+", " ", monitor.lower())
+    if not _NEGATED.search(words):
+        if _SMALLER_IS_BETTER.search(words):
+            return "min"
+        if _LARGER_IS_BETTER.search(words):
+            return "max"
+    raise ConfigurationError(
+        f"trainer.monitor {monitor!r} does not tell whether smaller or larger is better; set trainer.monitor_mode to "
+        "min or max"
+    )
 
 
 def _first_batch(loader: Any) -> list[Any]:
@@ -146,12 +199,17 @@ def _first_batch(loader: Any) -> list[Any]:
     raise ConfigurationError("val_dataloader gives no batch; it needs held-out examples, or no validation_step")
 
 
-def _batch_size(batch: Any, datamodule: FederatedDataModule, client_id: ClientId) -> int:
-    """Examples in the batch; where its kind does not tell, those of an average batch of the client."""
+def _batch_size(batch: Any, loader: Any, examples: int) -> int:
+    """Examples in the batch; where its kind does not tell, those that the client's loader puts into one."""
     try:
         return extract_batch_size(batch)
     except MisconfigurationException:
-        return math.ceil(datamodule.num_examples(client_id) / len(datamodule.train_dataloader(client_id)))
+        return min(getattr(loader, "batch_size", None) or math.ceil(examples / len(loader)), examples)
+
+
+def _frozen(module: torch.nn.Module) -> frozenset[str]:
+    parameters = module.named_parameters(remove_duplicate=False)
+    return frozenset(name for name, parameter in parameters if not parameter.requires_grad)
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -166,5 +224,32 @@ class _ForwardRecorder:
         module.register_forward_pre_hook(self._remember)
 
     def _remember(self, module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
-        if self.arguments is None:
+        # A call by keywords only shows nothing by which to export.
+        if self.arguments is None and arguments:
             self.arguments = arguments
+
+
+class _BatchNormWatch:
+    """Finds a layer that, in training, takes its statistics from one value an example.
+
+    Attributes:
+        name: The first such layer's, or None.
+    """
+
+    def __init__(self, module: L.LightningModule, batch_size: int) -> None:
+        self.name: str | None = None
+        self._batch_size = batch_size
+        for name, each in module.named_modules():
+            if isinstance(each, _BatchNorm):
+                each.register_forward_pre_hook(partial(self._look, name))
+
+    def _look(self, name: str, layer: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+        if not layer.training or not arguments:
+            return
+        values_per_channel = arguments[0].numel() // arguments[0].shape[1]
+        if values_per_channel == 1:
+            raise ConfigurationError(
+                f"{name} ({type(layer).__name__}) cannot train on batches of one example; take a larger batch_size"
+            )
+        if values_per_channel <= self._batch_size:
+            self.name = self.name or name

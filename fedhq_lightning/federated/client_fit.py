@@ -112,7 +112,7 @@ class ClientFitter:
             tier=self._clock.profile(client_id).name,
             mode=mode,
             status="late" if late else "ok",
-            num_examples=self._datamodule.num_examples(client_id),
+            num_examples=int(self._datamodule.num_examples(client_id)),
             num_steps=num_steps,
             metrics=metrics,
             fit_wall_seconds=time.perf_counter() - started,
@@ -129,10 +129,8 @@ class ClientFitter:
     ) -> tuple[int, dict[str, float], bytes]:
         trainer = self._lane(mode)
         module = trainer.lightning_module
+        self._restore_buffers(module)
         module.load_state_dict(received)
-        for name, buffer in self._template.named_buffers():
-            if name not in received:
-                module.get_buffer(name).copy_(buffer)
         for each in module.modules():
             if isinstance(each, Metric):
                 each.reset()
@@ -141,6 +139,14 @@ class ClientFitter:
         term = self._aggregator.client_term(module)
         num_steps, metrics = trainer.fit(loader, learning_rate_scale, term)
         return num_steps, metrics, self._link.up(module.state_dict(), received, round_number, client_id)
+
+    def _restore_buffers(self, module: L.LightningModule) -> None:
+        """Give a resident module the template's buffers, also where the last client left another tensor or none."""
+        for path, original in self._template.named_modules():
+            part, absent = module.get_submodule(path), original._non_persistent_buffers_set
+            for name, buffer in original._buffers.items():
+                value = None if buffer is None else buffer.to(self._device, copy=True)
+                part.register_buffer(name, value, persistent=name not in absent)
 
     def _lane(self, mode: Mode) -> ClientTrainer:
         if mode not in self._lanes:

@@ -47,6 +47,10 @@ class FitOptions:
     accumulate_grad_batches: int = 1
 
 
+class NoSuchAttributeError(ConfigurationError, AttributeError):
+    """A module asks for more of Lightning's Trainer than a local fit has; `hasattr` and `getattr` work as ever."""
+
+
 class ClientTrainer:
     """Stands in for `lightning.pytorch.Trainer` on one resident module.
 
@@ -77,7 +81,7 @@ class ClientTrainer:
         self.lightning_module = self.model = module
         self.options = options
         self.device = device
-        self.max_epochs = options.local_epochs
+        self.max_epochs = -1 if options.local_epochs is None else options.local_epochs
         self.max_steps = options.local_steps or -1
         self.gradient_clip_val = options.gradient_clip_val
         self.accumulate_grad_batches = options.accumulate_grad_batches
@@ -103,8 +107,10 @@ class ClientTrainer:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        there = sorted(key for key in (*vars(self), *vars(type(self))) if not key.startswith("_"))
-        raise AttributeError(f"a client's trainer has no {name!r}; it has {', '.join(there)}")
+        hint = "hand what the module needs of the data to it as an argument"
+        if name != "datamodule":
+            hint = f"it has {', '.join(sorted(each for each in dir(self) if not each.startswith('_')))}"
+        raise NoSuchAttributeError(f"a client's trainer has no {name!r}; {hint}")
 
     def detach(self) -> None:
         """Leave the module as if no trainer had been there."""
@@ -127,7 +133,7 @@ class ClientTrainer:
         """Train the module on one client.
 
         Args:
-            loader: The client's batches. Without any (`drop_last` on a small client) no step is taken.
+            loader: The client's batches. Without any (`drop_last` on a small client) nothing is done at all.
             learning_rate_scale: Factor on every learning rate in this fit.
             after_backward: Called once an optimizer step, before clipping, for client-side gradient terms.
 
@@ -137,6 +143,8 @@ class ClientTrainer:
         Raises:
             ConfigurationError: The module wants manual optimization or several optimizers.
         """
+        if not len(loader):
+            return 0, {}
         module = self.lightning_module
         self._start_fit(len(loader))
         optimizer, self.lr_scheduler_configs = configured_optimizer(module)
@@ -227,7 +235,7 @@ class ClientTrainer:
 
     def _fit_is_over(self) -> bool:
         options = self.options
-        if self.should_stop or self.num_training_batches == 0:
+        if self.should_stop:
             return True
         if options.local_steps is not None:
             return self.global_step >= options.local_steps

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.recipe_files import STARTED_FROM_PYTHON
 
 _DEPTH = 4
+# Subclasses of text and numbers become the thing itself, which is all that YAML and checkpoints hold.
+_PLAIN: dict[type, Callable[[Any], Any]] = {str: str.__str__, int: int.__int__, float: float.__float__}
 _LIGHTNING_OWN = ("training", "prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices")
 
 
@@ -23,12 +26,17 @@ def describe(value: Any, depth: int = _DEPTH) -> Any:
     """A setting as plain YAML values: objects become `class_path` and the simple values that they hold."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
-    if isinstance(value, str | int | float | bool | None):
+    if isinstance(value, Enum):
+        return describe(value.value, depth)
+    if isinstance(value, bool | None):
         return value
+    for kind, plain in _PLAIN.items():
+        if isinstance(value, kind):
+            return plain(value)
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(key): describe(item, depth - 1) for key, item in value.items()}
+        return {str(describe(key, 0)): describe(item, depth - 1) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [describe(item, depth - 1) for item in value]
     if isinstance(value, partial):
@@ -52,13 +60,15 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], free: frozense
 
     Args:
         before: Description in the checkpoint.
-        now: Description of this run. What only one of them has beside model, data and trainer is not compared.
+        now: Description of this run. Beside model, data, trainer and the kind of device nothing is compared.
         free: Dotted names that do not change what is computed, nor does what is below them.
 
     Raises:
         ConfigurationError: Settings differ; the first three are named.
     """
-    old, new = (_flatten({part: each.get(part) for part in ("model", "data", "trainer")}) for each in (before, now))
+    old, new = (
+        _flatten({part: each.get(part) for part in ("model", "data", "trainer", "device")}) for each in (before, now)
+    )
     changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name) and not _is_below(name, free)]
     if changed:
         listed = "; ".join(f"{name} was {old.get(name)!r}, is now {new.get(name)!r}" for name in changed[:3])
@@ -71,22 +81,24 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], free: frozense
 def _settings(value: Any) -> dict[str, Any]:
     """The simple values that an object was made with: what it holds under the names of its constructor's arguments.
 
-    What else it holds may change while it is used. A module is copied before it is used, and many a data module keeps
-    its arguments under other names: all of their public values count, and Lightning's `hparams`.
+    What else it holds may change while it is used: a data module's `setup` may set what it likes. A module is copied
+    before it is used, so all of its public values count. Both have Lightning's `hparams`.
     """
     held = getattr(value, "__dict__", {})
-    if isinstance(value, L.LightningModule | L.LightningDataModule):
+    if isinstance(value, L.LightningModule):
         names = {name: name for name in held if not name.startswith("_") and name not in _LIGHTNING_OWN}
+    else:
+        own = [each for each in type(value).__mro__ if "__init__" in vars(each)]
+        arguments = {name for each in own for name in inspect.signature(vars(each)["__init__"]).parameters}
+        names = {name: name.removeprefix("_") for name in held if name.removeprefix("_") in arguments}
+    if isinstance(value, L.LightningModule | L.LightningDataModule):
         held = {**value.hparams, **held}
         names |= {name: name for name in value.hparams}
-    else:
-        arguments = inspect.signature(type(value).__init__).parameters
-        names = {name: name.removeprefix("_") for name in held if name.removeprefix("_") in arguments}
     return {shown: held[name] for name, shown in names.items() if _is_setting(held[name])}
 
 
 def _is_setting(value: Any) -> bool:
-    if isinstance(value, str | int | float | bool | None | Path | partial | np.ndarray | np.generic):
+    if isinstance(value, str | int | float | bool | None | Enum | Path | partial | np.ndarray | np.generic):
         return True
     if isinstance(value, Mapping):
         return all(_is_setting(item) for item in value.values())

@@ -57,8 +57,10 @@ class ExactMean:
         """Sum over weight, to within a few units of float64's last place, then rounded to float32.
 
         Raises:
-            ValueError: Nothing was added.
+            ValueError: Nothing was added, or processes that each kept to `MAX_TOTAL_WEIGHT` passed it together.
         """
+        if self.total_weight > MAX_TOTAL_WEIGHT:
+            raise ValueError(f"total weight {self.total_weight}: at most {MAX_TOTAL_WEIGHT}")
         if self.total_weight == 0:
             raise ValueError("the mean of no updates is not defined")
         return {key: self._mean_of(limbs) for key, limbs in self.limbs.items()}

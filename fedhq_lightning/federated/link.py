@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
+from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.payload import Header, PayloadError, decode, encode, is_finite
 from fedhq_lightning.quantize import LayerScheme
 from fedhq_lightning.types import ClientId, StateDict
@@ -18,8 +19,10 @@ Downlink: TypeAlias = Literal["fp32", "scheme"]
 class Link:
     """Encodes both ways and checks what comes back.
 
-    Up travel float tensors only: integer buffers stay the server's. A tensor that the module holds under several names
-    travels once, under the first that has a grid, so that its names cannot drift apart on different grids.
+    Up travel float tensors only: integer buffers stay the server's, and so do tensors that are frozen or that hold
+    values from the start that are not finite, such as the -inf of an attention mask. A tensor that the module holds
+    under several names travels once, under the first that has a grid, so that its names cannot drift apart on
+    different grids.
 
     Args:
         template: The module's state: names, shapes, dtypes, and which names share one tensor.
@@ -27,17 +30,36 @@ class Link:
         uplink: "weights": the local model, rounded to the grids. "delta": its difference to the model received, rounded
             to grids of the same bits.
         downlink: "fp32", or "scheme": the global model, rounded to the grids.
+        frozen: Names of parameters that no client trains.
+
+    Raises:
+        ConfigurationError: A complex tensor that is not frozen.
     """
 
     def __init__(
-        self, template: Mapping[str, Tensor], grids: Mapping[str, LayerScheme], uplink: Uplink, downlink: Downlink
+        self,
+        template: Mapping[str, Tensor],
+        grids: Mapping[str, LayerScheme],
+        uplink: Uplink,
+        downlink: Downlink,
+        frozen: frozenset[str] = frozenset(),
     ) -> None:
+        refused = [name for name, value in template.items() if value.is_complex() and name not in frozen]
+        if refused:
+            raise ConfigurationError(
+                f"{', '.join(refused)}: complex tensors are not averaged; hold real and imaginary part in a float "
+                "tensor (torch.view_as_complex gives the complex one), or register a constant with persistent=False"
+            )
         self.uplink = uplink
         self._down_grids = grids if downlink == "scheme" else {}
         self._grids = grids
         self._tied = _tied(template, grids)
         self._template = {name: value for name, value in template.items() if name not in self._tied}
-        self._float_template = {name: value for name, value in self._template.items() if value.is_floating_point()}
+        self._up_template = {
+            name: value
+            for name, value in self._template.items()
+            if value.is_floating_point() and name not in frozen and value.isfinite().all()
+        }
 
     def down(self, state: StateDict, round_number: int) -> tuple[StateDict, int]:
         """What every client of the round receives, and the size of its payload in bytes."""
@@ -47,19 +69,19 @@ class Link:
 
     def up(self, local: Mapping[str, Tensor], received: StateDict, round_number: int, client_id: ClientId) -> bytes:
         """One client's payload."""
-        state = {name: local[name].detach() for name in self._float_template}
+        state = {name: local[name].detach() for name in self._up_template}
         if self.uplink == "delta":
             state = {name: value - received[name].to(value.device) for name, value in state.items()}
         return encode(state, self._grids, Header(self.uplink, round_number, client_id))
 
     def receive(self, payload: bytes, round_number: int, client_id: ClientId) -> StateDict:
-        """The float tensors of one payload, to be averaged.
+        """The tensors of one payload, to be averaged.
 
         Raises:
             PayloadError: Damaged, of another round, client or model, or not finite.
         """
         header = Header(self.uplink, round_number, client_id)
-        state = decode(payload, self._float_template, self._grids, header)
+        state = decode(payload, self._up_template, self._grids, header)
         if not is_finite(state):
             raise PayloadError("the update holds values that are not finite")
         return state

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.exact_mean import ExactMean, padded
 from fedhq_lightning.types import ClientId
 
@@ -32,6 +34,11 @@ def lightning_quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def is_first_process() -> bool:
+    """Whether this is process 0, also before the others are started."""
+    return bool(getattr(rank_zero_only, "rank", 0) == 0)
 
 
 class Processes:
@@ -56,6 +63,23 @@ class Processes:
     def broadcast(self, value: Any) -> Any:
         """The JSON value of process 0."""
         return self.gather(value)[0]
+
+    def from_first(self, action: Callable[[], Any]) -> Any:
+        """What `action`, run by process 0 alone, returns, as JSON can hold it.
+
+        Raises:
+            ConfigurationError: By `action`; raised on every process, so that none waits for one that is gone.
+        """
+        value, refusal = None, None
+        if self.rank == 0:
+            try:
+                value = action()
+            except ConfigurationError as error:
+                refusal = error
+        value, words = self.broadcast([value, None if refusal is None else str(refusal)])
+        if words is not None:
+            raise refusal or ConfigurationError(words)
+        return value
 
     def reduce(self, mean: ExactMean) -> ExactMean:
         """Sum of the processes' accumulators, on every process."""

@@ -169,7 +169,7 @@ class RoundRecord:
 def read_rounds(path: Path) -> Iterator[RoundRecord]:
     """The records of a `rounds.jsonl`, one at a time, so that a long run need not fit in memory.
 
-    A last line that a killed run left unfinished is left out.
+    A last line without its end, which a killed run left unfinished, is left out.
 
     Raises:
         ConfigurationError: The file is missing, or a line before the last is damaged.
@@ -178,13 +178,22 @@ def read_rounds(path: Path) -> Iterator[RoundRecord]:
         raise ConfigurationError(f"{path}: no such file; give the folder of a run, it holds rounds.jsonl")
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
+            if not line.endswith("\n"):
+                return
             try:
                 record = RoundRecord.from_json(json.loads(line))
             except ValueError as error:
-                if not line.endswith("\n"):
-                    return
                 raise ConfigurationError(f"{path}: line {number} is damaged: {error}") from error
             yield record
+
+
+def distinct_clients(rounds: Iterable[RoundRecord]) -> Iterator[ClientId]:
+    """Every client that took part, once, in the order of its first round; consumes no more rounds than are needed."""
+    seen: set[ClientId] = set()
+    for client in (client for record in rounds for client in record.clients):
+        if client.client_id not in seen:
+            seen.add(client.client_id)
+            yield client.client_id
 
 
 def tier_figures(rounds: Iterable[RoundRecord]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from fedhq_lightning.federated.processes import Processes
 from fedhq_lightning.federated.records import ClientRecord, RoundRecord
 from fedhq_lightning.federated.run_directory import RunDirectory
 from fedhq_lightning.federated.run_state import RunState
-from fedhq_lightning.types import Plan, StateDict
+from fedhq_lightning.types import MODES, Plan, StateDict
 
 if TYPE_CHECKING:
     from fedhq_lightning.trainer import FederatedTrainer
@@ -72,7 +72,7 @@ class RoundLoop:
         while state.round < trainer.max_rounds and not trainer.should_stop:
             round_number, watch = state.round + 1, _Stopwatch()
             plan = self._plan(round_number, watch)
-            updates = self._fit(round_number, plan, watch)
+            updates = self._fit(round_number, plan, watch)  # one at a time, as they are aggregated
             clients = self._aggregate(round_number, updates)
             self._observe(round_number, plan, clients, watch)
 
@@ -85,18 +85,23 @@ class RoundLoop:
                 f"{type(self.job.allocator).__name__} planned {len(plan.modes)} clients for a cohort of {len(cohort)}; "
                 "a plan names every client of the cohort and no other"
             )
+        for mode in plan.modes.values():
+            if mode not in MODES:
+                raise ConfigurationError(
+                    f"{type(self.job.allocator).__name__} planned mode {mode!r}: must be one of {', '.join(MODES)}"
+                )
         self._trainer.call("on_round_start", round_number, plan)
         return plan
 
-    def _fit(self, round_number: int, plan: Plan, watch: _Stopwatch) -> list[Update]:
+    def _fit(self, round_number: int, plan: Plan, watch: _Stopwatch) -> Iterator[Update]:
+        """Train this process's share of the cohort, one client after another."""
         trainer = self._trainer
         self._received, downlink_bytes = self.job.link.down(self.state.global_state, round_number)
         scale = learning_rate_scale(trainer.round_lr, round_number, trainer.max_rounds)
         cohort = list(plan.modes)
         work = [float(self.job.datamodule.num_examples(client_id)) for client_id in cohort]
-        updates = []
-        with watch.measure("fit"):
-            for client_id in self._processes.share(cohort, work):
+        for client_id in self._processes.share(cohort, work):
+            with watch.measure("fit"):
                 update = self._fitter.fit(
                     round_number,
                     client_id,
@@ -106,11 +111,10 @@ class RoundLoop:
                     scale,
                     trainer.round_deadline,
                 )
-                trainer.call("on_client_end", update.record)
-                updates.append(update)
-        return updates
+            trainer.call("on_client_end", update.record)
+            yield update
 
-    def _aggregate(self, round_number: int, updates: Sequence[Update]) -> list[ClientRecord]:
+    def _aggregate(self, round_number: int, updates: Iterable[Update]) -> list[ClientRecord]:
         """Check, decode and add up this process's updates, reduce, step; every client's record, in fixed order."""
         accumulated, records = ExactMean(), []
         for update in updates:
@@ -145,7 +149,7 @@ class RoundLoop:
             metrics |= self.evaluator.evaluate(state.served, self.job.validation_loaders)
         record = self._record(round_number, metrics, plan, clients, watch)
         state.round = round_number
-        state.records.append(record)
+        state.records.append(replace(record, clients=()))
         is_best = round_number > 0 and state.is_better(record.monitored, str(trainer.monitor_mode))
         if is_best:
             state.keep_as_best(record.monitored)
@@ -153,14 +157,17 @@ class RoundLoop:
             self.job.allocator.observe(record)
         trainer.call("on_round_end", record)
         state.stopped = trainer.should_stop
-        if trainer.is_global_zero:
-            if is_best:
-                self.directory.save_best({"round": round_number, "state": state.deployed})
-            self.directory.append_round(record)
-            self.directory.write_metrics(state.records)
-            tracking.log_round(self._loggers, record)
-            if round_number % trainer.checkpoint_every_n_rounds == 0 or last or state.stopped:
-                self.directory.save_checkpoint(round_number, self._checkpoint(), _KEPT_CHECKPOINTS)
+        self._processes.from_first(lambda: self._write(record, is_best, last or state.stopped))
+
+    def _write(self, record: RoundRecord, is_best: bool, is_end: bool) -> None:
+        state = self.state
+        if is_best:
+            self.directory.save_best({"round": state.round, "state": state.deployed})
+        self.directory.append_round(record)
+        self.directory.write_metrics(state.records)
+        tracking.log_round(self._loggers, record)
+        if state.round % self._trainer.checkpoint_every_n_rounds == 0 or is_end:
+            self.directory.save_checkpoint(state.round, self._checkpoint(), _KEPT_CHECKPOINTS)
 
     def _record(
         self,
@@ -211,8 +218,8 @@ class RoundLoop:
 
 
 def train_metrics(clients: Sequence[ClientRecord]) -> dict[str, float]:
-    """Means over the clients that trained, weighted by examples, as `train/NAME`."""
-    trained = [client for client in clients if client.num_steps]
+    """Means over the clients whose training was aggregated, weighted by examples, as `train/NAME`."""
+    trained = [client for client in clients if client.num_steps and client.status == "ok"]
     names = dict.fromkeys(name for client in trained for name in client.metrics)
     result = {}
     for name in names:

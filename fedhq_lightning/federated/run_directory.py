@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
+import os
 import re
 import secrets
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import fields, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.records import RoundRecord, read_rounds
-from fedhq_lightning.files import write_atomically
+from fedhq_lightning.federated.records import ClientRecord, RoundRecord, read_rounds
+from fedhq_lightning.files import told_to_user, whole_file, write_atomically
 
 _CHECKPOINT_NAME = re.compile(r"round-(\d+)\.ckpt")
+_ROWS_AT_ONCE = 50_000
 
 
 class RunDirectory:
@@ -32,6 +39,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.recipe = path / "recipe.yaml"
         self.rounds_file = path / "rounds.jsonl"
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
@@ -68,9 +76,40 @@ class RunDirectory:
         directory = cls(ckpt_path)
         saved = directory.saved_checkpoints()
         if not saved:
-            found = "it holds no checkpoint yet" if ckpt_path.is_dir() else "there is no such folder"
+            found = "it holds no checkpoint yet" if ckpt_path.is_dir() else "there is no such folder or checkpoint"
             raise ConfigurationError(f"{ckpt_path}: nothing to resume from: {found}; give a run directory")
         return directory, saved[-1]
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other process out of this run for the length of the block, also one that is killed in it.
+
+        Raises:
+            ConfigurationError: Another process is in it.
+        """
+        # The recipe, because it is written once: a file that is replaced takes its lock along.
+        with told_to_user(self.recipe):
+            file = self.recipe.open("ab")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigurationError(
+                    f"{self.path}: this run is going on in another process; let it end, or stop it, first"
+                ) from None
+            except OSError:
+                pass  # a file system without locks
+            try:
+                yield
+            finally:
+                # Closing would not be enough while a process that was forked in the block still has the file.
+                with suppress(OSError):
+                    fcntl.flock(file, fcntl.LOCK_UN)
+
+    def remove_if_without_rounds(self) -> None:
+        """Leave nothing of a run that failed before it had done anything."""
+        if not self.rounds_file.exists():
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def saved_checkpoints(self) -> list[Path]:
         """Checkpoints by round, oldest first."""
@@ -88,21 +127,40 @@ class RunDirectory:
         write_atomically(self.checkpoints / "best.ckpt", _to_bytes(state))
 
     def append_round(self, record: RoundRecord) -> None:
-        """Add one round to `rounds.jsonl`."""
-        with self.rounds_file.open("a", encoding="utf-8") as file:
+        """Add one round to `rounds.jsonl`; it is on the disk before the checkpoint that counts on it."""
+        with told_to_user(self.rounds_file), self.rounds_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record.to_json(), allow_nan=False) + "\n")
             file.flush()
+            os.fsync(file.fileno())
+
+    def stream_rounds(self) -> Iterator[RoundRecord]:
+        """The records of `rounds.jsonl`, one at a time; none where it is not there yet."""
+        return read_rounds(self.rounds_file) if self.rounds_file.exists() else iter(())
 
     def read_rounds(self) -> list[RoundRecord]:
-        """The records of `rounds.jsonl`; none where it is not there yet."""
-        return list(read_rounds(self.rounds_file)) if self.rounds_file.exists() else []
+        """The same, all at once."""
+        return list(self.stream_rounds())
 
-    def rewind(self, round_number: int) -> list[RoundRecord]:
-        """Forget rounds after `round_number`, which a resumed run will run again; the rounds kept."""
-        kept = [record for record in self.read_rounds() if record.round <= round_number]
-        lines = [json.dumps(record.to_json(), allow_nan=False) + "\n" for record in kept]
-        write_atomically(self.rounds_file, "".join(lines))
+    def rounds_until(self, round_number: int) -> list[RoundRecord]:
+        """Rounds 0 to `round_number`, without their clients.
+
+        Raises:
+            ConfigurationError: They are not all there, one line each and in order.
+        """
+        kept = [replace(record, clients=()) for record in islice(self.stream_rounds(), round_number + 1)]
+        if [record.round for record in kept] != list(range(round_number + 1)):
+            raise ConfigurationError(
+                f"{self.rounds_file}: does not hold rounds 0 to {round_number}, which were done at the checkpoint: "
+                "lines were lost or changed; put the file back, or start a new run"
+            )
         return kept
+
+    def rewind(self, round_number: int) -> None:
+        """Forget rounds after `round_number`, which a resumed run will run again; `rounds_until` finds those before."""
+        with told_to_user(self.rounds_file), self.rounds_file.open("r+b") as file:
+            for _ in range(round_number + 1):
+                file.readline()
+            file.truncate(file.tell())
 
     def write_metrics(self, records: Sequence[RoundRecord]) -> None:
         """`metrics.csv`: one row a round, without clients."""
@@ -114,22 +172,24 @@ class RunDirectory:
         writer.writerows(rows)
         write_atomically(self.path / "metrics.csv", text.getvalue())
 
-    def write_clients(self, records: Sequence[RoundRecord]) -> None:
-        """`clients.parquet`: one row per client and round."""
+    def write_clients(self) -> None:
+        """`clients.parquet`: one row per client and round of `rounds.jsonl`, which need not fit in memory."""
         import pyarrow
         import pyarrow.parquet
 
-        rows = []
-        for client in (client for record in records for client in record.clients):
-            row = client.to_json()
-            metrics = row.pop("metrics")
-            row |= {"client_id": str(client.client_id), "virtual_seconds": client.virtual_seconds}
-            rows.append(row | {f"metrics/{name}": float(value) for name, value in metrics.items()})
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        table = pyarrow.table({name: [row.get(name) for row in rows] for name in columns})
-        buffer = pyarrow.BufferOutputStream()
-        pyarrow.parquet.write_table(table, buffer)
-        write_atomically(self.path / "clients.parquet", buffer.getvalue().to_pybytes())
+        types: dict[Any, Any] = {int: pyarrow.int64(), float: pyarrow.float64()}
+        columns = {name: types.get(kind, pyarrow.string()) for name, kind in get_type_hints(ClientRecord).items()}
+        del columns["metrics"]
+        columns["virtual_seconds"] = pyarrow.float64()
+        for client in self._clients():
+            columns |= {f"metrics/{name}": pyarrow.float64() for name in client.metrics}
+        schema, rows = pyarrow.schema(columns), map(_client_row, self._clients())
+        with whole_file(self.path / "clients.parquet") as path, pyarrow.parquet.ParquetWriter(path, schema) as writer:
+            while part := list(islice(rows, _ROWS_AT_ONCE)):
+                writer.write_table(pyarrow.Table.from_pylist(part, schema))
+
+    def _clients(self) -> Iterator[ClientRecord]:
+        return (client for record in self.stream_rounds() for client in record.clients)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """`summary.json`."""
@@ -155,6 +215,12 @@ def _to_bytes(state: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
+
+
+def _client_row(client: ClientRecord) -> dict[str, Any]:
+    row = {each.name: getattr(client, each.name) for each in fields(client) if each.name != "metrics"}
+    row |= {"client_id": str(client.client_id), "virtual_seconds": client.virtual_seconds}
+    return row | {f"metrics/{name}": value for name, value in client.metrics.items()}
 
 
 def _flat(record: RoundRecord) -> dict[str, Any]:

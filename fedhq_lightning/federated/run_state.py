@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
+
 from fedhq_lightning.federated.records import RoundRecord
 from fedhq_lightning.types import StateDict
 
@@ -22,7 +24,7 @@ class RunState:
         best_value: That value.
         best_state: The model of that round.
         stopped: Whether a callback ended the run.
-        records: One record a round, round 0 first.
+        records: One record a round, round 0 first, without clients: those are in `rounds.jsonl`, for they may be many.
     """
 
     global_state: StateDict
@@ -61,7 +63,10 @@ class RunState:
             return
         for name, value in self.global_state.items():
             if value.is_floating_point():
-                value = self.averaged_state[name].float().lerp(value.float(), 1 - decay).to(value.dtype)
+                before = self.averaged_state[name]
+                moved = before.float().lerp(value.float(), 1 - decay).to(value.dtype)
+                # The average of two equal infinities (a mask's) would not be a number.
+                value = torch.where(before == value, value, moved)
             self.averaged_state[name] = value
 
     def is_better(self, value: float | None, monitor_mode: str) -> bool:
@@ -82,7 +87,5 @@ class RunState:
 
     @classmethod
     def from_checkpoint(cls, saved: Mapping[str, Any], records: Sequence[RoundRecord]) -> RunState:
-        """The state that `to_checkpoint` gave, with the records up to its round."""
-        state = cls(**saved)
-        state.records = [record for record in records if record.round <= state.round]
-        return state
+        """The state that `to_checkpoint` gave, with the records of its rounds."""
+        return cls(**saved, records=list(records))

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from fedhq_lightning.data import FederatedDataModule
+from fedhq_lightning.federated.checks import as_loaders
 from fedhq_lightning.federated.deployment import Deployment
 from fedhq_lightning.federated.evaluation import Evaluator
-from fedhq_lightning.federated.records import tier_figures
 from fedhq_lightning.federated.run_state import RunState
 from fedhq_lightning.quantize import LayerScheme, QuantScheme
+from fedhq_lightning.quantize.export import first_line
 from fedhq_lightning.types import MODES, ClientId
 
 _PACKAGES = ("fedhq_lightning", "torch", "torchao", "lightning", "torchmetrics", "wandb", "flwr-datasets")
@@ -30,6 +34,7 @@ def summarize(
     seed: int,
     deployment: Deployment,
     worst_client: dict[str, Any] | None,
+    tiers: list[dict[str, Any]],
     recipe: str,
     run_dir: Path,
 ) -> dict[str, Any]:
@@ -62,7 +67,7 @@ def summarize(
         "quarantined": sum(record.quarantined for record in rounds),
         "late": sum(record.late for record in rounds),
         "worst_client": worst_client,
-        "tiers": tier_figures(rounds),
+        "tiers": tiers,
         "export": deployment.export,
         "export_reason": deployment.reason,
         "seed": seed,
@@ -76,21 +81,46 @@ def worst_client(
     monitor: str | None,
     monitor_mode: str,
     datamodule: FederatedDataModule,
+    trained: Iterable[ClientId],
 ) -> dict[str, Any] | None:
-    """The client on whose own training examples the deployed model does worst; None where it cannot be told."""
-    trained = dict.fromkeys(client.client_id for record in state.records for client in record.clients)
-    clients: list[ClientId] = list(trained)[:_MOST_CLIENTS]
-    module = evaluator.model(state.deployed) if evaluator.scheme is None else evaluator.deployed(state.deployed)
-    values = {}
-    for client_id in clients:
-        metrics = evaluator.metrics_of(module, [datamodule.train_dataloader(client_id)])
-        if math.isfinite(metrics.get(str(monitor), math.nan)):
-            values[client_id] = metrics[str(monitor)]
+    """The client on whose own training examples the deployed model does worst; None where it cannot be told.
+
+    A client's training batches take the place of the held-out loader that `monitor` is logged from. Where
+    `validation_step` cannot take them, a warning says why.
+    """
+    try:
+        values = _values_on_clients(evaluator, state, str(monitor), datamodule, trained)
+    except Exception as error:  # of the user's code, on batches that it was not written for
+        rank_zero_warn(
+            "summary: no worst client, since validation does not run on the clients' training batches: "
+            f"{type(error).__name__}: {first_line(error)}"
+        )
+        return None
     if not values:
         return None
     worst = (max if monitor_mode == "min" else min)(values, key=values.__getitem__)
     name = f"{monitor} on its own training examples"
     return {"client_id": worst, "metric": values[worst], "metric_name": name, "clients_evaluated": len(values)}
+
+
+def _values_on_clients(
+    evaluator: Evaluator,
+    state: RunState,
+    monitor: str,
+    datamodule: FederatedDataModule,
+    trained: Iterable[ClientId],
+) -> dict[ClientId, float]:
+    """What is monitored, where it is finite, on the training batches of the clients that took part."""
+    module = evaluator.model(state.deployed) if evaluator.scheme is None else evaluator.deployed(state.deployed)
+    loaders: list[Any] = [[] for _ in as_loaders(datamodule.val_dataloader())]
+    _, _, suffix = monitor.partition("/dataloader_idx_")
+    values = {}
+    for client_id in islice(trained, _MOST_CLIENTS):
+        loaders[int(suffix or 0)] = datamodule.train_dataloader(client_id)
+        value = evaluator.metrics_of(module, loaders).get(monitor, math.nan)
+        if math.isfinite(value):
+            values[client_id] = value
+    return values
 
 
 def _version(package: str) -> str:

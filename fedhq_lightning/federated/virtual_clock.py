@@ -17,12 +17,13 @@ class VirtualClock:
         fleet: Device of every client.
         client_ids: All clients, in the order in which devices are dealt.
         costs: Layers of the model, measured on one batch.
-        batch_size: Examples in that batch.
+        batch_size: Examples in that batch, a full one.
         num_examples: Examples per client.
         options: Length of a local fit.
         download_bytes: Payload down.
         upload_bytes: Payload up.
         precision: Format of the floating-point products.
+        drop_last: Whether loaders drop a last batch that is not full.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class VirtualClock:
         download_bytes: int,
         upload_bytes: int,
         precision: Precision = "fp32",
+        drop_last: bool = False,
     ) -> None:
         self._fleet = fleet
         self._client_ids = client_ids
@@ -47,6 +49,7 @@ class VirtualClock:
         self._download_bytes = download_bytes
         self._upload_bytes = upload_bytes
         self._precision = precision
+        self._drop_last = drop_last
 
     def position(self, client_id: ClientId) -> int:
         """The client's place among all clients."""
@@ -76,9 +79,15 @@ class VirtualClock:
 
     def _batches(self, client_id: ClientId) -> tuple[int, float]:
         """Batches of one local fit, and the mean share of a full batch that they hold."""
-        examples = self._num_examples(client_id)
+        options, examples = self._options, self._num_examples(client_id)
+        if self._drop_last:
+            examples -= examples % self._batch_size
+        if not examples:
+            return 0, 0.0
         per_epoch = -(-examples // self._batch_size)
-        fullness = examples / (per_epoch * self._batch_size) if per_epoch else 0.0
-        if self._options.local_steps is not None:
-            return self._options.local_steps * self._options.accumulate_grad_batches, fullness
-        return per_epoch * (self._options.local_epochs or 0), fullness
+        fullness = examples / (per_epoch * self._batch_size)
+        if options.local_steps is None:
+            return per_epoch * (options.local_epochs or 0), fullness
+        # A step ends with its epoch, however few batches it then has.
+        epochs, steps = divmod(options.local_steps, -(-per_epoch // options.accumulate_grad_batches))
+        return epochs * per_epoch + steps * options.accumulate_grad_batches, fullness

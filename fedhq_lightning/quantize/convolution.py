@@ -49,8 +49,7 @@ def patches(x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], dilati
         x = x.unfold(1 + i, dilation[i] * (kernel_size[i] - 1) + 1, stride[i])
     # Dilation skips elements inside the window, which unfold itself cannot.
     inside: tuple[EllipsisType | slice, ...] = (..., *(slice(None, None, step) for step in dilation))
-    # A copy even where a view would do: views of windows overlap, and matrix kernels misread them.
-    return x[inside].movedim(1 + num_dims, -1).flatten(start_dim=1 + num_dims).contiguous()
+    return x[inside].movedim(1 + num_dims, -1).flatten(start_dim=1 + num_dims)
 
 
 def in_patch_order(weight: Tensor) -> Tensor:

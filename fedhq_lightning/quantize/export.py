@@ -67,14 +67,14 @@ def export_program(converted: nn.Module, example_args: tuple[Any, ...], path: Pa
             torch.export.save(program, written)
             loaded = torch.export.load(written).module()
         except Exception as error:  # export raises whatever the traced code and a dozen of its own passes raise
-            raise ExportError(f"{kind} cannot be exported: {_first_line(error)}") from error
+            raise ExportError(f"{kind} cannot be exported: {first_line(error)}") from error
         single = pytree.tree_map(lambda leaf: leaf[:1] if _has_batch(leaf) else leaf, example_args)
         for args, what in ((example_args, "the example"), (single, "a batch of one")):
             try:
                 same = _equal(loaded(*args), converted(*args))
             except Exception as error:  # likewise: a program's guards have no common type of error
                 raise ExportError(
-                    f"{type(converted).__name__}, exported, fails on {what}: {_first_line(error)}"
+                    f"{type(converted).__name__}, exported, fails on {what}: {first_line(error)}"
                 ) from error
             if not same:
                 raise ExportError(f"{type(converted).__name__}, exported, differs from the module on {what}")
@@ -161,7 +161,7 @@ def load_packed(path: Path, module: nn.Module) -> nn.Module:
         with safe_open(path, framework="pt") as file:
             header: Mapping[str, str] = file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise ConfigurationError(f"{path}: cannot be read as safetensors: {_first_line(error)}") from error
+        raise ConfigurationError(f"{path}: cannot be read as safetensors: {first_line(error)}") from error
     if header.get("format") != PACKED_FORMAT or header.get("version") != str(PACKED_VERSION):
         raise ConfigurationError(
             f"{path}: format {header.get('format')!r} version {header.get('version')!r}; "
@@ -175,7 +175,7 @@ def load_packed(path: Path, module: nn.Module) -> nn.Module:
         loaded.load_state_dict(state)
     except (AttributeError, KeyError, RuntimeError, ValueError) as error:
         raise ConfigurationError(
-            f"{path}: was not made for this {type(module).__name__}: {_first_line(error)}"
+            f"{path}: was not made for this {type(module).__name__}: {first_line(error)}"
         ) from error
     return loaded
 
@@ -215,5 +215,6 @@ def _same_leaf(a: Any, b: Any) -> bool:
     return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -17,7 +17,10 @@ from fedhq_lightning.quantize.torchao_quietly import (
 
 
 class FakeQuantizer(IntxFakeQuantizer):  # type: ignore[misc]  # torchao ships no types
-    """torchao's quantizer, also for no rows and for rows of a single value, on both of which torchao 0.18 fails."""
+    """torchao's quantizer in fp32, as the grid is deployed, whatever the dtype of `x`.
+
+    Also for no rows and for rows of a single value, on both of which torchao 0.18 fails.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """(rows, columns), rounded; gradients pass straight through."""
@@ -25,7 +28,7 @@ class FakeQuantizer(IntxFakeQuantizer):  # type: ignore[misc]  # torchao ships n
             return x
         is_single = x.shape[-1] == 1
         # A zero changes neither range: symmetric ranges start at zero, asymmetric ones include it.
-        rounded: Tensor = super().forward(F.pad(x, (0, 1)) if is_single else x)
+        rounded: Tensor = super().forward(F.pad(x.float(), (0, 1)) if is_single else x.float()).to(x.dtype)
         return rounded[..., :1] if is_single else rounded
 
 

@@ -26,6 +26,7 @@ def integer_matmul(a: Tensor, b: Tensor) -> Tensor:
         starts = range(0, inner, MAX_INNER_SIZE)
         parts = [integer_matmul(a[:, i : i + MAX_INNER_SIZE], b[:, i : i + MAX_INNER_SIZE]).long() for i in starts]
         return torch.stack(parts).sum(0)
+    a, b = _as_matrix(a), _as_matrix(b)
     if not a.is_cuda:
         return _cpu_matmul(a, b)
     rows, columns = a.shape[0], b.shape[0]

@@ -131,8 +131,8 @@ class QuantScheme:
 
         Args:
             module: Any module with `nn.Linear`, `nn.Conv1d` or `nn.Conv2d` layers (exactly these types, as they are or
-                prepared by a lane). First and last are meant in the order of `module.named_modules()`, that is the
-                order of registration.
+                prepared by a lane, and with a weight of their own: not one that spectral_norm or weight_norm computes).
+                First and last are meant in the order of `module.named_modules()`, that is the order of registration.
 
         Returns:
             Layer name to grid, in module order.
@@ -141,12 +141,12 @@ class QuantScheme:
             ConfigurationError: Nothing to quantize, an override that matches no layer, or a group that does not
                 divide a layer's flattened input.
         """
-        layers = {name: layer for name, layer in module.named_modules() if plain_type(layer) in QUANTIZABLE_TYPES}
+        layers = {name: layer for name, layer in module.named_modules() if _is_quantizable(layer)}
         names = list(layers)
         if not names:
             raise ConfigurationError(
                 f"{type(module).__name__} has nothing to quantize under scheme '{self}': no nn.Linear, nn.Conv1d or "
-                "nn.Conv2d layer (subclasses of them do not count); leave the scheme out to train in fp"
+                "nn.Conv2d layer (subclasses and normed weights do not count); leave the scheme out to train in fp"
             )
         self._check_overrides(names)
         grids = {name: grid for name in names if (grid := self._grid(name, name in (names[0], names[-1])))}
@@ -181,6 +181,11 @@ def plain_type(layer: nn.Module) -> type[nn.Module]:
     """A layer's own type, or the torch type that it had before a lane prepared it."""
     kind: type[nn.Module] = getattr(type(layer), "plain_type", type(layer))
     return kind
+
+
+def _is_quantizable(layer: nn.Module) -> bool:
+    # Weight norms in the old style leave the layer's type and make its weight a plain attribute.
+    return plain_type(layer) in QUANTIZABLE_TYPES and isinstance(layer.weight, nn.Parameter)
 
 
 def flattened_input_size(layer: nn.Module) -> int:

@@ -36,33 +36,17 @@ def _noise_dropped() -> Iterator[None]:
 with _noise_dropped():
     from torchao.core.config import AOBaseConfig
     from torchao.quantization import quantize_
-    from torchao.quantization.granularity import PerAxis, PerGroup, PerToken
+    from torchao.quantization.granularity import PerToken
     from torchao.quantization.qat import FakeQuantizedLinear, IntxFakeQuantizeConfig
     from torchao.quantization.qat.fake_quantizer import IntxFakeQuantizer
-    from torchao.quantization.qat.utils import _fake_quantize_per_channel_group
-    from torchao.quantization.quant_primitives import (
-        _DTYPE_TO_BIT_WIDTH,
-        _DTYPE_TO_QVALUE_BOUNDS,
-        MappingType,
-        TorchAODType,
-    )
     from torchao.quantization.transform_module import register_quantize_module_handler
-    from torchao.quantization.utils import get_group_qparams_symmetric
 
 __all__ = [
-    "_DTYPE_TO_BIT_WIDTH",
-    "_DTYPE_TO_QVALUE_BOUNDS",
     "AOBaseConfig",
     "FakeQuantizedLinear",
     "IntxFakeQuantizeConfig",
     "IntxFakeQuantizer",
-    "MappingType",
-    "PerAxis",
-    "PerGroup",
     "PerToken",
-    "TorchAODType",
-    "_fake_quantize_per_channel_group",
-    "get_group_qparams_symmetric",
     "quantize_",
     "register_quantize_module_handler",
 ]

@@ -78,6 +78,21 @@ def test_state_resumes_where_it_was() -> None:
         assert after.state_dict() == whole.state_dict()
 
 
+def test_a_second_run_starts_afresh() -> None:
+    callback = EarlyStopping(patience=2)
+    fake: Any = SimpleNamespace()
+    callback.on_fit_start(fake)
+    assert run(callback, [0.9, 0.8, 0.7]) == 3
+    callback.on_fit_start(fake)
+    assert callback.state_dict() == EarlyStopping(patience=2).state_dict()
+    assert run(callback, [0.1, 0.2, 0.3]) is None
+    callback.load_state_dict({"best": 0.5, "evaluations_without_improvement": 1, "reason": ""})
+    callback.on_fit_start(fake)
+    assert run(callback, [0.4], first_round=7) == 7
+    callback.on_fit_start(fake)
+    assert callback.best is None
+
+
 def test_only_the_first_process_speaks_and_every_process_stops(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert run(EarlyStopping(patience=1), [0.5, 0.5], is_global_zero=False) == 2

@@ -5,6 +5,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedhq_lightning.data.federated import FederatedDataModule
+from fedhq_lightning.errors import ConfigurationError
 
 
 class TwoClients(FederatedDataModule):
@@ -35,6 +36,12 @@ def test_calibration_batch_is_fixed_and_disturbs_nothing() -> None:
     torch.manual_seed(4)
     assert torch.equal(module.calibration_batch("large")[0], first)
     assert first.shape == (8,)
+
+
+def test_a_loader_that_does_not_tell_its_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TwoClients, "train_dataloader", lambda self, client_id: [[1, 2], [3]])
+    with pytest.raises(ConfigurationError, match=r"client 'small': list does not tell .* override num_examples"):
+        TwoClients().num_examples("small")
 
 
 def test_what_must_be_given_is_abstract() -> None:

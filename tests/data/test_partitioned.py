@@ -136,12 +136,15 @@ def test_loader_settings_are_carried_over() -> None:
     def collate(examples: list[Any]) -> list[Any]:
         return examples
 
-    wrapped = Wrapped(batch_size=16, collate_fn=collate, drop_last=True, timeout=0, pin_memory=False)
-    loader = PartitionedDataModule(wrapped, flwr.SizePartitioner([590, 10])).train_dataloader(0)
-    assert loader.batch_size == 16
-    assert loader.collate_fn is collate
-    assert not loader.drop_last
-    assert [len(batch) for batch in loader] == [16] * 36 + [14]
+    for drop_last in (False, True):
+        wrapped = Wrapped(batch_size=16, collate_fn=collate, drop_last=drop_last, timeout=0, pin_memory=False)
+        module = PartitionedDataModule(wrapped, flwr.SizePartitioner([590, 10]))
+        loader = module.train_dataloader(0)
+        assert loader.batch_size == 16
+        assert loader.collate_fn is collate
+        assert [len(batch) for batch in loader] == [16] * 36 + [14] * (not drop_last)
+        assert len(module.train_dataloader(1)) == (not drop_last)
+        assert len(module.calibration_batch(1)) == 10
 
 
 def test_workers_are_carried_over() -> None:

@@ -59,6 +59,15 @@ class TestEveryAggregator:
         assert torch.equal(following["running_mean"], mean_of_clients()["running_mean"])
         assert torch.equal(following["num_batches_tracked"], torch.tensor(0))
 
+    def test_what_the_clients_do_not_send_stays(self, make: Callable[[], Aggregator]) -> None:
+        aggregator, state = make(), global_state()
+        for number in range(1, 4):
+            mean = mean_of_clients(number)
+            del mean["bias"], mean["running_mean"]
+            state = aggregator.step(state, mean, PARAMETERS)
+        unsent = ("bias", "running_mean")
+        assert same_bits({name: state[name] for name in unsent}, {name: global_state()[name] for name in unsent})
+
     def test_inputs_are_not_changed(self, make: Callable[[], Aggregator]) -> None:
         current, mean = global_state(), mean_of_clients()
         aggregator = make()

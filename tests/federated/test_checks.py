@@ -15,7 +15,6 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.checks import (
     Probe,
     as_loaders,
-    empty_positions,
     probe,
     resolve_monitor,
     resolve_monitor_mode,
@@ -80,6 +79,72 @@ def test_forward_that_is_never_called() -> None:
     assert probed(Inside()).example_args is None
 
 
+def test_forward_called_by_keyword_gives_no_example() -> None:
+    class ByName(SmallModule):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val", self(inputs=batch[0]).mean())
+
+    class FirstByName(ByName):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            super().validation_step(batch, batch_idx)
+            self(batch[0][:5])
+
+    assert probed(ByName()).example_args is None
+    found = probed(FirstByName()).example_args
+    assert found is not None
+    assert found[0].shape == (5, NUM_FEATURES)
+
+
+class TestBatchNorm:
+    """Which modules cannot train on one example."""
+
+    class Normed(SmallModule):
+        def __init__(self, *layers: nn.Module) -> None:
+            super().__init__()
+            self.net = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(3))
+            self.net(torch.zeros(2, NUM_FEATURES))
+
+    def test_over_examples_alone(self) -> None:
+        assert probed(self.Normed(nn.BatchNorm1d(NUM_FEATURES))).batch_norm == "net.0"
+        wide = nn.Sequential(nn.Unflatten(1, (NUM_FEATURES, 1, 1)), nn.BatchNorm2d(NUM_FEATURES))
+        assert probed(self.Normed(wide)).batch_norm == "net.0.1"
+
+    def test_over_positions_too(self) -> None:
+        assert probed(self.Normed(nn.Unflatten(1, (3, 4)), nn.BatchNorm1d(3))).batch_norm is None
+
+    def test_frozen_or_none(self) -> None:
+        module = self.Normed(nn.BatchNorm1d(NUM_FEATURES).eval())
+        assert probed(module).batch_norm is None
+        assert probed(SmallModule()).batch_norm is None
+
+    def test_batches_of_one(self) -> None:
+        with pytest.raises(ConfigurationError, match=r"net\.0 .*BatchNorm1d.* one example; .* larger batch_size"):
+            probed(self.Normed(nn.BatchNorm1d(NUM_FEATURES)), SmallData(batch_size=1))
+
+
+def test_frozen_parameters() -> None:
+    class Thaws(SmallModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net.requires_grad_(False)
+
+        def configure_optimizers(self) -> Any:
+            self.net[2].requires_grad_(True)
+            return torch.optim.SGD(self.net[2].parameters(), 0.1)
+
+    assert probed(SmallModule()).frozen == frozenset()
+    assert probed(Thaws()).frozen == {"net.0.weight", "net.0.bias"}
+
+
+def test_a_loader_that_drops_its_last_batch() -> None:
+    class Drops(SmallData):
+        def train_dataloader(self, client_id: Any) -> Any:
+            return DataLoader(self.dataset(client_id), 8, drop_last=True)
+
+    assert probed(SmallModule(), Drops()).drop_last
+    assert not probed(SmallModule()).drop_last
+
+
 class _Loaders(SmallData):
     def __init__(self, loaders: Any) -> None:
         super().__init__()
@@ -139,7 +204,7 @@ def test_a_batch_that_does_not_tell_its_size() -> None:
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             return nn.functional.cross_entropy(self(batch.inputs), batch.labels)
 
-    assert probed(Takes(), OpaqueData((20,))).batch_size == 7  # 20 examples in 3 batches
+    assert probed(Takes(), OpaqueData((20,))).batch_size == 8
 
 
 def test_manual_optimization() -> None:
@@ -253,6 +318,10 @@ def test_monitor() -> None:
         match=r"'val_acuracy': nobody logs it; logged: val_loss, val_accuracy; did you mean 'val_accuracy'\?",
     ):
         resolve_monitor("val_acuracy", both)
+    with pytest.raises(
+        ConfigurationError, match=r"'train_loss': logged in training only.*validation logs val_loss, val_accuracy"
+    ):
+        resolve_monitor("train_loss", both)
     with pytest.raises(ConfigurationError, match="logged: nothing"):
         resolve_monitor("x", names([], []))
 
@@ -263,10 +332,18 @@ def test_monitor() -> None:
         ("val_loss", None, "min"),
         ("val_accuracy", None, "max"),
         ("ValError", None, "min"),
-        ("rmse", None, "min"),
-        ("perplexity", None, "min"),
+        ("valLosses", None, "min"),
+        ("val_accuracy_loss", None, "min"),
+        *((name, None, "min") for name in ("rmse", "val_mape", "perplexity", "val_nll", "val_ce", "ppl")),
+        *((name, None, "min") for name in ("val/bce", "val-wer", "cross_entropy", "mae")),
+        *(
+            (name, None, "max")
+            for name in ("val_acc", "val/top5acc", "val_f1", "AUROC", "val.mAP", "r2", "bleu@4", "map50")
+        ),
+        ("val_nll/dataloader_idx_0", None, "min"),
         ("val_loss", "max", "max"),
         ("auroc", "min", "min"),
+        ("val_reward", "max", "max"),
         (None, None, "max"),
     ],
 )
@@ -274,6 +351,9 @@ def test_monitor_mode(monitor: str | None, asked: str | None, wanted: str) -> No
     assert resolve_monitor_mode(monitor, asked) == wanted
 
 
-def test_empty_positions() -> None:
-    data = SmallData({"a": 3, "b": 0, "c": 1, "d": 0})
-    assert empty_positions(data, data.client_ids) == {1, 3}
+@pytest.mark.parametrize("monitor", ["val_reward", "val", "dance", "prices", "neg_mean_squared_error", "roadmap"])
+def test_a_name_that_does_not_tell_its_direction(monitor: str) -> None:
+    with pytest.raises(
+        ConfigurationError, match=rf"'{monitor}' .* smaller or larger .* set trainer\.monitor_mode to min or max"
+    ):
+        resolve_monitor_mode(monitor, None)

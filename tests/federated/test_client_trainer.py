@@ -161,8 +161,24 @@ class TestFit:
         module = SmallModule()
         before = weights(module)
         small = DataLoader(examples(3, 1), 8, drop_last=True)
-        assert client_trainer(module, **options).fit(small) == (0, {})
+        trainer = client_trainer(module, **options)
+        assert trainer.fit(small) == (0, {})
+        assert not trainer.training
         assert same_bits(weights(module), before)
+
+    def test_without_batches_nothing_is_configured(self) -> None:
+        class OneCycle(SmallModule):
+            def configure_optimizers(self) -> Any:
+                optimizer = super().configure_optimizers()
+                steps = int(self.trainer.estimated_stepping_batches)
+                return [optimizer], [torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps)]
+
+        small = DataLoader(examples(3, 1), 8, drop_last=True)
+        assert client_trainer(OneCycle()).fit(small) == (0, {})
+
+    @pytest.mark.parametrize("steps", [{"local_epochs": 3}, {"local_epochs": None, "local_steps": 3}])
+    def test_max_epochs_is_what_lightning_says(self, steps: dict[str, Any]) -> None:
+        assert client_trainer(SmallModule(), **steps).max_epochs == (steps["local_epochs"] or -1)
 
     def test_every_fit_starts_fresh(self) -> None:
         module = SmallModule()

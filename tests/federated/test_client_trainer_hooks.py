@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
+from fedhq_lightning.errors import ConfigurationError
+
 from ..beside_lightning import lightning_fit, without_advice
 from ..small_federation import SmallModule
 from .client_fits import Scheduled, client_trainer, loader
@@ -164,12 +166,15 @@ class TestTrainerAttributes:
     def test_steps_are_max_steps(self) -> None:
         trainer = client_trainer(SmallModule(), local_epochs=None, local_steps=7)
         trainer.fit(loader())
-        assert (trainer.max_steps, trainer.estimated_stepping_batches, trainer.max_epochs) == (7, 7, None)
+        assert (trainer.max_steps, trainer.estimated_stepping_batches, trainer.max_epochs) == (7, 7, -1)
 
     def test_an_unknown_one_says_what_there_is(self) -> None:
         trainer = client_trainer(SmallModule())
-        with pytest.raises(AttributeError, match=r"no 'datamodule'; it has .*current_epoch.*max_epochs"):
+        with pytest.raises(AttributeError, match=r"no 'fast_dev_run'; it has .*current_epoch.*max_epochs"):
+            _ = trainer.fast_dev_run
+        with pytest.raises(ConfigurationError, match="no 'datamodule'; hand what the module needs of the data to it"):
             _ = trainer.datamodule
+        assert getattr(trainer, "datamodule", None) is None
         assert not hasattr(trainer, "__array__")
 
     def test_the_class_and_the_original_are_left_alone(self) -> None:

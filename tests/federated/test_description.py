@@ -1,5 +1,7 @@
 """Descriptions of settings, and what resuming compares."""
 
+import enum
+import io
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from fedhq_lightning.federated.aggregators import FedOpt
 from fedhq_lightning.federated.description import check_same, describe, text_of
 from fedhq_lightning.quantize import QuantScheme
 
-from ..small_federation import SmallModule, trainer
+from ..small_federation import SmallData, SmallModule, trainer
 
 
 def test_simple_values_stay() -> None:
@@ -38,6 +40,72 @@ def test_objects_are_class_paths_with_their_settings() -> None:
 def test_a_module_is_described_by_its_arguments() -> None:
     assert describe(SmallModule(lr=0.3)) != describe(SmallModule(lr=0.2))
     assert describe(SmallModule(lr=0.3)) == describe(SmallModule(lr=0.3))
+
+
+class Kind(str, enum.Enum):  # noqa: UP042  # older than StrEnum, and still written
+    PLAIN = "plain"
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+
+
+class Colour(enum.Enum):
+    RED = ("red", 2.5)
+
+
+class Word(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "something else"
+
+
+class Number(float):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (Kind.PLAIN, "plain"),
+        (Level.LOW, 1),
+        (Colour.RED, ["red", 2.5]),
+        (Word("word"), "word"),
+        (Number(0.1), 0.1),
+        ({Kind.PLAIN: Word("a")}, {"plain": "a"}),
+    ],
+)
+def test_kinds_of_text_and_numbers_become_plain(value: Any, plain: Any) -> None:
+    found = describe(SmallModule(lr=value))["lr"]
+    assert found == plain
+    assert type(found) is type(plain)
+    assert yaml.safe_load(text_of({"lr": found})) == {"lr": plain}
+    file = io.BytesIO()
+    torch.save(found, file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True) == plain
+
+
+def test_data_is_described_by_what_its_constructor_was_given() -> None:
+    class Own(SmallData):
+        def __init__(self, shift: float, **rest: Any) -> None:
+            super().__init__(**rest)
+            self._shift = shift
+            self.num_train = 0
+
+    data = Own(0.5, batch_size=4)
+    before = describe(data)
+    assert (before["shift"], before["batch_size"]) == (0.5, 4)
+    data.num_train, data.vocabulary = 193, ["a"]  # type: ignore[attr-defined]  # as setup would
+    assert describe(data) == before
+
+    class Saved(SmallData):
+        def __init__(self, **rest: Any) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
+    assert describe(Saved(shift=2))["shift"] == 2
 
 
 def test_a_partitioner_is_described_by_its_private_arguments() -> None:

@@ -151,6 +151,13 @@ def test_refuses_weights_out_of_range() -> None:
         mean.add({"w": torch.ones(1)}, 1)
 
 
+def test_refuses_a_total_that_several_processes_passed_together() -> None:
+    mean = accumulate([{"w": torch.ones(1)}], [MAX_TOTAL_WEIGHT])
+    mean.total_weight += 1
+    with pytest.raises(ValueError, match="at most"):
+        mean.mean()
+
+
 def test_largest_sums_do_not_overflow() -> None:
     state = {"w": torch.tensor([LARGEST, -LARGEST])}
     assert same_bits(accumulate([state] * 4, [MAX_TOTAL_WEIGHT // 4] * 4).mean(), state)

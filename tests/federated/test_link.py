@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.link import Downlink, Link, Uplink
 from fedhq_lightning.federated.payload import PayloadError
 from fedhq_lightning.quantize import LayerScheme
@@ -158,3 +159,31 @@ def test_equal_tensors_that_are_not_tied_travel_apart() -> None:
 
 def is_zero(values: StateDict) -> bool:
     return all(not value.any() for value in values.values())
+
+
+@pytest.mark.parametrize("uplink", ["weights", "delta"])
+class TestWhatStaysTheServers:
+    def test_frozen_parameters(self, uplink: Uplink) -> None:
+        frozen = frozenset({"linear.weight", "linear.bias"})
+        there = Link(state(), {"linear.weight": GRID}, uplink, "fp32", frozen)
+        got = there.receive(there.up(state(1), state(), 1, 0), 1, 0)
+        assert got.keys() == {"norm.running_mean"}
+        assert there.down(state(), 1)[0].keys() == state().keys()
+        assert there.combine(got, state()).keys() == got.keys()
+
+    def test_a_buffer_that_is_not_finite_from_the_start(self, uplink: Uplink) -> None:
+        masked = state() | {"mask": torch.full((3, 3), -torch.inf).triu(1)}
+        there = Link(masked, {"linear.weight": GRID}, uplink, "fp32")
+        received, _ = there.down(masked, 1)
+        assert same_bits({"mask": received["mask"]}, {"mask": masked["mask"]})
+        got = there.receive(there.up(received | floats(state(1)), received, 1, 0), 1, 0)
+        assert got.keys() == floats(state()).keys()
+
+    def test_complex_tensors_are_refused_unless_frozen(self, uplink: Uplink) -> None:
+        with_complex = state() | {"filter": torch.ones(3, dtype=torch.complex64)}
+        with pytest.raises(ConfigurationError, match="filter: complex tensors"):
+            Link(with_complex, {}, uplink, "fp32")
+        there = Link(with_complex, {}, uplink, "fp32", frozenset({"filter"}))
+        received, _ = there.down(with_complex, 1)
+        assert received["filter"].dtype == torch.complex64
+        assert "filter" not in there.receive(there.up(received, received, 1, 0), 1, 0)

@@ -50,6 +50,11 @@ def test_train_metrics_leave_out_clients_that_did_not_train() -> None:
     assert train_metrics([client(10, num_steps=0)]) == {}
 
 
+def test_train_metrics_leave_out_what_was_not_aggregated() -> None:
+    quarantined = replace(client(10, loss=math.nan), status="quarantined")
+    assert train_metrics([client(10, loss=1.0), quarantined]) == {"train/loss": 1.0}
+
+
 def test_train_metrics_do_not_depend_on_the_order() -> None:
     clients = [client(count, loss=0.1 * count) for count in (3, 7, 11, 13, 1_000_003)]
     assert train_metrics(clients) == train_metrics(clients[::-1])

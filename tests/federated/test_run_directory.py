@@ -1,8 +1,11 @@
 """The run directory and its checkpoints."""
 
 import csv
+import errno
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet
@@ -52,7 +55,7 @@ def test_a_line_that_a_kill_cut_off_is_forgotten(tmp_path: Path, cut: int) -> No
     with run.rounds_file.open("a") as file:
         file.write(line[:cut])
     assert run.read_rounds() == ROUNDS[:3]
-    assert run.rewind(2) == ROUNDS[:3]
+    run.rewind(2)
     run.append_round(ROUNDS[3])
     assert run.read_rounds() == ROUNDS[:4]
 
@@ -61,8 +64,64 @@ def test_rewind_forgets_later_rounds(tmp_path: Path) -> None:
     run = directory(tmp_path)
     for record in ROUNDS:
         run.append_round(record)
-    assert run.rewind(2) == ROUNDS[:3]
+    assert run.rounds_until(2) == [replace(record, clients=()) for record in ROUNDS[:3]]
+    run.rewind(2)
     assert run.read_rounds() == ROUNDS[:3]
+
+
+@pytest.mark.parametrize("held", [[], [0, 1], [0, 1, 3], [1, 2, 3], [0, 1, 1, 2, 3], [0, 1, 2, 2]])
+def test_rounds_that_are_not_all_there(tmp_path: Path, held: list[int]) -> None:
+    run = directory(tmp_path)
+    for number in held:
+        run.append_round(ROUNDS[number])
+    if held == [0, 1, 2, 2]:  # what comes after the checkpoint does not matter
+        assert len(run.rounds_until(2)) == 3
+        return
+    with pytest.raises(ConfigurationError, match=r"rounds\.jsonl: does not hold rounds 0 to 2"):
+        run.rounds_until(2)
+
+
+def test_rounds_reach_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, synced = directory(tmp_path), []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    run.append_round(ROUNDS[0])
+    assert len(synced) == 1
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    run = directory(tmp_path)
+    refused = pytest.raises(ConfigurationError, match="going on in another process")
+    with run.locked(), refused, RunDirectory(run.path).locked():
+        pass
+    with RunDirectory(run.path).locked():
+        pass
+
+
+def test_a_folder_without_a_round_can_go(tmp_path: Path) -> None:
+    run = directory(tmp_path)
+    run.append_round(ROUNDS[0])
+    run.remove_if_without_rounds()
+    assert run.rounds_file.exists()
+    run.rounds_file.unlink()
+    run.remove_if_without_rounds()
+    assert not run.path.exists()
+
+
+def test_a_folder_that_is_gone_or_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = directory(tmp_path)
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        for write in (lambda: run.append_round(ROUNDS[0]), lambda: run.save_best({}), lambda: run.write_metrics([])):
+            with pytest.raises(ConfigurationError, match=r"cannot be written \(No space left on device\)"):
+                write()
+    shutil.rmtree(run.path)
+    for write in (lambda: run.append_round(ROUNDS[0]), lambda: run.save_best({}), lambda: run.write_metrics([])):
+        with pytest.raises(ConfigurationError, match=r"cannot be written \(No such file or directory\)"):
+            write()
 
 
 def test_keeps_the_newest_checkpoints_and_the_best(tmp_path: Path) -> None:
@@ -142,7 +201,9 @@ def test_metrics_csv_has_one_row_a_round(tmp_path: Path) -> None:
 
 def test_clients_parquet_has_one_row_per_client_and_round(tmp_path: Path) -> None:
     run = directory(tmp_path)
-    run.write_clients(ROUNDS)
+    for record in ROUNDS:
+        run.append_round(record)
+    run.write_clients()
     rows = pyarrow.parquet.read_table(run.path / "clients.parquet").to_pylist()
     clients = [client for record in ROUNDS for client in record.clients]
     assert len(rows) == len(clients)
@@ -154,5 +215,6 @@ def test_clients_parquet_has_one_row_per_client_and_round(tmp_path: Path) -> Non
 
 def test_clients_parquet_without_clients(tmp_path: Path) -> None:
     run = directory(tmp_path)
-    run.write_clients(ROUNDS[:1])
+    run.append_round(ROUNDS[0])
+    run.write_clients()
     assert pyarrow.parquet.read_table(run.path / "clients.parquet").num_rows == 0

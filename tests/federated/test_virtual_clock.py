@@ -32,7 +32,8 @@ def clock(
         (FitOptions(2), 17, 6, 17 / 24),
         (FitOptions(1), 3, 1, 3 / 8),
         (FitOptions(None, 5), 16, 5, 1.0),
-        (FitOptions(None, 5, accumulate_grad_batches=4), 16, 20, 1.0),
+        (FitOptions(None, 5, accumulate_grad_batches=4), 16, 10, 1.0),  # a window ends with its epoch
+        (FitOptions(None, 5, accumulate_grad_batches=4), 40, 14, 1.0),  # 5 batches are 2 steps
         (FitOptions(2, accumulate_grad_batches=4), 16, 4, 1.0),
     ],
 )
@@ -44,6 +45,14 @@ def test_is_the_roofline_of_the_clients_own_batches(
     wanted = round_seconds(there.profile("a"), mode, [LAYER], steps, 10_000, 2_000, batch_scale=fullness)
     assert there.time("a", mode) == wanted
     assert there.seconds("a", mode) == wanted.total > 0
+
+
+@pytest.mark.parametrize("options", [FitOptions(3), FitOptions(None, 6)])
+def test_a_partial_batch_that_is_dropped_costs_nothing(options: FitOptions) -> None:
+    there = clock({"a": 17, "b": 7}, options, drop_last=True)
+    wanted = round_seconds(there.profile("a"), "fp", [LAYER], 6, 10_000, 2_000, batch_scale=1.0)
+    assert there.time("a", "fp") == wanted
+    assert there.time("b", "fp").compute_seconds == 0
 
 
 def test_more_examples_take_longer_and_payloads_count() -> None:

@@ -1,17 +1,13 @@
 import pytest
 import torch
 from torch import Tensor
+from torchao.quantization.qat.utils import _fake_quantize_per_channel_group
+from torchao.quantization.quant_primitives import MappingType
+from torchao.quantization.utils import get_group_qparams_symmetric
 
 from fedhq_lightning.quantize import grid
 from fedhq_lightning.quantize.scheme import LayerScheme
-from fedhq_lightning.quantize.torchao_quietly import (
-    IntxFakeQuantizeConfig,
-    IntxFakeQuantizer,
-    MappingType,
-    PerToken,
-    _fake_quantize_per_channel_group,
-    get_group_qparams_symmetric,
-)
+from fedhq_lightning.quantize.torchao_quietly import IntxFakeQuantizeConfig, IntxFakeQuantizer, PerToken
 
 SCALES = [1.0, 1e-6, 1e-30, 1e20]
 

@@ -25,3 +25,16 @@ def test_exact_for_every_small_shape_and_layout(a_transposed: bool, b_transposed
 
 def test_no_rows() -> None:
     assert integer_matmul(torch.zeros(0, 5, dtype=torch.int8), torch.zeros(3, 5, dtype=torch.int8)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_exact_for_views_that_overlap(step: int) -> None:
+    """Windows and expanded rows share memory, which torch._int_mm alone misreads."""
+    generator = torch.Generator().manual_seed(0)
+    windows = torch.randint(-127, 128, (60,), generator=generator).to(torch.int8).unfold(0, 7, step)
+    other = _int8(5, 7, False, generator)
+    expanded = other[:1].expand(9, 7)
+    for a, b in itertools.permutations((windows, expanded, other), 2):
+        assert torch.equal(integer_matmul(a, b), (a.double() @ b.double().t()).int())
+    tall = _int8(4, len(windows), False, generator)
+    assert torch.equal(integer_matmul(windows.t(), tall), (windows.t().double() @ tall.double().t()).int())

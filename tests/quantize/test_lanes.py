@@ -180,3 +180,21 @@ def test_transformer_encoders_do_not_skip_the_lane_in_evaluation(mode: Mode) -> 
         in_evaluation, in_training = encoder.eval()(x), encoder.train()(x)
     # Attention itself has another kernel in evaluation, equal up to fp32 rounding.
     assert (in_evaluation - in_training).norm() < 0.01 * (plain - in_training).norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("mode", ["ptq", "qat"])
+def test_modules_of_another_dtype_train_in_it(mode: Mode, dtype: torch.dtype) -> None:
+    module, x = prepare(network().to(dtype), mode, QuantScheme()), torch.randn(2, 2, 6, 6, dtype=dtype)
+    output = module(x)
+    output.sum().backward()
+    assert output.dtype == dtype
+    assert all(parameter.grad.dtype == dtype and parameter.grad.any() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_activations_are_rounded_as_they_are_deployed_whatever_their_dtype(dtype: torch.dtype) -> None:
+    layer = prepare(nn.Linear(16, 4).to(dtype), "qat", QuantScheme("w4a8", edge_bits=None))
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    integers, scale, zero_point = quantize_activation(x, 8, (1,))
+    assert torch.equal(layer.activation_fake_quantizer(x), ((integers.float() - zero_point) * scale).to(dtype))

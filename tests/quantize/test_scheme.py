@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 from torch import nn
 
@@ -136,3 +138,21 @@ def test_subclasses_do_not_count() -> None:
 
     module = nn.Sequential(nn.Linear(4, 4), OwnLinear(4, 4), nn.MultiheadAttention(4, 2))
     assert list(QuantScheme().for_layers(module)) == ["0"]
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        pytest.param(nn.utils.spectral_norm, id="spectral"),
+        pytest.param(nn.utils.parametrizations.spectral_norm, id="spectral, parametrized"),
+        pytest.param(nn.utils.parametrizations.weight_norm, id="weight, parametrized"),
+        pytest.param(
+            nn.utils.weight_norm,
+            id="weight",
+            marks=pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated"),
+        ),
+    ],
+)
+def test_layers_whose_weight_is_computed_do_not_count(norm: Callable[[nn.Module], nn.Module]) -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), norm(nn.Linear(4, 4)))
+    assert list(QuantScheme().for_layers(module)) == ["0", "1"]

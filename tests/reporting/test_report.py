@@ -198,7 +198,7 @@ def test_an_earlier_report_is_replaced_whole_or_stays(tmp_path: Path, monkeypatc
         raise OSError("disk full")
 
     monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ConfigurationError, match="disk full"):
         write_report(run_dir)
     assert path.read_text() == earlier
     assert {file.name for file in run_dir.iterdir()} == {"report.html", "summary.json", "rounds.jsonl", "recipe.yaml"}

@@ -1,6 +1,9 @@
 """What the trainer's options do."""
 
+import gc
+import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,8 +13,10 @@ from torch import Tensor
 from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.callbacks import EarlyStopping, FixedAllocator
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.aggregators import FedAvg
-from fedhq_lightning.federated.records import RoundRecord
+from fedhq_lightning.federated.aggregators import FedAvg, FedOpt
+from fedhq_lightning.federated.client_fit import Update
+from fedhq_lightning.federated.link import Link
+from fedhq_lightning.federated.records import ClientRecord, RoundRecord
 from fedhq_lightning.quantize import QuantScheme
 from fedhq_lightning.trainer import FederatedTrainer
 from fedhq_lightning.types import Plan, StateDict
@@ -174,6 +179,47 @@ class TestOptions:
 
         with pytest.raises(ConfigurationError, match="Forgets planned 3 clients for a cohort of 4"):
             fit(scheme="w4a8", callbacks=Forgets())
+
+    def test_a_plan_must_name_known_modes(self) -> None:
+        class Shouts(Allocator):
+            def propose(self, round_number: int, cohort: Sequence[Any]) -> Plan:
+                return Plan(dict.fromkeys(cohort, "QAT"))  # type: ignore[arg-type]  # what is tested
+
+        with pytest.raises(ConfigurationError, match="Shouts planned mode 'QAT': must be one of fp, ptq, qat"):
+            fit(scheme="w4a8", callbacks=Shouts())
+
+    def test_an_aggregator_starts_anew_with_each_run(self) -> None:
+        shared = FedOpt(partial(torch.optim.SGD, lr=1.0, momentum=0.9))
+        first = fit(aggregator=shared, max_rounds=3)[1]
+        assert same_bits(fit(aggregator=shared, max_rounds=3)[1], first), "momentum was carried into another trainer"
+
+    def test_rounds_are_kept_without_their_clients(self) -> None:
+        """Callbacks see the round's clients; what a process holds does not grow with them."""
+        seen: list[int] = []
+        clients: list[weakref.ref[ClientRecord]] = []
+
+        def look(there: FederatedTrainer, record: RoundRecord) -> None:
+            seen.append(len(record.clients))
+            gc.collect()
+            assert not [each for each in clients if each() is not None], "those of the rounds before"
+            clients.extend(map(weakref.ref, record.clients))
+
+        done, _ = fit(max_rounds=3, callbacks=Recorder(look))
+        assert seen == [0, 4, 4, 4]
+        assert [len(record.clients) for record in records(done)] == seen
+
+    def test_updates_are_dropped_one_by_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        held: list[int] = []
+        receive = Link.receive
+
+        def look(self: Link, payload: bytes, *arguments: Any) -> Any:
+            held.append(sum(type(each) is Update for each in gc.get_objects()))
+            return receive(self, payload, *arguments)
+
+        monkeypatch.setattr(Link, "receive", look)
+        fit(max_rounds=1, data=SmallData((9,) * 6))
+        assert len(held) == 6
+        assert max(held) <= 2
 
     def test_label_divergence_reaches_the_allocator(self) -> None:
         done, _ = fit(scheme="w4a8", callbacks=FixedAllocator(0.5, by="divergence"), max_rounds=1)

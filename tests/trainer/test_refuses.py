@@ -25,6 +25,13 @@ class TestRefuses:
         ("settings", "message"),
         [
             ({"max_rounds": 0}, "max_rounds 0"),
+            ({"max_rounds": True}, "max_rounds True: must be a whole number"),
+            ({"clients_per_round": "half"}, "clients_per_round 'half': must be a count, or a fraction"),
+            ({"clients_per_round": True}, "clients_per_round True: must be a count"),
+            ({"round_deadline": True}, "round_deadline True"),
+            ({"ema_decay": "0.9"}, "ema_decay '0.9'"),
+            ({"strategy": "ddp_spawn"}, "strategy 'ddp_spawn' starts processes by spawn"),
+            ({"strategy": "ddp_fork", "devices": 2}, "strategy 'ddp_fork' starts processes by fork"),
             ({"max_rounds": 2.5}, "max_rounds 2.5: must be a whole number"),
             ({"local_epochs": 1.5}, "local_epochs 1.5: must be a whole number"),
             ({"local_steps": -1}, "local_steps -1"),
@@ -86,6 +93,23 @@ class TestRefuses:
         with pytest.raises(ConfigurationError, match="quantiz"):
             fit(NoLayers(), scheme="w4a8", callbacks=FixedAllocator("qat"), default_root_dir=tmp_path / "other")
         assert not (tmp_path / "other").exists()
+
+    @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, ConfigurationError])
+    @pytest.mark.parametrize("where", ["launch", "loggers", "round 0"])
+    def test_what_fails_before_the_first_round_leaves_no_folder(
+        self, error: type[BaseException], where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*arguments: Any) -> Any:
+            raise error
+
+        there = trainer(default_root_dir=tmp_path / "runs", callbacks=Recorder(fail) if where == "round 0" else None)
+        if where == "launch":
+            monkeypatch.setattr(there.fabric, "launch", fail)
+        if where == "loggers":
+            monkeypatch.setattr("fedhq_lightning.tracking.make_loggers", fail)
+        with pytest.raises(error):
+            there.fit(SmallModule(), SmallData())
+        assert not list(tmp_path.rglob("recipe.yaml"))
 
     def test_a_folder_that_cannot_be_written(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")

@@ -1,6 +1,7 @@
 """A run that was interrupted goes on as if nothing had happened."""
 
 import csv
+import enum
 import json
 import shutil
 from collections.abc import Callable
@@ -137,6 +138,93 @@ class TestResume:
     def test_what_changes_no_bit_may_change(self, tmp_path: Path) -> None:
         done, _ = fit()
         fit(ckpt_path=done.run_dir, checkpoint_every_n_rounds=2, default_root_dir=tmp_path / "other")
+
+    def test_the_kind_of_device_decides_not_its_name(self) -> None:
+        done, _ = fit(accelerator="cpu")
+        if not torch.cuda.is_available():
+            fit(ckpt_path=done.run_dir, accelerator="auto")
+        path = RunDirectory.of_checkpoint(done.run_dir)[1]
+        saved = checkpoint(done)
+        saved["described"]["device"] = "cuda"
+        torch.save(saved, path)
+        with pytest.raises(ConfigurationError, match="device was 'cuda', is now 'cpu'"):
+            fit(ckpt_path=done.run_dir)
+
+    def test_one_process_at_a_time(self) -> None:
+        refused: list[str] = []
+
+        def resume_too(there: FederatedTrainer, record: RoundRecord) -> None:
+            if record.round != 1:
+                return
+            with pytest.raises(ConfigurationError) as raised:
+                fit(ckpt_path=there.run_dir, callbacks=Recorder())
+            refused.append(str(raised.value))
+
+        done, _ = fit(callbacks=Recorder(resume_too))
+        assert [record.round for record in records(done)] == [0, 1, 2]
+        assert refused == [f"{done.run_dir}: this run is going on in another process; let it end, or stop it, first"]
+        fit(ckpt_path=done.run_dir, callbacks=Recorder())
+
+    @pytest.mark.parametrize("left", [0, 2])
+    def test_lost_rounds_are_not_run_again(self, left: int) -> None:
+        done, _ = fit(max_rounds=3)
+        file = done.run_dir / "rounds.jsonl"
+        file.write_text("".join(file.read_text().splitlines(keepends=True)[:left]))
+        before = {path: path.read_bytes() for path in done.run_dir.rglob("*") if path.is_file()}
+        with pytest.raises(ConfigurationError, match=r"rounds\.jsonl: does not hold rounds 0 to 3"):
+            fit(max_rounds=3, ckpt_path=done.run_dir)
+        assert {path: path.read_bytes() for path in done.run_dir.rglob("*") if path.is_file()} == before
+
+    def test_a_failure_leaves_a_resumed_run_alone(self) -> None:
+        done, _ = fit()
+
+        class Refuses(RoundCallback):
+            def on_fit_start(self, there: FederatedTrainer) -> None:
+                raise ConfigurationError("no")
+
+        (done.run_dir / "summary.json").unlink()
+        there = trainer()
+        there.callbacks.append(Refuses())
+        with pytest.raises(ConfigurationError, match="no"):
+            there.fit(SmallModule(), SmallData(), done.run_dir)
+        assert len(records(done)) == 3
+
+    def test_in_one_session_with_what_setup_has_changed(self) -> None:
+        class Counts(SmallData):
+            def __init__(self) -> None:
+                super().__init__()
+                self.num_train = 0
+
+            def setup(self, stage: str) -> None:
+                self.num_train = sum(self.sizes.values())
+
+        data, stops = Counts(), [1]
+
+        def interrupt(there: FederatedTrainer, record: RoundRecord) -> None:
+            if record.round in stops:
+                raise KeyboardInterrupt
+
+        there = trainer(callbacks=Recorder(interrupt))
+        with pytest.raises(KeyboardInterrupt):
+            there.fit(SmallModule(), data)
+        stops.clear()
+        there.fit(SmallModule(), data, there.run_dir)
+        assert there.summary["rounds"] == 2
+
+    def test_enums_among_the_settings(self) -> None:
+        class Kind(str, enum.Enum):  # noqa: UP042  # older than StrEnum, and still written
+            PLAIN = "plain"
+            FANCY = "fancy"
+
+        class WithKind(SmallModule):
+            def __init__(self, kind: Kind = Kind.PLAIN) -> None:
+                super().__init__()
+                self.kind = kind
+
+        done, _ = fit(WithKind())
+        fit(WithKind(), ckpt_path=done.run_dir)
+        with pytest.raises(ConfigurationError, match=r"model\.kind was 'plain', is now 'fancy'"):
+            fit(WithKind(Kind.FANCY), ckpt_path=done.run_dir)
 
     def test_the_best_checkpoint_is_no_run(self) -> None:
         done, _ = fit()

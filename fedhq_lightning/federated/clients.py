@@ -1,0 +1,127 @@
+"""What is asked of the clients before the first round: their ids, their sizes, their batches."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedhq_lightning.data import FederatedDataModule
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated.client_trainer import FitOptions
+from fedhq_lightning.types import ClientId
+
+if TYPE_CHECKING:
+    from fedhq_lightning.federated.checks import Probe
+
+# Loaders of more clients are not made before round 1: it is to begin within seconds.
+_MOST_LOOKED_AT = 10_000
+
+
+def plain_client_ids(given: Sequence[ClientId]) -> Sequence[ClientId]:
+    """The ids as Python's own numbers and texts, which records and payloads can hold; a range stays one.
+
+    Raises:
+        ConfigurationError: An id of another kind, or one that is there twice.
+    """
+    if isinstance(given, range):
+        return given
+    plain = [each.item() if isinstance(each, np.generic) else each for each in given]
+    for each in plain:
+        if isinstance(each, bool) or not isinstance(each, int | str):
+            raise ConfigurationError(
+                f"client_ids: {each!r} is a {type(each).__name__}; every client needs an int or str of its own"
+            )
+    if len(set(plain)) < len(plain):
+        twice = Counter(plain).most_common(1)[0][0]
+        raise ConfigurationError(f"client_ids: {twice!r} is there twice; every client needs an id of its own")
+    return plain
+
+
+def num_examples(datamodule: FederatedDataModule, client_id: ClientId) -> int:
+    """A client's training examples, as a Python number.
+
+    Raises:
+        ConfigurationError: No whole number, or less than 0.
+    """
+    given = datamodule.num_examples(client_id)
+    try:
+        found = operator.index(given)
+    except TypeError:
+        found = -1
+    if found < 0:
+        raise ConfigurationError(f"num_examples({client_id!r}) is {given!r}; it must be a whole number, 0 or more")
+    return found
+
+
+def empty_positions(datamodule: FederatedDataModule, client_ids: Sequence[ClientId]) -> frozenset[int]:
+    """Positions of clients without training examples."""
+    return frozenset(i for i, client_id in enumerate(client_ids) if num_examples(datamodule, client_id) == 0)
+
+
+def client_to_probe(datamodule: FederatedDataModule, client_ids: Sequence[ClientId]) -> ClientId:
+    """The client with the most examples among those with a batch, the first of equals: its first batch is a full one.
+
+    Args:
+        datamodule: Gives sizes and loaders.
+        client_ids: Clients with data; only the first 10,000 are looked at.
+
+    Raises:
+        ConfigurationError: None of them has a batch, or a loader has no length.
+    """
+    largest_first = sorted(
+        client_ids[:_MOST_LOOKED_AT], key=lambda client_id: num_examples(datamodule, client_id), reverse=True
+    )
+    for client_id in largest_first:
+        if num_batches(datamodule, client_id):
+            return client_id
+    raise ConfigurationError(
+        f"no client's training loader gives a batch, not even that of client {largest_first[0]!r}, which holds "
+        f"{num_examples(datamodule, largest_first[0])} examples; lower batch_size, or set drop_last=False"
+    )
+
+
+def num_batches(datamodule: FederatedDataModule, client_id: ClientId) -> int:
+    """Batches in a client's training loader.
+
+    Raises:
+        ConfigurationError: The loader does not know.
+    """
+    try:
+        return len(datamodule.train_dataloader(client_id))
+    except TypeError as error:
+        raise ConfigurationError(
+            f"client {client_id!r}: its training loader has no length ({error}); a local fit needs one, so take a "
+            "map-style dataset, or give the IterableDataset a __len__"
+        ) from error
+
+
+def check_last_batches(
+    datamodule: FederatedDataModule, client_ids: Sequence[ClientId], found: Probe, options: FitOptions
+) -> None:
+    """Refuse a last batch of one example where a BatchNorm layer cannot train on it.
+
+    Args:
+        datamodule: Gives sizes and loaders.
+        client_ids: Clients with data; only the first 10,000 are looked at.
+        found: Names the layer, and tells the batch size.
+        options: A local fit by steps may end before the last batch.
+
+    Raises:
+        ConfigurationError: There is such a client.
+    """
+    if found.batch_norm is None:
+        return
+    for client_id in client_ids[:_MOST_LOOKED_AT]:
+        examples = num_examples(datamodule, client_id)
+        full, rest = divmod(examples, found.batch_size)
+        is_reached = options.local_steps is None or options.local_steps * options.accumulate_grad_batches > full
+        if rest == 1 and is_reached and num_batches(datamodule, client_id) > full:
+            raise ConfigurationError(
+                f"client {client_id!r} holds {examples} examples in batches of {found.batch_size}: the last batch is "
+                f"one example, on which {found.batch_norm} (BatchNorm) cannot train; set drop_last=True in the "
+                "training loader, or take another batch_size"
+            )
