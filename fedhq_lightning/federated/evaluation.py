@@ -72,9 +72,9 @@ class Evaluator:
         stage: str = "validation",
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> dict[str, float]:
-        """What one module logs on `loaders`, on this process."""
+        """What one module logs on `loaders`, on this process and on the device where the module is."""
         seed_generators(derive_seed(self._seed, "evaluate"))
-        return ClientTrainer(module, self._options, self._device, autocast).evaluate(loaders, stage)
+        return ClientTrainer(module, self._options, module.device, autocast).evaluate(loaders, stage)
 
     def model(self, state: StateDict) -> L.LightningModule:
         """The module with `state` as its weights."""

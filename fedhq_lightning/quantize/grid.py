@@ -4,9 +4,10 @@ Given the scales, the numerics are torchao's, operation by operation; the tests 
 
 Weights are symmetric with one scale per output channel, or per group of the flattened input: the smallest scale at
 which no weight leaves the range (torchao's SYMMETRIC_NO_CLIPPING_ERR) or, up to 4 bits, a share of it if that makes the
-squared error smaller. Rounding twice is then rounding once: a weight on a grid has no error on it. torchao's default
-scale, the largest magnitude over half the range, has not that property: it rounds -7.5 steps to -8, so extremes grow by
-1/15 at 4 bits and by 1/3 at 2 bits each time a model is rounded, trained on and rounded again.
+squared error smaller. Rounding twice is then rounding once, but for a scale's last bits: a weight on a grid has no
+error on it. torchao's default scale, the largest magnitude over half the range, has not that property: it rounds -7.5
+steps to -8, so extremes grow by 1/15 at 4 bits and by 1/3 at 2 bits each time a model is rounded, trained on and
+rounded again.
 
 Activations are asymmetric, with a range that includes zero, taken anew for every row of a linear layer and every sample
 of a convolution.
