@@ -27,8 +27,8 @@ def find(name_or_file: str) -> tuple[str, str]:
     Raises:
         ConfigurationError: Neither.
     """
-    path = Path(name_or_file)
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+    path = path_of(name_or_file)
+    if path is not None:
         try:
             return path.stem, path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -41,6 +41,12 @@ def find(name_or_file: str) -> tuple[str, str]:
             f"{nearest(name_or_file, recipes)}"
         )
     return name_or_file, recipes[name_or_file].read_text(encoding="utf-8")
+
+
+def path_of(name_or_file: str) -> Path | None:
+    """The path that is meant, whether or not it is there; None for a shipped recipe's name."""
+    path = Path(name_or_file)
+    return path if path.suffix in (".yaml", ".yml") or len(path.parts) > 1 else None
 
 
 def description(text: str) -> str:

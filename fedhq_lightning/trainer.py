@@ -33,7 +33,9 @@ from fedhq_lightning.federated.run_directory import RunDirectory, load_checkpoin
 from fedhq_lightning.federated.run_state import RunState
 from fedhq_lightning.federated.settings import check_settings, make_fabric, split_callbacks
 from fedhq_lightning.files import write_atomically
-from fedhq_lightning.quantize import QuantScheme
+from fedhq_lightning.host_memory import keep_freed_memory
+from fedhq_lightning.quantize import LaneOptions, QuantScheme
+from fedhq_lightning.quantize.compilation import has_compiler
 from fedhq_lightning.reporting.progress import ProgressDisplay
 
 _SETTINGS_THAT_CHANGE_NO_BIT = frozenset(
@@ -60,6 +62,7 @@ class FederatedTrainer:
         local_epochs: Passes over a client's data in one round; 1 unless `local_steps` is given.
         local_steps: Optimizer steps in one round, instead of epochs.
         scheme: Deployment grid, such as "w4a8", or None for a model that stays fp32.
+        lanes: How PTQ and QAT compute; None is `LaneOptions()`.
         aggregator: Server's step; FedAvg by default.
         uplink: "weights": clients send their model rounded to the scheme's grid; "delta": its difference to the one
             they received. Without a scheme, fp32.
@@ -102,6 +105,7 @@ class FederatedTrainer:
         local_epochs: int | None = None,
         local_steps: int | None = None,
         scheme: str | QuantScheme | None = None,
+        lanes: LaneOptions | None = None,
         aggregator: Aggregator | None = None,
         uplink: Uplink = "weights",
         downlink: Downlink = "fp32",
@@ -136,6 +140,7 @@ class FederatedTrainer:
         epochs = 1 if local_steps is None and local_epochs is None else local_epochs
         self.fit_options = FitOptions(epochs, local_steps, gradient_clip_val, accumulate_grad_batches)
         self.scheme = None if scheme is None else QuantScheme.parse(scheme)
+        self.lanes = lanes or LaneOptions()
         self.aggregator = aggregator or FedAvg()
         self.uplink: Uplink = uplink
         self.downlink: Downlink = downlink
@@ -183,6 +188,7 @@ class FederatedTrainer:
             ConfigurationError: Whatever can be known to be wrong before round 1, with nothing left of a new run; a run
                 directory that cannot be written; another process in the run to go on from.
         """
+        keep_freed_memory()
         threads = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
@@ -202,6 +208,8 @@ class FederatedTrainer:
         assembly.check_types(module, datamodule)
         described = {"trainer": self._settings, "model": describe(module), "data": describe(datamodule)}
         described["device"] = self.fabric.device.type
+        if self.scheme is not None:
+            described["compiled_kernels"] = has_compiler()
         if self.recipe is not None:
             described["recipe"] = yaml.safe_load(self.recipe.text)
         with ExitStack() as until_the_end:

@@ -50,7 +50,16 @@ def finish(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, s
     return process.returncode, output, errors
 
 
-QUICK = [(), ("--help",), ("ls",), ("cp", "digits-smoke"), ("run", "--help"), ("resume", "--help"), ("--version",)]
+QUICK = [
+    (),
+    ("--help",),
+    ("ls",),
+    ("cp", "digits-smoke"),
+    ("run", "--help"),
+    ("resume", "--help"),
+    ("profile", "--help"),
+    ("--version",),
+]
 
 
 @pytest.mark.parametrize("arguments", QUICK, ids=lambda arguments: " ".join(arguments) or "no command")
@@ -72,7 +81,7 @@ sys.exit(main())
     assert min(seconds) < 0.5
 
 
-@pytest.mark.parametrize("command", ["", "ls", "cp", "show", "run", "resume"])
+@pytest.mark.parametrize("command", ["", "ls", "cp", "show", "run", "resume", "profile"])
 def test_help_has_examples(capsys, command):
     with pytest.raises(SystemExit) as ended:
         main([*command.split(), "--help"])

@@ -195,7 +195,9 @@ def _check_command(line: str, words: list[str]) -> None:
     from fedhq_lightning.recipe_parsing import resolve
 
     command, *arguments = words
-    assert command in ("ls", "cp", "show", "run", "resume"), line
+    assert command in ("ls", "cp", "show", "run", "resume", "profile"), line
+    if command == "profile":
+        arguments = [argument for argument in arguments if argument != "--write"]
     if command == "resume":
         assert arguments in ([], ["RUN_DIR"]), line
     elif not arguments:

@@ -181,6 +181,8 @@ def grids_of(trainer: FederatedTrainer, template: L.LightningModule) -> dict[str
     if trainer.scheme is None:
         return {}
     grids = trainer.scheme.for_layers(template)
+    for mode in MODES[1:]:
+        trainer.lanes.kernels_of(mode, list(grids))  # refuses patterns that match no layer
     return {f"{name}.weight": grid for name, grid in grids.items()}
 
 
@@ -190,6 +192,7 @@ def fitter_of(trainer: FederatedTrainer, job: Job) -> ClientFitter:
     return ClientFitter(
         job.template,
         trainer.scheme,
+        trainer.lanes,
         trainer.fit_options,
         job.datamodule,
         trainer.aggregator,

@@ -20,7 +20,7 @@ from fedhq_lightning.federated.link import Link
 from fedhq_lightning.federated.records import ClientRecord
 from fedhq_lightning.federated.seeds import derive_seed, seed_generators
 from fedhq_lightning.federated.virtual_clock import VirtualClock
-from fedhq_lightning.quantize import QuantScheme, prepare
+from fedhq_lightning.quantize import LaneOptions, QuantScheme, correct_bias, prepare
 from fedhq_lightning.types import ClientId, Mode, StateDict
 
 
@@ -43,6 +43,7 @@ class ClientFitter:
     Args:
         template: The user's module, set up; copied once per mode, never trained.
         scheme: Deployment grid, or None where every client trains in fp.
+        lanes: How PTQ and QAT compute.
         options: Length of a local fit.
         datamodule: Gives each client's loader.
         aggregator: May add a client-side gradient term.
@@ -57,6 +58,7 @@ class ClientFitter:
         self,
         template: L.LightningModule,
         scheme: QuantScheme | None,
+        lanes: LaneOptions,
         options: FitOptions,
         datamodule: FederatedDataModule,
         aggregator: Aggregator,
@@ -68,6 +70,7 @@ class ClientFitter:
     ) -> None:
         self._template = template
         self._scheme = scheme
+        self._lane_options = lanes
         self._options = options
         self._datamodule = datamodule
         self._aggregator = aggregator
@@ -138,7 +141,18 @@ class ClientFitter:
         loader = self._datamodule.train_dataloader(client_id)
         term = self._aggregator.client_term(module)
         num_steps, metrics = trainer.fit(loader, learning_rate_scale, term)
-        return num_steps, metrics, self._link.up(module.state_dict(), received, round_number, client_id)
+        state = module.state_dict()
+        if mode == "ptq" and self._lane_options.bias_correction:
+            state = self._corrected(state, client_id)
+        return num_steps, metrics, self._link.up(state, received, round_number, client_id)
+
+    def _corrected(self, state: StateDict, client_id: ClientId) -> StateDict:
+        """A local model with biases that make up for rounding it, found on one batch of the client's data."""
+        assert self._scheme is not None
+        plain, batch = self._lane("fp"), self._datamodule.calibration_batch(client_id)
+        plain.lightning_module.load_state_dict(state)
+        correct_bias(plain.lightning_module, self._scheme, lambda module: plain.run_step(batch))
+        return plain.lightning_module.state_dict()
 
     def _restore_buffers(self, module: L.LightningModule) -> None:
         """Give a resident module the template's buffers, also where the last client left another tensor or none."""
@@ -152,7 +166,7 @@ class ClientFitter:
         if mode not in self._lanes:
             module = copy.deepcopy(self._template)
             if mode != "fp" and self._scheme is not None:
-                module = prepare(module, mode, self._scheme)
+                module = prepare(module, mode, self._scheme, self._lane_options)
             module.to(self._device)
             self._lanes[mode] = ClientTrainer(module, self._options, self._device, self._autocast)
         return self._lanes[mode]

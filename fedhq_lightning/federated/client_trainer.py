@@ -200,6 +200,12 @@ class ClientTrainer:
         self.validating = self.testing = False
         return self._finish_epoch()
 
+    def run_step(self, batch: Any) -> None:
+        """The module's training step on one batch, without an optimizer step or anything logged."""
+        self._values = LoggedValues()
+        self._training_step(self._to_device(batch, 0), 0)
+        self._values = LoggedValues()
+
     def log(
         self,
         name: str,

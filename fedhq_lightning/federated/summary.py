@@ -18,6 +18,7 @@ from fedhq_lightning.federated.deployment import Deployment
 from fedhq_lightning.federated.evaluation import Evaluator
 from fedhq_lightning.federated.run_state import RunState
 from fedhq_lightning.quantize import LayerScheme, QuantScheme
+from fedhq_lightning.quantize.compilation import has_compiler
 from fedhq_lightning.quantize.export import first_line
 from fedhq_lightning.types import MODES, ClientId
 
@@ -71,6 +72,7 @@ def summarize(
         "export": deployment.export,
         "export_reason": deployment.reason,
         "seed": seed,
+        "compiled_kernels": has_compiler(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
     }
 

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any
 
 _MODULES = {
+    "LaneOptions": "lane_options",
     "LayerScheme": "scheme",
     "QuantScheme": "scheme",
     "dequantize_weight": "grid",
@@ -22,6 +23,7 @@ _MODULES = {
     "IntegerLayer": "integer_layers",
     "IntegerLinear": "integer_layers",
     "convert": "conversion",
+    "correct_bias": "bias_correction",
     "export_program": "export",
     "load_packed": "export",
     "prepare": "lanes",

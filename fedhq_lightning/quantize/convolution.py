@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from types import EllipsisType
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,6 +22,20 @@ def padding_amounts(conv: Convolution) -> list[int]:
         else:
             amounts += [int(conv.padding[dimension])] * 2
     return amounts
+
+
+def output_positions(conv: Convolution, x: Tensor) -> int:
+    """Output positions of one sample of (batch, channels, ...)."""
+    amounts, positions = padding_amounts(conv), 1
+    for i, kernel in enumerate(conv.kernel_size):
+        padded = x.shape[2 + i] + sum(amounts[2 * (len(conv.kernel_size) - 1 - i) :][:2])
+        positions *= max(0, (padded - conv.dilation[i] * (kernel - 1) - 1) // conv.stride[i] + 1)
+    return positions
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether an image is channels last in memory, and not both ways."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def pad(x: Tensor, amounts: Sequence[int], padding_mode: str) -> Tensor:

@@ -1,15 +1,15 @@
 """Layers of the QAT lane, kernel `fake`: torchao's fake quantization, and what it lacks."""
 
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedhq_lightning.quantize.grid import round_to_grid
+from fedhq_lightning.quantize import torchao_quietly
+from fedhq_lightning.quantize.fused_fake import fake_quantize_weight
 from fedhq_lightning.quantize.scheme import LayerScheme
 from fedhq_lightning.quantize.torchao_quietly import (
-    FakeQuantizedLinear,
     IntxFakeQuantizeConfig,
     IntxFakeQuantizer,
     PerToken,
@@ -33,11 +33,7 @@ class FakeQuantizer(IntxFakeQuantizer):  # type: ignore[misc]  # torchao ships n
 
 
 class WeightFakeQuantizer(nn.Module):
-    """A weight's deployment grid in the forward, the identity in the backward.
-
-    torchao's own quantizer has no gradient for weights beyond the range. Here ranges may clip (see
-    `fedhq_lightning.quantize.grid`), and a clipped weight that gets no gradient never comes back.
-    """
+    """A weight's deployment grid in the forward, the identity in the backward (see `fake_quantize_weight`)."""
 
     def __init__(self, scheme: LayerScheme) -> None:
         super().__init__()
@@ -45,21 +41,10 @@ class WeightFakeQuantizer(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """(out, in_flat), rounded."""
-        rounded: Tensor = _StraightThrough.apply(weight, self.scheme)  # type: ignore[no-untyped-call]  # untyped in torch
-        return rounded
+        return fake_quantize_weight(weight, self.scheme)
 
 
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, scheme: LayerScheme) -> Tensor:
-        return round_to_grid(weight, scheme).to(weight.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
-
-
-class QatLinear(FakeQuantizedLinear):  # type: ignore[misc]  # torchao ships no types
+class FakeQuantizedLinear(torchao_quietly.FakeQuantizedLinear):  # type: ignore[misc]  # torchao ships no types
     """torchao's layer; a class of ours so that it can be told from one that the user prepared."""
 
     plain_type = nn.Linear
@@ -89,7 +74,7 @@ class FakeQuantizedConv2d(nn.Conv2d):
         return _fake_quantized_convolution(self, input)
 
 
-FakeLayer: TypeAlias = QatLinear | FakeQuantizedConv1d | FakeQuantizedConv2d
+FakeLayer: TypeAlias = FakeQuantizedLinear | FakeQuantizedConv1d | FakeQuantizedConv2d
 
 
 def attach_fake_quantizers(layer: FakeLayer, scheme: LayerScheme) -> None:

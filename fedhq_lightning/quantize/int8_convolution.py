@@ -1,11 +1,10 @@
-"""Convolutions of the PTQ lane: output, input gradient and weight gradient as int8 products.
+"""Convolutions of the PTQ lane: output, input gradient and weight gradient in int8.
 
-Values are quantized before they are spread into patches, so that the large matrices are int8 from the start. That
-leaves one scale per sample (output, input gradient) or per channel (weight gradient), and per row of the weight.
+Input and gradient are quantized once each, with one scale per channel. Such a scale runs along the inner dimension of
+the output's and the input gradient's product, so the weight takes it up before it is quantized itself; in the weight
+gradient's product it belongs to a row or a column. Inputs without negative values, as after a ReLU, get all 255 steps.
 """
 
-from collections.abc import Sequence
-from types import EllipsisType
 from typing import Any, NamedTuple
 
 import torch
@@ -13,120 +12,238 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fedhq_lightning.quantize.convolution import Convolution, in_patch_order, pad, padding_amounts, patches
-from fedhq_lightning.quantize.int8_training import output_dtype, quantize_symmetric
-from fedhq_lightning.quantize.integer_matmul import integer_matmul
+from fedhq_lightning.quantize.compilation import compiled
+from fedhq_lightning.quantize.convolution import is_channels_last, output_positions, pad, padding_amounts
+from fedhq_lightning.quantize.int8_training import (
+    HIGHEST,
+    SMALLEST_SCALE,
+    noise_seed,
+    output_dtype,
+    rescale_rows,
+    round_to_scale,
+    symmetric_scale,
+)
+from fedhq_lightning.quantize.integer_convolution import ZERO, Geometry, scaled_convolution
+from fedhq_lightning.quantize.integer_matmul import MAX_INNER_SIZE, integer_matmul
+from fedhq_lightning.quantize.kernel_choice import integers_pay_in_convolution
+from fedhq_lightning.quantize.lane_options import PtqKernel
+from fedhq_lightning.quantize.scheme import flattened_input_size
+
+_BYTES_AT_ONCE = 2**22  # of patches, so that they stay in the cache between being copied and being multiplied
 
 
-class _Geometry(NamedTuple):
-    kernel_size: tuple[int, ...]
-    stride: tuple[int, ...]
-    dilation: tuple[int, ...]
+class _Setting(NamedTuple):
+    padding: tuple[int, int]
+    geometry: Geometry
+    dtype: torch.dtype
+    stochastic: bool
 
 
-def _per_sample(x: Tensor) -> tuple[int, ...]:
-    return tuple(range(1, x.dim()))
+class _Gradient(NamedTuple):
+    """A gradient (batch, out, height, width) in the forms that its products take.
+
+    Attributes:
+        image: Bytes (batch, height, width, out) with `ZERO` for zero.
+        integers: The same as int8.
+        scale: fp32 (1, out, 1, 1).
+        integer_sums: int32 (out,).
+        sums: fp32 (out,), of the gradient itself: the bias's.
+    """
+
+    image: Tensor
+    integers: Tensor
+    scale: Tensor
+    integer_sums: Tensor
+    sums: Tensor
 
 
-def _per_channel(x: Tensor) -> tuple[int, ...]:
-    return (0, *range(2, x.dim()))
+@compiled
+def _quantize_input(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(batch, channels, height, width) to bytes, channels last, scales (1, channels, 1, 1), and the byte for zero."""
+    x = x.float()
+    is_signed = x.amin() < 0
+    zero = torch.where(is_signed, ZERO, 0)
+    highest = torch.where(is_signed, HIGHEST, 255)
+    scale = (x.abs().amax(dim=(0, 2, 3), keepdim=True) / highest).clamp(min=SMALLEST_SCALE)
+    return (round_to_scale(x, scale) + zero).to(torch.uint8).permute(0, 2, 3, 1).contiguous(), scale, zero
 
 
-def _scaled_convolution(x: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
-    """fp32 (batch, out, ...) of a padded input and a weight (out, in, *kernel); one scale per sample and per output."""
-    integers, scale = quantize_symmetric(x, _per_sample(x))
-    weight_integers, weight_scale = quantize_symmetric(in_patch_order(weight), (1,))
-    windows = patches(integers, *geometry)  # (batch, *output, kernel elements * in)
-    product = integer_matmul(windows.flatten(0, -2), weight_integers)
-    output = product.view(*windows.shape[:-1], weight.shape[0]).movedim(-1, 1)
-    ones = [1] * len(geometry.kernel_size)
-    # Contiguous as nn.Conv2d's own output is, for modules that call view on it.
-    return (output * weight_scale.view(-1, *ones) * scale).contiguous()
+@compiled
+def _quantize_input_again(x: Tensor, scale: Tensor, zero: int) -> Tensor:
+    """The bytes that `_quantize_input` found, less 128: int8 (batch, height, width, channels)."""
+    integers = round_to_scale(x.float(), scale) + (zero - ZERO)
+    return integers.to(torch.int8).permute(0, 2, 3, 1).contiguous()
 
 
-def _weight_gradient(grad: Tensor, x: Tensor, geometry: _Geometry) -> Tensor:
-    """fp32 (out, in, *kernel); one scale per output channel of the gradient and per input channel."""
-    grad_integers, grad_scale = quantize_symmetric(grad, _per_channel(grad))
-    integers, scale = quantize_symmetric(x, _per_channel(x))
-    windows = patches(integers, *geometry).flatten(0, -2)  # (positions, kernel elements * in)
-    product = integer_matmul(grad_integers.transpose(0, 1).flatten(1), windows.t())
-    by_position = product.view(grad.shape[1], *geometry.kernel_size, x.shape[1])
-    ones = [1] * (by_position.dim() - 1)
-    return (by_position * scale.flatten() * grad_scale.view(-1, *ones)).movedim(-1, 1).contiguous()
+@compiled
+def _quantize_gradient(gradient: Tensor, seed: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What `_Gradient` holds; rounded stochastically where there is a seed."""
+    gradient = gradient.float()
+    scale = symmetric_scale(gradient, (0, 2, 3))
+    rounded = round_to_scale(gradient, scale, seed).permute(0, 2, 3, 1).contiguous()
+    sums = rounded.to(torch.int32).sum((0, 1, 2), dtype=torch.int32)
+    return (rounded + ZERO).to(torch.uint8), rounded.to(torch.int8), scale, sums, gradient.sum((0, 2, 3))
 
 
-def _input_gradient(grad: Tensor, weight: Tensor, size: Sequence[int], geometry: _Geometry) -> Tensor:
-    """fp32 (batch, in, *size): the gradient, strides filled with zeros, convolved with the mirrored weight."""
-    kernel_size, stride, dilation = geometry
-    spread = grad
-    if any(step > 1 for step in stride):
-        gaps = [(length - 1) * step + 1 for length, step in zip(grad.shape[2:], stride, strict=True)]
-        spread = grad.new_zeros(*grad.shape[:2], *gaps)
-        between: tuple[EllipsisType | slice, ...] = (..., *(slice(None, None, step) for step in stride))
-        spread[between] = grad
-    amounts: list[int] = []
-    for i in reversed(range(len(kernel_size))):
-        reach = dilation[i] * (kernel_size[i] - 1)
-        amounts += [reach, size[i] - spread.shape[2 + i]]
-    mirrored = weight.transpose(0, 1).flip(tuple(range(2, weight.dim())))
-    return _scaled_convolution(F.pad(spread, amounts), mirrored, _Geometry(kernel_size, (1,) * len(stride), dilation))
+@compiled
+def _quantize_weight(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """(out, in, *kernel), times scales (1, in, 1, 1), to int8 and scales (out, 1, 1, 1)."""
+    folded = weight.float() * scale
+    weight_scale = symmetric_scale(folded, (1, 2, 3))
+    return round_to_scale(folded, weight_scale).to(torch.int8).contiguous(), weight_scale
 
 
 class _Int8Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry, dtype: torch.dtype
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.geometry, ctx.bias_dtype = geometry, None if bias is None else bias.dtype
-        output = _scaled_convolution(x, weight, geometry)
-        if bias is not None:
-            output += bias.view(-1, *[1] * len(geometry.kernel_size))
-        return output.to(dtype)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, setting: _Setting) -> Tensor:
+        integers, scale, zero = _quantize_input(x)
+        filters, filter_scale = _quantize_weight(weight, scale)
+        # The input itself, which the layer before often keeps as well: bytes would take memory on top of it.
+        ctx.save_for_backward(x, scale, weight)
+        ctx.setting, ctx.zero, ctx.bias_dtype = setting, int(zero), None if bias is None else bias.dtype
+        output = scaled_convolution(
+            *(integers, ctx.zero, filters, filter_scale.flatten(), None if bias is None else bias.float()),
+            *(setting.padding, setting.geometry),
+        )
+        return like_convolution(output, x, weight).to(setting.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
-        x, weight = ctx.saved_tensors
-        grad_x = grad_weight = grad_bias = None
-        is_empty = grad.numel() == 0
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, x_scale, weight = ctx.saved_tensors
+        setting: _Setting = ctx.setting
+        quantized = _Gradient(*_quantize_gradient(gradient, noise_seed(setting.stochastic)))
+        grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_x = torch.zeros_like(x) if is_empty else _input_gradient(grad, weight, x.shape[2:], ctx.geometry)
-            grad_x = grad_x.to(x.dtype)
+            grad_x = _input_gradient(quantized, weight, x.shape[2:], setting).to(x.dtype)
+            grad_x = grad_x if is_channels_last(x) else grad_x.contiguous()
         if ctx.needs_input_grad[1]:
-            grad_weight = torch.zeros_like(weight)
-            if not is_empty:
-                grad_weight = _weight_gradient(grad, x, ctx.geometry).to(weight.dtype)
-        if ctx.needs_input_grad[2]:
-            grad_bias = grad.float().sum(_per_channel(grad)).to(ctx.bias_dtype)
-        return grad_x, grad_weight, grad_bias, None, None
+            grad_weight = _weight_gradient(quantized, x, x_scale, ctx.zero, weight, setting)
+        return grad_x, grad_weight, quantized.sums.to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None, None
 
 
-def _convolution(conv: Convolution, x: Tensor) -> Tensor:
-    is_single = x.dim() == 1 + len(conv.kernel_size)
-    x = pad(x.unsqueeze(0) if is_single else x, padding_amounts(conv), conv.padding_mode)
-    geometry = _Geometry(conv.kernel_size, conv.stride, conv.dilation)
-    output: Tensor = _Int8Convolution.apply(  # type: ignore[no-untyped-call]  # untyped in torch
-        x, conv.weight, conv.bias, geometry, output_dtype(x)
+def _input_gradient(gradient: _Gradient, weight: Tensor, size: torch.Size, setting: _Setting) -> Tensor:
+    """The gradient, strides filled with zeros, convolved with the mirrored weight."""
+    (down, right), dilation, _ = setting.geometry
+    spread = gradient.image
+    if down > 1 or right > 1:
+        batch, height, width, channels = spread.shape
+        spread = spread.new_full((batch, (height - 1) * down + 1, (width - 1) * right + 1, channels), ZERO)
+        spread[:, ::down, ::right] = gradient.image
+    before = [dilation[i] * (weight.shape[2 + i] - 1) - setting.padding[i] for i in range(2)]
+    after = [size[i] + dilation[i] * (weight.shape[2 + i] - 1) - before[i] - spread.shape[1 + i] for i in range(2)]
+    padding = (before[0], before[1])
+    if before != after or min(before) < 0:
+        spread = F.pad(spread, (0, 0, before[1], after[1], before[0], after[0]), value=ZERO)
+        padding = (0, 0)
+    mirrored, mirrored_scale = _quantize_weight(weight.transpose(0, 1).flip(2, 3), gradient.scale)
+    return scaled_convolution(
+        spread, ZERO, mirrored, mirrored_scale.flatten(), None, padding, Geometry((1, 1), dilation)
     )
-    return output.squeeze(0) if is_single else output
 
 
-class PtqConv1d(nn.Conv1d):
-    """`nn.Conv1d` (one group) that trains in int8 arithmetic."""
+def _weight_gradient(
+    gradient: _Gradient, x: Tensor, x_scale: Tensor, zero: int, weight: Tensor, setting: _Setting
+) -> Tensor:
+    """(out, in, *kernel) as a product of the gradient and the input's patches, a few samples at a time."""
+    rows, columns = setting.padding
+    batch, height, width, _ = gradient.integers.shape
+    kernel, channels = weight.shape[2:], x.shape[1]
+    padded = _quantize_input_again(x, x_scale, zero)
+    if rows or columns:
+        padded = F.pad(padded, (0, 0, columns, columns, rows, rows), value=zero - ZERO)
+    samples = max(1, _BYTES_AT_ONCE // (height * width * channels * kernel.numel()))
+    strides = padded.stride()
+    steps = [strides[1 + i] * setting.geometry.stride[i] for i in range(2)]
+    taps = [strides[1 + i] * setting.geometry.dilation[i] for i in range(2)]
+    total: Tensor | None = None
+    for start in range(0, batch, samples):
+        some, some_gradient = padded[start : start + samples], gradient.integers[start : start + samples]
+        windows = some.as_strided(
+            (len(some), height, width, *kernel, channels), (strides[0], *steps, *taps, 1), some.storage_offset()
+        )
+        patches = windows.reshape(-1, kernel.numel() * channels)
+        product = integer_matmul(some_gradient.reshape(-1, weight.shape[0]).t(), patches.t())
+        if total is None:
+            total = product.long() if batch * height * width > MAX_INNER_SIZE else product
+        else:
+            total += product
+    assert total is not None
+    if zero != ZERO:
+        # As int8, the input lacks the 128 that its bytes have.
+        total = total + (ZERO - zero) * gradient.integer_sums.unsqueeze(1)
+    by_channel = rescale_rows(total, gradient.scale.view(-1, 1), torch.float32).view(-1, kernel.numel(), channels)
+    result = (by_channel * x_scale.view(1, 1, -1)).movedim(2, 1).reshape(weight.shape)
+    return result.to(weight.dtype)
 
-    plain_type = nn.Conv1d
 
-    def forward(self, input: Tensor) -> Tensor:
-        """([batch,] channels, length) to ([batch,] out channels, out length)."""
-        return _convolution(self, input)
+def like_convolution(output: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """The output in the memory format that `nn.Conv2d` would choose, for modules that call view on it."""
+    return output if is_channels_last(x) or is_channels_last(weight) else output.contiguous()
 
 
 class PtqConv2d(nn.Conv2d):
-    """`nn.Conv2d` (one group) that trains in int8 arithmetic."""
+    """`nn.Conv2d` (one group) that trains in int8 arithmetic where that pays."""
 
-    plain_type = nn.Conv2d
+    plain_type: type[nn.Module] = nn.Conv2d
+    kernel: PtqKernel = "auto"
+    stochastic_rounding: bool = False
 
     def forward(self, input: Tensor) -> Tensor:
         """([batch,] channels, height, width) to ([batch,] out channels, out height, out width)."""
-        return _convolution(self, input)
+        return _ptq_convolution(self, input)
+
+
+class PtqConv1d(nn.Conv1d):
+    """`nn.Conv1d` (one group) that trains in int8 arithmetic where that pays."""
+
+    plain_type: type[nn.Module] = nn.Conv1d
+    kernel: PtqKernel = "auto"
+    stochastic_rounding: bool = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        """([batch,] channels, length) to ([batch,] out channels, out length)."""
+        return _ptq_convolution(self, input)
+
+
+def _ptq_convolution(conv: PtqConv1d | PtqConv2d, input: Tensor) -> Tensor:
+    is_single = input.dim() == 1 + len(conv.kernel_size)
+    x = input.unsqueeze(0) if is_single else input
+    is_int8 = conv.kernel == "int8"
+    if conv.kernel == "auto":
+        is_int8 = integers_pay_in_convolution(x, conv.weight, output_positions(conv, x))
+    is_int8 = is_int8 and flattened_input_size(conv) <= MAX_INNER_SIZE
+    if x.numel() == 0 or not is_int8:
+        plain: Tensor = conv._conv_forward(input, conv.weight, conv.bias)
+        return plain
+    output = int8_convolution(conv, x)
+    return output.squeeze(0) if is_single else output
+
+
+def int8_convolution(conv: PtqConv1d | PtqConv2d, x: Tensor) -> Tensor:
+    """A convolution with int8 products forward and backward.
+
+    Args:
+        conv: A layer with one group.
+        x: (batch, channels, ...) floating point, any strides, not empty.
+
+    Returns:
+        (batch, out, ...), in the dtype of `x`, or of autocast where that is on.
+    """
+    amounts = padding_amounts(conv)
+    is_even = conv.padding_mode == "zeros" and all(amounts[i] == amounts[i + 1] for i in range(0, len(amounts), 2))
+    if not is_even:
+        x = pad(x, amounts, conv.padding_mode)
+    padding, stride, dilation = (
+        amounts[::2][::-1] if is_even else [0, 0][: len(conv.stride)],
+        conv.stride,
+        conv.dilation,
+    )
+    weight, is_flat = conv.weight, len(conv.stride) == 1
+    if is_flat:
+        x, weight = x.unsqueeze(2), weight.unsqueeze(2)
+        padding, stride, dilation = [0, *padding], (1, *stride), (1, *dilation)
+    geometry = Geometry((stride[0], stride[1]), (dilation[0], dilation[1]))
+    setting = _Setting((padding[0], padding[1]), geometry, output_dtype(x), conv.stochastic_rounding)
+    output: Tensor = _Int8Convolution.apply(x, weight, conv.bias, setting)  # type: ignore[no-untyped-call]  # untyped in torch
+    return output.squeeze(2) if is_flat else output

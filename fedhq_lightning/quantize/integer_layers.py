@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedhq_lightning.quantize.convolution import Convolution, in_patch_order, pad, padding_amounts, patches
+from fedhq_lightning.quantize import integer_forward
+from fedhq_lightning.quantize.convolution import Convolution, pad, padding_amounts
 from fedhq_lightning.quantize.grid import dequantize_weight, quantize_activation, quantize_weight
-from fedhq_lightning.quantize.integer_matmul import MAX_INNER_SIZE, integer_matmul
+from fedhq_lightning.quantize.integer_matmul import MAX_INNER_SIZE
 from fedhq_lightning.quantize.scheme import LayerScheme
 
 _EXACT_BITS = 52  # of fp64's 53, one kept in reserve for rounding up to a power of two
@@ -88,12 +89,9 @@ class IntegerLayer(nn.Module):
         size, has_one_scale = self.quantized_weight.shape[1], self.scale.shape[1] == 1
         return self.scheme.activation_bits is not None and has_one_scale and size <= MAX_INNER_SIZE
 
-    def _int8_product(self, weight: Tensor, integers: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        """int8 (out, in_flat) times int8 (..., in_flat) with scale and zero point (..., 1), as fp32 (..., out)."""
-        product = integer_matmul(integers.reshape(-1, weight.shape[1]), weight)
-        product = product.view(*integers.shape[:-1], weight.shape[0])
-        exact = product - zero_point * weight.sum(1, dtype=torch.int32)
-        return exact.float() * self.scale.squeeze(1) * scale
+    def _weight(self) -> integer_forward.Weight:
+        sums = self.quantized_weight.sum(1, keepdim=True, dtype=torch.int32)
+        return integer_forward.Weight(self.quantized_weight, self.scale, sums)
 
 
 def _fixed_point(values: Tensor, dims: tuple[int, ...], bits: int) -> tuple[Tensor, Tensor]:
@@ -111,12 +109,13 @@ class IntegerLinear(IntegerLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) to (..., out), in the input's dtype; computed in fp32 between integers."""
+        if self._has_int8_product() and self.scheme.activation_bits is not None:
+            rows = input.reshape(-1, input.shape[-1])
+            output, _ = integer_forward.linear(rows, self._weight(), self.bias, self.scheme.activation_bits)
+            return output.view(*input.shape[:-1], output.shape[1])
         integers, scale, zero_point = self._integers(input, (-1,))
-        if self._has_int8_product() and zero_point is not None:
-            output = self._int8_product(self.quantized_weight, integers, scale, zero_point)
-        else:
-            weight, weight_scale = self._wide_weight()
-            output = (F.linear(_wide(integers, zero_point), weight) * weight_scale.squeeze(1) * scale).float()
+        weight, weight_scale = self._wide_weight()
+        output = (F.linear(_wide(integers, zero_point), weight) * weight_scale.squeeze(1) * scale).float()
         output = output if self.bias is None else output + self.bias
         return output.to(input.dtype)
 
@@ -129,28 +128,36 @@ class _IntegerConvolution(IntegerLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """([batch,] channels, ...) to ([batch,] out channels, ...), in the input's dtype."""
-        num_dims = len(self.kernel_size)
-        is_single = input.dim() == 1 + num_dims
+        is_single = input.dim() == 1 + len(self.kernel_size)
         x = input.unsqueeze(0) if is_single else input
+        has_int8_product = self.groups == 1 and self._has_int8_product()
+        output = self._by_int8_product(x) if has_int8_product else self._by_wide_product(x)
+        return output.squeeze(0) if is_single else output
+
+    def _by_int8_product(self, x: Tensor) -> Tensor:
+        x, amounts, geometry = integer_forward.in_two_dimensions(
+            x, self.stride, self.dilation, self.padding_amounts, self.padding_mode
+        )
+        is_flat = len(self.kernel_size) == 1
+        kernel = (1, *self.kernel_size) if is_flat else tuple(self.kernel_size)
+        # Contiguous as nn.Conv2d's own output is, for modules that call view on it.
+        output, _ = integer_forward.convolution(
+            x, self._weight(), kernel, self.bias, self.scheme, amounts, geometry, channels_last=False
+        )
+        return output.squeeze(2) if is_flat else output
+
+    def _by_wide_product(self, x: Tensor) -> Tensor:
+        dtype = x.dtype
         x = pad(x, self.padding_amounts, self.padding_mode)
         integers, scale, zero_point = self._integers(x, tuple(range(1, x.dim())))
-        ones = [1] * num_dims
-        if self.groups == 1 and self._has_int8_product() and zero_point is not None:
-            windows = patches(integers, self.kernel_size, self.stride, self.dilation)
-            weight = in_patch_order(self.quantized_weight.view(self.weight_shape))
-            # Contiguous as nn.Conv2d's own output is, for modules that call view on it.
-            output = self._int8_product(weight, windows, scale, zero_point).movedim(-1, 1).contiguous()
-        else:
-            convolve = F.conv1d if num_dims == 1 else F.conv2d
-            weight, weight_scale = self._wide_weight()
-            weight = weight.view(self.weight_shape)
-            wide = _wide(integers, zero_point)
-            exact = convolve(wide, weight, None, self.stride, 0, self.dilation, self.groups)
-            output = (exact * weight_scale.view(-1, *ones) * scale).float()
-        if self.bias is not None:
-            output = output + self.bias.view(-1, *ones)
-        output = output.to(input.dtype)
-        return output.squeeze(0) if is_single else output
+        ones = [1] * len(self.kernel_size)
+        convolve = F.conv1d if len(ones) == 1 else F.conv2d
+        weight, weight_scale = self._wide_weight()
+        weight = weight.view(self.weight_shape)
+        exact = convolve(_wide(integers, zero_point), weight, None, self.stride, 0, self.dilation, self.groups)
+        output = (exact * weight_scale.view(-1, *ones) * scale).float()
+        output = output if self.bias is None else output + self.bias.view(-1, *ones)
+        return output.to(dtype)
 
 
 class IntegerConv1d(_IntegerConvolution):

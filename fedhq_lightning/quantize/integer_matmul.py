@@ -1,5 +1,7 @@
 """Products of int8 matrices, exact in int32."""
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,7 +30,7 @@ def integer_matmul(a: Tensor, b: Tensor) -> Tensor:
         return torch.stack(parts).sum(0)
     a, b = _as_matrix(a), _as_matrix(b)
     if not a.is_cuda:
-        return _cpu_matmul(a, b)
+        return _cpu_matmul(a, b) if has_exact_kernel(a.device) else (a.double() @ b.double().t()).int()
     rows, columns = a.shape[0], b.shape[0]
     inner_pad, column_pad = -inner % _CUDA_MULTIPLE, -columns % _CUDA_MULTIPLE
     # An exported program has any number of rows, so it must not branch on them.
@@ -36,6 +38,22 @@ def integer_matmul(a: Tensor, b: Tensor) -> Tensor:
     a = F.pad(a, (0, inner_pad, 0, row_pad)) if inner_pad or row_pad else a
     b = F.pad(b, (0, inner_pad, 0, column_pad)) if inner_pad or column_pad else b
     return torch._int_mm(a, b.t())[:rows, :columns]
+
+
+def has_exact_kernel(device: torch.device) -> bool:
+    """Whether `torch._int_mm` is exact on this device; taken for granted while a program is traced.
+
+    On x86 CPUs without VNNI instructions oneDNN adds pairs of products in 16 bits, which overflow without a word where
+    weights take all of 8 bits.
+    """
+    return torch.compiler.is_compiling() or device.type != "cpu" or _is_exact_on_cpu()
+
+
+@cache
+def _is_exact_on_cpu() -> bool:
+    # The worst case: oneDNN adds 128 to the first factor.
+    highest, lowest = torch.full((32, 64), 127, dtype=torch.int8), torch.full((32, 64), -128, dtype=torch.int8)
+    return bool((torch._int_mm(highest, lowest.t()) == 64 * 127 * -128).all())
 
 
 def _cpu_matmul(a: Tensor, b: Tensor) -> Tensor:

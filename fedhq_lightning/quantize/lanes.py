@@ -7,14 +7,17 @@ from torch import nn
 
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.quantize.fake_layers import (
+    FakeLayer,
     FakeQuantizedConv1d,
     FakeQuantizedConv2d,
-    QatLinear,
+    FakeQuantizedLinear,
     attach_fake_quantizers,
     detach_fake_quantizers,
 )
 from fedhq_lightning.quantize.int8_convolution import PtqConv1d, PtqConv2d
 from fedhq_lightning.quantize.int8_training import PtqLinear
+from fedhq_lightning.quantize.lane_options import LaneOptions, PtqKernel, QatKernel, check_kernel
+from fedhq_lightning.quantize.qat_layers import QatConv1d, QatConv2d, QatLayer, QatLinear
 from fedhq_lightning.quantize.scheme import QUANTIZABLE_TYPES, LayerScheme, QuantScheme, plain_type
 from fedhq_lightning.quantize.torchao_quietly import AOBaseConfig, quantize_, register_quantize_module_handler
 from fedhq_lightning.types import MODES, Mode
@@ -24,8 +27,9 @@ _PTQ_TYPES: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv1d: PtqConv1d,
     nn.Conv2d: PtqConv2d,
 }
-_QAT_TYPES: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Linear: QatLinear,
+_QAT_TYPES: dict[type[nn.Module], type[QatLayer]] = {nn.Linear: QatLinear, nn.Conv1d: QatConv1d, nn.Conv2d: QatConv2d}
+_FAKE_TYPES: dict[type[nn.Module], type[FakeLayer]] = {
+    nn.Linear: FakeQuantizedLinear,
     nn.Conv1d: FakeQuantizedConv1d,
     nn.Conv2d: FakeQuantizedConv2d,
 }
@@ -36,7 +40,22 @@ class PtqTrainingConfig(AOBaseConfig):  # type: ignore[misc]  # torchao ships no
     """torchao config: train layers in int8 arithmetic, blind to the deployment grid.
 
     For `nn.Linear`, `nn.Conv1d` and `nn.Conv2d`; grouped convolutions stay in floating point.
+
+    Args:
+        kernel: `auto` computes a layer in int8 where its size and the device make that faster (see
+            `fedhq_lightning.quantize.kernel_choice`); `int8` and `fp` decide otherwise.
+        stochastic_rounding: Round gradients up or down at random, without bias, instead of to the nearest step.
+
+    Raises:
+        ConfigurationError: Another kernel.
     """
+
+    kernel: PtqKernel = "auto"
+    stochastic_rounding: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the kernel."""
+        check_kernel("ptq", self.kernel, "kernel")
 
 
 @dataclass
@@ -45,9 +64,21 @@ class QatTrainingConfig(AOBaseConfig):  # type: ignore[misc]  # torchao ships no
 
     Args:
         scheme: The grid. A group size must divide the layer's flattened input.
+        kernel: `int8` computes the forward as the deployed model does, in integers, bit for bit. `auto` does so where
+            it is faster and fake-quantizes with fused kernels elsewhere, as both do where a layer's forward is not one
+            int8 product (weight-only schemes, groups of weights, grouped convolutions). `fake` is torchao's
+            conventional fake quantization.
+
+    Raises:
+        ConfigurationError: Another kernel.
     """
 
     scheme: LayerScheme
+    kernel: QatKernel = "auto"
+
+    def __post_init__(self) -> None:
+        """Check the kernel."""
+        check_kernel("qat", self.kernel, "kernel")
 
 
 @register_quantize_module_handler(PtqTrainingConfig)  # type: ignore[untyped-decorator]  # torchao ships no types
@@ -55,18 +86,23 @@ def _to_ptq(layer: nn.Module, config: PtqTrainingConfig) -> nn.Module:
     if getattr(layer, "groups", 1) == 1:
         # Another class for the same object keeps its Parameters, hooks, ties and every reference to it.
         layer.__class__ = _PTQ_TYPES[type(layer)]
+        layer.kernel, layer.stochastic_rounding = config.kernel, config.stochastic_rounding  # type: ignore[assignment]
     return layer
 
 
 @register_quantize_module_handler(QatTrainingConfig)  # type: ignore[untyped-decorator]  # torchao ships no types
 def _to_qat(layer: nn.Module, config: QatTrainingConfig) -> nn.Module:
-    layer.__class__ = _QAT_TYPES[type(layer)]
-    assert isinstance(layer, (QatLinear, FakeQuantizedConv1d, FakeQuantizedConv2d))
-    attach_fake_quantizers(layer, config.scheme)
+    if config.kernel == "fake":
+        layer.__class__ = _FAKE_TYPES[type(layer)]
+        assert isinstance(layer, FakeLayer)
+        attach_fake_quantizers(layer, config.scheme)
+    else:
+        layer.__class__ = _QAT_TYPES[type(layer)]
+        layer.scheme, layer.kernel = config.scheme, config.kernel  # type: ignore[assignment]
     return layer
 
 
-def prepare(module: nn.Module, mode: Mode, scheme: QuantScheme) -> nn.Module:
+def prepare(module: nn.Module, mode: Mode, scheme: QuantScheme, options: LaneOptions | None = None) -> nn.Module:
     """Make a module train in a mode.
 
     Args:
@@ -76,26 +112,30 @@ def prepare(module: nn.Module, mode: Mode, scheme: QuantScheme) -> nn.Module:
             blind to the grid. `qat` has each layer's grid in its forward pass. Layers that the scheme's overrides
             keep in `fp` stay so in both.
         scheme: The run's scheme.
+        options: How the lanes compute; None is `LaneOptions()`.
 
     Returns:
         The module given.
 
     Raises:
-        ConfigurationError: An unknown mode, or see `QuantScheme.for_layers`.
+        ConfigurationError: An unknown mode, a pattern in `options` that matches no layer, or see
+            `QuantScheme.for_layers`.
     """
     if mode not in MODES:
         raise ConfigurationError(f"mode {mode!r}: allowed are {', '.join(MODES)}{nearest(str(mode), MODES)}")
     restore(module)
     if mode == "fp":
         return module
+    options = LaneOptions() if options is None else options
     grids = scheme.for_layers(module)
     turn_off_fast_paths(module)
-    if mode == "ptq":
-        quantize_(module, PtqTrainingConfig(), filter_fn=named(grids))
-    else:
-        for grid in dict.fromkeys(grids.values()):
-            same = {name: other for name, other in grids.items() if other == grid}
-            quantize_(module, QatTrainingConfig(grid), filter_fn=named(same))
+    for name, kernel in options.kernels_of(mode, list(grids)).items():
+        config: AOBaseConfig
+        if mode == "ptq":
+            config = PtqTrainingConfig(kernel, options.stochastic_rounding)
+        else:
+            config = QatTrainingConfig(grids[name], kernel)
+        quantize_(module, config, filter_fn=named({name: grids[name]}))
     return module
 
 
@@ -104,8 +144,10 @@ def restore(module: nn.Module) -> nn.Module:
     for layer in list(module.modules()):
         kind = plain_type(layer)
         if kind is not type(layer):
-            if isinstance(layer, (QatLinear, FakeQuantizedConv1d, FakeQuantizedConv2d)):
+            if isinstance(layer, FakeLayer):
                 detach_fake_quantizers(layer)
+            for name in ("kernel", "stochastic_rounding", "scheme"):
+                vars(layer).pop(name, None)
             layer.__class__ = kind
     return module
 

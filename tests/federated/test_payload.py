@@ -1,7 +1,9 @@
 """Payloads: what went in comes out, packed; what was damaged or belongs elsewhere is refused."""
 
+import base64
 import json
 import random
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -9,17 +11,23 @@ import pytest
 import safetensors.torch
 import torch
 
+from fedhq_lightning.federated import payload as payload_module
 from fedhq_lightning.federated.payload import (
     FORMAT_VERSION,
     Header,
     PayloadError,
+    _bundle,
     _checksum,
+    _expected_layout,
+    _unbundle,
+    _write_layout,
     decode,
     encode,
     is_finite,
     read_metadata,
 )
-from fedhq_lightning.quantize import LayerScheme, pack, quantize_weight
+from fedhq_lightning.models import ResNet20, ViT
+from fedhq_lightning.quantize import LayerScheme, QuantScheme, pack, quantize_weight
 from fedhq_lightning.quantize.grid import round_to_grid
 from fedhq_lightning.types import StateDict
 
@@ -54,10 +62,12 @@ def rounded(values: StateDict) -> StateDict:
 
 def forged(change: Callable[[StateDict], None], **metadata: str) -> bytes:
     """A payload with other entries, but with a valid checksum: what a broken or hostile client might send."""
-    entries = safetensors.torch.load(encode(state(), GRIDS, HEADER))
+    whole = encode(state(), GRIDS, HEADER)
+    entries = _unbundle(safetensors.torch.load(whole), _expected_layout(state(), GRIDS))
     change(entries)
-    header = read_metadata(encode(state(), GRIDS, HEADER)) | {"checksum": _checksum(entries)} | metadata
-    return safetensors.torch.save(entries, header)
+    bundles, layout = _bundle(entries), metadata.get("layout", _write_layout(entries))
+    header = read_metadata(whole) | {"layout": layout, "checksum": _checksum(bundles, layout)} | metadata
+    return safetensors.torch.save(bundles, header)
 
 
 def test_round_trip_without_grids_is_bitwise() -> None:
@@ -78,6 +88,29 @@ def test_integers_are_packed(bits: int) -> None:
     assert len(grouped) - len(payload) == pytest.approx(64 * 4 * 3, abs=16)
 
 
+@pytest.mark.parametrize(("scheme", "share"), [("w4a8", 0.14), ("w8a8", 0.26)])
+@pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(lambda: ViT(patch_size=4, width=384, depth=6, num_heads=6), id="vit-384"),
+        pytest.param(lambda: ResNet20(in_channels=3, width=16), id="resnet20-16"),
+        pytest.param(lambda: ResNet20(in_channels=3, width=64), id="resnet20-64"),
+    ],
+)
+def test_share_of_the_float_bytes(build: Callable[[], torch.nn.Module], scheme: str, share: float) -> None:
+    """Header, scales and all that stays in float included."""
+    module = build()
+    grids = {f"{name}.weight": grid for name, grid in QuantScheme(scheme).for_layers(module).items()}
+    values = module.state_dict()
+    float_bytes = sum(value.nbytes for value in values.values())
+    payload = encode(values, grids, HEADER)
+    assert len(payload) <= share * float_bytes
+    assert len(encode(values, {}, HEADER)) > float_bytes
+    got = decode(payload, values, grids, HEADER)
+    name = next(reversed(grids))
+    assert torch.equal(got[name], round_to_grid(values[name], grids[name]))
+
+
 def test_same_state_same_size() -> None:
     """Not the same bytes: safetensors writes the metadata in any order."""
     assert len({len(encode(state(), GRIDS, HEADER)) for _ in range(5)}) == 1
@@ -93,7 +126,9 @@ def test_the_sender_is_not_changed() -> None:
 
 def test_is_plain_safetensors() -> None:
     payload = encode(state(), GRIDS, HEADER)
-    assert {"conv.weight|integers", "conv.weight|scales", "scalar"} <= safetensors.torch.load(payload).keys()
+    bundles = safetensors.torch.load(payload)
+    assert bundles.keys() == {"uint8", "float32", "bfloat16", "float64", "int64", "bool"}
+    assert all(str(bundle.dtype) == f"torch.{name}" and bundle.dim() == 1 for name, bundle in bundles.items())
     metadata = read_metadata(payload)
     assert metadata["format_version"] == FORMAT_VERSION
     assert (metadata["kind"], metadata["round"], json.loads(metadata["client"])) == ("weights", "3", "hospital-7")
@@ -119,7 +154,7 @@ def test_client_7_is_not_client_named_7() -> None:
 
 
 def test_refuses_another_format() -> None:
-    with pytest.raises(PayloadError, match="format_version is '99', expected '1'"):
+    with pytest.raises(PayloadError, match="format_version is '99', expected '2'"):
         decode(forged(lambda entries: None, format_version="99"), state(), GRIDS, HEADER)
 
 
@@ -175,16 +210,16 @@ def test_strange_headers_are_payload_errors(header: bytes) -> None:
         (lambda entries: entries.update(extra=torch.ones(2)), "unknown tensors: extra"),
         (
             lambda entries: entries.update(scalar=torch.ones(2)),
-            r"scalar: torch.float32 of shape \(2,\), expected torch.float32 of \(\)",
+            r"scalar: float32 of shape \(2,\), expected float32 of \(\)",
         ),
         (
             lambda entries: entries.update(double=torch.ones(4).double()),
             r"double: .* of shape \(4,\), expected .* of \(2, 2\)",
         ),
-        (lambda entries: entries.update(count=torch.tensor(2.5)), "count: torch.float32 of .* expected torch.int64"),
+        (lambda entries: entries.update(count=torch.tensor(2.5)), "count: float32 of .* expected int64"),
         (
             lambda entries: entries.update({"linear.bias": torch.ones(5, dtype=torch.float64)}),
-            "linear.bias: torch.float64",
+            "linear.bias: float64",
         ),
         (lambda entries: entries.update({"conv.weight|scales": torch.ones(1, 1)}), r"conv.weight\|scales: "),
         (lambda entries: entries.update({"conv.weight|scales": torch.ones(6, 2)}), r"conv.weight\|scales: "),
@@ -200,6 +235,33 @@ def test_strange_headers_are_payload_errors(header: bytes) -> None:
 def test_refuses_a_state_of_another_model(change: Callable[[StateDict], None], message: str) -> None:
     with pytest.raises(PayloadError, match=message):
         decode(forged(change), state(), GRIDS, HEADER)
+
+
+def test_refuses_tensors_that_are_not_as_the_layout_says() -> None:
+    for entries in ({"uint8": torch.zeros(1)}, {"float32": torch.zeros(2, 2)}, {}):
+        layout = read_metadata(encode(state(), GRIDS, HEADER))["layout"]
+        header = read_metadata(encode(state(), GRIDS, HEADER)) | {"checksum": _checksum(entries, layout)}
+        with pytest.raises(PayloadError, match="do not hold what its layout says"):
+            decode(safetensors.torch.save(entries, header), state(), GRIDS, HEADER)
+
+
+@pytest.mark.parametrize("written", [b"", b"{", b"[]", b'{"w": 3}', b'{"w": ["float32", 3]}', b"[" * 100_000])
+def test_strange_layouts_are_payload_errors(written: bytes) -> None:
+    for layout in (base64.b85encode(zlib.compress(written)).decode(), written.decode(), '"', "\u00e9"):
+        with pytest.raises(PayloadError, match="layout"):
+            decode(forged(lambda entries: None, layout=layout), state(), GRIDS, HEADER)
+
+
+def test_a_layout_is_not_unpacked_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payload_module, "_LARGEST_LAYOUT_BYTES", 10)
+    with pytest.raises(PayloadError, match="no readable layout"):
+        decode(encode(state(), GRIDS, HEADER), state(), GRIDS, HEADER)
+
+
+def test_decoded_tensors_share_no_memory() -> None:
+    got = decode(encode(state(), GRIDS, HEADER), state(), GRIDS, HEADER)
+    storages = [value.untyped_storage() for value in got.values() if value.numel()]
+    assert len({storage.data_ptr() for storage in storages}) == len(storages)
 
 
 def test_forging_changes_nothing_else() -> None:

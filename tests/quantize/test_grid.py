@@ -73,25 +73,30 @@ def test_weights_are_bitwise_torchaos_at_the_same_scales(bits: int, group_size: 
     assert integers.max() <= highest
 
 
-@pytest.mark.parametrize("bits", range(5, 9))
+@pytest.mark.parametrize("bits", range(4, 9))
 @pytest.mark.parametrize("group_size", [None, 12])
-def test_scales_above_four_bits_are_torchaos_without_clipping(bits: int, group_size: int | None) -> None:
+def test_scales_above_three_bits_are_torchaos_without_clipping(bits: int, group_size: int | None) -> None:
     weight, scheme = values(16, 4, 3, 3), LayerScheme(bits, None, group_size)
     expected = torchao_scale(weight, scheme, MappingType.SYMMETRIC_NO_CLIPPING_ERR)
     assert torch.equal(grid.quantize_weight(weight, scheme)[1], expected)
 
 
-@pytest.mark.parametrize("bits", range(2, 5))
+@pytest.mark.parametrize("bits", [2, 3])
 @pytest.mark.parametrize("group_size", [None, 12])
-def test_scales_up_to_four_bits_never_err_more_than_without_clipping(bits: int, group_size: int | None) -> None:
+def test_scales_up_to_three_bits_hardly_ever_err_more_than_without_clipping(bits: int, group_size: int | None) -> None:
+    """The search measures each error to a sixteenth of a step, so it may miss the better of two by about as much."""
     weight = torch.cat([values(16, 48), torch.randn(16, 48, generator=torch.Generator().manual_seed(0))])
     scheme = LayerScheme(bits, None, group_size)
     widest = torchao_scale(weight, scheme, MappingType.SYMMETRIC_NO_CLIPPING_ERR)
     scales = grid.quantize_weight(weight, scheme)[1]
     ours = group_errors(grid.round_to_grid(weight, scheme), weight, scales)
     theirs = group_errors(torchao_rounded(weight, scheme, widest), weight, widest)
-    assert (ours <= theirs * (1 + 1e-5)).all()
-    assert (ours < theirs * (1 - 1e-5)).any()
+    size = group_size or weight.shape[1]
+    # Two errors, each off by at most 1/32 of a step a weight: |sum(e)^2 - sum(e')^2| <= (2 |e| + 1/32) / 32 * size.
+    tolerance = 2 * (2 * 0.5 + 1 / 32) / 32 * size * widest.double() ** 2
+    assert (ours <= theirs + tolerance).all()
+    assert (ours < theirs * 0.9).any()
+    assert ours.sum() < theirs.sum()
 
 
 @pytest.mark.parametrize("bits", range(2, 9))

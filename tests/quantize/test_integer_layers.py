@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fedhq_lightning.quantize.convolution import pad, padding_amounts
 from fedhq_lightning.quantize.grid import quantize_activation, quantize_weight
 from fedhq_lightning.quantize.integer_layers import INTEGER_TYPES, IntegerLayer, IntegerLinear
+from fedhq_lightning.quantize.lane_options import LaneOptions
 from fedhq_lightning.quantize.lanes import prepare
 from fedhq_lightning.quantize.scheme import LayerScheme, QuantScheme
 
@@ -58,9 +59,10 @@ def exact(layer: nn.Module, scheme: LayerScheme, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("layer", LAYERS, ids=repr)
-def test_torchao_fake_quantization_agrees_within_1e_5(layer: nn.Module, scheme: str) -> None:
+@pytest.mark.parametrize("kernel", ["fake", "auto"])
+def test_fake_quantization_agrees_within_1e_5(layer: nn.Module, scheme: str, kernel: str) -> None:
     x = inputs(layer)
-    fake = prepare(copy.deepcopy(layer), "qat", QuantScheme(scheme, edge_bits=None))
+    fake = prepare(copy.deepcopy(layer), "qat", QuantScheme(scheme, edge_bits=None), LaneOptions(kernel))
     torch.testing.assert_close(integer(layer, scheme)(x), fake(x).detach(), atol=1e-5, rtol=1e-5)
 
 

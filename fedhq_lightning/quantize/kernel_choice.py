@@ -1,0 +1,52 @@
+"""Where int8 products make a layer faster: a static rule, so that no measurement changes a run's bits."""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from fedhq_lightning.quantize.compilation import can_compile
+from fedhq_lightning.quantize.integer_matmul import has_exact_kernel
+
+_LEAST_ROWS = 32
+_LEAST_LINEAR_SIZE = 64  # of either side of the weight
+_LEAST_LINEAR_PRODUCTS = 2**23  # multiplications of a forward pass; docs/RESULTS.md has what was measured
+_LEAST_CHANNELS = 32
+_LEAST_CONVOLUTION_PRODUCTS = 2**26
+
+
+def integers_pay_in_linear(x: Tensor, weight: Tensor) -> bool:
+    """Whether int8 is the faster kernel, from device type and shapes alone.
+
+    Args:
+        x: (..., in).
+        weight: (out, in).
+    """
+    rows = x.numel() // max(weight.shape[1], 1)
+    is_large = min(weight.shape) >= _LEAST_LINEAR_SIZE and rows >= _LEAST_ROWS
+    return is_large and rows * weight.numel() >= _LEAST_LINEAR_PRODUCTS and has_fast_integers(x.device)
+
+
+def integers_pay_in_convolution(x: Tensor, weight: Tensor, positions: int) -> bool:
+    """Whether int8 is the faster kernel, from device type and shapes alone.
+
+    Args:
+        x: (batch, channels, ...).
+        weight: (out, channels, *kernel).
+        positions: Output positions of one sample.
+    """
+    is_large = min(weight.shape[:2]) >= _LEAST_CHANNELS
+    products = x.shape[0] * positions * weight.numel()
+    return is_large and products >= _LEAST_CONVOLUTION_PRODUCTS and has_fast_integers(x.device)
+
+
+@cache
+def has_fast_integers(device: torch.device) -> bool:
+    """Whether int8 products are known to be much faster than fp32 here: GPUs, and x86 CPUs with VNNI or AMX."""
+    if device.type == "cuda":
+        return True
+    if device.type != "cpu" or not can_compile():
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    instructions = ("avx512_vnni", "avx_vnni", "amx_int8")
+    return any(capabilities.get(name, False) for name in instructions) and has_exact_kernel(device)

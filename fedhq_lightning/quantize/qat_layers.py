@@ -1,0 +1,214 @@
+"""Layers of the QAT lane: on the deployment grid forward, straight-through gradients backward.
+
+Where integers are chosen (kernel `int8`, or `auto` and they are faster), the forward is `integer_forward`, which the
+deployed model runs too, and the backward takes the values that the integers stand for and computes in bf16 where the
+device is fast at it, else in fp32. Elsewhere weights and activations are fake-quantized by fused kernels.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from fedhq_lightning.quantize import integer_forward
+from fedhq_lightning.quantize.convolution import is_channels_last, output_positions, padding_amounts
+from fedhq_lightning.quantize.fused_fake import fake_quantize_activation, fake_quantize_weight
+from fedhq_lightning.quantize.int8_training import output_dtype
+from fedhq_lightning.quantize.integer_convolution import Geometry
+from fedhq_lightning.quantize.integer_forward import Weight, dequantize_rows, image_on_grid
+from fedhq_lightning.quantize.integer_matmul import MAX_INNER_SIZE
+from fedhq_lightning.quantize.kernel_choice import integers_pay_in_convolution, integers_pay_in_linear
+from fedhq_lightning.quantize.lane_options import QatKernel
+from fedhq_lightning.quantize.scheme import LayerScheme, flattened_input_size
+
+_ROWS_AT_ONCE = 256
+
+
+def has_integer_forward(layer: nn.Module, scheme: LayerScheme) -> bool:
+    """Whether a layer's forward on a grid is one int8 product: activations too, one scale a channel, one group."""
+    is_whole = scheme.group_size is None and getattr(layer, "groups", 1) == 1
+    return scheme.activation_bits is not None and is_whole and flattened_input_size(layer) <= MAX_INNER_SIZE
+
+
+@cache
+def gradient_dtype(device: torch.device) -> torch.dtype:
+    """What the backward computes in: bf16 on GPUs and on CPUs with instructions for it, else fp32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    names = ("avx512_bf16", "amx_bf16", "bf16")
+    is_fast = device.type == "cpu" and any(torch.cpu.get_capabilities().get(name, False) for name in names)
+    return torch.bfloat16 if is_fast else torch.float32
+
+
+class _QatLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scheme: LayerScheme) -> Tensor:
+        assert scheme.activation_bits is not None
+        on_grid = Weight.of(weight, scheme)
+        output, activation = integer_forward.linear(x, on_grid, bias, scheme.activation_bits)
+        ctx.save_for_backward(*activation, on_grid.integers, on_grid.scale)
+        ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x_integers, x_scale, zero_point, weight_integers, weight_scale = ctx.saved_tensors
+        x_dtype, weight_dtype, bias_dtype = ctx.dtypes
+        dtype = gradient_dtype(gradient.device)
+        low = gradient.to(dtype)
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            weight = dequantize_rows(weight_integers, weight_scale, torch.zeros_like(weight_scale), dtype)
+            grad_x = (low @ weight).to(x_dtype)
+            del weight  # before the other gradient needs memory
+        if ctx.needs_input_grad[1]:
+            x = dequantize_rows(x_integers, x_scale, zero_point, dtype)
+            grad_weight = x.new_empty(low.shape[1], x.shape[1], dtype=weight_dtype)
+            for start in range(0, low.shape[1], _ROWS_AT_ONCE):  # in `dtype` beside the gradient: a few rows only
+                rows = slice(start, start + _ROWS_AT_ONCE)
+                grad_weight[rows] = low[:, rows].t() @ x
+        if ctx.needs_input_grad[2]:
+            grad_bias = gradient.sum(0, dtype=torch.float32).to(bias_dtype)
+        return grad_x, grad_weight, grad_bias, None
+
+
+class _Setting(NamedTuple):
+    scheme: LayerScheme
+    amounts: tuple[int, ...]
+    geometry: Geometry
+
+
+class _QatConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, setting: _Setting) -> Tensor:
+        scheme, amounts, geometry = setting
+        on_grid = Weight.of(weight, scheme)
+        channels_last = is_channels_last(x) or is_channels_last(weight)
+        kernel = tuple(weight.shape[2:])
+        output, activation = integer_forward.convolution(
+            x, on_grid, kernel, bias, scheme, amounts, geometry, channels_last
+        )
+        # The input itself, which the layer before often keeps as well: bytes would take memory on top of it.
+        ctx.save_for_backward(x, activation.scale, activation.zero_point, on_grid.integers, on_grid.scale)
+        ctx.setting, ctx.shape = setting, weight.shape
+        ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        input, scale, zero_point, weight_integers, weight_scale = ctx.saved_tensors
+        weight_dtype, bias_dtype = ctx.dtypes
+        scheme, (left, right, top, bottom), geometry = ctx.setting
+        dtype = gradient_dtype(gradient.device)
+        is_even = left == right and top == bottom
+        x = image_on_grid(input, scale, zero_point, scheme.activation_bits, dtype)
+        if not is_even:
+            x = F.pad(x, (left, right, top, bottom))
+        weight = dequantize_rows(weight_integers, weight_scale, torch.zeros_like(weight_scale), dtype)
+        low = gradient.to(dtype).contiguous(memory_format=torch.channels_last)
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+            *(low, x, weight.view(ctx.shape).contiguous(memory_format=torch.channels_last), None),
+            *(geometry.stride, (top, left) if is_even else (0, 0), geometry.dilation, False, (0, 0), 1),
+            (ctx.needs_input_grad[0], ctx.needs_input_grad[1], False),
+        )
+        if grad_x is not None:
+            if not is_even:
+                grad_x = F.pad(grad_x, (-left, -right, -top, -bottom))
+            layout = torch.channels_last if is_channels_last(input) else torch.contiguous_format
+            grad_x = grad_x.to(input.dtype).contiguous(memory_format=layout)
+        grad_weight = None if grad_weight is None else grad_weight.to(weight_dtype)
+        grad_bias = gradient.sum((0, 2, 3), dtype=torch.float32).to(bias_dtype) if ctx.needs_input_grad[2] else None
+        return grad_x, grad_weight, grad_bias, None
+
+
+def _is_integer(layer: "QatLayer", pays: Callable[[], bool]) -> bool:
+    if not has_integer_forward(layer, layer.scheme):
+        return False
+    return pays() if layer.kernel == "auto" else True
+
+
+def _activation(x: Tensor) -> Tensor:
+    # Autocast would have cast a plain layer's input, and its answer takes that dtype.
+    return x.to(output_dtype(x))
+
+
+class QatLinear(nn.Linear):
+    """`nn.Linear` on its grid."""
+
+    plain_type: type[nn.Module] = nn.Linear
+    scheme: LayerScheme
+    kernel: QatKernel = "auto"
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        if input.numel() == 0:
+            return super().forward(input)
+        rows = input.reshape(-1, input.shape[-1])
+        if _is_integer(self, lambda: integers_pay_in_linear(input, self.weight)):
+            output: Tensor = _QatLinear.apply(  # type: ignore[no-untyped-call]  # untyped in torch
+                _activation(rows), self.weight, self.bias, self.scheme
+            )
+        else:
+            if self.scheme.activation_bits is not None:
+                rows = fake_quantize_activation(rows, self.scheme.activation_bits)
+            output = F.linear(rows, fake_quantize_weight(self.weight, self.scheme), self.bias)
+        return output.view(*input.shape[:-1], self.out_features)
+
+
+class QatConv1d(nn.Conv1d):
+    """`nn.Conv1d` on its grid, one activation range per sample."""
+
+    plain_type: type[nn.Module] = nn.Conv1d
+    scheme: LayerScheme
+    kernel: QatKernel = "auto"
+
+    def forward(self, input: Tensor) -> Tensor:
+        """([batch,] channels, length) to ([batch,] out channels, out length)."""
+        return _qat_convolution(self, input)
+
+
+class QatConv2d(nn.Conv2d):
+    """`nn.Conv2d` on its grid, one activation range per sample."""
+
+    plain_type: type[nn.Module] = nn.Conv2d
+    scheme: LayerScheme
+    kernel: QatKernel = "auto"
+
+    def forward(self, input: Tensor) -> Tensor:
+        """([batch,] channels, height, width) to ([batch,] out channels, out height, out width)."""
+        return _qat_convolution(self, input)
+
+
+QatLayer: TypeAlias = QatLinear | QatConv1d | QatConv2d
+
+
+def _qat_convolution(conv: QatConv1d | QatConv2d, input: Tensor) -> Tensor:
+    if input.numel() == 0:
+        empty: Tensor = conv._conv_forward(input, conv.weight, conv.bias)
+        return empty
+    is_single = input.dim() == 1 + len(conv.kernel_size)
+    x = input.unsqueeze(0) if is_single else input
+    if _is_integer(conv, lambda: integers_pay_in_convolution(x, conv.weight, output_positions(conv, x))):
+        output = _integer_convolution(conv, _activation(x))
+    else:
+        if conv.scheme.activation_bits is not None:
+            x = fake_quantize_activation(x, conv.scheme.activation_bits)
+        output = conv._conv_forward(x, fake_quantize_weight(conv.weight, conv.scheme), conv.bias)
+    return output.squeeze(0) if is_single else output
+
+
+def _integer_convolution(conv: QatConv1d | QatConv2d, x: Tensor) -> Tensor:
+    x, amounts, geometry = integer_forward.in_two_dimensions(
+        x, conv.stride, conv.dilation, padding_amounts(conv), conv.padding_mode
+    )
+    is_flat = len(conv.kernel_size) == 1
+    weight = conv.weight.unsqueeze(2) if is_flat else conv.weight
+    setting = _Setting(conv.scheme, amounts, geometry)
+    output: Tensor = _QatConvolution.apply(x, weight, conv.bias, setting)  # type: ignore[no-untyped-call]  # untyped in torch
+    return output.squeeze(2) if is_flat else output

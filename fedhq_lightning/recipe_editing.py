@@ -1,0 +1,113 @@
+"""Put measured kernels into a recipe's text, and leave everything else in it as it is, comments too."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from fedhq_lightning.errors import ConfigurationError
+
+_PATH = ("trainer", "lanes", "layer_kernels")
+_NOTE = "  # measured by fedhq profile on one host"
+
+
+def with_layer_kernels(text: str, kernels: Mapping[str, Mapping[str, str]]) -> str:
+    """The recipe with `trainer.lanes.layer_kernels` set; what was there is replaced.
+
+    Args:
+        text: A recipe, in any line ends.
+        kernels: Mode to name pattern to kernel; empty takes out what was there.
+
+    Raises:
+        ConfigurationError: The text is written so that it cannot be changed safely, such as with `trainer` in braces.
+    """
+    content = yaml.safe_load(text)
+    if _value_at(content, _PATH) in (None, {}) and not kernels:
+        return text
+    wanted = copy.deepcopy(content)
+    node = wanted
+    for key in _PATH[:-1]:
+        node[key] = node.get(key) or {}
+        node = node[key]
+    node[_PATH[-1]] = {mode: dict(chosen) for mode, chosen in kernels.items()} or None
+    edited = _edited(text, content, wanted)
+    # Anchors, merge keys and odd layouts: whatever the edit did not foresee shows here.
+    if edited is None or not _holds(edited, wanted):
+        raise ConfigurationError("its YAML cannot be changed safely")
+    return edited
+
+
+def block(kernels: Mapping[str, Mapping[str, str]]) -> str:
+    """The same as text to paste into a recipe."""
+    return _dumped("trainer", {"lanes": {"layer_kernels": kernels}}, 0)
+
+
+def _edited(text: str, content: Any, wanted: Any) -> str | None:
+    node, column = yaml.compose(text, Loader=yaml.SafeLoader), 0
+    end_of_line = "\r\n" if "\r\n" in text else "\n"
+    for depth, key in enumerate(_PATH):
+        if not isinstance(node, yaml.MappingNode) or node.flow_style:
+            return None
+        column = node.start_mark.column
+        path = _PATH[: depth + 1]
+        entry = next(((k, v) for k, v in node.value if k.value == key), None)
+        lines = _dumped(key, _value_at(wanted, path), column).replace("\n", end_of_line)
+        if entry is None:
+            at = _line_after(text, _last_leaf(node))
+            return _joined(text[:at], lines, text[at:], end_of_line)
+        child = entry[1]
+        is_block = isinstance(child, yaml.MappingNode) and not child.flow_style
+        if depth == len(_PATH) - 1 or not is_block:
+            if depth == 0 and _value_at(content, path):
+                return None  # in braces: too much would be written anew
+            start, after = entry[0].start_mark.index - column, _line_after(text, _last_leaf(child))
+            if after <= start or text[start : start + column].strip():
+                return None
+            return _joined(text[:start], lines, text[after:], end_of_line)
+        node = child
+    return None
+
+
+def _dumped(key: str, value: Any, column: int) -> str:
+    text = str(yaml.safe_dump({key: value}, sort_keys=False, default_flow_style=False, allow_unicode=True))
+    text = text.replace(f"{_PATH[-1]}:\n", f"{_PATH[-1]}:{_NOTE}\n", 1)
+    return "".join(f"{' ' * column}{line}" for line in text.splitlines(keepends=True))
+
+
+def _joined(before: str, lines: str, after: str, end_of_line: str) -> str:
+    if before and not before.endswith("\n"):
+        before += end_of_line
+    return before + lines + after
+
+
+def _last_leaf(node: yaml.Node) -> yaml.Node:
+    """What ends a node in the text: a block's own end mark stands behind the comments that follow it."""
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+        last = node.value[-1]
+        return _last_leaf(last[1] if isinstance(last, tuple) else last)
+    return node
+
+
+def _line_after(text: str, leaf: yaml.Node) -> int:
+    """Where the line after a leaf begins."""
+    mark = leaf.end_mark
+    if mark.column == 0 and mark.index > leaf.start_mark.index:
+        return int(mark.index)  # a block scalar ends where the next line begins
+    end = text.find("\n", mark.index)
+    return len(text) if end < 0 else end + 1
+
+
+def _value_at(content: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content
+
+
+def _holds(text: str, wanted: Any) -> bool:
+    try:
+        return bool(yaml.safe_load(text) == wanted)
+    except yaml.YAMLError:
+        return False
