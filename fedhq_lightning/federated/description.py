@@ -19,6 +19,7 @@ from fedhq_lightning.recipe_files import STARTED_FROM_PYTHON
 _DEPTH = 4
 # Subclasses of text and numbers become the thing itself, which is all that YAML and checkpoints hold.
 _PLAIN: dict[type, Callable[[Any], Any]] = {str: str.__str__, int: int.__int__, float: float.__float__}
+_COMPARED = ("model", "data", "trainer", "device", "compiled_kernels")
 _LIGHTNING_OWN = ("training", "prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices")
 
 
@@ -60,15 +61,14 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], free: frozense
 
     Args:
         before: Description in the checkpoint.
-        now: Description of this run. Beside model, data, trainer and the kind of device nothing is compared.
+        now: Description of this run. Beside model, data, trainer, the kind of device
+            and whether kernels are compiled nothing is compared.
         free: Dotted names that do not change what is computed, nor does what is below them.
 
     Raises:
         ConfigurationError: Settings differ; the first three are named.
     """
-    old, new = (
-        _flatten({part: each.get(part) for part in ("model", "data", "trainer", "device")}) for each in (before, now)
-    )
+    old, new = (_flatten({part: each.get(part) for part in _COMPARED}) for each in (before, now))
     changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name) and not _is_below(name, free)]
     if changed:
         listed = "; ".join(f"{name} was {old.get(name)!r}, is now {new.get(name)!r}" for name in changed[:3])

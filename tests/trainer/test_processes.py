@@ -18,7 +18,12 @@ from fedhq_lightning.federated.run_directory import RunDirectory, load_checkpoin
 
 from ..small_federation import same_bits
 
-SMOKE = ["digits-smoke", "--trainer.logger=false", "--trainer.max_rounds=4", "--trainer.enable_progress_bar=false"]
+# Integers everywhere, though these layers are too small for them to pay, and every random number that a lane draws.
+LANES = '{qat_kernel: int8, stochastic_rounding: true, layer_kernels: {ptq: {"*": int8}}}'
+SMOKE = [
+    *("digits-smoke", f"--trainer.lanes={LANES}"),
+    *("--trainer.logger=false", "--trainer.max_rounds=4", "--trainer.enable_progress_bar=false"),
+]
 
 
 def free_port() -> str:
