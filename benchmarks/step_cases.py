@@ -44,14 +44,14 @@ class Lane:
         title: As the report names it.
         prepare: Changes the module in place.
         bf16: Whether the forward pass and the loss run under bf16 autocast.
-        channels_last: Whether weights and images are in that memory format.
+        layout: Memory format of weights and images; None leaves both as model and data come.
         models: "linear", "convolutional" or "all": the models it is for.
     """
 
     title: str
     prepare: Callable[[nn.Module], object] = lambda module: module
     bf16: bool = False
-    channels_last: bool = False
+    layout: torch.memory_format | None = None
     models: str = "all"
 
 
@@ -97,17 +97,18 @@ MODELS = {
     "mlp-128": Model("MLP 1x128, batch 32", lambda: MLP(hidden_sizes=(128,)), (32, 1, 28, 28), False),
 }
 LANES = {
-    "fp32": Lane("fp32"),
-    "fp32-channels-last": Lane("fp32, channels_last", channels_last=True, models="convolutional"),
-    "bf16": Lane("bf16 autocast", bf16=True),
-    "bf16-channels-last": Lane("bf16 autocast, channels_last", bf16=True, channels_last=True, models="convolutional"),
+    # What users have: the layout that torch gives to every new module.
+    "fp32": Lane("fp32", layout=torch.contiguous_format),
+    "fp32-channels-last": Lane("fp32, channels_last", layout=torch.channels_last, models="convolutional"),
+    "bf16": Lane("bf16 autocast", bf16=True, layout=torch.contiguous_format),
+    "bf16-channels-last": Lane(
+        "bf16 autocast, channels_last", bf16=True, layout=torch.channels_last, models="convolutional"
+    ),
     "torchao-int8": Lane("torchao int8 prototype", _torchao_int8, models="linear"),
     "ptq": Lane("ptq", _ours("ptq")),
-    "ptq-channels-last": Lane("ptq, channels_last", _ours("ptq"), channels_last=True, models="convolutional"),
     "ptq-bf16": Lane("ptq, rest in bf16 autocast", _ours("ptq"), bf16=True),
     "torchao-qat": Lane("torchao QAT w4a8", _torchao_qat, models="linear"),
     "qat": Lane("qat w4a8", _ours("qat")),
-    "qat-channels-last": Lane("qat w4a8, channels_last", _ours("qat"), channels_last=True, models="convolutional"),
     "qat-fake": Lane("qat w4a8, kernel fake", _ours("qat", LaneOptions(qat_kernel="fake"))),
 }
 
@@ -129,9 +130,9 @@ def build_step(model: Model, lane: Lane, device: torch.device) -> Callable[[], N
         images = torch.randn(model.input_shape).to(device)
         labels = torch.randint(10, model.input_shape[:1]).to(device)
         lane.prepare(module)
-    if lane.channels_last:
-        images = images.to(memory_format=torch.channels_last)
-        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+    if lane.layout is not None:
+        images = images.to(memory_format=lane.layout)
+        module = module.to(memory_format=lane.layout)  # type: ignore[call-overload]  # missing in torch's stubs
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9, fused=True)
     autocast = torch.autocast(device.type, torch.bfloat16) if lane.bf16 else contextlib.nullcontext()
 

@@ -150,6 +150,7 @@ class ClientFitter:
         """A local model with biases that make up for rounding it, found on one batch of the client's data."""
         assert self._scheme is not None
         plain, batch = self._lane("fp"), self._datamodule.calibration_batch(client_id)
+        self._restore_buffers(plain.lightning_module)
         plain.lightning_module.load_state_dict(state)
         correct_bias(plain.lightning_module, self._scheme, lambda module: plain.run_step(batch))
         return plain.lightning_module.state_dict()

@@ -2,6 +2,7 @@
 
 from math import gcd
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -55,6 +56,8 @@ class ResNet20(ImageClassifier):
                 channels = stage_channels
         self.blocks = nn.Sequential(*blocks)
         self.classifier = nn.Linear(channels, num_classes)
+        # The layout in which convolutions are fastest, those in int8 above all.
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, (batch, num_classes), of (batch, in_channels, height, width) images."""

@@ -97,7 +97,9 @@ def weight_integers(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         better = candidate_error < error
         error, scale = torch.where(better, candidate_error, error), torch.where(better, candidate, scale)
     # The reciprocal first, as torchao does: dividing would round differently.
-    return (rows * (1.0 / scale)).round().clamp(lowest, highest), scale
+    integers = (rows * (1.0 / scale)).round().clamp(lowest, highest)
+    # Not a number shows in the scale; as an integer it would be another one on each kind of kernel.
+    return integers.nan_to_num(nan=0.0), scale
 
 
 def _squared_error(rows: Tensor, scale: Tensor, unit: Tensor, lowest: int, highest: int) -> Tensor:

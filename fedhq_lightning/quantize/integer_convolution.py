@@ -73,7 +73,7 @@ def exact_convolution(x: Tensor, weight: Tensor, weight_bits: int, geometry: Geo
     if has_convolution_kernel(x.device) and largest <= _LARGEST_EXACT:
         ones = torch.ones(weight.shape[0])
         return _onednn(x, ZERO, weight, ones, None, (0, 0), geometry).movedim(1, -1)
-    return _over_patches(signed(x), weight, geometry)
+    return _over_patches(signed(x), weight, geometry, weight_bits)
 
 
 def signed(x: Tensor) -> Tensor:
@@ -109,16 +109,16 @@ def _onednn(
     return output
 
 
-def _over_patches(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+def _over_patches(x: Tensor, weight: Tensor, geometry: Geometry, weight_bits: int = 8) -> Tensor:
     """int32 (batch, height, width, out) of int8 (batch, height, width, channels)."""
     windows = patches(x.movedim(-1, 1), weight.shape[2:], geometry.stride, geometry.dilation)
     weights = in_patch_order(weight)
     if geometry.groups == 1:
-        return integer_matmul(windows.flatten(0, -2), weights).view(*windows.shape[:-1], -1)
+        return integer_matmul(windows.flatten(0, -2), weights, weight_bits).view(*windows.shape[:-1], -1)
     shape = *windows.shape[:-1], -1, geometry.groups, weight.shape[1]
     by_group = windows.view(shape).movedim(-2, 0).flatten(-2)
     products = [
-        integer_matmul(part.flatten(0, -2), rows).view(*windows.shape[:-1], -1)
+        integer_matmul(part.flatten(0, -2), rows, weight_bits).view(*windows.shape[:-1], -1)
         for part, rows in zip(by_group, weights.chunk(geometry.groups), strict=True)
     ]
     return torch.cat(products, dim=-1)

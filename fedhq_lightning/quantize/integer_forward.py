@@ -55,20 +55,21 @@ class Activation(NamedTuple):
     zero_point: Tensor
 
 
-def linear(x: Tensor, weight: Weight, bias: Tensor | None, bits: int) -> tuple[Tensor, Activation]:
+def linear(x: Tensor, weight: Weight, bias: Tensor | None, scheme: LayerScheme) -> tuple[Tensor, Activation]:
     """A linear layer.
 
     Args:
         x: (rows, in) floating point; rows may be 0.
         weight: Its weight.
         bias: (out,) or None.
-        bits: Bits of the activations.
+        scheme: The grid.
 
     Returns:
         (rows, out) in the dtype of `x`, and the quantized input, one range per row.
     """
-    activation = Activation(*_row_quantizer(bits)(x))
-    product = integer_matmul(activation.integers, weight.integers)
+    assert scheme.activation_bits is not None
+    activation = Activation(*_row_quantizer(scheme.activation_bits)(x))
+    product = integer_matmul(activation.integers, weight.integers, scheme.weight_bits)
     scales = weight.scale.t(), weight.sums.t(), activation.scale, activation.zero_point
     return _rescale(product, *scales, bias, x.dtype), activation
 
@@ -98,7 +99,8 @@ def convolution(
         integers, *ranges = activation_integers(F.pad(x.float(), amounts), scheme.activation_bits, (1, 2, 3))
         activation = Activation(integers.to(torch.int8), *ranges)
         windows = patches(activation.integers, kernel, geometry.stride, geometry.dilation)
-        product = integer_matmul(windows.flatten(0, -2), in_patch_order(filters)).view(*windows.shape[:-1], -1)
+        product = integer_matmul(windows.flatten(0, -2), in_patch_order(filters), scheme.weight_bits)
+        product = product.view(*windows.shape[:-1], -1)
     else:
         activation = Activation(*_quantize_image(x, scheme.activation_bits, amounts))
         product = exact_convolution(activation.integers, filters, scheme.weight_bits, geometry)

@@ -109,9 +109,9 @@ class IntegerLinear(IntegerLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) to (..., out), in the input's dtype; computed in fp32 between integers."""
-        if self._has_int8_product() and self.scheme.activation_bits is not None:
+        if self._has_int8_product():
             rows = input.reshape(-1, input.shape[-1])
-            output, _ = integer_forward.linear(rows, self._weight(), self.bias, self.scheme.activation_bits)
+            output, _ = integer_forward.linear(rows, self._weight(), self.bias, self.scheme)
             return output.view(*input.shape[:-1], output.shape[1])
         integers, scale, zero_point = self._integers(input, (-1,))
         weight, weight_scale = self._wide_weight()

@@ -9,16 +9,18 @@ from torch import Tensor
 MAX_INNER_SIZE = 65536
 """Longest inner dimension for which no product, zero-point correction included, leaves int32: 65536 * 255 * 128."""
 
+_OVERFLOWING_BITS = 8  # of the second factor, on CPUs without VNNI: see `has_exact_kernel`
 _CUDA_MIN_ROWS = 17  # cuBLASLt takes more than 16 rows, and multiples of 8 elsewhere
 _CUDA_MULTIPLE = 8
 
 
-def integer_matmul(a: Tensor, b: Tensor) -> Tensor:
+def integer_matmul(a: Tensor, b: Tensor, b_bits: int = 8) -> Tensor:
     """`a @ b.T` in integers.
 
     Args:
         a: int8 (rows, inner), any strides, rows may be 0.
         b: int8 (columns, inner), any strides.
+        b_bits: Bits that the values of `b` take.
 
     Returns:
         int32 (rows, columns); int64 where `inner` exceeds `MAX_INNER_SIZE`. Exact.
@@ -26,12 +28,18 @@ def integer_matmul(a: Tensor, b: Tensor) -> Tensor:
     inner = a.shape[1]
     if inner > MAX_INNER_SIZE:
         starts = range(0, inner, MAX_INNER_SIZE)
-        parts = [integer_matmul(a[:, i : i + MAX_INNER_SIZE], b[:, i : i + MAX_INNER_SIZE]).long() for i in starts]
-        return torch.stack(parts).sum(0)
+        parts = [a[:, i : i + MAX_INNER_SIZE] for i in starts], [b[:, i : i + MAX_INNER_SIZE] for i in starts]
+        return torch.stack([integer_matmul(*pair, b_bits).long() for pair in zip(*parts, strict=True)]).sum(0)
     a, b = _as_matrix(a), _as_matrix(b)
-    if not a.is_cuda:
-        return _cpu_matmul(a, b) if has_exact_kernel(a.device) else (a.double() @ b.double().t()).int()
-    rows, columns = a.shape[0], b.shape[0]
+    if a.is_cuda:
+        return _cuda_matmul(a, b)
+    # An exported program may run on any CPU, and cannot try what this one can.
+    is_safe = b_bits < _OVERFLOWING_BITS or (not torch.compiler.is_exporting() and has_exact_kernel(a.device))
+    return _cpu_matmul(a, b) if is_safe else 2 * _cpu_matmul(a, b >> 1) + _cpu_matmul(a, b & 1)
+
+
+def _cuda_matmul(a: Tensor, b: Tensor) -> Tensor:
+    rows, columns, inner = a.shape[0], b.shape[0], a.shape[1]
     inner_pad, column_pad = -inner % _CUDA_MULTIPLE, -columns % _CUDA_MULTIPLE
     # An exported program has any number of rows, so it must not branch on them.
     row_pad = _CUDA_MIN_ROWS if torch.compiler.is_exporting() or rows < _CUDA_MIN_ROWS else 0
@@ -44,7 +52,7 @@ def has_exact_kernel(device: torch.device) -> bool:
     """Whether `torch._int_mm` is exact on this device; taken for granted while a program is traced.
 
     On x86 CPUs without VNNI instructions oneDNN adds pairs of products in 16 bits, which overflow without a word where
-    weights take all of 8 bits.
+    the second factor takes all of 8 bits. Halved, it takes 7, and no pair overflows.
     """
     return torch.compiler.is_compiling() or device.type != "cpu" or _is_exact_on_cpu()
 

@@ -47,9 +47,8 @@ def gradient_dtype(device: torch.device) -> torch.dtype:
 class _QatLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scheme: LayerScheme) -> Tensor:
-        assert scheme.activation_bits is not None
         on_grid = Weight.of(weight, scheme)
-        output, activation = integer_forward.linear(x, on_grid, bias, scheme.activation_bits)
+        output, activation = integer_forward.linear(x, on_grid, bias, scheme)
         ctx.save_for_backward(*activation, on_grid.integers, on_grid.scale)
         ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
         return output

@@ -167,3 +167,17 @@ def test_strided_weights() -> None:
     weight = values(12, 8, 3, 3).to(memory_format=torch.channels_last)
     scheme = LayerScheme(4, None, 9)
     assert torch.equal(grid.round_to_grid(weight, scheme), grid.round_to_grid(weight.contiguous(), scheme))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("size", [30, 3000])
+def test_what_is_not_finite_fits_its_bits_and_shows_in_the_scale(bad: float, size: int) -> None:
+    """Also in compiled kernels, where a cast of not-a-number to int8 has another outcome than in eager mode."""
+    weight = torch.randn(4, size)
+    weight[1, 7] = bad
+    integers, scale = grid.quantize_weight(weight, LayerScheme(2))
+    assert integers.min() >= -2
+    assert integers.max() <= 1
+    assert not scale[1].isfinite().any()
+    assert scale[[0, 2, 3]].isfinite().all()
+    assert not grid.round_to_grid(weight, LayerScheme(2))[1].isfinite().all()

@@ -3,6 +3,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,7 +64,13 @@ def test_longer_sums_than_int32_holds() -> None:
 
 def test_exact_without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(integer_matmul_module, "has_exact_kernel", lambda device: False)
-    monkeypatch.setattr(torch, "_int_mm", lambda *arguments: pytest.fail("used the kernel"))
+    kernel = torch._int_mm
+
+    def int_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        assert b.numel() == 0 or (b.min() >= -64 and b.max() <= 63), "more than 7 bits may overflow"
+        return kernel(a, b)
+
+    monkeypatch.setattr(torch, "_int_mm", int_mm)
     generator = torch.Generator().manual_seed(0)
     for transposed in (False, True):
         a, b = _int8(40, 33, transposed, generator), _int8(9, 33, transposed, generator)
@@ -74,10 +81,14 @@ def test_exact_without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 WITHOUT_VNNI = """
+import sys
+from pathlib import Path
+
 import torch
 from torch import nn
 
 from fedhq_lightning.quantize.conversion import convert
+from fedhq_lightning.quantize.export import export_program
 from fedhq_lightning.quantize.integer_convolution import has_convolution_kernel
 from fedhq_lightning.quantize.integer_matmul import has_exact_kernel, integer_matmul
 from fedhq_lightning.quantize.kernel_choice import has_fast_integers
@@ -102,6 +113,8 @@ for layer, x in [
 ]:
     wide = layer(x)
     converted = convert(layer, scheme)(x)
+    export_program(convert(layer, scheme), (x,), Path(sys.argv[1]))
+    assert torch.equal(torch.export.load(sys.argv[1]).module()(x), converted)
     prepared = prepare(layer, "qat", scheme, LaneOptions("int8"))(x)
     assert torch.equal(prepared, converted)
     assert (prepared - wide).norm() < 0.03 * wide.norm()
@@ -109,13 +122,17 @@ for layer, x in [
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 instructions")
-def test_exact_on_x86_without_vnni() -> None:
+def test_exact_on_x86_without_vnni(tmp_path: Path) -> None:
     """There oneDNN multiplies bytes (a + 128) with int8 and adds two products in 16 bits: torch._int_mm overflows.
 
     oneDNN is told to use no newer instructions than AVX2, which it reads once per process.
     """
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_VNNI], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", WITHOUT_VNNI, str(tmp_path / "layer.pt2")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
