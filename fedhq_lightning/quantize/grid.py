@@ -55,6 +55,8 @@ def quantize_weight(weight: Tensor, layer_scheme: LayerScheme) -> tuple[Tensor, 
     if size % group_size:
         raise ValueError(f"scheme '{layer_scheme}': a group of {group_size} does not divide {size} inputs")
     integers, scale, _ = quantize_weight_rows(flat.reshape(-1, group_size), layer_scheme.weight_bits)
+    # Not a number shows in the scale; cast to int8 it may be any integer.
+    integers = integers.clamp(*integer_range(layer_scheme.weight_bits))
     return integers.view(flat.shape), scale.view(weight.shape[0], size // group_size)
 
 
@@ -97,9 +99,7 @@ def weight_integers(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         better = candidate_error < error
         error, scale = torch.where(better, candidate_error, error), torch.where(better, candidate, scale)
     # The reciprocal first, as torchao does: dividing would round differently.
-    integers = (rows * (1.0 / scale)).round().clamp(lowest, highest)
-    # Not a number shows in the scale; as an integer it would be another one on each kind of kernel.
-    return integers.nan_to_num(nan=0.0), scale
+    return (rows * (1.0 / scale)).round().clamp(lowest, highest), scale
 
 
 def _squared_error(rows: Tensor, scale: Tensor, unit: Tensor, lowest: int, highest: int) -> Tensor:
