@@ -60,7 +60,7 @@ then converted once, without training on the grid. Accuracy and cross entropy of
 images: mean over seeds 0 to {last_seed}, in brackets the smallest and the largest. `edges 8`: first and last layer at 8
 bits, the default; `edges too`: every layer on the scheme's grid. `max scale`: torchao's default symmetric scale; `no
 search`: the smallest scale at which no weight leaves the range; `search`: a share of that where the squared error is
-smaller; `+ bias`: biases corrected on {calibration} training images. Shipped is `search` at 2 and 3 bits, `no search`
+smaller; `+ bias`: biases corrected on {calibration} training images. Shipped is `search` up to 4 bits, `no search`
 above, and bias correction off; the other grids are patched in by the script.
 
 Printed by `{command}`.

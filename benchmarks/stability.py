@@ -48,7 +48,7 @@ TEXT = """## Stability of repeated rounding and of all-QAT runs
 With `uplink: weights` every client's model is rounded to the grid in every round. Three grids are compared: `max scale`
 is torchao's default symmetric scale (the largest magnitude over half the range, so -7.5 steps round to -8 at 4 bits),
 `no search` the smallest scale at which no weight leaves the range, `search` takes a share of that where the squared
-error is smaller. Shipped is `search` at 2 and 3 bits and `no search` above; the others are patched in by the script.
+error is smaller. Shipped is `search` up to 4 bits and `no search` above; the others are patched in by the script.
 
 Printed by `{command}`.
 

@@ -3,7 +3,7 @@
 `max scale` is torchao's default symmetric scale, the largest magnitude over half the range: at 4 bits a magnitude of
 7.5 steps, of which a negative one rounds to -8. `no search` is the smallest scale at which no weight leaves the range.
 `search` tries shares of that scale too, up to 4 bits, and takes the one with the smallest squared error of a channel.
-`shipped` patches nothing: `search` at 2 and 3 bits, `no search` above.
+`shipped` patches nothing: `search` up to 4 bits, `no search` above.
 """
 
 from __future__ import annotations

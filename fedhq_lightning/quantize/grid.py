@@ -3,7 +3,7 @@
 Given the scales, the numerics are torchao's, operation by operation; the tests hold the two bitwise equal.
 
 Weights are symmetric with one scale per output channel, or per group of the flattened input: the smallest scale at
-which no weight leaves the range (torchao's SYMMETRIC_NO_CLIPPING_ERR) or, up to 3 bits, a share of it if that makes the
+which no weight leaves the range (torchao's SYMMETRIC_NO_CLIPPING_ERR) or, up to 4 bits, a share of it if that makes the
 squared error smaller. Rounding twice is then rounding once, but for a scale's last bits: a weight on a grid has no
 error on it. torchao's default scale, the largest magnitude over half the range, has not that property: it rounds -7.5
 steps to -8, so extremes grow by 1/15 at 4 bits and by 1/3 at 2 bits each time a model is rounded, trained on and
@@ -23,7 +23,7 @@ from fedhq_lightning.quantize.compilation import compiled
 from fedhq_lightning.quantize.scheme import LayerScheme
 
 _SMALLEST_SCALE = torch.finfo(torch.float32).smallest_normal  # an all-zero channel divides by this instead of by zero
-_MOST_SEARCHED_BITS = 3
+_MOST_SEARCHED_BITS = 4
 _SEARCHED_SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 
 

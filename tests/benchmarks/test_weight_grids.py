@@ -42,7 +42,7 @@ def test_search_errs_less_than_no_search_and_shipped_is_one_of_them(shape: tuple
             errors[name] = squared_error(weight, bits)
             rounded[name] = round_to_grid(weight, LayerScheme(bits))
     assert errors["search"] < errors["no search"]
-    assert torch.equal(rounded["shipped"], rounded["search" if bits <= 3 else "no search"])
+    assert torch.equal(rounded["shipped"], rounded["search" if bits <= 4 else "no search"])
     assert not torch.equal(rounded["shipped"], rounded["max scale"])
 
 
