@@ -9,16 +9,27 @@ if not __name__.startswith("fedhq_lightning."):
     )
 
 if TYPE_CHECKING:
-    from fedhq_lightning.allocation import FixedAllocator
+    from fedhq_lightning.allocation import FixedAllocator, FreeQatAllocator, HybridAllocator, MatchedRandomAllocator
     from fedhq_lightning.callbacks.early_stopping import EarlyStopping
     from fedhq_lightning.federated.callback import RoundCallback
     from fedhq_lightning.reporting.progress import ProgressDisplay
 
-__all__ = ["EarlyStopping", "FixedAllocator", "ProgressDisplay", "RoundCallback"]
+__all__ = [
+    "EarlyStopping",
+    "FixedAllocator",
+    "FreeQatAllocator",
+    "HybridAllocator",
+    "MatchedRandomAllocator",
+    "ProgressDisplay",
+    "RoundCallback",
+]
 
 _MODULES = {
     "EarlyStopping": "fedhq_lightning.callbacks.early_stopping",
     "FixedAllocator": "fedhq_lightning.allocation",
+    "FreeQatAllocator": "fedhq_lightning.allocation",
+    "HybridAllocator": "fedhq_lightning.allocation",
+    "MatchedRandomAllocator": "fedhq_lightning.allocation",
     "ProgressDisplay": "fedhq_lightning.reporting.progress",
     "RoundCallback": "fedhq_lightning.federated.callback",
 }

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fedhq_lightning import __version__, recipe_files
+from fedhq_lightning.comparing import arguments as comparing_arguments
 from fedhq_lightning.errors import ConfigurationError, nearest
+from fedhq_lightning.tuning import arguments as tuning_arguments
 
 if TYPE_CHECKING:
     from fedhq_lightning.trainer import FederatedTrainer
@@ -26,6 +28,8 @@ _EPILOG = """examples:
   fedhq cp mnist5k-hybrid mine.yaml                 copy one to edit; then: fedhq run mine.yaml
   fedhq resume runs/mnist5k-hybrid/RUN              go on where a run was stopped
   fedhq profile mnist5k-hybrid                      measure its lanes and kernels on this host
+  fedhq tune digits-tune                            search for better values by an Optuna study over whole runs
+  fedhq compare digits-smoke --allocators all-ptq all-qat free-qat
 
 fedhq COMMAND --help tells more.
 """
@@ -68,7 +72,7 @@ Which kernel computes a layer is a static rule, so that a run's bits depend on n
 choice, as trainer.lanes.layer_kernels, where it was measured to be more than 10 % faster. Values given on the command
 line are measured, but not written. Nothing else is left: no run, no log.
 """
-_COMMANDS = ("ls", "cp", "show", "run", "resume", "profile")
+_COMMANDS = ("ls", "cp", "show", "run", "resume", "profile", "tune", "compare")
 _INTERRUPTED = 130
 
 
@@ -135,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
         )
-        command.set_defaults(function=function, takes_overrides=name in ("show", "run", "resume", "profile"))
+        command.set_defaults(function=function, takes_overrides=name not in ("ls", "cp"))
         return command
 
     add("ls", _list, "List the shipped recipes.", _LS_EPILOG)
@@ -148,9 +152,17 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the directory of the run, or a checkpoint in it")
     profile = add("profile", _profile, "Measure a recipe's lanes and kernels on this host.", _PROFILE_EPILOG)
     profile.add_argument("--write", action="store_true", help="freeze faster kernels in the recipe")
-    for command in (show, run, profile):
+    tune = add(
+        "tune", _tune, "Search for better values of a recipe, by a study over whole runs.", tuning_arguments.EPILOG
+    )
+    tuning_arguments.add_arguments(tune)
+    compare = add(
+        "compare", _compare, "Put allocators side by side on a recipe, over seeds.", comparing_arguments.EPILOG
+    )
+    comparing_arguments.add_arguments(compare)
+    for command in (show, run, profile, tune, compare):
         command.add_argument("recipe", metavar="NAME|FILE", help="a shipped recipe, or a file that ends in .yaml")
-    for command in (show, run, resume, profile):
+    for command in (show, run, resume, profile, tune, compare):
         command.usage = f"{command.format_usage().removeprefix('usage: ').strip()} [--KEY=VALUE ...]"
     return parser
 
@@ -222,6 +234,24 @@ def _profile(known: argparse.Namespace, rest: list[str]) -> None:
         from fedhq_lightning.profile_command import profile_recipe
 
         profile_recipe(known.recipe, rest, known.write)
+
+
+def _tune(known: argparse.Namespace, rest: list[str]) -> None:
+    name, _ = recipe_files.find(known.recipe)
+    _find_own_modules()
+    with _naming(f"recipe {name}"):
+        from fedhq_lightning.tuning.command import tune_recipe
+
+        tune_recipe(known.recipe, rest, known.search, known.trials, known.workers, known.storage)
+
+
+def _compare(known: argparse.Namespace, rest: list[str]) -> None:
+    name, _ = recipe_files.find(known.recipe)
+    _find_own_modules()
+    with _naming(f"compare {name}"):
+        from fedhq_lightning.comparing.command import compare_recipe
+
+        compare_recipe(known, rest)
 
 
 def _fit(subject: str, name: str, text: str, overrides: list[str], ckpt_path: Path | None = None) -> None:

@@ -8,6 +8,7 @@ from fedhq_lightning.federated.deployment import deploy
 from fedhq_lightning.federated.records import distinct_clients, tier_figures
 from fedhq_lightning.federated.rounds import RoundLoop
 from fedhq_lightning.federated.summary import summarize, worst_client
+from fedhq_lightning.reporting.allocation_figures import write_allocation_picture
 from fedhq_lightning.reporting.report import write_report
 
 if TYPE_CHECKING:
@@ -44,4 +45,5 @@ def complete(trainer: FederatedTrainer, rounds: RoundLoop, recipe_name: str) -> 
     directory.write_clients()
     directory.write_summary(summary)
     write_report(directory.path)
+    write_allocation_picture(directory.path)
     return summary

@@ -2,8 +2,9 @@
 
 import glob
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from fedhq_lightning.devices.profile import DeviceProfile
 from fedhq_lightning.timing import Timing
 from fedhq_lightning.types import ClientId
 
@@ -42,6 +43,19 @@ class LayerProfile:
         return self.timings[mode, self.fastest(mode)].speed_over(self.timings[mode, self.rule[mode]])
 
 
+@dataclass(frozen=True)
+class PredictedStep:
+    """A lane's whole step by the model behind the virtual clock, for this host's own figures.
+
+    Attributes:
+        shipped_seconds: With the shipped calibration.
+        fitted_seconds: With one fitted to what was measured here of single layers and of the step in `fp`.
+    """
+
+    shipped_seconds: float
+    fitted_seconds: float
+
+
 def disagreements(layers: Sequence[LayerProfile]) -> LayerKernels:
     """The kernels that were measured to be more than 10 % faster than the rule's; modes without any are left out."""
     found: LayerKernels = {}
@@ -69,6 +83,8 @@ class HostProfile:
             `disagreements`).
         warm_up_seconds: All first calls together, with compilation.
         decided: Mode to the kernel that the recipe itself demands for all its layers.
+        predicted: Lane to its predicted step; those of `steps` that the model knows.
+        host: The host as a device, by measurements of its own; None where it was not measured.
     """
 
     device: str
@@ -81,6 +97,8 @@ class HostProfile:
     steps: Mapping[str, Timing]
     warm_up_seconds: float
     decided: Mapping[str, str]
+    predicted: Mapping[str, PredictedStep] = field(default_factory=dict)
+    host: DeviceProfile | None = None
 
     @property
     def layer_kernels(self) -> LayerKernels:

@@ -16,6 +16,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from fedhq_lightning.analysis.hardware import Precision
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import assembly
@@ -23,6 +24,8 @@ from fedhq_lightning.federated.client_trainer import ClientTrainer
 from fedhq_lightning.federated.clients import client_to_probe
 from fedhq_lightning.federated.processes import lightning_quiet
 from fedhq_lightning.federated.seeds import derive_seed, seed_generators
+from fedhq_lightning.host_device import measure_host
+from fedhq_lightning.host_prediction import predict_steps
 from fedhq_lightning.host_profile import HostProfile, LayerKernels, LayerProfile, as_patterns, disagreements
 from fedhq_lightning.quantize import LaneOptions, LayerScheme, prepare
 from fedhq_lightning.quantize.convolution import output_positions
@@ -134,6 +137,8 @@ class _Bench:
         self._template = copy.deepcopy(job.template).to(self._device)
         self._grids = trainer.scheme.for_layers(self._template)
         self._batch_size = job.probe.batch_size
+        self._costs = job.probe.costs
+        self._precision: Precision = "bf16" if trainer.precision == "bf16-mixed" else "fp32"
         self._client_id = client_to_probe(job.datamodule, job.sampler.with_data())
         self._seed = partial(seed_generators, derive_seed(trainer.seed, "profile"))
         self._seed()
@@ -150,7 +155,10 @@ class _Bench:
             show = partial(on_progress, f"layer {position} of {len(called)}: {name}")
             layers.append(self._layer(name, calls.pop(name), shared, show))
         del shared
-        steps = self._steps(disagreements(layers), partial(on_progress, "whole steps"))
+        lanes = self._lanes_to_measure(disagreements(layers))
+        steps = self._steps(lanes, partial(on_progress, "whole steps"))
+        host = measure_host(self._device, partial(on_progress, "this host"))
+        predicted = predict_steps(host, self._template, self._grids, self._costs, layers, steps, lanes, self._precision)
         return HostProfile(
             device=torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else self._device.type,
             threads=self._trainer.threads,
@@ -162,6 +170,8 @@ class _Bench:
             steps=steps,
             warm_up_seconds=self._warm_up_seconds,
             decided={} if self._lanes.qat_kernel == "auto" else {"qat": self._lanes.qat_kernel},
+            predicted=predicted,
+            host=host.profile,
         )
 
     def _capture(self) -> dict[str, list[_Call]]:
@@ -234,8 +244,8 @@ class _Bench:
 
         return work
 
-    def _steps(self, measured: LayerKernels, on_block: Callable[[], None]) -> dict[str, Timing]:
-        """The time of each lane's step."""
+    def _lanes_to_measure(self, measured: LayerKernels) -> dict[str, tuple[Mode, LaneOptions]]:
+        """Lanes by their names in `HostProfile.steps`."""
         rule = replace(self._lanes, qat_kernel="auto", layer_kernels=None)
         lanes: dict[str, tuple[Mode, LaneOptions]] = {
             "fp": ("fp", rule),
@@ -251,6 +261,10 @@ class _Bench:
                 lanes[f"{mode} recipe"] = mode, own
             if mode in measured:
                 lanes[f"{mode} measured"] = mode, replace(rule, layer_kernels={mode: as_patterns(measured[mode])})
+        return lanes
+
+    def _steps(self, lanes: Mapping[str, tuple[Mode, LaneOptions]], on_block: Callable[[], None]) -> dict[str, Timing]:
+        """The time of each lane's step."""
         works = {lane: self._step_work(mode, options) for lane, (mode, options) in lanes.items()}
         rounds = _ROUNDS if works["fp"](1) < _LONG_STEP_SECONDS else _FEWEST_ROUNDS
         timings = time_in_turns(works, _STEP_BLOCK_SECONDS, rounds, on_block)

@@ -15,7 +15,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from fedhq_lightning.data import FederatedDataModule
-from fedhq_lightning.devices.profile import is_path
+from fedhq_lightning.devices.fleet import is_fleet_file
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.seeds import derive_seed, seed_generators
 from fedhq_lightning.recipe_errors import check_all_used, check_class_nodes, explain
@@ -83,7 +83,7 @@ def resolve(name: str, text: str, overrides: Sequence[str] = ()) -> Resolved:
 
     Args:
         name: For the run directory.
-        text: YAML with `model`, `data` and `trainer`.
+        text: YAML with `model`, `data` and `trainer`; `tune`, which is `fedhq tune`'s, is left out.
         overrides: Command-line arguments such as `--trainer.max_rounds=5`.
 
     Raises:
@@ -91,6 +91,7 @@ def resolve(name: str, text: str, overrides: Sequence[str] = ()) -> Resolved:
     """
     parser = recipe_parser()
     content = _read(text)
+    content.pop("tune", None)
     keys = [action.dest for action in parser._actions if action.dest.rpartition(".")[2] != "help"]
     check_class_nodes(content)
     try:
@@ -130,7 +131,7 @@ def _rooted_fleet(value: Any) -> Any:
         return [_rooted_fleet(each) for each in value]
     if isinstance(value, Mapping):
         return {_rooted_fleet(device): weight for device, weight in value.items()}
-    is_file = isinstance(value, str | Path) and is_path(value) and Path(value).is_file()
+    is_file = isinstance(value, str | Path) and is_fleet_file(value) and Path(value).is_file()
     return os.path.abspath(value) if is_file else value
 
 

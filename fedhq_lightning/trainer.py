@@ -37,6 +37,7 @@ from fedhq_lightning.host_memory import keep_freed_memory
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
 from fedhq_lightning.quantize.compilation import has_compiler
 from fedhq_lightning.reporting.progress import ProgressDisplay
+from fedhq_lightning.types import MonitorMode
 
 _SETTINGS_THAT_CHANGE_NO_BIT = frozenset(
     f"trainer.{name}"
@@ -111,7 +112,7 @@ class FederatedTrainer:
         downlink: Downlink = "fp32",
         fleet: FleetSpec = "uniform",
         monitor: str | None = None,
-        monitor_mode: Literal["min", "max"] | None = None,
+        monitor_mode: MonitorMode | None = None,
         callbacks: Sequence[RoundCallback | Allocator] | RoundCallback | Allocator | None = None,
         logger: bool | Logger | list[Logger] = True,
         accelerator: str = "auto",
@@ -132,7 +133,7 @@ class FederatedTrainer:
         default_root_dir: str | Path = "runs",
     ) -> None:
         settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        self._settings = describe(settings)
+        self.settings = describe(settings)
         check_settings(settings)
 
         self.max_rounds = max_rounds
@@ -146,7 +147,7 @@ class FederatedTrainer:
         self.downlink: Downlink = downlink
         self.fleet = fleet
         self.monitor = monitor
-        self.monitor_mode: str | None = monitor_mode
+        self.monitor_mode: MonitorMode | None = monitor_mode
         self.callbacks, self.allocator = split_callbacks(callbacks)
         if enable_progress_bar and not any(isinstance(each, ProgressDisplay) for each in self.callbacks):
             self.callbacks.append(ProgressDisplay())
@@ -206,7 +207,7 @@ class FederatedTrainer:
 
     def _fit(self, module: L.LightningModule, datamodule: FederatedDataModule, ckpt_path: Path | None) -> None:
         assembly.check_types(module, datamodule)
-        described = {"trainer": self._settings, "model": describe(module), "data": describe(datamodule)}
+        described = {"trainer": self.settings, "model": describe(module), "data": describe(datamodule)}
         described["device"] = self.fabric.device.type
         if self.scheme is not None:
             described["compiled_kernels"] = has_compiler()
@@ -221,9 +222,7 @@ class FederatedTrainer:
                 saved = _load_same(file, described)
                 records = directory.rounds_until(saved["state"]["round"])
             job = assembly.set_up(self, module, datamodule)
-            # From the settings, not from the attributes: those hold what an earlier fit has found.
-            self.monitor = checks.resolve_monitor(self._settings["monitor"], job.probe)
-            self.monitor_mode = checks.resolve_monitor_mode(self.monitor, self._settings["monitor_mode"])
+            self.monitor, self.monitor_mode = job.monitor, job.monitor_mode
             tracking.check_logger(self.logger)
             recipe = self.recipe or Recipe(type(module).__name__.lower(), text_of(described))
             if saved is None and is_first_process():
@@ -263,7 +262,9 @@ class FederatedTrainer:
         loggers: list[Logger] = []
         try:
             if self.is_global_zero:
-                loggers = tracking.make_loggers(self.logger, self.run_dir, recipe_name, described)
+                loggers = tracking.make_loggers(
+                    self.logger, self.run_dir, recipe_name, described, self.monitor, self.monitor_mode
+                )
             self.call("on_fit_start")
             rounds = RoundLoop(self, job, processes, directory, state, loggers, described)
             rounds.run()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ Mode: TypeAlias = Literal["fp", "ptq", "qat"]
 StateDict: TypeAlias = "dict[str, Tensor]"
 """What `module.state_dict()` holds: name to tensor."""
 
+MonitorMode: TypeAlias = Literal["min", "max"]
+"""Whether a smaller or a larger monitored value is better."""
+
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 
@@ -28,10 +31,12 @@ class Plan:
     Attributes:
         modes: Mode of every client of the cohort.
         reason: One sentence for the log, or empty.
+        logged: Numbers to log with the round, such as the boundary.
     """
 
     modes: Mapping[ClientId, Mode]
     reason: str = ""
+    logged: Mapping[str, float] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
         """Clients per mode, every mode named."""

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,4 +112,66 @@ def write_run(run_dir: Path, rounds: list[RoundRecord] | None = None, **changes:
     summary = {key: value for key, value in (small_summary(rounds) | changes).items() if value is not None}
     (run_dir / "summary.json").write_text(json.dumps(summary))
     (run_dir / "recipe.yaml").write_text("# a recipe with <tags> & signs\ntrainer:\n  max_rounds: 12\n  scheme: w4a8\n")
+    return run_dir
+
+
+# round, slack, share, trial, incumbent, judged, objective, reason
+_BOUNDARIES = (
+    (1, 0.05, 0.2, 0, 0, None, None, "the boundary chosen before round 1"),
+    (3, 0.3, 0.4, 1, 0, None, None, "trial 1 challenges trial 0"),
+    (5, 0.05, 0.2, 0, 0, None, None, "trial 0, the incumbent, to compare trial 1 with"),
+    (7, 0.3, 0.4, 1, 0, 1, 0.25, "trial 1 is promising (1.4 standard deviations ahead)"),
+    (9, 0.3, 0.4, 1, 1, 1, 0.5, "trial 1 beat the incumbent by 2.6 standard deviations and takes over"),
+    (11, 0.5, 0.1, 2, 1, None, None, "trial 2 challenges trial 1"),
+)
+EXPLANATION = "Hardware: 3 board with 60 in ptq & 95 in qat. T = 62.1 s (slack 0.05), rho = 0.6 (share <0.2>)."
+
+
+def allocation_of(number: int) -> dict[str, Any]:
+    """The boundary of one round as HybridAllocator writes it, the reason too."""
+    begun = [each for each in _BOUNDARIES if each[0] <= number]
+    first, slack, share, trial, incumbent, judged, objective, reason = begun[-1]
+    seconds = (1 + slack) * (59.0 + number)
+    boundary = {"round": number, "slack": slack, "share": share, "seconds": seconds, "risk": 0.8 - share}
+    boundary |= {"trial": float(trial), "incumbent": float(incumbent)}
+    if judged is not None and number == first:
+        boundary |= {"judged": float(judged), "objective": objective}
+    return boundary | {"reason": reason}
+
+
+def allotted_rounds(**arguments: Any) -> list[RoundRecord]:
+    """`small_rounds` of a run with an allocator that logs its boundary."""
+    rounds = small_rounds(**arguments)
+    for index, record in enumerate(rounds[1:], start=1):
+        logged = allocation_of(record.round)
+        reason = logged.pop("reason")
+        rounds[index] = replace(record, reason=reason, allocation={k: v for k, v in logged.items() if k != "round"})
+    return rounds
+
+
+def write_allocation(run_dir: Path, num_rounds: int = 12, num_clients: int = 10, **changes: Any) -> Path:
+    """Add `allocation.json` to a folder of `write_run`, as HybridAllocator writes it; `changes` go into it."""
+    generator = random.Random(2)
+    clients = []
+    for client_id in range(num_clients):
+        tier, compute, _ = TIERS[client_id % len(TIERS)]
+        fit = _client(1, client_id, random.Random(0))
+        ptq = compute * (1 + 0.04 * (client_id % 10)) + fit.download_seconds + fit.upload_seconds
+        divergence = round(generator.random(), 3)
+        clients.append(
+            {
+                "client_id": client_id,
+                "tier": tier,
+                "ptq_seconds": ptq,
+                "qat_seconds": ptq + 0.6 * compute,
+                "risk": 1.1 * divergence,
+                "divergence": divergence,
+                "sensitivity": None,
+                "can_qat": client_id != 5,
+                "mode": "qat" if tier == "server" else "ptq",
+            }
+        )
+    boundaries = [allocation_of(number) for number in range(1, num_rounds + 1)]
+    content = {"explanation": EXPLANATION, "clients": clients, "boundaries": boundaries} | changes
+    (run_dir / "allocation.json").write_text(json.dumps(content, allow_nan=False))
     return run_dir

@@ -58,6 +58,8 @@ QUICK = [
     ("run", "--help"),
     ("resume", "--help"),
     ("profile", "--help"),
+    ("tune", "--help"),
+    ("compare", "--help"),
     ("--version",),
 ]
 
@@ -81,7 +83,7 @@ sys.exit(main())
     assert min(seconds) < 0.5
 
 
-@pytest.mark.parametrize("command", ["", "ls", "cp", "show", "run", "resume", "profile"])
+@pytest.mark.parametrize("command", ["", "ls", "cp", "show", "run", "resume", "profile", "tune", "compare"])
 def test_help_has_examples(capsys, command):
     with pytest.raises(SystemExit) as ended:
         main([*command.split(), "--help"])

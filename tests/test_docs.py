@@ -19,7 +19,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINKING_PAGES = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_FILE_NAME = re.compile(r"# ([\w-]+\.(?:py|yaml))\n")
+_FILE_NAME = re.compile(r"# ([\w-]+\.(?:py|yaml|csv))\n")
 _RECIPE_NAME = re.compile(r"# ([\w-]+): ")
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _INLINE_COMMAND = re.compile(r"`(fedhq [^`]+)`")
@@ -62,7 +62,7 @@ def by_name(pages: list[Path]) -> pytest.MarkDecorator:
 def page_files(page: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The files that a page shows, in the working directory, its modules importable and forgotten afterwards."""
     before = set(sys.modules)
-    for block in blocks(page, "python", "yaml"):
+    for block in blocks(page, "python", "yaml", "csv"):
         if block.file_name:
             Path(block.file_name).write_text(block.text, encoding="utf-8")
     monkeypatch.syspath_prepend(str(Path.cwd()))
@@ -87,8 +87,10 @@ def test_python_blocks_run_in_order(page: Path) -> None:
 def test_yaml_blocks_resolve(page: Path) -> None:
     for block in blocks(page, "yaml"):
         content = yaml.safe_load(block.text)
-        if "profiles" in content or "figures" in content:
+        if {"profiles", "figures", "clients"} & content.keys():
             _check_device_file(block)
+        elif "search" in content:
+            _check_recipe({"tune": content})
         else:
             _check_recipe(content)
 
@@ -169,24 +171,42 @@ def _check_recipe(content: dict[str, object]) -> None:
     from fedhq_lightning.recipe_parsing import resolve
 
     base = yaml.safe_load(recipe_files.find("digits-smoke")[1])
+    tune = content.pop("tune", None)
     assert set(content) <= set(base), f"no recipe and no part of one: {list(content)}"
     if set(content) != set(base):
         trainer = base["trainer"] | content.get("trainer", {})  # type: ignore[operator]  # YAML mappings
         content = base | content | {"trainer": trainer}
-    trainer, model, _ = resolve("documented", yaml.safe_dump(content)).instantiate()
+    resolved = resolve("documented", yaml.safe_dump(content))
+    if tune is not None:
+        _check_search(yaml.safe_load(resolved.recipe.text), tune)
+    trainer, model, _ = resolved.instantiate()
     Fleet.resolve(trainer.fleet, seed=0)
     assert trainer.scheme is not None
     trainer.scheme.for_layers(model)
+
+
+def _check_search(recipe: dict[str, object], tune: dict[str, object]) -> None:
+    from fedhq_lightning.recipe_parsing import resolve
+    from fedhq_lightning.tuning.objectives import parse_objectives
+    from fedhq_lightning.tuning.section import parse_section
+    from fedhq_lightning.tuning.space import make_space
+
+    section = parse_section(tune)
+    objectives = parse_objectives(section.objectives, "max")
+    if section.pruning is not None:
+        section.pruning.check(objectives)
+    for _, _, content in make_space(recipe, section.search).variations():
+        resolve("documented", yaml.safe_dump(content)).instantiate()
 
 
 def _check_device_file(block: Block) -> None:
     from fedhq_lightning.devices import Fleet, load_profile
 
     assert block.file_name
-    if "profiles" in yaml.safe_load(block.text):
-        Fleet.resolve(block.file_name, seed=0)
-    else:
+    if "figures" in yaml.safe_load(block.text):
         load_profile(block.file_name)
+    else:
+        Fleet.resolve(block.file_name, seed=0)
 
 
 def _check_command(line: str, words: list[str]) -> None:
@@ -195,9 +215,13 @@ def _check_command(line: str, words: list[str]) -> None:
     from fedhq_lightning.recipe_parsing import resolve
 
     command, *arguments = words
-    assert command in ("ls", "cp", "show", "run", "resume", "profile"), line
+    assert command in ("ls", "cp", "show", "run", "resume", "profile", "tune", "compare"), line
     if command == "profile":
         arguments = [argument for argument in arguments if argument != "--write"]
+    if command == "tune":
+        arguments = _tune_overrides(words)
+    if command == "compare":
+        arguments = _compare_overrides(words)
     if command == "resume":
         assert arguments in ([], ["RUN_DIR"]), line
     elif not arguments:
@@ -210,6 +234,33 @@ def _check_command(line: str, words: list[str]) -> None:
         assert arguments[0] in recipe_files.shipped(), line
     else:
         resolve(*recipe_files.find(arguments[0]), arguments[1:])
+
+
+def _compare_overrides(words: list[str]) -> list[str]:
+    """The recipe and the overrides among the words of a `fedhq compare`; its allocators have to exist."""
+    from fedhq_lightning.cli import _parser
+    from fedhq_lightning.comparing.lineup import BEST_FIXED, check_names, contestant
+
+    if len(words) == 1:
+        return []
+    known, overrides = _parser().parse_known_args(words)
+    check_names(known.allocators)
+    for name in set(known.allocators) - {BEST_FIXED}:
+        contestant(name)
+    return [known.recipe, *overrides]
+
+
+def _tune_overrides(words: list[str]) -> list[str]:
+    """The recipe and the overrides among the words of a `fedhq tune`; its search has to be there."""
+    from fedhq_lightning.cli import _parser
+    from fedhq_lightning.tuning.section import read_section
+
+    if len(words) == 1:
+        return []
+    known, overrides = _parser().parse_known_args(words)
+    if not known.recipe.isupper():
+        read_section(recipe_files.find(known.recipe)[1], known.search)
+    return [known.recipe, *overrides]
 
 
 def _section(page: Path, heading: str) -> str:

@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ import yaml
 from rich.console import Console
 from torch import nn
 
-from fedhq_lightning import host_profile, profile_command, profiling, recipe_files
+from fedhq_lightning import host_device, host_profile, profile_command, profiling, recipe_files
 from fedhq_lightning.cli import main
-from fedhq_lightning.host_profile import HostProfile, LayerProfile, as_patterns, disagreements
+from fedhq_lightning.devices import load_profile
+from fedhq_lightning.host_profile import HostProfile, LayerProfile, PredictedStep, as_patterns, disagreements
 from fedhq_lightning.profiling import kernels_that_differ, rule_kernel
 from fedhq_lightning.quantize import LaneOptions, LayerScheme, QuantScheme, kernel_choice, prepare
 from fedhq_lightning.reporting.profile_tables import closing, print_profile, profile_text
@@ -109,6 +111,31 @@ def test_text():
     ]
 
 
+def test_predictions_are_shown_beside_what_was_measured():
+    predicted = {"fp": PredictedStep(0.003, 0.004), "qat fake": PredictedStep(0.012, 0.009)}
+    host = replace(load_profile("laptop-ryzen-7-7840u"), name="host")
+    lines = profile_text(replace(profile(layer(**EVEN)), predicted=predicted, host=host), "mine").splitlines()
+    assert lines[-5:-1] == [
+        "  lane              measured  shipped calibration  fitted here",
+        "  fp                    4.00          3.00 (-25%)  4.00 (+0%)",
+        "  qat, kernel fake      8.00          12.0 (+50%)  9.00 (+12%)",
+        "this host as a device: fp32 845 GFLOP/s, bf16 1690 GFLOP/s, int8 3379 GFLOP/s, copy 120.0 GB/s, 6.0 us an "
+        "operator; in the fit: the layers above and the step of fp, no other",
+    ]
+    assert "Whole training step, predicted" not in profile_text(profile(layer(**EVEN)), "mine")
+
+
+def test_a_host_is_a_device(monkeypatch):
+    monkeypatch.setattr(host_device, "_ROUNDS", 2)
+    monkeypatch.setattr(host_device, "_BLOCK_SECONDS", 1e-3)
+    host = host_device.measure_host(torch.device("cpu"))
+    assert host.linear_slowdown >= 1
+    assert 1e9 < host.profile.fp32_flops_per_second < 1e14
+    assert 1e-7 < host.profile.operator_seconds < 1e-3
+    assert 1e8 < host.profile.memory_bytes_per_second < 1e12
+    assert (host.profile.int8_training_gain is None) != kernel_choice.has_fast_integers(torch.device("cpu"))
+
+
 def test_table_on_a_terminal(monkeypatch):
     monkeypatch.setattr("fedhq_lightning.reporting.profile_tables.on_terminal", lambda console: True)
     console = Console(width=100, record=True, file=io.StringIO())
@@ -198,6 +225,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(profiling, "_ROUNDS", 2)
     monkeypatch.setattr(profiling, "_LAYER_BLOCK_SECONDS", 1e-6)
     monkeypatch.setattr(profiling, "_STEP_BLOCK_SECONDS", 1e-6)
+    monkeypatch.setattr(host_device, "_ROUNDS", 2)
+    monkeypatch.setattr(host_device, "_BLOCK_SECONDS", 1e-6)
 
 
 @pytest.mark.usefixtures("quick")
@@ -211,6 +240,12 @@ def test_profile_of_a_shipped_recipe(capsys, tmp_path):
     assert [line.split()[0] for line in lines[2:5]] == ["layers.1", "layers.3", "layers.5"]
     assert all(line.count("[") == line.count("*") == 2 for line in lines[2:5])
     assert [line.split("  ")[1] for line in lines[7:11]] == ["fp", "ptq", "qat", "qat, kernel fake"]
+    title = next(number for number, line in enumerate(lines) if line.startswith("Whole training step, predicted"))
+    assert lines[title + 1].split("  ")[1:2] == ["lane"]
+    predicted = [line for line in lines[title + 2 : -2]]
+    assert [line.split("  ")[1] for line in predicted[:4]] == ["fp", "ptq", "qat", "qat, kernel fake"]
+    assert all(re.search(r"\([+-]\d+%\)\s.*\([+-]\d+%\)$", line) for line in predicted)
+    assert lines[-2].startswith("this host as a device: fp32 ")
     assert lines[-1].startswith("--write freezes ")
     assert torch.get_num_threads() == threads
     assert list(tmp_path.iterdir()) == [], "no run, no W&B"

@@ -74,6 +74,7 @@ def test_relative_paths_are_kept_whole(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "mixed").mkdir()
     (tmp_path / "mine.yaml").write_text("profiles: {phone: 1}\n")
+    (tmp_path / "trace.csv").write_text("client,device\n")
     fashion = {"class_path": "fedhq_lightning.data.FashionMNIST", "init_args": {"root": "folder"}}
     here, fleet = str(tmp_path / "folder"), str(tmp_path / "mine.yaml")
     for given, kept in (
@@ -83,6 +84,8 @@ def test_relative_paths_are_kept_whole(tmp_path):
         ("gone.yaml", "gone.yaml"),
         (["mine.yaml", "phone"], [fleet, "phone"]),
         ({"mine.yaml": 2, "phone": 1}, {fleet: 2, "phone": 1}),
+        ("trace.csv", str(tmp_path / "trace.csv")),
+        ("gone.csv", "gone.csv"),
     ):
         text = text_of({"data.init_args.datamodule": fashion, "trainer.fleet": given})
         content = yaml.safe_load(resolve("mine", text).recipe.text)

@@ -4,15 +4,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedhq_lightning.allocation.baselines import FreeQatAllocator, MatchedRandomAllocator
+    from fedhq_lightning.allocation.boundary import Boundary
     from fedhq_lightning.allocation.fixed import FixedAllocator
     from fedhq_lightning.allocation.protocol import AllocationContext, Allocator
 
-__all__ = ["AllocationContext", "Allocator", "FixedAllocator"]
+__all__ = [
+    "AllocationContext",
+    "Allocator",
+    "Boundary",
+    "FixedAllocator",
+    "FreeQatAllocator",
+    "HybridAllocator",
+    "MatchedRandomAllocator",
+]
 
 _MODULE_OF_NAME = {
     "AllocationContext": "fedhq_lightning.allocation.protocol",
     "Allocator": "fedhq_lightning.allocation.protocol",
     "FixedAllocator": "fedhq_lightning.allocation.fixed",
+    "Boundary": "fedhq_lightning.allocation.boundary",
+    "FreeQatAllocator": "fedhq_lightning.allocation.baselines",
+    "HybridAllocator": "fedhq_lightning.allocation.hybrid",
+    "MatchedRandomAllocator": "fedhq_lightning.allocation.baselines",
 }
 
 

@@ -125,7 +125,7 @@ def _most_divergent(share: float, context: AllocationContext) -> Callable[[Clien
     divergence = context.divergence
 
     def rank(client_id: ClientId) -> tuple[float, int]:
-        value = divergence(client_id)
+        value = divergence(client_id, "total_variation")
         if math.isnan(value):
             raise ConfigurationError(f"FixedAllocator: the label divergence of client {client_id!r} is not a number")
         # Equal divergence: the seed decides, not the order of the list.

@@ -3,12 +3,16 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.types import ClientId, Mode, Plan
+from fedhq_lightning.types import ClientId, Mode, MonitorMode, Plan
 
 if TYPE_CHECKING:
+    from fedhq_lightning.analysis.data import DivergenceMeasure
+    from fedhq_lightning.analysis.sensitivity import SensitivityMeasure
+    from fedhq_lightning.devices import FleetSpec
     from fedhq_lightning.federated.records import RoundRecord
 
 
@@ -19,14 +23,35 @@ class AllocationContext:
     Attributes:
         client_ids: Every client that has data; a range where ids are numbers.
         seed: The run's.
-        client_seconds: Virtual seconds of a client's round under a mode.
-        divergence: A client's label distance to the global mix, 0 to 1; None where the data tell no label counts.
+        client_seconds: Virtual seconds of a client's round under a mode, as the hardware analysis predicts them.
+        divergence: A client's label distance to the global mix by a measure, 0 to 1; None where the data tell no label
+            counts. A client without labels raises ConfigurationError.
+        sensitivity: How much the scheme hurts the initial model on the client's calibration batch, by a measure (None
+            where that is no number); None without a scheme.
+        fits: Whether a client's device can hold the training in a mode.
+        tier: Name of a client's device.
+        seconds_on: `client_seconds` for another fleet than the clock's: what an operator states about the devices,
+            where that differs from what they do.
+        cohort: The clients of a round, from 1, as far as the sampler alone decides.
+        max_rounds: Rounds of the run.
+        eval_every_n_rounds: Rounds from one logged metric to the next.
+        round_deadline: Virtual seconds after which a round ends, or None.
+        monitor_mode: Whether a larger or a smaller monitored value is better.
     """
 
     client_ids: Sequence[ClientId]
     seed: int
     client_seconds: Callable[[ClientId, Mode], float]
-    divergence: Callable[[ClientId], float] | None = None
+    divergence: "Callable[[ClientId, DivergenceMeasure], float] | None" = None
+    sensitivity: "Callable[[ClientId, SensitivityMeasure], float | None] | None" = None
+    fits: Callable[[ClientId, Mode], bool] = lambda client_id, mode: True
+    tier: Callable[[ClientId], str] = lambda client_id: "device"
+    seconds_on: "Callable[[FleetSpec], Callable[[ClientId, Mode], float]] | None" = None
+    cohort: Callable[[int], Sequence[ClientId]] | None = None
+    max_rounds: int = 1
+    eval_every_n_rounds: int = 1
+    round_deadline: float | None = None
+    monitor_mode: MonitorMode = "max"
 
 
 class Allocator(ABC):
@@ -34,7 +59,15 @@ class Allocator(ABC):
 
     The trainer calls `setup` once, then `propose` before and `observe` after each round. Plans must depend on nothing
     but the context, the rounds observed and the state, so that a resumed run proposes what an unbroken one would.
+
+    Attributes:
+        wanted_sensitivity: What every client of a cohort shall measure on the model it received, before it trains, for
+            `ClientRecord.sensitivity`; None for nothing. Read after `setup`.
+        wants_update_divergence: Whether `ClientRecord.update_divergence` shall be found. Read after `setup`.
     """
+
+    wanted_sensitivity: "SensitivityMeasure | None" = None
+    wants_update_divergence: bool = False
 
     def setup(self, context: AllocationContext) -> None:
         """Take in the run, before round 1 and again when a run resumes.
@@ -66,6 +99,13 @@ class Allocator(ABC):
 
         Args:
             result: What the run logged of it.
+        """
+
+    def write(self, folder: Path) -> None:
+        """Leave files in the run directory; called on the first process after every round. Nothing by default.
+
+        Args:
+            folder: The run directory.
         """
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 _QUANTIZABLE = (nn.Linear, nn.Conv1d, nn.Conv2d)
-_MOVES_NOTHING = (nn.Identity, nn.Flatten, nn.Unflatten)
 _ROOT = "(root)"
 
 
@@ -24,11 +24,16 @@ class LayerCost:
         kind: `linear`, `convolution`, or `other`.
         forward_flops: Of matrix products, convolutions and attention; a multiply-add is two.
         parameter_bytes: Of the module's own parameters.
-        input_bytes: Of the tensors that come in.
-        output_bytes: Of the tensors that go out.
+        input_bytes: Of the tensors that come in; of layers of kind `other`, what their operators read.
+        output_bytes: Of the tensors that go out; of layers of kind `other`, what their operators write.
         quantizable: Whether `ptq` and `qat` quantize it.
         quantizes_activations: Whether `qat` rounds its input too (not under weight-only schemes).
         grouped: A grouped convolution, which has no int8 training kernel and stays floating-point under `ptq`.
+        rows: Rows of the matrix product of one call: rows of a linear layer's input, output positions of all samples of
+            a convolution; a mean where calls differ. 0 for other layers.
+        weight_shape: Of a linear layer's or a convolution's weight; empty for other layers.
+        calls: How often the layer is called.
+        operators: torch operators that ran in all calls together, views aside: what a launch overhead is paid for.
     """
 
     name: str
@@ -40,6 +45,10 @@ class LayerCost:
     quantizable: bool
     quantizes_activations: bool = True
     grouped: bool = False
+    rows: float = 0.0
+    weight_shape: tuple[int, ...] = ()
+    calls: int = 1
+    operators: int = 1
 
     @property
     def activation_bytes(self) -> float:
@@ -53,6 +62,7 @@ class LayerCost:
             forward_flops=self.forward_flops * batch_scale,
             input_bytes=self.input_bytes * batch_scale,
             output_bytes=self.output_bytes * batch_scale,
+            rows=self.rows * batch_scale,
         )
 
 
@@ -74,25 +84,28 @@ def measure_costs(
         One entry per module that did something itself, in order of first completion. Empty if nothing did.
     """
     totals: dict[str, LayerCost] = {}
-    open_calls: list[float] = []
-    attributed = 0.0
-    counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+    open_calls: list[_Work] = []
+    attributed = _Work()
+    flops = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+    operators = _OperatorCounter()
+
+    def now() -> _Work:
+        return _Work(float(flops.get_total_flops()), operators.count, operators.read_bytes, operators.written_bytes)
 
     def enter(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any) -> None:
-            # Flops before this call, to which the calls inside it will add what they take for themselves.
-            open_calls.append(float(counter.get_total_flops()))
+            # Work before this call, to which the calls inside it will add what they take for themselves.
+            open_calls.append(now())
 
         return hook
 
     def leave(name: str) -> Callable[..., None]:
         def hook(called: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             nonlocal attributed
-            now = float(counter.get_total_flops())
-            own_flops = now - open_calls.pop()
-            open_calls[:] = [before + own_flops for before in open_calls]
-            attributed += own_flops
-            cost = _layer_cost(name, called, own_flops, (args, kwargs), output, quantized)
+            own = now() - open_calls.pop()
+            open_calls[:] = [before + own for before in open_calls]
+            attributed += own
+            cost = _layer_cost(name, called, own, (args, kwargs), output, quantized)
             if cost is not None:
                 totals[name] = _added(totals[name], cost) if name in totals else cost
 
@@ -104,39 +117,92 @@ def measure_costs(
         handles.append(submodule.register_forward_hook(leave(name or _ROOT), with_kwargs=True))
     cuda_devices = {p.device.index for p in module.parameters() if p.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices=sorted(cuda_devices)), counter:
+        with torch.random.fork_rng(devices=sorted(cuda_devices)), operators, flops:
             run_step()
     finally:
         for handle in handles:
             handle.remove()
-    outside = counter.get_total_flops() - attributed
-    if outside > 0:
-        # training_step itself is no module call: products written there belong to nobody else.
-        rest = LayerCost(_ROOT, "other", outside, 0.0, 0.0, 0.0, quantizable=False)
+    outside = now() - attributed
+    if outside.operators > 0:
+        # training_step itself is no module call: work written there belongs to nobody else.
+        rest = _other_cost(_ROOT, outside, 0.0)
         totals[_ROOT] = _added(totals[_ROOT], rest) if _ROOT in totals else rest
     return list(totals.values())
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What ran between two points in time."""
+
+    flops: float = 0.0
+    operators: int = 0
+    read_bytes: float = 0.0
+    written_bytes: float = 0.0
+
+    def __add__(self, other: "_Work") -> "_Work":
+        return _Work(
+            self.flops + other.flops,
+            self.operators + other.operators,
+            self.read_bytes + other.read_bytes,
+            self.written_bytes + other.written_bytes,
+        )
+
+    def __sub__(self, other: "_Work") -> "_Work":
+        return self + _Work(-other.flops, -other.operators, -other.read_bytes, -other.written_bytes)
+
+
+class _OperatorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
+    """Counts operators that do something, and the bytes of their operands and results."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
+        self.count = 0
+        self.read_bytes = self.written_bytes = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        # What answers with its operand's own memory has done nothing.
+        if not func.is_view and func not in _RELABELS:
+            self.count += 1
+            self.read_bytes += _tensor_bytes((args, kwargs))
+            self.written_bytes += _tensor_bytes(result)
+        return result
+
+
 def _layer_cost(
-    name: str, module: nn.Module, own_flops: float, given: Any, output: Any, quantized: Mapping[str, bool] | None
+    name: str, module: nn.Module, own: _Work, given: Any, output: Any, quantized: Mapping[str, bool] | None
 ) -> LayerCost | None:
     """What the module did itself, or None for a mere container."""
     parameter_bytes = float(sum(p.numel() * p.element_size() for p in module.parameters(recurse=False)))
-    is_leaf = next(module.children(), None) is None
-    if not own_flops and not parameter_bytes and (not is_leaf or isinstance(module, _MOVES_NOTHING)):
+    if not own.operators and not parameter_bytes:
         return None
-    moves = bool(own_flops) or is_leaf
+    if not isinstance(module, nn.Linear | _ConvNd):
+        return _other_cost(name, own, parameter_bytes)
     by_default = type(module) in _QUANTIZABLE
+    output_bytes = _tensor_bytes(output)
+    shape = tuple(module.weight.shape)
+    channels = module.out_channels if isinstance(module, _ConvNd) else shape[0]
+    values = sum(leaf.numel() for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
     return LayerCost(
         name=name,
-        kind="linear" if isinstance(module, nn.Linear) else "convolution" if isinstance(module, _ConvNd) else "other",
-        forward_flops=own_flops,
+        kind="convolution" if isinstance(module, _ConvNd) else "linear",
+        forward_flops=own.flops,
         parameter_bytes=parameter_bytes,
-        input_bytes=_tensor_bytes(given) if moves else 0.0,
-        output_bytes=_tensor_bytes(output) if moves else 0.0,
+        input_bytes=_tensor_bytes(given),
+        output_bytes=output_bytes,
         quantizable=by_default if quantized is None else name in quantized,
         quantizes_activations=True if quantized is None else quantized.get(name, False),
         grouped=isinstance(module, _ConvNd) and module.groups > 1,
+        rows=values / max(channels, 1),
+        weight_shape=shape,
+        operators=own.operators,
+    )
+
+
+def _other_cost(name: str, own: _Work, parameter_bytes: float) -> LayerCost:
+    read_bytes = max(own.read_bytes - parameter_bytes, 0.0)
+    return LayerCost(
+        name, "other", own.flops, parameter_bytes, read_bytes, own.written_bytes, False, operators=own.operators
     )
 
 
@@ -147,6 +213,9 @@ def _added(first: LayerCost, second: LayerCost) -> LayerCost:
         forward_flops=first.forward_flops + second.forward_flops,
         input_bytes=first.input_bytes + second.input_bytes,
         output_bytes=first.output_bytes + second.output_bytes,
+        rows=(first.rows * first.calls + second.rows * second.calls) / (first.calls + second.calls),
+        calls=first.calls + second.calls,
+        operators=first.operators + second.operators,
     )
 
 
@@ -158,5 +227,6 @@ def _attention_flops(query: Any, key: Any, value: Any, *_args: Any, out_shape: A
     return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
+_RELABELS = {torch.ops.aten._unsafe_view.default, torch.ops.aten.detach.default, torch.ops.aten.lift_fresh.default}
 # torch's own table has the attention kernels of GPUs only.
 _CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}

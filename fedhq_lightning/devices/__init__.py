@@ -4,15 +4,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedhq_lightning.devices.fleet import Fleet, FleetSpec, available_fleets
+    from fedhq_lightning.devices.fleet import Fleet, FleetSpec, TracedFleet, available_fleets
     from fedhq_lightning.devices.profile import DeviceProfile, available_profiles, load_profile
+    from fedhq_lightning.devices.trace import Availability, Trace
 
-__all__ = ["DeviceProfile", "Fleet", "FleetSpec", "available_fleets", "available_profiles", "load_profile"]
+__all__ = [
+    "Availability",
+    "DeviceProfile",
+    "Fleet",
+    "FleetSpec",
+    "Trace",
+    "TracedFleet",
+    "available_fleets",
+    "available_profiles",
+    "load_profile",
+]
 
 _MODULE_OF_NAME = {
+    "Availability": "fedhq_lightning.devices.trace",
     "DeviceProfile": "fedhq_lightning.devices.profile",
     "Fleet": "fedhq_lightning.devices.fleet",
     "FleetSpec": "fedhq_lightning.devices.fleet",
+    "Trace": "fedhq_lightning.devices.trace",
+    "TracedFleet": "fedhq_lightning.devices.fleet",
     "available_fleets": "fedhq_lightning.devices.fleet",
     "available_profiles": "fedhq_lightning.devices.profile",
     "load_profile": "fedhq_lightning.devices.profile",

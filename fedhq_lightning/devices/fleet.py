@@ -8,6 +8,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TypeAlias
 
+from typing_extensions import override
+
 from fedhq_lightning.devices.profile import (
     FLEET_PREFIX,
     DeviceProfile,
@@ -17,12 +19,15 @@ from fedhq_lightning.devices.profile import (
     shipped_file,
     shipped_names,
 )
+from fedhq_lightning.devices.trace import Availability, Trace
+from fedhq_lightning.devices.trace_file import parse_yaml_trace, read_csv_trace
 from fedhq_lightning.errors import ConfigurationError, nearest
 
 FleetSpec: TypeAlias = "str | Path | Sequence[str | Path | DeviceProfile] | Mapping[str, int] | Fleet"
 """What `Fleet.resolve` takes."""
 
 _MAX_BLOCK = 10_000
+_CSV = ".csv"
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,7 @@ class Fleet:
                 raise ConfigurationError(
                     f"fleet {self.name!r}: weight of {profile.name!r} is {weight!r}; it must be a whole number >= 1"
                 )
-        if len(set(self.tiers)) != len(self.mix):
-            raise ConfigurationError(f"fleet {self.name!r}: two devices share a name; tiers are told apart by it")
+        _check_names(self)
         divisor = math.gcd(*(weight for _, weight in self.mix))
         object.__setattr__(self, "mix", tuple((profile, weight // divisor) for profile, weight in self.mix))
         if self.block_size > _MAX_BLOCK:
@@ -70,15 +74,16 @@ class Fleet:
 
         Args:
             spec: A shipped fleet's name (`uniform`, `mixed`), a path to a YAML file with `profiles: {device: weight}`,
-                a list of device names, paths or profiles (each as often as it is listed), a mapping device -> weight,
-                or a Fleet, returned as it is.
-            seed: Deals the devices.
+                a path to a trace (CSV, or YAML with `clients`), a list of device names, paths or profiles (each as
+                often as it is listed), a mapping device -> weight, or a Fleet, returned as it is.
+            seed: Deals the devices; a trace says itself who has what.
 
         Returns:
             The fleet; `profile(position)` says who has what.
 
         Raises:
-            ConfigurationError: Unknown fleet or device, unreadable file, no device, or a bad weight.
+            ConfigurationError: Unknown fleet or device, unreadable file, no device, a bad weight, or a trace with
+                gaps.
         """
         if isinstance(spec, Fleet):
             return spec
@@ -96,8 +101,10 @@ class Fleet:
 
     @classmethod
     def _from_file(cls, name_or_path: str | Path, seed: int) -> "Fleet":
-        if is_path(name_or_path):
+        if is_fleet_file(name_or_path):
             path = Path(name_or_path)
+            if path.suffix == _CSV:
+                return TracedFleet.of(path.stem, read_csv_trace(path), seed)
             content, name, folder = read_yaml(path), path.stem, path.parent
         else:
             name, folder = str(name_or_path), Path()
@@ -108,10 +115,14 @@ class Fleet:
                     f"devices works too{nearest(name, allowed)}"
                 )
             content = read_yaml(shipped_file(FLEET_PREFIX + name))
+        if "clients" in content:
+            return TracedFleet.of(name, parse_yaml_trace(content, name, folder), seed)
         profiles = content.get("profiles")
         if not isinstance(profiles, dict) or set(content) != {"profiles"}:
             found = ", ".join(map(repr, content)) or "nothing"
-            raise ConfigurationError(f"fleet {name!r}: expected only `profiles: {{device: weight}}`, found {found}")
+            raise ConfigurationError(
+                f"fleet {name!r}: expected only `profiles: {{device: weight}}`, or a trace's `clients`, found {found}"
+            )
         return cls(name, _mix(profiles, folder), seed)
 
     @property
@@ -123,6 +134,21 @@ class Fleet:
     def block_size(self) -> int:
         """Clients in a block: the sum of the weights."""
         return sum(weight for _, weight in self.mix)
+
+    @property
+    def availability(self) -> Availability | None:
+        """When clients are there; None where everybody always is."""
+        return None
+
+    def check_size(self, num_clients: int) -> None:
+        """Refuse a fleet of another size than the data's. A mix fits any number of clients.
+
+        Args:
+            num_clients: Registered clients, those without data included.
+
+        Raises:
+            ConfigurationError: It names more clients, or fewer.
+        """
 
     def profile(self, position: int) -> DeviceProfile:
         """The device of the client at a position of the run's client list.
@@ -143,10 +169,89 @@ class Fleet:
             card -= weight
         raise AssertionError("a block holds as many cards as the weights sum to")
 
+    def device(self, position: int) -> DeviceProfile:
+        """The same without a link of the client's own: one of `mix`, so what depends on it is found once a tier.
+
+        Args:
+            position: As in `profile`.
+
+        Raises:
+            ValueError: As in `profile`.
+        """
+        return self.profile(position)
+
+
+@dataclass(frozen=True)
+class TracedFleet(Fleet):
+    """A fleet that a trace describes client by client.
+
+    Attributes:
+        mix: The trace's devices, as they are without a client's own link, and how many clients have each.
+        trace: The rest.
+
+    Raises:
+        ConfigurationError: Two different devices of one name.
+    """
+
+    trace: Trace
+
+    def __post_init__(self) -> None:
+        _check_names(self)
+
+    @classmethod
+    def of(cls, name: str, trace: Trace, seed: int) -> "TracedFleet":
+        """The fleet of a trace."""
+        return cls(name, trace.mix, seed, trace)
+
+    @property
+    @override
+    def availability(self) -> Availability | None:
+        return self.trace.availability
+
+    @override
+    def check_size(self, num_clients: int) -> None:
+        if self.trace.num_clients != num_clients:
+            raise ConfigurationError(
+                f"fleet {self.name!r}: its trace names {self.trace.num_clients} clients, the data has {num_clients}; "
+                "a trace names every client of the data, and no other"
+            )
+
+    @override
+    def profile(self, position: int) -> DeviceProfile:
+        """The device of the client at a position, with its own link; the name stays the device's.
+
+        Args:
+            position: 0 to one less than the trace's clients.
+
+        Raises:
+            ValueError: The position is outside.
+        """
+        self._check_position(position)
+        return self.trace.profile(position)
+
+    @override
+    def device(self, position: int) -> DeviceProfile:
+        self._check_position(position)
+        return self.trace.device(position)
+
+    def _check_position(self, position: int) -> None:
+        if not 0 <= position < self.trace.num_clients:
+            raise ValueError(f"client position {position}: the trace names 0 to {self.trace.num_clients - 1}")
+
+
+def is_fleet_file(name_or_path: str | Path) -> bool:
+    """Whether a file is meant, and not a shipped name."""
+    return is_path(name_or_path) or str(name_or_path).endswith(_CSV)
+
 
 def available_fleets() -> list[str]:
     """Names of the shipped fleets, sorted."""
     return sorted(name.removeprefix(FLEET_PREFIX) for name in shipped_names() if name.startswith(FLEET_PREFIX))
+
+
+def _check_names(fleet: Fleet) -> None:
+    if len(set(fleet.tiers)) != len(fleet.mix):
+        raise ConfigurationError(f"fleet {fleet.name!r}: two devices share a name; tiers are told apart by it")
 
 
 def _mix(profiles: Mapping[str, int], folder: Path) -> tuple[tuple[DeviceProfile, int], ...]:

@@ -1,8 +1,10 @@
 """What a device can do: peaks, memory and link, read from one YAML file a device.
 
-A profile file names every figure of `DeviceProfile`, each with `value`, `unit`, `source` and `verified`:
+A profile file names the kernels that exist, and every figure of `DeviceProfile`, each with `value`, `unit`, `source`
+and `verified`; the source says for which precision and clock the figure holds:
 
     name: raspberry-pi-4
+    kernels: {ptq: fp, qat: fused}
     figures:
       memory_bytes_per_second: {value: 5.56, unit: GB/s, source: STREAM copy, verified: true}
       int8_training_gain: {value: null, source: the core has no int8 dot product, verified: true}
@@ -10,6 +12,9 @@ A profile file names every figure of `DeviceProfile`, each with `value`, `unit`,
 `value: null` says that the device lacks the thing (bf16, int8 kernels only); leaving the figure out is an error,
 because a gain must never be assumed. `verified: true` says that every factor of the figure was read in the source
 named; what was derived with a factor that was not looked up stays `false`.
+
+`kernels` says how a mode can be computed at best: `ptq` in `int8` or `fp`; `qat` with an `int8` forward, with `fused`
+fake quantization (a compiler makes those kernels) or with torchao's conventional `fake` only.
 """
 
 import math
@@ -18,7 +23,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -29,20 +34,26 @@ _BYTES_PER_SECOND = {"B/s": 1.0, "MB/s": 1e6, "GB/s": 1e9}
 _BYTES = {"B": 1.0, "MB": 1e6, "MiB": 2.0**20, "GB": 1e9, "GiB": 2.0**30}
 _BITS_PER_SECOND = {"bit/s": 1.0, "kbit/s": 1e3, "Mbit/s": 1e6, "Gbit/s": 1e9}
 
+_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+
 _UNITS: dict[str, dict[str, float]] = {
     "fp32_flops_per_second": _FLOPS,
     "bf16_flops_per_second": _FLOPS,
     "int8_training_gain": {"x": 1.0},
     "memory_bytes_per_second": _BYTES_PER_SECOND,
     "memory_bytes": _BYTES,
+    "operator_seconds": _SECONDS,
     "uplink_bits_per_second": _BITS_PER_SECOND,
     "downlink_bits_per_second": _BITS_PER_SECOND,
 }
 _MAY_BE_ABSENT = ("bf16_flops_per_second", "int8_training_gain")
+_KERNELS = {"ptq": ("int8", "fp"), "qat": ("int8", "fused", "fake")}
 _ENTRIES = ("value", "unit", "source", "verified")
 
 FLEET_PREFIX = "fleet-"
 """Shipped files with this prefix are fleets, the others profiles."""
+CALIBRATION = "calibration"
+"""The shipped file that is neither (see `analysis.calibration`)."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +66,18 @@ class DeviceProfile:
         bf16_flops_per_second: Peak of bf16 products, FLOP/s; None where the device has no fast bf16.
         int8_training_gain: Peak of int8 products over fp32 ones, a factor; None where there are no int8 kernels.
         memory_bytes_per_second: Bandwidth of main memory, B/s.
-        memory_bytes: Size of main memory, B.
+        memory_bytes: Size of the memory that training uses, B.
+        operator_seconds: What a torch operator takes, forward and backward together, however little it does, s.
         uplink_bits_per_second: From the device to the server, bit/s.
         downlink_bits_per_second: From the server to the device, bit/s.
+        ptq_kernel: The best that PTQ can be computed with.
+        qat_kernel: The best that QAT can be computed with.
         unverified: Names of the figures that nobody has checked against their source.
         sources: Where each figure is from.
 
     Raises:
-        ConfigurationError: A figure is missing, not a number or not positive.
+        ConfigurationError: A figure is missing, not a number or not positive; a kernel that does not exist, or that
+            does not go with `int8_training_gain`.
     """
 
     name: str
@@ -71,8 +86,11 @@ class DeviceProfile:
     int8_training_gain: float | None
     memory_bytes_per_second: float
     memory_bytes: float
+    operator_seconds: float
     uplink_bits_per_second: float
     downlink_bits_per_second: float
+    ptq_kernel: Literal["int8", "fp"]
+    qat_kernel: Literal["int8", "fused", "fake"]
     unverified: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
@@ -81,6 +99,8 @@ class DeviceProfile:
             raise ConfigurationError(f"device profile: name {self.name!r} is not a word; give the device one")
         for figure in _UNITS:
             _check_figure(f"device {self.name!r}", figure, getattr(self, figure))
+        kernels = {"ptq": self.ptq_kernel, "qat": self.qat_kernel}
+        _check_kernels(f"device {self.name!r}", kernels, self.int8_training_gain)
 
     @property
     def int8_flops_per_second(self) -> float | None:
@@ -143,13 +163,19 @@ def read_yaml(file: Path | Traversable) -> dict[str, Any]:
 
 
 def shipped_names() -> list[str]:
-    """Names of all packaged YAML files, profiles and fleets."""
+    """Names of the packaged profiles and fleets."""
     listing = files("fedhq_lightning.devices").iterdir()
-    return [entry.name.removesuffix(".yaml") for entry in listing if entry.name.endswith(".yaml")]
+    names = [entry.name.removesuffix(".yaml") for entry in listing if entry.name.endswith(".yaml")]
+    return [name for name in names if name != CALIBRATION]
 
 
 def _parse(content: dict[str, Any], origin: str) -> DeviceProfile:
-    _check_keys(origin, content, ("name", "title", "figures"))
+    _check_keys(origin, content, ("name", "title", "kernels", "figures"))
+    kernels = content.get("kernels")
+    if not isinstance(kernels, dict) or set(kernels) != set(_KERNELS):
+        raise ConfigurationError(
+            f"device {origin!r}: needs `kernels: {{ptq: ..., qat: ...}}`; {_allowed_kernels()}, found {kernels!r}"
+        )
     figures = content.get("figures")
     if not isinstance(figures, dict):
         raise ConfigurationError(f"device {origin!r}: needs `figures`, a mapping of {', '.join(_UNITS)}")
@@ -166,6 +192,8 @@ def _parse(content: dict[str, Any], origin: str) -> DeviceProfile:
         values[figure] = _in_base_unit(origin, figure, entry, units)
     return DeviceProfile(
         name=content.get("name", Path(origin).stem),
+        ptq_kernel=kernels["ptq"],
+        qat_kernel=kernels["qat"],
         unverified=tuple(figure for figure in _UNITS if figures[figure].get("verified") is not True),
         sources={figure: str(figures[figure].get("source", "none given")) for figure in _UNITS},
         **values,  # type: ignore[arg-type]  # __post_init__ refuses None where a number is due
@@ -193,6 +221,29 @@ def _check_figure(where: str, figure: str, value: object) -> None:
     hint = "; YAML reads 48e9 as text, write 48.0e+9" if isinstance(value, str) else ""
     if not is_number or not math.isfinite(value) or value <= 0:  # type: ignore[arg-type, operator]  # number by then
         raise ConfigurationError(f"{where}: {figure} is {value!r}; it must be a positive number{hint}")
+
+
+def _allowed_kernels() -> str:
+    return "; ".join(f"{mode} is one of {', '.join(kernels)}" for mode, kernels in _KERNELS.items())
+
+
+def _check_kernels(where: str, kernels: Mapping[str, object], gain: float | None) -> None:
+    for mode, kernel in kernels.items():
+        if kernel not in _KERNELS[mode]:
+            raise ConfigurationError(
+                f"{where}: kernels {mode} is {kernel!r}; {_allowed_kernels()}{nearest(str(kernel), _KERNELS[mode])}"
+            )
+    with_integers = [mode for mode, kernel in kernels.items() if kernel == "int8"]
+    if with_integers and gain is None:
+        raise ConfigurationError(
+            f"{where}: int8 is a kernel of {' and '.join(with_integers)}, but int8_training_gain is null; name the "
+            f"gain, or another kernel: {_allowed_kernels()}"
+        )
+    if not with_integers and gain is not None:
+        raise ConfigurationError(
+            f"{where}: int8_training_gain is {gain:g}, but no kernel is int8; write `kernels: {{ptq: int8, "
+            "qat: int8}`, or `value: null` for the gain"
+        )
 
 
 def _check_keys(where: str, mapping: dict[str, Any], allowed: tuple[str, ...]) -> None:

@@ -12,15 +12,17 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from fedhq_lightning.allocation import AllocationContext, Allocator, FixedAllocator
-from fedhq_lightning.analysis.data import label_divergence
+from fedhq_lightning.analysis.data import DivergenceMeasure, LabelStatistics
+from fedhq_lightning.analysis.kernels import LaneKernels
+from fedhq_lightning.analysis.sensitivity import SensitivityMeasure
 from fedhq_lightning.data import FederatedDataModule
-from fedhq_lightning.devices import Fleet
+from fedhq_lightning.devices import Fleet, FleetSpec
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import checks
+from fedhq_lightning.federated.client_analysis import ClientAnalyst
 from fedhq_lightning.federated.client_fit import ClientFitter
 from fedhq_lightning.federated.client_trainer import ClientTrainer, FitOptions
 from fedhq_lightning.federated.clients import (
@@ -37,7 +39,7 @@ from fedhq_lightning.federated.sampling import CohortSampler
 from fedhq_lightning.federated.seeds import derive_seed, seed_generators
 from fedhq_lightning.federated.virtual_clock import VirtualClock
 from fedhq_lightning.quantize import LayerScheme
-from fedhq_lightning.types import MODES, ClientId, StateDict
+from fedhq_lightning.types import MODES, ClientId, MonitorMode, StateDict
 
 if TYPE_CHECKING:
     from fedhq_lightning.trainer import FederatedTrainer
@@ -56,6 +58,8 @@ class Job:
         link: Encodes both ways.
         clock: Virtual seconds.
         allocator: Proposes plans, set up.
+        monitor: Name of the monitored value; None where nothing is logged.
+        monitor_mode: Which way it is better.
     """
 
     template: L.LightningModule
@@ -66,6 +70,8 @@ class Job:
     link: Link
     clock: VirtualClock
     allocator: Allocator
+    monitor: str | None
+    monitor_mode: MonitorMode
 
     @cached_property
     def validation_loaders(self) -> list[Any]:
@@ -94,7 +100,8 @@ def set_up(trainer: FederatedTrainer, module: L.LightningModule, datamodule: Fed
     prepare_data(datamodule, "fit")
     client_ids = plain_client_ids(datamodule.client_ids)
     empty = empty_positions(datamodule, client_ids)
-    sampler = CohortSampler(client_ids, trainer.clients_per_round, trainer.seed, empty)
+    fleet = _fleet(trainer.fleet, trainer.seed, len(client_ids))
+    sampler = CohortSampler(client_ids, trainer.clients_per_round, trainer.seed, empty, fleet.availability)
     with_data = sampler.with_data()
 
     template = set_up_template(module, trainer.fit_options)
@@ -108,7 +115,7 @@ def set_up(trainer: FederatedTrainer, module: L.LightningModule, datamodule: Fed
     state = {name: value.detach() for name, value in template.state_dict().items()}
     received, download_bytes = link.down(state, 0)
     clock = VirtualClock(
-        Fleet.resolve(trainer.fleet, trainer.seed),
+        fleet,
         client_ids,
         found.costs,
         found.batch_size,
@@ -118,13 +125,33 @@ def set_up(trainer: FederatedTrainer, module: L.LightningModule, datamodule: Fed
         upload_bytes=len(link.up(state, received, 0, client_id)),
         precision="bf16" if trainer.precision == "bf16-mixed" else "fp32",
         drop_last=found.drop_last,
+        kernels=LaneKernels.of(template, grids, trainer.lanes),
     )
-    allocator.setup(AllocationContext(with_data, trainer.seed, clock.seconds, _divergence(datamodule, with_data)))
+    # From the settings, not from the attributes: those hold what an earlier fit has found.
+    monitor = checks.resolve_monitor(trainer.settings["monitor"], found)
+    monitor_mode = checks.resolve_monitor_mode(monitor, trainer.settings["monitor_mode"])
+    allocator.setup(
+        AllocationContext(
+            with_data,
+            trainer.seed,
+            clock.seconds,
+            divergence=_divergence(datamodule, with_data),
+            sensitivity=_sensitivity(trainer, template, datamodule),
+            fits=clock.fits,
+            tier=clock.tier,
+            seconds_on=lambda spec: clock.on(_fleet(spec, trainer.seed, len(client_ids))).seconds,
+            cohort=sampler.cohort,
+            max_rounds=trainer.max_rounds,
+            eval_every_n_rounds=trainer.eval_every_n_rounds,
+            round_deadline=trainer.round_deadline,
+            monitor_mode=monitor_mode,
+        )
+    )
     _check_allocation(trainer, allocator, with_data, clock)
     if empty:
         names = ", ".join(str(client_ids[position]) for position in sorted(empty)[:5])
         rank_zero_warn(f"{len(empty)} of {len(client_ids)} clients hold no examples and are left out: {names}")
-    return Job(template, datamodule, sampler, found, grids, link, clock, allocator)
+    return Job(template, datamodule, sampler, found, grids, link, clock, allocator, monitor, monitor_mode)
 
 
 def check_types(module: Any, datamodule: Any) -> None:
@@ -201,6 +228,7 @@ def fitter_of(trainer: FederatedTrainer, job: Job) -> ClientFitter:
         trainer.seed,
         fabric.device,
         fabric.autocast,
+        job.allocator.wanted_sensitivity,
     )
 
 
@@ -212,28 +240,33 @@ def evaluator_of(trainer: FederatedTrainer, template: L.LightningModule, process
     )
 
 
-def _divergence(datamodule: FederatedDataModule, client_ids: Sequence[ClientId]) -> Callable[[ClientId], float] | None:
+def _sensitivity(
+    trainer: FederatedTrainer, template: L.LightningModule, datamodule: FederatedDataModule
+) -> Callable[[ClientId, SensitivityMeasure], float | None] | None:
+    """What clients measure on the initial model, or None without a scheme."""
+    if trainer.scheme is None:
+        return None
+    fabric = trainer.fabric
+    analyst = ClientAnalyst(
+        template, trainer.scheme, trainer.lanes, trainer.fit_options, datamodule, fabric.device, fabric.autocast
+    )
+    return analyst.sensitivity
+
+
+def _fleet(spec: FleetSpec, seed: int, num_clients: int) -> Fleet:
+    fleet = Fleet.resolve(spec, seed)
+    fleet.check_size(num_clients)
+    return fleet
+
+
+def _divergence(
+    datamodule: FederatedDataModule, client_ids: Sequence[ClientId]
+) -> Callable[[ClientId, DivergenceMeasure], float] | None:
     """Each client's label distance to the mix of all, or None where labels are not told."""
     if datamodule.label_counts(client_ids[0]) is None:
         return None
 
-    def counts(client_id: ClientId) -> Tensor:
-        found = datamodule.label_counts(client_id)
-        if found is None:
-            raise ConfigurationError(f"label_counts({client_id!r}) is None, but other clients tell theirs")
-        return found
-
-    reference: Tensor | None = None
-
-    def divergence(client_id: ClientId) -> float:
-        nonlocal reference
-        if reference is None:
-            reference = counts(client_ids[0]).clone()
-            for each in client_ids[1:]:
-                reference += counts(each)
-        return label_divergence(counts(client_id), reference)
-
-    return divergence
+    return LabelStatistics(client_ids, datamodule.label_counts).divergence
 
 
 def _is_all_fp(allocator: Allocator) -> bool:

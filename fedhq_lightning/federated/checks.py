@@ -23,7 +23,7 @@ from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.federated.client_trainer import ClientTrainer, FitOptions
 from fedhq_lightning.federated.clients import num_batches, num_examples
-from fedhq_lightning.types import ClientId
+from fedhq_lightning.types import ClientId, MonitorMode
 
 # Words of a metric's name that tell which way is better; a number may follow, as in map50.
 _SMALLER_IS_BETTER = re.compile(
@@ -166,7 +166,7 @@ def resolve_monitor(monitor: str | None, found: Probe) -> str | None:
     return monitor
 
 
-def resolve_monitor_mode(monitor: str | None, monitor_mode: str | None) -> str:
+def resolve_monitor_mode(monitor: str | None, monitor_mode: MonitorMode | None) -> MonitorMode:
     """As asked, else what the monitored name tells.
 
     "min" where the name contains "loss" or "error", or has a word such as nll, ce, bce, perplexity, ppl, mse, rmse,

@@ -11,10 +11,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from torchmetrics import Metric
 
+from fedhq_lightning.analysis.sensitivity import SensitivityMeasure, check_sensitivity_measure
 from fedhq_lightning.data import FederatedDataModule
+from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.aggregators import Aggregator
+from fedhq_lightning.federated.client_analysis import ClientAnalyst, reset_metrics, restore_buffers
 from fedhq_lightning.federated.client_trainer import ClientTrainer, FitOptions
 from fedhq_lightning.federated.link import Link
 from fedhq_lightning.federated.records import ClientRecord
@@ -52,6 +54,11 @@ class ClientFitter:
         seed: The run's seed.
         device: Where modules train.
         autocast: Context of the training steps.
+        wanted_sensitivity: What every client measures on the model it received, before it trains, or None. The forward
+            passes for it cost the client virtual time, which counts for the deadline too.
+
+    Raises:
+        ConfigurationError: A sensitivity is wanted, but there is no scheme to be sensitive to; or unknown measure.
     """
 
     def __init__(
@@ -67,6 +74,7 @@ class ClientFitter:
         seed: int,
         device: torch.device,
         autocast: Callable[[], AbstractContextManager[Any]],
+        wanted_sensitivity: SensitivityMeasure | None = None,
     ) -> None:
         self._template = template
         self._scheme = scheme
@@ -80,6 +88,16 @@ class ClientFitter:
         self._device = device
         self._autocast = autocast
         self._lanes: dict[Mode, ClientTrainer] = {}
+        self._wanted_sensitivity = wanted_sensitivity
+        self._analyst: ClientAnalyst | None = None
+        if wanted_sensitivity is not None:
+            check_sensitivity_measure(wanted_sensitivity)
+            if scheme is None:
+                raise ConfigurationError(
+                    f"the allocator wants every client's sensitivity ({wanted_sensitivity}), but trainer.scheme is not "
+                    "set; give a scheme such as 'w4a8'"
+                )
+            self._analyst = ClientAnalyst(template, scheme, lanes, options, datamodule, device, autocast)
 
     def fit(
         self,
@@ -105,8 +123,12 @@ class ClientFitter:
             deadline: Virtual seconds, or None.
         """
         seconds = self._clock.time(client_id, mode)
-        late = deadline is not None and seconds.total > deadline
-        num_steps, metrics, payload, started = 0, dict[str, float](), b"", time.perf_counter()
+        analysis_seconds = self._analysis_seconds(client_id)
+        late = deadline is not None and seconds.total + analysis_seconds > deadline
+        num_steps, metrics, payload, sensitivity = 0, dict[str, float](), b"", None
+        if not late and self._analyst is not None and self._wanted_sensitivity is not None:
+            sensitivity = self._analyst.sensitivity(client_id, self._wanted_sensitivity, received)
+        started = time.perf_counter()
         if not late:
             num_steps, metrics, payload = self._train(round_number, client_id, mode, received, learning_rate_scale)
         record = ClientRecord(
@@ -124,6 +146,8 @@ class ClientFitter:
             upload_seconds=seconds.upload_seconds,
             uplink_bytes=len(payload),
             downlink_bytes=downlink_bytes,
+            analysis_seconds=analysis_seconds,
+            sensitivity=sensitivity,
         )
         return Update(record, payload)
 
@@ -132,11 +156,9 @@ class ClientFitter:
     ) -> tuple[int, dict[str, float], bytes]:
         trainer = self._lane(mode)
         module = trainer.lightning_module
-        self._restore_buffers(module)
+        restore_buffers(module, self._template, self._device)
         module.load_state_dict(received)
-        for each in module.modules():
-            if isinstance(each, Metric):
-                each.reset()
+        reset_metrics(module)
         seed_generators(derive_seed(self._seed, "fit", round_number, client_id))
         loader = self._datamodule.train_dataloader(client_id)
         term = self._aggregator.client_term(module)
@@ -150,18 +172,16 @@ class ClientFitter:
         """A local model with biases that make up for rounding it, found on one batch of the client's data."""
         assert self._scheme is not None
         plain, batch = self._lane("fp"), self._datamodule.calibration_batch(client_id)
-        self._restore_buffers(plain.lightning_module)
+        restore_buffers(plain.lightning_module, self._template, self._device)
         plain.lightning_module.load_state_dict(state)
         correct_bias(plain.lightning_module, self._scheme, lambda module: plain.run_step(batch))
         return plain.lightning_module.state_dict()
 
-    def _restore_buffers(self, module: L.LightningModule) -> None:
-        """Give a resident module the template's buffers, also where the last client left another tensor or none."""
-        for path, original in self._template.named_modules():
-            part, absent = module.get_submodule(path), original._non_persistent_buffers_set
-            for name, buffer in original._buffers.items():
-                value = None if buffer is None else buffer.to(self._device, copy=True)
-                part.register_buffer(name, value, persistent=name not in absent)
+    def _analysis_seconds(self, client_id: ClientId) -> float:
+        """Virtual seconds of what the client measures: a forward pass as the model is, and one on the grid."""
+        if self._analyst is None:
+            return 0.0
+        return self._clock.forward_seconds(client_id, "fp") + self._clock.forward_seconds(client_id, "qat")
 
     def _lane(self, mode: Mode) -> ClientTrainer:
         if mode not in self._lanes:

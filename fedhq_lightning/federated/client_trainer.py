@@ -200,11 +200,16 @@ class ClientTrainer:
         self.validating = self.testing = False
         return self._finish_epoch()
 
-    def run_step(self, batch: Any) -> None:
-        """The module's training step on one batch, without an optimizer step or anything logged."""
+    def run_step(self, batch: Any) -> Tensor | None:
+        """One training step of the module without an optimizer step or anything logged.
+
+        Returns:
+            Its loss over the number of batches to an optimizer step, or None where the step gave none.
+        """
         self._values = LoggedValues()
-        self._training_step(self._to_device(batch, 0), 0)
+        loss = self._training_step(self._to_device(batch, 0), 0).loss
         self._values = LoggedValues()
+        return loss
 
     def log(
         self,

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -58,6 +58,9 @@ class ClientRecord:
         uplink_bytes: Payload sent.
         downlink_bytes: Payload received.
         reason: Why its update was quarantined, else empty.
+        analysis_seconds: Virtual seconds of what the client measured for the allocator.
+        sensitivity: How much rounding the model it received harms it on its own data; None where not asked for.
+        update_divergence: 1 - cosine of its update with the mean update, 0 to 2; None where not asked for.
     """
 
     round: int
@@ -75,11 +78,14 @@ class ClientRecord:
     uplink_bytes: int
     downlink_bytes: int
     reason: str = ""
+    analysis_seconds: float = 0.0
+    sensitivity: float | None = None
+    update_divergence: float | None = None
 
     @property
     def virtual_seconds(self) -> float:
         """Virtual seconds from the start of the download to the end of the upload."""
-        return self.download_seconds + self.compute_seconds + self.upload_seconds
+        return self.download_seconds + self.analysis_seconds + self.compute_seconds + self.upload_seconds
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain values that strict JSON can hold."""
@@ -95,6 +101,8 @@ class ClientRecord:
         values = _known_fields(cls, data)
         values["metrics"] = _numbers(values["metrics"])
         values.update({name: float(value) for name, value in values.items() if name.endswith("_seconds")})
+        for name in ("sensitivity", "update_divergence"):
+            values[name] = None if values.get(name) is None else float(values[name])
         return cls(**values)
 
 
@@ -111,7 +119,7 @@ class RoundRecord:
         wall_seconds: Wall seconds of this round, evaluation included.
         fit_wall_seconds: Wall seconds of this round's local fits.
         allocator_seconds: Wall seconds of this round's planning.
-        virtual_seconds: Virtual seconds of this round.
+        virtual_seconds: Virtual seconds of this round, waiting included.
         total_wall_seconds: Wall seconds since the start.
         total_virtual_seconds: Virtual seconds since the start.
         uplink_bytes: Bytes received from this round's clients.
@@ -120,6 +128,9 @@ class RoundRecord:
         quarantined: Clients of this round whose update failed a check.
         late: Clients of this round past the deadline.
         clients: One record a client.
+        reason: Why the clients were planned so.
+        allocation: What the allocator logged with its plan, such as the boundary.
+        wait_seconds: Virtual seconds that this round waited for its first client to be available.
     """
 
     round: int
@@ -138,6 +149,9 @@ class RoundRecord:
     quarantined: int
     late: int
     clients: tuple[ClientRecord, ...]
+    reason: str = ""
+    allocation: dict[str, float] = field(default_factory=dict)
+    wait_seconds: float = 0.0
 
     @property
     def monitored(self) -> float | None:
@@ -159,6 +173,7 @@ class RoundRecord:
         values = _known_fields(cls, data)
         values["metrics"] = _numbers(values["metrics"])
         values["mode_counts"] = dict(values["mode_counts"])
+        values["allocation"] = _numbers(values.get("allocation", {}))
         values["clients"] = tuple(ClientRecord.from_json(client) for client in values["clients"])
         values.update({name: float(value) for name, value in values.items() if name.endswith("_seconds")})
         for name in ("metric_fp", "metric_quantized"):

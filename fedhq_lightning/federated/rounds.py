@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from fedhq_lightning import tracking
+from fedhq_lightning.analysis.updates import Sketcher
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import assembly
 from fedhq_lightning.federated.client_fit import Update
@@ -22,6 +23,7 @@ from fedhq_lightning.federated.processes import Processes
 from fedhq_lightning.federated.records import ClientRecord, RoundRecord
 from fedhq_lightning.federated.run_directory import RunDirectory
 from fedhq_lightning.federated.run_state import RunState
+from fedhq_lightning.federated.update_directions import UpdateDirections, sketcher_of
 from fedhq_lightning.types import MODES, Plan, StateDict
 
 if TYPE_CHECKING:
@@ -63,6 +65,8 @@ class RoundLoop:
         self._loggers = loggers
         self._described = described
         self._received: StateDict = {}
+        self._sketcher = sketcher_of(trainer.seed) if job.allocator.wants_update_divergence else None
+        self._warned_of_sensitivity = False
 
     def run(self) -> None:
         """All rounds that are still to be done; before the first, an evaluation that counts as round 0."""
@@ -77,7 +81,7 @@ class RoundLoop:
             self._observe(round_number, plan, clients, watch)
 
     def _plan(self, round_number: int, watch: _Stopwatch) -> Plan:
-        cohort = self.job.sampler.cohort(round_number)
+        cohort = self.job.sampler.cohort(round_number, self.state.virtual_seconds)
         with watch.measure("allocator"):
             plan = self.job.allocator.propose(round_number, cohort)
         if set(plan.modes) != set(cohort):
@@ -116,30 +120,59 @@ class RoundLoop:
 
     def _aggregate(self, round_number: int, updates: Iterable[Update]) -> list[ClientRecord]:
         """Check, decode and add up this process's updates, reduce, step; every client's record, in fixed order."""
-        accumulated, records = ExactMean(), []
+        accumulated, records = ExactMean(), list[ClientRecord]()
+        directions: UpdateDirections | None = None
         for update in updates:
             record = update.record
             if record.status == "ok":
                 try:
                     received = self.job.link.receive(update.payload, round_number, record.client_id)
                     accumulated.add(received, record.num_examples)
+                    if self._sketcher is not None:
+                        directions = directions or self._directions(self._sketcher)
+                        directions.add(record.client_id, received)
                 except (PayloadError, ValueError) as error:
                     record = replace(record, status="quarantined", reason=str(error))
-            records.append(record.to_json())
+            records.append(record)
         total = self._processes.reduce(accumulated)
         if total.total_weight:
-            mean = self.job.link.combine(total.mean(), self._received)
+            decoded_mean = total.mean()
+            if directions is not None:
+                found = directions.divergences(decoded_mean)
+                records = [replace(record, update_divergence=found.get(record.client_id)) for record in records]
+            mean = self.job.link.combine(decoded_mean, self._received)
             step = self._trainer.aggregator.step
             self.state.global_state = step(self.state.global_state, mean, self.job.parameter_names)
         else:
             rank_zero_warn(f"round {round_number}: no usable update arrived; the global model stays as it is")
         if self._trainer.ema_decay is not None:
             self.state.average(self._trainer.ema_decay)
-        everyone = [ClientRecord.from_json(record) for part in self._processes.gather(records) for record in part]
+        parts = self._processes.gather([record.to_json() for record in records])
+        everyone = [ClientRecord.from_json(record) for part in parts for record in part]
+        self._warn_of_sensitivity(everyone)
         for record in everyone:
             if record.status == "quarantined":
                 rank_zero_warn(f"round {round_number}: client {record.client_id} is quarantined: {record.reason}")
         return sorted(everyone, key=lambda record: self.job.clock.position(record.client_id))
+
+    def _directions(self, sketcher: Sketcher) -> UpdateDirections:
+        job = self.job
+        return UpdateDirections(job.link.uplink, sketcher, job.parameter_names, self._received)
+
+    def _warn_of_sensitivity(self, records: Sequence[ClientRecord]) -> None:
+        """Once a run: that clients measured a sensitivity, and it is no number."""
+        wanted = self.job.allocator.wanted_sensitivity
+        if wanted is None or self._warned_of_sensitivity:
+            return
+        unmeasured = [
+            str(record.client_id) for record in records if record.status != "late" and record.sensitivity is None
+        ]
+        if unmeasured:
+            self._warned_of_sensitivity = True
+            rank_zero_warn(
+                f"round {records[0].round}: the sensitivity ({wanted}) of {len(unmeasured)} clients is not finite, "
+                f"so the allocator goes without: {', '.join(unmeasured[:5])} (said once a run)"
+            )
 
     def _observe(self, round_number: int, plan: Plan, clients: list[ClientRecord], watch: _Stopwatch) -> None:
         trainer, state = self._trainer, self.state
@@ -148,13 +181,16 @@ class RoundLoop:
         if self.job.validation_loaders and (round_number % trainer.eval_every_n_rounds == 0 or last):
             metrics |= self.evaluator.evaluate(state.served, self.job.validation_loaders)
         record = self._record(round_number, metrics, plan, clients, watch)
+        if round_number > 0:
+            with watch.measure("allocator"):
+                self.job.allocator.observe(record)
+            # Its time is complete only now, and what it plans may not depend on it.
+            record = replace(record, allocator_seconds=self._processes.broadcast(watch.seconds["allocator"]))
         state.round = round_number
         state.records.append(replace(record, clients=()))
         is_best = round_number > 0 and state.is_better(record.monitored, str(trainer.monitor_mode))
         if is_best:
             state.keep_as_best(record.monitored)
-        if round_number > 0:
-            self.job.allocator.observe(record)
         trainer.call("on_round_end", record)
         state.stopped = trainer.should_stop
         self._processes.from_first(lambda: self._write(record, is_best, last or state.stopped))
@@ -165,6 +201,8 @@ class RoundLoop:
             self.directory.save_best({"round": state.round, "state": state.deployed})
         self.directory.append_round(record)
         self.directory.write_metrics(state.records)
+        if state.round > 0:
+            self.job.allocator.write(self.directory.path)
         tracking.log_round(self._loggers, record)
         if state.round % self._trainer.checkpoint_every_n_rounds == 0 or is_end:
             self.directory.save_checkpoint(state.round, self._checkpoint(), _KEPT_CHECKPOINTS)
@@ -182,6 +220,9 @@ class RoundLoop:
         virtual = max((client.virtual_seconds for client in clients), default=0.0)
         if deadline is not None:
             virtual = min(virtual, deadline)
+        # The clients' round, and with it the deadline, begins when the first of them is there.
+        wait = self.job.sampler.wait_seconds(self.state.virtual_seconds) if round_number else 0.0
+        virtual += wait
         wall, fit, allocator = self._processes.broadcast(
             [watch.total(), watch.seconds["fit"], watch.seconds["allocator"]]
         )
@@ -203,6 +244,9 @@ class RoundLoop:
             quarantined=sum(client.status == "quarantined" for client in clients),
             late=sum(client.status == "late" for client in clients),
             clients=tuple(clients),
+            reason=plan.reason,
+            allocation=dict(plan.logged),
+            wait_seconds=wait,
         )
 
     def _checkpoint(self) -> dict[str, Any]:

@@ -177,12 +177,13 @@ class RunDirectory:
         import pyarrow
         import pyarrow.parquet
 
-        types: dict[Any, Any] = {int: pyarrow.int64(), float: pyarrow.float64()}
+        number = pyarrow.float64()
+        types: dict[Any, Any] = {int: pyarrow.int64(), float: number, float | None: number}
         columns = {name: types.get(kind, pyarrow.string()) for name, kind in get_type_hints(ClientRecord).items()}
         del columns["metrics"]
-        columns["virtual_seconds"] = pyarrow.float64()
+        columns["virtual_seconds"] = number
         for client in self._clients():
-            columns |= {f"metrics/{name}": pyarrow.float64() for name in client.metrics}
+            columns |= {f"metrics/{name}": number for name in client.metrics}
         schema, rows = pyarrow.schema(columns), map(_client_row, self._clients())
         with whole_file(self.path / "clients.parquet") as path, pyarrow.parquet.ParquetWriter(path, schema) as writer:
             while part := list(islice(rows, _ROWS_AT_ONCE)):
@@ -226,6 +227,7 @@ def _client_row(client: ClientRecord) -> dict[str, Any]:
 def _flat(record: RoundRecord) -> dict[str, Any]:
     row = record.to_json()
     del row["clients"]
-    counts, metrics = row.pop("mode_counts"), row.pop("metrics")
+    counts, metrics, allocation = row.pop("mode_counts"), row.pop("metrics"), row.pop("allocation")
     row.update({f"clients/{mode}": count for mode, count in counts.items()}, **metrics)
+    row.update({f"allocation/{name}": value for name, value in allocation.items()})
     return row

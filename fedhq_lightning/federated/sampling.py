@@ -3,19 +3,23 @@
 import random
 from collections.abc import Sequence
 
+from lightning.pytorch.utilities import rank_zero_warn
+
+from fedhq_lightning.devices import Availability
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.seeds import derive_seed
 from fedhq_lightning.types import ClientId
 
 
 class CohortSampler:
-    """Draws each round's cohort uniformly, without replacement, from the clients that hold data.
+    """Draws each round's cohort uniformly, without replacement, from the clients that hold data and are there.
 
     Args:
         client_ids: All registered clients.
         clients_per_round: A count, a fraction of the clients in (0, 1], or None for all.
         seed: The run's seed.
         empty_positions: Positions in `client_ids` of clients without data; never drawn.
+        availability: When clients are there, by position; None where everybody always is.
 
     Raises:
         ConfigurationError: No clients, all clients empty, a cohort larger than the clients that hold data, or a
@@ -28,6 +32,7 @@ class CohortSampler:
         clients_per_round: int | float | None,
         seed: int,
         empty_positions: frozenset[int] = frozenset(),
+        availability: Availability | None = None,
     ) -> None:
         available = len(client_ids) - len(empty_positions)
         if not len(client_ids):
@@ -42,6 +47,8 @@ class CohortSampler:
         if empty_positions:
             self._positions = [position for position in self._positions if position not in empty_positions]
         self.cohort_size = _cohort_size(clients_per_round, available)
+        self._availability = None if availability is None else availability.without(empty_positions)
+        self._has_warned = False
 
     def with_data(self) -> Sequence[ClientId]:
         """The clients that hold data; `client_ids` itself where all do."""
@@ -49,11 +56,41 @@ class CohortSampler:
             return self._client_ids
         return [self._client_ids[position] for position in self._positions]
 
-    def cohort(self, round_number: int) -> list[ClientId]:
-        """The round's clients, in the order of `client_ids`."""
+    def cohort(self, round_number: int, virtual_seconds: float | None = None) -> list[ClientId]:
+        """The round's clients, in the order of `client_ids`: fewer than `cohort_size` where fewer are there.
+
+        Args:
+            round_number: From 1.
+            virtual_seconds: When the round begins, in virtual seconds since the start of the run. Where nobody is there
+                by then, the round waits `wait_seconds` for the next who comes. None draws as if everybody were there.
+        """
         generator = random.Random(derive_seed(self._seed, "cohort", round_number))
-        positions = sorted(generator.sample(self._positions, self.cohort_size))
+        if virtual_seconds is None or self._availability is None:
+            positions = sorted(generator.sample(self._positions, self.cohort_size))
+        else:
+            present = self._availability.present(virtual_seconds)
+            self._warn_if_short(round_number, len(present))
+            # By rank, so that no list of everybody is made; where all are there, the draw is that of a run without a
+            # trace.
+            drawn = generator.sample(range(len(present)), min(self.cohort_size, len(present)))
+            positions = present[sorted(drawn)].tolist()
         return [self._client_ids[position] for position in positions]
+
+    def wait_seconds(self, virtual_seconds: float) -> float:
+        """Virtual seconds that a round waits for its first client; 0 where somebody is there.
+
+        Args:
+            virtual_seconds: When the round begins, in virtual seconds since the start of the run.
+        """
+        return 0.0 if self._availability is None else self._availability.wait_seconds(virtual_seconds)
+
+    def _warn_if_short(self, round_number: int, num_present: int) -> None:
+        if num_present < self.cohort_size and not self._has_warned:
+            self._has_warned = True
+            rank_zero_warn(
+                f"round {round_number}: {num_present} clients are available for a cohort of {self.cohort_size}; "
+                "such rounds go on with those who are there (said once)"
+            )
 
 
 def _cohort_size(clients_per_round: int | float | None, available: int) -> int:

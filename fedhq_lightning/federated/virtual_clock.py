@@ -1,13 +1,20 @@
-"""How long the modelled fleet would take. Devices change time only, never values."""
+"""How long the modelled fleet would take, and what its devices can hold. Devices change time only, never values."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
-from fedhq_lightning.analysis.hardware import ClientTime, LayerCost, Precision, round_seconds
+from fedhq_lightning.analysis import memory
+from fedhq_lightning.analysis.calibration import Calibration, shipped_calibration
+from fedhq_lightning.analysis.hardware import ClientTime, LayerCost, Precision, step_seconds_by_scale
+from fedhq_lightning.analysis.kernels import LaneKernels
 from fedhq_lightning.devices import DeviceProfile, Fleet
 from fedhq_lightning.federated.client_trainer import FitOptions
 from fedhq_lightning.types import ClientId, Mode
+
+_PROFILES_KEPT = 4096
 
 
 class VirtualClock:
@@ -24,6 +31,8 @@ class VirtualClock:
         upload_bytes: Payload up.
         precision: Format of the floating-point products.
         drop_last: Whether loaders drop a last batch that is not full.
+        kernels: What the recipe says of each layer's kernels; None is the static rule everywhere.
+        calibration: Corrects the roofline; None is the shipped one.
     """
 
     def __init__(
@@ -38,8 +47,9 @@ class VirtualClock:
         upload_bytes: int,
         precision: Precision = "fp32",
         drop_last: bool = False,
+        kernels: LaneKernels | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
-        self._fleet = fleet
         self._client_ids = client_ids
         self._positions = None if isinstance(client_ids, range) else {each: i for i, each in enumerate(client_ids)}
         self._costs = costs
@@ -50,6 +60,22 @@ class VirtualClock:
         self._upload_bytes = upload_bytes
         self._precision = precision
         self._drop_last = drop_last
+        self._kernels = LaneKernels() if kernels is None else kernels
+        self._calibration = shipped_calibration() if calibration is None else calibration
+        # By identity, since hashing a profile takes longer than all the rest; each entry keeps its profile alive.
+        self._step_seconds: dict[tuple[int, Mode], tuple[DeviceProfile, list[float]]] = {}
+        self._bytes: dict[tuple[int, Mode, int], tuple[DeviceProfile, float]] = {}
+        self._deal(fleet)
+
+    def on(self, fleet: Fleet) -> VirtualClock:
+        """The same clients on other devices; cheap.
+
+        Args:
+            fleet: Device of every client.
+        """
+        other = copy.copy(self)
+        other._deal(fleet)
+        return other
 
     def position(self, client_id: ClientId) -> int:
         """The client's place among all clients."""
@@ -57,37 +83,75 @@ class VirtualClock:
 
     def profile(self, client_id: ClientId) -> DeviceProfile:
         """The client's device."""
-        return self._fleet.profile(self.position(client_id))
+        return self._profile_at(self.position(client_id))
+
+    def tier(self, client_id: ClientId) -> str:
+        """Name of the client's device."""
+        return self.profile(client_id).name
 
     def time(self, client_id: ClientId, mode: Mode) -> ClientTime:
         """Virtual seconds of the client's round in `mode`."""
-        num_batches, fullness = self._batches(client_id)
-        return round_seconds(
-            self.profile(client_id),
-            mode,
-            self._costs,
-            num_batches,
-            self._download_bytes,
-            self._upload_bytes,
-            batch_scale=fullness,
-            precision=self._precision,
+        profile = self.profile(client_id)
+        return ClientTime(
+            download_seconds=8 * self._download_bytes / profile.downlink_bits_per_second,
+            compute_seconds=sum(
+                count * self._step(profile, mode, examples) for count, examples in self._batches(client_id) if count
+            ),
+            upload_seconds=8 * self._upload_bytes / profile.uplink_bits_per_second,
         )
 
     def seconds(self, client_id: ClientId, mode: Mode) -> float:
         """`time(...).total`."""
         return self.time(client_id, mode).total
 
-    def _batches(self, client_id: ClientId) -> tuple[int, float]:
-        """Batches of one local fit, and the mean share of a full batch that they hold."""
+    def forward_seconds(self, client_id: ClientId, mode: Mode = "fp") -> float:
+        """Virtual seconds of one forward pass over the client's first batch: a third of a step in that mode."""
+        num_examples = min(self._num_examples(client_id), self._batch_size)
+        return self._step(self.profile(client_id), mode, num_examples) / 3 if num_examples else 0.0
+
+    def fits(self, client_id: ClientId, mode: Mode) -> bool:
+        """Whether the client's device can hold training in `mode`, on the largest of its batches."""
+        profile = self.profile(client_id)
+        examples = min(self._num_examples(client_id), self._batch_size)
+        key = id(profile), mode, examples
+        if key not in self._bytes:
+            scale = examples / self._batch_size
+            needed = memory.training_bytes(profile, mode, self._costs, scale, kernels=self._kernels)
+            self._bytes[key] = profile, needed
+        return memory.fits(profile, self._bytes[key][1])
+
+    def _deal(self, fleet: Fleet) -> None:
+        self._profile_at = lru_cache(_PROFILES_KEPT)(fleet.profile)
+
+    def _step(self, profile: DeviceProfile, mode: Mode, num_examples: int) -> float:
+        """Virtual seconds of a step on so many examples, 1 to a full batch; all of them are found at once and kept."""
+        key = id(profile), mode
+        if key not in self._step_seconds:
+            seconds = step_seconds_by_scale(
+                profile,
+                mode,
+                self._costs,
+                [count / self._batch_size for count in range(1, self._batch_size + 1)],
+                precision=self._precision,
+                kernels=self._kernels,
+                calibration=self._calibration,
+            )
+            self._step_seconds[key] = profile, seconds
+        return self._step_seconds[key][1][num_examples - 1]
+
+    def _batches(self, client_id: ClientId) -> tuple[tuple[int, int], ...]:
+        """Batches of one local fit: (how many, of how many examples), full ones and those that end an epoch."""
         options, examples = self._options, self._num_examples(client_id)
+        full, rest = divmod(examples, self._batch_size)
         if self._drop_last:
-            examples -= examples % self._batch_size
-        if not examples:
-            return 0, 0.0
-        per_epoch = -(-examples // self._batch_size)
-        fullness = examples / (per_epoch * self._batch_size)
+            rest = 0
+        per_epoch = full + bool(rest)
+        if not per_epoch:
+            return ()
         if options.local_steps is None:
-            return per_epoch * (options.local_epochs or 0), fullness
-        # A step ends with its epoch, however few batches it then has.
-        epochs, steps = divmod(options.local_steps, -(-per_epoch // options.accumulate_grad_batches))
-        return epochs * per_epoch + steps * options.accumulate_grad_batches, fullness
+            epochs, more = options.local_epochs or 0, 0
+        else:
+            # A step ends with its epoch, however few batches it then has; those of the last epoch are full.
+            epochs, steps = divmod(options.local_steps, -(-per_epoch // options.accumulate_grad_batches))
+            more = steps * options.accumulate_grad_batches
+        return (epochs * full + more, self._batch_size), (epochs if rest else 0, rest)

@@ -84,10 +84,15 @@ def _row_quantizer(bits: int) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor
     return quantize
 
 
+def is_searched(bits: int) -> bool:
+    """Whether the scale of weights of so many bits is the best of several, which takes passes over the weight."""
+    return bits <= _MOST_SEARCHED_BITS
+
+
 def weight_integers(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """What `quantize_weight_rows` does to fp32, for kernels to fuse: integers still as fp32, and scales."""
     lowest, highest = integer_range(bits)
-    shares = _SEARCHED_SHARES if bits <= _MOST_SEARCHED_BITS else ()
+    shares = _SEARCHED_SHARES if is_searched(bits) else ()
     below = rows.amin(dim=1, keepdim=True).clamp(max=0) / float(lowest)
     above = rows.amax(dim=1, keepdim=True).clamp(min=0) / float(highest)
     widest = torch.where(below > above, below, above)

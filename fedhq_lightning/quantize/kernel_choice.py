@@ -1,6 +1,8 @@
 """Where int8 products make a layer faster: a static rule, so that no measurement changes a run's bits."""
 
+from collections.abc import Sequence
 from functools import cache
+from math import inf, prod
 
 import torch
 from torch import Tensor
@@ -15,6 +17,34 @@ _LEAST_CHANNELS = 32
 _LEAST_CONVOLUTION_PRODUCTS = 2**26
 
 
+def least_linear_rows(weight_shape: Sequence[int]) -> float:
+    """Rows of an input from which int8 products pay in a linear layer, on a device that is fast at them.
+
+    Args:
+        weight_shape: (out, in).
+
+    Returns:
+        Rows of one call; infinity where they never pay.
+    """
+    if min(weight_shape) < _LEAST_LINEAR_SIZE:
+        return inf
+    return max(_LEAST_ROWS, _LEAST_LINEAR_PRODUCTS / prod(weight_shape))
+
+
+def least_convolution_rows(weight_shape: Sequence[int]) -> float:
+    """Output positions from which int8 products pay in a convolution, on a device that is fast at them.
+
+    Args:
+        weight_shape: (out, channels, *kernel).
+
+    Returns:
+        Positions of all samples of one call together; infinity where they never pay.
+    """
+    if min(weight_shape[:2]) < _LEAST_CHANNELS:
+        return inf
+    return _LEAST_CONVOLUTION_PRODUCTS / prod(weight_shape)
+
+
 def integers_pay_in_linear(x: Tensor, weight: Tensor) -> bool:
     """Whether int8 is the faster kernel, from device type and shapes alone.
 
@@ -23,8 +53,7 @@ def integers_pay_in_linear(x: Tensor, weight: Tensor) -> bool:
         weight: (out, in).
     """
     rows = x.numel() // max(weight.shape[1], 1)
-    is_large = min(weight.shape) >= _LEAST_LINEAR_SIZE and rows >= _LEAST_ROWS
-    return is_large and rows * weight.numel() >= _LEAST_LINEAR_PRODUCTS and has_fast_integers(x.device)
+    return rows >= least_linear_rows(weight.shape) and has_fast_integers(x.device)
 
 
 def integers_pay_in_convolution(x: Tensor, weight: Tensor, positions: int) -> bool:
@@ -35,9 +64,7 @@ def integers_pay_in_convolution(x: Tensor, weight: Tensor, positions: int) -> bo
         weight: (out, channels, *kernel).
         positions: Output positions of one sample.
     """
-    is_large = min(weight.shape[:2]) >= _LEAST_CHANNELS
-    products = x.shape[0] * positions * weight.numel()
-    return is_large and products >= _LEAST_CONVOLUTION_PRODUCTS and has_fast_integers(x.device)
+    return x.shape[0] * positions >= least_convolution_rows(weight.shape) and has_fast_integers(x.device)
 
 
 @cache

@@ -8,6 +8,7 @@ from typing import Any
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.records import ClientRecord, RoundRecord, read_rounds, tier_figures
+from fedhq_lightning.reporting.allocation_data import Allocation, read_allocation
 from fedhq_lightning.types import MODES, ClientId, Mode
 
 
@@ -69,6 +70,8 @@ class RunHistory:
         rounds: The rounds in order, without their clients.
         clients: Every client that took part, by tier (slowest first), then by id.
         tiers: See `fedhq_lightning.federated.records.tier_figures`.
+        allocation: How the allocator allotted clients, None where it left no `allocation.json`.
+        allocation_problem: Why that file could not be read, else empty.
     """
 
     name: str
@@ -77,10 +80,12 @@ class RunHistory:
     rounds: Sequence[RoundRecord]
     clients: Sequence[ClientHistory]
     tiers: Sequence[Mapping[str, Any]]
+    allocation: Allocation | None = None
+    allocation_problem: str = ""
 
 
 def load_run(run_dir: Path) -> RunHistory:
-    """Read a run's `summary.json`, `rounds.jsonl` and `recipe.yaml`.
+    """Read a run's `summary.json`, `rounds.jsonl`, `recipe.yaml` and `allocation.json`.
 
     Raises:
         ConfigurationError: `summary.json` or `rounds.jsonl` is missing or damaged.
@@ -93,6 +98,11 @@ def load_run(run_dir: Path) -> RunHistory:
         tiers = tier_figures(read_rounds(rounds_path))
     order = {tier["tier"]: position for position, tier in enumerate(tiers)}
     recipe_path = run_dir / "recipe.yaml"
+    allocation, problem = None, ""
+    try:
+        allocation = read_allocation(run_dir)
+    except ConfigurationError as error:  # a finished run is worth a report without it
+        problem = str(error)
     return RunHistory(
         name=run_dir.resolve().name,
         summary=summary,
@@ -100,6 +110,8 @@ def load_run(run_dir: Path) -> RunHistory:
         rounds=rounds,
         clients=sorted(clients, key=lambda client: (order.get(client.tier, len(order)), *_natural(client.client_id))),
         tiers=tiers,
+        allocation=allocation,
+        allocation_problem=problem,
     )
 
 

@@ -21,6 +21,7 @@ body {{ margin: 0 auto; max-width: 70rem; padding: 1rem; background: var(--back)
 h1 {{ font-size: 1.5rem; line-height: 1.25; margin: .5rem 0 0; overflow-wrap: anywhere; }}
 h2 {{ font-size: 1.15rem; margin: 2.2rem 0 .6rem; }}
 p, figcaption {{ color: var(--soft); margin: .2rem 0; overflow-wrap: anywhere; }}
+p + p, p + .figures {{ margin-top: .7rem; }}
 figcaption {{ font-size: .9rem; }}
 figcaption b {{ color: var(--text); font-weight: 600; }}
 .tiles, .figures {{ display: grid; gap: .8rem; }}

@@ -21,6 +21,7 @@ _LEGEND = (
     "pay by the rule"
 )
 _STEP_TITLE = "Whole training step: forward, loss, backward, optimizer; ms, and speed with fp = 1"
+_PREDICTION_TITLE = "Whole training step, predicted by the model behind the virtual clock for this host; ms, and off by"
 _STEPS = {
     "qat fake": "qat, kernel fake",
     "ptq recipe": "ptq, as the recipe has it",
@@ -59,6 +60,35 @@ def step_rows(steps: Mapping[str, Timing]) -> list[tuple[str, str, str]]:
     ]
 
 
+def prediction_rows(profile: HostProfile) -> list[tuple[str, str, str, str]]:
+    """Header and one row a lane: measured and predicted milliseconds."""
+    rows = [("lane", "measured", "shipped calibration", "fitted here")]
+    for lane, each in profile.predicted.items():
+        seconds = profile.steps[lane].seconds
+        shipped, fitted = (
+            f"{_milliseconds(s)} ({s / seconds - 1:+.0%})" for s in (each.shipped_seconds, each.fitted_seconds)
+        )
+        rows.append((_STEPS.get(lane, lane), _milliseconds(seconds), shipped, fitted))
+    return rows
+
+
+def prediction_notes(profile: HostProfile) -> list[str]:
+    """The host's figures, and what was in the fit."""
+    host = profile.host
+    if host is None:
+        return []
+    peaks = {
+        "fp32": host.fp32_flops_per_second,
+        "bf16": host.bf16_flops_per_second,
+        "int8": host.int8_flops_per_second,
+    }
+    shown = [f"{name} {peak / 1e9:.0f} GFLOP/s" for name, peak in peaks.items() if peak is not None]
+    return [
+        f"this host as a device: {', '.join(shown)}, copy {host.memory_bytes_per_second / 1e9:.1f} GB/s, "
+        f"{host.operator_seconds * 1e6:.1f} us an operator; in the fit: the layers above and the step of fp, no other"
+    ]
+
+
 def closing(profile: HostProfile) -> str:
     """One sentence: what `--write` changes, and what it leaves although single layers disagree."""
     frozen, found = profile.layer_kernels, disagreements(profile.layers)
@@ -88,7 +118,10 @@ def print_profile(profile: HostProfile, recipe: str, console: Console | None = N
 def profile_text(profile: HostProfile, recipe: str) -> str:
     """All of it as aligned plain text."""
     lines = [heading(profile, recipe), *_aligned(layer_rows(profile), 2), _LEGEND, *_not_called(profile)]
-    lines += [_STEP_TITLE, *_aligned(step_rows(profile.steps), 1), closing(profile)]
+    lines += [_STEP_TITLE, *_aligned(step_rows(profile.steps), 1)]
+    if profile.predicted:
+        lines += [_PREDICTION_TITLE, *_aligned(prediction_rows(profile), 1), *prediction_notes(profile)]
+    lines.append(closing(profile))
     return "\n".join(lines)
 
 
@@ -107,8 +140,19 @@ def _tables(profile: HostProfile, recipe: str) -> RenderableType:
     steps.add_column(justify="right", style="bold")
     for step in step_rows(profile.steps):
         steps.add_row(*map(Text, step))
+    predictions: list[RenderableType] = []
+    if profile.predicted:
+        table = Table(box=box.SIMPLE, show_edge=False, padding=(0, 1, 0, 0))
+        first, *others = prediction_rows(profile)
+        for index, name in enumerate(first):
+            table.add_column(name, justify="right" if index else "left")
+        for prediction in others:
+            table.add_row(*map(Text, prediction))
+        predictions = [Text(_PREDICTION_TITLE), table]
+        predictions += [Text(line, style="dim") for line in prediction_notes(profile)]
     notes = [Text(line, style="dim") for line in (_LEGEND, *_not_called(profile))]
-    return Group(Text(heading(profile, recipe)), layers, *notes, Text(_STEP_TITLE), steps, Text(closing(profile)))
+    above: list[RenderableType] = [Text(heading(profile, recipe)), layers, *notes, Text(_STEP_TITLE), steps]
+    return Group(*above, *predictions, Text(closing(profile)))
 
 
 def _style(cell: str, index: int, count: int) -> str:

@@ -27,6 +27,8 @@ _REFRESHES_PER_SECOND = 4
 class ProgressDisplay(RoundCallback):
     """Shows rounds, clients within the round, the monitored metric (quantized and fp), both clocks and the ETA.
 
+    Before them, once, the allocator's explanation of its plan, where it has one.
+
     On a terminal a display that redraws itself; without one (a pipe, a log file, TERM=dumb) one plain line a round.
     NO_COLOR is respected. Only the first process shows anything; it counts the clients that it trains itself, and
     those of other processes arrive at the end of the round.
@@ -48,6 +50,11 @@ class ProgressDisplay(RoundCallback):
         # Made here and not in the constructor: standard output may be another one by now.
         self._output = self._console or Console()
         self._view = _View(trainer.max_rounds, trainer.monitor or "metric", lambda: trainer.should_stop)
+        explanation = str(getattr(getattr(trainer, "allocator", None), "explanation", "") or "")
+        if explanation:
+            self._output.print(
+                Text(explanation, style="dim"), soft_wrap=not on_terminal(self._output), highlight=False, emoji=False
+            )
         if on_terminal(self._output):
             self._live = Live(self._view, console=self._output, refresh_per_second=_REFRESHES_PER_SECOND)
             self._live.start()

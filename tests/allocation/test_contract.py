@@ -4,12 +4,22 @@ import inspect
 import json
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 import fedhq_lightning.allocation as allocation
-from fedhq_lightning.allocation import AllocationContext, Allocator, FixedAllocator
+from fedhq_lightning.allocation import (
+    AllocationContext,
+    Allocator,
+    FixedAllocator,
+    FreeQatAllocator,
+    HybridAllocator,
+    MatchedRandomAllocator,
+)
 from fedhq_lightning.types import MODES
+
+from .references import write_reference
 
 CLIENTS = [*range(12), *(f"site-{letter}" for letter in "abcdefgh")]
 
@@ -20,7 +30,15 @@ def context(seed: int = 7) -> AllocationContext:
         client_ids=CLIENTS,
         seed=seed,
         client_seconds=lambda client_id, mode: seconds[mode] * (1 + CLIENTS.index(client_id) % 3),
-        divergence=lambda client_id: (CLIENTS.index(client_id) * 7 % 20) / 20,
+        divergence=lambda client_id, measure: (CLIENTS.index(client_id) * 7 % 20) / 20,
+    )
+
+
+def reference() -> str:
+    """A run of three rounds with every client in each, a third of them in qat."""
+    modes = {client_id: "qat" if i % 3 == 0 else "ptq" for i, client_id in enumerate(CLIENTS)}
+    return write_reference(
+        Path("reference"), [modes] * 3, tier=lambda client_id: f"tier {CLIENTS.index(client_id) % 2}"
     )
 
 
@@ -34,6 +52,12 @@ ALLOCATORS: dict[str, Callable[[], Allocator]] = {
     "fixed-all": lambda: FixedAllocator(1),
     "fixed-third-by-divergence": lambda: FixedAllocator(1 / 3, by="divergence"),
     "fixed-map": lambda: FixedAllocator({client_id: MODES[i % 3] for i, client_id in enumerate(CLIENTS)}),
+    "free-qat": FreeQatAllocator,
+    "hybrid": HybridAllocator,
+    "hybrid-coarse": lambda: HybridAllocator(fine=False, divergence="hellinger"),
+    "hybrid-without-data": lambda: HybridAllocator(divergence=None, window=1),
+    "random-matched-in-total": lambda: MatchedRandomAllocator(reference()),
+    "random-matched-per-tier": lambda: MatchedRandomAllocator(reference(), per="tier"),
 }
 
 

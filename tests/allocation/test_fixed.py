@@ -30,7 +30,7 @@ def test_a_mode_is_everybodys(mode):
 )
 @pytest.mark.parametrize("by", ["random", "divergence"])
 def test_a_share_is_exact_over_all_clients(share, num_clients, expected, by):
-    chosen = qat_clients(FixedAllocator(share, by=by), range(num_clients), divergence=lambda client_id: 0.5)
+    chosen = qat_clients(FixedAllocator(share, by=by), range(num_clients), divergence=lambda client_id, measure: 0.5)
     assert len(chosen) == expected
 
 
@@ -74,13 +74,15 @@ def test_a_random_share_keeps_nothing_per_client():
 
 def test_by_divergence_picks_the_most_divergent():
     divergence = {0: 0.1, 1: 0.9, 2: 0.5, 3: 0.7}
-    assert qat_clients(FixedAllocator(0.5, by="divergence"), [0, 1, 2, 3], divergence=divergence.get) == {1, 3}
+    assert qat_clients(
+        FixedAllocator(0.5, by="divergence"), [0, 1, 2, 3], divergence=lambda client_id, measure: divergence[client_id]
+    ) == {1, 3}
 
 
 def test_by_divergence_breaks_ties_by_the_seed_not_by_the_order():
     ids = list(range(30))
     chosen = [
-        qat_clients(FixedAllocator(0.5, by="divergence"), order, seed=seed, divergence=lambda client_id: 0.0)
+        qat_clients(FixedAllocator(0.5, by="divergence"), order, seed=seed, divergence=lambda client_id, measure: 0.0)
         for order, seed in ((ids, 0), (ids[::-1], 0), (ids, 1))
     ]
     assert chosen[0] == chosen[1] != chosen[2]
@@ -93,7 +95,9 @@ def test_by_divergence_without_labels_is_refused():
 
 def test_a_divergence_that_is_no_number_is_refused():
     with pytest.raises(ConfigurationError, match="client 0 is not a number"):
-        FixedAllocator(0.5, by="divergence").setup(context(range(4), divergence=lambda client_id: float("nan")))
+        FixedAllocator(0.5, by="divergence").setup(
+            context(range(4), divergence=lambda client_id, measure: float("nan"))
+        )
 
 
 def test_map_keys_may_be_text_or_numbers():

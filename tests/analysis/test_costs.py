@@ -17,8 +17,8 @@ def test_linear_and_convolution_by_hand():
     batch = torch.randn(5, 3, 16, 16)
     costs = by_name(measure_costs(lambda: F.cross_entropy(module(batch), torch.zeros(5, dtype=torch.long)), module))
 
-    assert list(costs) == ["0", "1", "3"]
-    convolution, relu, linear = costs.values()
+    assert list(costs) == ["0", "1", "3", "(root)"]
+    convolution, relu, linear, loss = costs.values()
     assert (convolution.kind, relu.kind, linear.kind) == ("convolution", "other", "linear")
     assert convolution.forward_flops == 2 * 5 * 16 * 16 * 8 * 27
     assert convolution.parameter_bytes == FLOAT * (8 * 27 + 8)
@@ -29,6 +29,10 @@ def test_linear_and_convolution_by_hand():
     assert linear.forward_flops == 2 * 5 * 2048 * 10
     assert linear.quantizable
     assert convolution.quantizable
+    assert (convolution.rows, convolution.weight_shape) == (5 * 256, (8, 3, 3, 3))
+    assert (linear.rows, linear.weight_shape) == (5, (10, 2048))
+    assert [cost.operators for cost in costs.values()] == [1, 1, 1, 3]  # labels, softmax, loss
+    assert (loss.kind, loss.forward_flops) == ("other", 0)
 
 
 def test_flops_are_those_of_the_forward_with_and_without_autograd():
@@ -68,6 +72,7 @@ def test_a_layer_called_twice_moves_twice_and_is_held_once():
     module = nn.Sequential(layer)
     batch = torch.randn(2, 4)
     (cost,) = measure_costs(lambda: module[0](module[0](batch)), module)
+    assert (cost.calls, cost.operators, cost.rows) == (2, 2, 2)
     assert cost.forward_flops == 2 * (2 * 2 * 16)
     assert cost.input_bytes == 2 * FLOAT * 8
     assert cost.parameter_bytes == FLOAT * 20
@@ -93,6 +98,22 @@ def test_work_outside_any_module_is_the_roots():
     assert costs["linear"].forward_flops == 2 * 2 * 4 * 4
 
 
+def test_functions_count_where_they_are_called():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return F.relu(self.linear(x).view(8, 1, 4)).transpose(0, 2) + 1.0  # views cost nothing
+
+    module = nn.Sequential(Block())
+    costs = by_name(measure_costs(lambda: module(torch.randn(8, 4)).sum(), module))
+    assert costs["0"].operators == 2
+    assert (costs["0"].input_bytes, costs["0"].output_bytes) == (2 * FLOAT * 32, 2 * FLOAT * 32)
+    assert costs["(root)"].operators == 2  # the batch is made, the answer summed
+
+
 def test_the_scheme_says_what_is_quantized():
     module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     batch = torch.randn(2, 4)
@@ -103,8 +124,8 @@ def test_the_scheme_says_what_is_quantized():
 
 def test_grouped_convolutions_are_marked():
     module = nn.Sequential(nn.Conv1d(4, 4, 3, groups=4), nn.Conv1d(4, 4, 1))
-    costs = measure_costs(lambda: module(torch.randn(1, 4, 9)), module)
-    assert [cost.grouped for cost in costs] == [True, False]
+    costs = measure_costs(lambda: module(torch.randn(1, 4, 9)), module)  # the batch is made, by nobody's layer
+    assert [cost.grouped for cost in costs] == [True, False, False]
     assert costs[0].forward_flops == 2 * 7 * 4 * 3
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 
-from fedhq_lightning.analysis import label_divergence
+from fedhq_lightning.analysis import LabelStatistics, label_coverage, label_divergence
 from fedhq_lightning.errors import ConfigurationError
 
 MEASURES = ["total_variation", "hellinger", "jensen_shannon"]
@@ -69,3 +69,49 @@ def test_bad_counts(counts, reference, message):
 def test_unknown_measure_gets_the_nearest():
     with pytest.raises(ConfigurationError, match="did you mean 'hellinger'"):
         label_divergence(torch.tensor([1, 1]), torch.tensor([1, 1]), "helinger")  # type: ignore[arg-type]  # the point
+
+
+def test_coverage():
+    counts, mix = torch.tensor([3, 0, 1, 0, 0]), torch.tensor([10, 20, 30, 40, 0])
+    assert label_coverage(counts, mix) == 0.5
+    assert label_coverage(counts, mix, "mass") == pytest.approx(0.4)
+    assert label_coverage(mix, mix) == label_coverage(mix, mix, "mass") == 1.0
+    # A class that only the client has is no part of the federation's.
+    assert label_coverage(torch.tensor([0, 0, 0, 0, 7]), mix) == label_coverage(mix * 0 + 1, mix, "mass") - 1 == 0.0
+    with pytest.raises(ConfigurationError, match="did you mean 'classes'"):
+        label_coverage(counts, mix, "clases")  # type: ignore[arg-type]  # the point
+
+
+COUNTS = {"a": torch.tensor([4, 0]), "b": torch.tensor([1, 1]), "c": torch.tensor([1, 5])}
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_statistics_are_those_against_the_sum_of_all(measure):
+    asked = []
+    statistics = LabelStatistics(list(COUNTS), lambda client_id: asked.append(client_id) or COUNTS[client_id])
+    assert asked == []
+    for client_id, counts in COUNTS.items():
+        assert statistics.divergence(client_id, measure) == label_divergence(counts, torch.tensor([6, 6]), measure)
+    assert [statistics.coverage(each) for each in COUNTS] == [0.5, 1.0, 1.0]
+    assert [statistics.size(each) for each in COUNTS] == pytest.approx([1.0, 0.5, 1.5])
+    assert asked.count("c") == 4, "the mix is summed once, and no histogram is kept"
+    assert COUNTS["a"].tolist() == [4, 0]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (None, "'b'. is None: client 'b' tells no labels.*updates"),
+        (torch.tensor([1, 2, 3]), r"'b'. has shape \(3,\), that of client 'a' \(2,\)"),
+        (torch.tensor([0, 0]), "'b'.: client's label counts are all zero"),
+        (torch.tensor([-1, 2]), "'b'.: client's label counts hold a negative"),
+    ],
+)
+def test_statistics_name_the_client_that_tells_no_labels(bad, message):
+    counts = COUNTS | {"b": bad}
+    statistics = LabelStatistics(list(counts), counts.__getitem__)
+    with pytest.raises(ConfigurationError, match=message):
+        statistics.divergence("b", "hellinger")
+    if bad is None:
+        with pytest.raises(ConfigurationError, match="'b'"):
+            statistics.divergence("a", "hellinger")

@@ -4,6 +4,7 @@ from collections import Counter
 import pytest
 
 from fedhq_lightning.devices import Fleet, available_fleets, load_profile
+from fedhq_lightning.devices.profile import shipped_file
 from fedhq_lightning.errors import ConfigurationError
 
 
@@ -77,16 +78,8 @@ def test_a_fleet_is_taken_as_it_is():
 
 
 def test_a_file_names_devices_and_files_beside_it(tmp_path):
-    source = "fp32_flops_per_second: {value: 1, unit: GFLOP/s}"
-    rest = [
-        "bf16_flops_per_second: {value: null}",
-        "int8_training_gain: {value: null}",
-        "memory_bytes_per_second: {value: 1, unit: GB/s}",
-        "memory_bytes: {value: 1, unit: GB}",
-        "uplink_bits_per_second: {value: 1, unit: Mbit/s}",
-        "downlink_bits_per_second: {value: 1, unit: Mbit/s}",
-    ]
-    (tmp_path / "tiny.yaml").write_text("figures:\n" + "".join(f"  {line}\n" for line in [source, *rest]))
+    pi = shipped_file("raspberry-pi-4").read_text()
+    (tmp_path / "tiny.yaml").write_text(pi.replace("name: raspberry-pi-4", "name: tiny"))
     (tmp_path / "home.yaml").write_text("profiles:\n  tiny.yaml: 1\n  raspberry-pi-4: 1\n")
     for spec in (tmp_path / "home.yaml", str(tmp_path / "home.yaml")):
         fleet = Fleet.resolve(spec, 0)

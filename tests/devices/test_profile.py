@@ -15,6 +15,7 @@ FIGURES = [
     "int8_training_gain",
     "memory_bytes_per_second",
     "memory_bytes",
+    "operator_seconds",
     "uplink_bits_per_second",
     "downlink_bits_per_second",
 ]
@@ -64,6 +65,39 @@ def test_the_three_devices_differ_in_kernels():
     assert pi.int8_flops_per_second is None
 
 
+def test_kernels_go_with_the_gain(content, tmp_path):
+    content["kernels"] = {"ptq": "fp", "qat": "int8"}
+    assert load(content, tmp_path).qat_kernel == "int8"
+    content["kernels"] = {"ptq": "fp", "qat": "fused"}
+    with pytest.raises(ConfigurationError, match="int8_training_gain is 4, but no kernel is int8"):
+        load(content, tmp_path)
+    content["figures"]["int8_training_gain"]["value"] = None
+    assert load(content, tmp_path).ptq_kernel == "fp"
+    content["kernels"] = {"ptq": "int8", "qat": "int8"}
+    with pytest.raises(ConfigurationError, match="int8 is a kernel of ptq and qat, but int8_training_gain is null"):
+        load(content, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "message"),
+    [
+        (None, r"needs `kernels: \{ptq: ..., qat: ...\}`"),
+        ({"ptq": "int8"}, "ptq is one of int8, fp; qat is one of int8, fused, fake"),
+        ({"ptq": "int8", "qat": "fak"}, "kernels qat is 'fak'.*did you mean 'fake'"),
+        ({"ptq": "fake", "qat": "int8"}, "kernels ptq is 'fake'"),
+    ],
+)
+def test_kernels_that_do_not_exist_are_refused(content, tmp_path, kernels, message):
+    content["kernels"] = kernels
+    with pytest.raises(ConfigurationError, match=message):
+        load(content, tmp_path)
+
+
+def test_the_calibration_is_not_a_device():
+    with pytest.raises(ConfigurationError, match="unknown device 'calibration'"):
+        load_profile("calibration")
+
+
 def test_a_file_of_ones_own_is_loaded_from_a_path_given_as_text_too(content, tmp_path):
     content["name"] = "mine"
     content["figures"]["memory_bytes"] = {"value": 512, "unit": "MiB"}
@@ -107,6 +141,8 @@ def test_a_figure_that_is_no_positive_number_is_refused_by_name(content, tmp_pat
 @pytest.mark.parametrize("figure", FIGURES)
 def test_only_bf16_and_int8_kernels_may_be_absent(content, tmp_path, figure):
     content["figures"][figure]["value"] = None
+    if figure == "int8_training_gain":
+        content["kernels"] = {"ptq": "fp", "qat": "fused"}
     if figure in OPTIONAL:
         assert getattr(load(content, tmp_path), figure) is None
     else:

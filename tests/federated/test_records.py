@@ -55,6 +55,13 @@ def test_round_trip_is_exact() -> None:
     assert ClientRecord.from_json(CLIENT.to_json()) == CLIENT
 
 
+def test_rounds_of_earlier_versions_did_not_wait() -> None:
+    data = replace(ROUND, wait_seconds=3.5).to_json()
+    assert RoundRecord.from_json(data).wait_seconds == 3.5
+    del data["wait_seconds"]
+    assert RoundRecord.from_json(data).wait_seconds == 0.0
+
+
 def test_to_json_is_plain() -> None:
     data = ROUND.to_json()
     assert type(data["clients"]) is list

@@ -2,8 +2,10 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
+from fedhq_lightning.devices import Availability
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.sampling import CohortSampler
 
@@ -14,6 +16,14 @@ def test_depends_on_seed_and_round_only() -> None:
     assert [sampler.cohort(number) for number in reversed(range(5))] == first[::-1]
     assert len({tuple(cohort) for cohort in first}) == 5
     assert first != [CohortSampler(range(50), 10, 2).cohort(number) for number in range(5)]
+
+
+def test_cohorts_never_change() -> None:
+    # Recorded: a run that resumes after an update of the package must draw what it would have drawn.
+    sampler = CohortSampler(range(20), 4, 3)
+    assert [sampler.cohort(number) for number in (1, 2, 3)] == [[0, 10, 17, 19], [4, 10, 11, 14], [0, 5, 13, 14]]
+    assert CohortSampler(range(1_000_000), 3, 0).cohort(1) == [259397, 440991, 542311]
+    assert CohortSampler("abcdefgh", 0.5, 5, frozenset({2, 4})).cohort(9) == ["b", "f", "h"]
 
 
 def test_no_client_twice_and_in_order() -> None:
@@ -69,3 +79,51 @@ def test_a_million_clients_cost_no_list() -> None:
     sampler = CohortSampler(range(1_000_000), 100, 0)
     assert isinstance(sampler._positions, range)
     assert len(set(sampler.cohort(1))) == 100
+
+
+def windows(*given: tuple[int, float, float], period: float) -> Availability:
+    positions, begins, ends = zip(*given, strict=True)
+    return Availability(np.array(positions), np.array(begins, float), np.array(ends, float), period)
+
+
+@pytest.mark.parametrize("empty", [frozenset(), frozenset({0, 17, 29})])
+@pytest.mark.parametrize("asked", [1, 5, 0.9, None])
+def test_with_everybody_there_nothing_changes(asked: int | float | None, empty: frozenset[int]) -> None:
+    everybody = windows(*((position, 0, 100) for position in range(30)), period=100)
+    plain, traced = (CohortSampler(range(30), asked, 7, empty, each) for each in (None, everybody))
+    for number in range(40):
+        expected = plain.cohort(number)
+        assert plain.cohort(number, 12.5 * number) == expected
+        assert traced.cohort(number) == expected
+        assert traced.cohort(number, 12.5 * number) == expected
+        assert {type(each) for each in traced.cohort(number, 0.0)} == {int}
+        assert plain.wait_seconds(12.5 * number) == traced.wait_seconds(12.5 * number) == 0
+
+
+def test_draws_uniformly_from_those_who_are_there() -> None:
+    ids = [f"client-{position}" for position in range(12)]
+    halves = windows(*((p, 0, 50) if p % 2 else (p, 50, 100) for p in range(12)), period=100)
+    sampler = CohortSampler(ids, 2, 0, frozenset({3}), halves)
+    odd = Counter(client for number in range(1000) for client in sampler.cohort(number, 20))
+    assert set(odd) == {ids[p] for p in (1, 5, 7, 9, 11)}
+    assert all(abs(count - 400) < 80 for count in odd.values())  # standard deviation 15.5
+    assert set(sampler.cohort(3, 170)) <= {ids[p] for p in range(0, 12, 2)}
+    again = CohortSampler(ids, 2, 0, frozenset({3}), halves)
+    assert [again.cohort(n, 7.0 * n) for n in range(30)] == [sampler.cohort(n, 7.0 * n) for n in range(30)]
+
+
+def test_fewer_there_than_asked_for_is_said_once() -> None:
+    sampler = CohortSampler(range(4), 3, 0, availability=windows((0, 0, 9), (1, 0, 5), (2, 0, 3), (3, 0, 9), period=10))
+    assert len(sampler.cohort(1, 0)) == 3
+    with pytest.warns(UserWarning, match=r"round 2: 2 clients are available for a cohort of 3; .*said once"):
+        assert sampler.cohort(2, 6) == [0, 3]
+    assert sampler.cohort(3, 7) == [0, 3]
+    assert len(sampler.cohort(4)) == 3
+
+
+def test_nobody_there_waits_for_the_next_who_holds_data() -> None:
+    there = windows((0, 1, 2), (1, 4, 6), (2, 5, 6), period=10)
+    sampler = CohortSampler("abc", 1, 0, frozenset({0}), there)
+    assert (sampler.wait_seconds(0), sampler.cohort(1, 0)) == (4, ["b"])
+    assert (sampler.wait_seconds(6), sampler.cohort(2, 6)) == (8, ["b"])
+    assert {sampler.cohort(number, 5)[0] for number in range(20)} == {"b", "c"}

@@ -144,3 +144,31 @@ def test_after_the_last_round_the_clock_stands_and_the_display_says_what_is_done
     display.on_fit_end(SimpleNamespace(is_global_zero=True))  # type: ignore[arg-type]  # a stand-in
     assert shown.startswith(f"wall {format_seconds(rounds[-1].total_wall_seconds)} | ")
     assert "writing model and report" in shown
+
+
+class TestExplanation:
+    TEXT = "Hardware: 3 board [with] 60 in ptq. " * 6
+
+    def test_is_one_plain_line_before_the_rounds_without_a_terminal(self) -> None:
+        file = io.StringIO()
+        rounds = small_rounds()[:2]
+        allocator = SimpleNamespace(explanation=self.TEXT)
+        drive(ProgressDisplay(Console(file=file, width=40)), rounds, allocator=allocator)
+        lines = file.getvalue().splitlines()
+        assert lines[0].strip() == self.TEXT.strip()
+        assert len(lines) == 1 + len(rounds)
+
+    def test_is_wrapped_and_dim_on_a_terminal_and_printed_once(self) -> None:
+        file = Terminal()
+        console = Console(file=file, force_terminal=True, width=60, height=30, color_system="standard")
+        drive(ProgressDisplay(console), small_rounds(), allocator=SimpleNamespace(explanation=self.TEXT))
+        assert file.getvalue().startswith("\x1b[2mHardware")
+        plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", file.getvalue())
+        assert " ".join(plain.split()).count(self.TEXT.strip()) == 1
+        assert max(map(len, plain.splitlines()[:4])) <= 60
+
+    @pytest.mark.parametrize("allocator", [SimpleNamespace(), SimpleNamespace(explanation=""), None])
+    def test_nothing_where_there_is_none(self, allocator: Any) -> None:
+        file = io.StringIO()
+        drive(ProgressDisplay(Console(file=file)), small_rounds()[:1], allocator=allocator)
+        assert file.getvalue().startswith("round 0/12")

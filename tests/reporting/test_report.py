@@ -15,7 +15,8 @@ from xml.etree import ElementTree
 import pytest
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.reporting.figures import MODE_COLOURS, time_unit
+from fedhq_lightning.reporting.canvas import MODE_COLOURS
+from fedhq_lightning.reporting.figures import time_unit
 from fedhq_lightning.reporting.report import write_report
 
 from ..small_run import small_rounds, small_summary, write_run

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedhq_lightning.callbacks import EarlyStopping, FixedAllocator
+from fedhq_lightning.callbacks import EarlyStopping, FixedAllocator, HybridAllocator
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.aggregators import FedOpt, FedProx
 from fedhq_lightning.federated.callback import RoundCallback
@@ -61,8 +61,10 @@ class TestResume:
             lambda: {"aggregator": FedOpt(partial(torch.optim.Adam, lr=0.05)), "callbacks": [FixedAllocator(0.5)]},
             lambda: {"aggregator": FedOpt(partial(torch.optim.SGD, lr=1.0, momentum=0.9)), "scheme": None},
             lambda: {"aggregator": FedProx(0.1), "callbacks": [FixedAllocator("qat")], "downlink": "scheme"},
+            lambda: {"callbacks": [HybridAllocator(window=1, sensitivity="loss")], "fleet": "mixed"},
+            lambda: {"callbacks": [HybridAllocator(window=1, divergence="updates")], "fleet": "mixed"},
         ],
-        ids=["FedAdam", "FedAvgM", "FedProx"],
+        ids=["FedAdam", "FedAvgM", "FedProx", "HybridAllocator", "HybridAllocator by updates"],
     )
     def test_goes_on_as_if_nothing_had_happened(self, after: int, make: Callable[[], dict[str, Any]]) -> None:
         unbroken, resumed = self.broken_and_resumed(after, make)
@@ -74,6 +76,8 @@ class TestResume:
         for mine, other in zip(records(resumed), records(unbroken), strict=True):
             assert mine.metrics == other.metrics
             assert mine.mode_counts == other.mode_counts
+            assert [client.mode for client in mine.clients] == [client.mode for client in other.clients]
+            assert mine.allocation == other.allocation
             assert mine.total_virtual_seconds == other.total_virtual_seconds
         for name in ("metric_fp", "metric_quantized", "uplink_bytes", "virtual_seconds", "mode_counts", "worst_client"):
             assert resumed.summary[name] == unbroken.summary[name]

@@ -1,0 +1,378 @@
+"""What is choosing PTQ or QAT per client worth? Allocators side by side, on grids of schemes and Dirichlet alphas.
+
+    python benchmarks/allocation.py --grid small --workers 2          # hours; writes its section of docs/RESULTS.md
+    python benchmarks/allocation.py --grid small --only w2a8:0.05 --cells 20 --print-only
+    python benchmarks/allocation.py --grid large --no-runs            # the section from the cells that are there
+
+Every run is kept as a small file below --folder as it ends, and is never repeated: the same command goes on where it
+was stopped. The settings below were fixed before the first run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import machine
+import results
+import yaml
+
+from fedhq_lightning.comparing.comparison import Compared, Comparison, Kept
+from fedhq_lightning.comparing.results import Outcome, Row, outcomes, rows_of, straggler_bound
+from fedhq_lightning.comparing.statistics import Difference, Ratio
+from fedhq_lightning.recipe_parsing import resolve
+
+FOLDER = Path(__file__).parent / "cells"
+SCHEMES, ALPHAS = ("w4a8", "w3a8", "w2a8"), (0.05, 0.3, 5.0)
+CELLS = tuple((scheme, alpha) for scheme in SCHEMES for alpha in ALPHAS)
+ALLOCATORS = (
+    *("all-fp", "all-ptq", "all-qat-fake", "all-qat", "free-qat", "random-total", "random-tier"),
+    *("coarse", "hybrid", "best-fixed"),
+)
+GRID_SEEDS = (100, 101)
+"""Those by which `best-fixed` is chosen, whatever seeds are compared."""
+INT8_PTQ = {"layer_kernels": {"ptq": {"*": "int8"}}}
+"""`auto` would compute LeNet-5's small layers in fp32, and PTQ would be fp to the last bit."""
+
+_MNIST5K = {"class_path": "fedhq_lightning.data.MNIST5k", "init_args": {"batch_size": 32}}
+_FASHION = {"class_path": "fedhq_lightning.data.FashionMNIST", "init_args": {"batch_size": 64}}
+_LENET = {"class_path": "fedhq_lightning.models.LeNet5", "init_args": {"lr": 0.03, "momentum": 0.9}}
+_VIT = {
+    "class_path": "fedhq_lightning.models.ViT",
+    "init_args": {"patch_size": 7, "width": 192, "depth": 4, "num_heads": 4, "lr": 0.001},
+}
+_RESNET = {"class_path": "fedhq_lightning.models.ResNet20", "init_args": {"width": 32, "lr": 0.03}}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One of the grids.
+
+    Attributes:
+        cells: Schemes and alphas.
+        models: By name; the name is left out of file names where there is one only.
+        datamodule: Part of the recipe.
+        num_clients: All have a device of the `mixed` fleet.
+        seeds: How many, from 0.
+        trainer: What is set beside scheme, fleet and the like.
+        allocators: Compared.
+        setting: In words, for the page.
+    """
+
+    cells: Sequence[tuple[str, float]]
+    models: Mapping[str, Mapping[str, Any]]
+    datamodule: Mapping[str, Any]
+    num_clients: int
+    seeds: int
+    trainer: Mapping[str, Any]
+    allocators: Sequence[str]
+    setting: str
+
+
+GRIDS = {
+    "small": Grid(
+        CELLS,
+        {"lenet": _LENET},
+        _MNIST5K,
+        num_clients=20,
+        seeds=5,
+        trainer={"max_rounds": 20, "clients_per_round": 10, "local_epochs": 2, "lanes": INT8_PTQ},
+        allocators=ALLOCATORS,
+        setting="MNIST-5k, LeNet-5, 20 clients, 10 a round, 20 rounds, 2 local epochs, batch 32, SGD with learning "
+        "rate 0.03 and momentum 0.9, PTQ in int8 in every layer",
+    ),
+    "large": Grid(
+        CELLS,
+        {"lenet": _LENET},
+        _FASHION,
+        num_clients=30,
+        seeds=3,
+        trainer={
+            **{"max_rounds": 20, "clients_per_round": 10, "local_steps": 20, "lanes": INT8_PTQ},
+            "eval_every_n_rounds": 2,
+        },
+        allocators=tuple(name for name in ALLOCATORS if name != "best-fixed"),
+        setting="Fashion-MNIST (all 60,000 images), LeNet-5, 30 clients, 10 a round, 20 rounds, 20 local steps, batch "
+        "64, SGD with learning rate 0.03 and momentum 0.9, PTQ in int8 in every layer, evaluated every second round",
+    ),
+    "time": Grid(
+        (("w4a8", 0.3), ("w2a8", 0.05)),
+        {"vit": _VIT, "resnet": _RESNET},
+        _FASHION,
+        num_clients=30,
+        seeds=2,
+        trainer={"max_rounds": 8, "clients_per_round": 6, "local_steps": 15},
+        allocators=("all-ptq", "all-qat-fake", "all-qat", "free-qat", "coarse", "hybrid"),
+        setting="Fashion-MNIST, 30 clients, 6 a round, 8 rounds, 15 local steps, batch 64; a vision transformer (16 "
+        "tokens, width 192, depth 4) and a ResNet of width 32, kernels as the package chooses them",
+    ),
+}
+TEXT = """## Allocation, {grid} grid
+
+{setting}. Fleet `mixed`, `uplink: weights`, cosine over the rounds, first and last layer at 8 bits, Dirichlet over
+labels. Runs of one seed share initial weights, partition, devices and cohorts. {seeds} seeds.
+
+Printed by `{command}`; the cells are in `benchmarks/cells/`.
+
+{machine}
+
+### Quantized accuracy at equal virtual time
+
+In percent: the mean over three evaluations when the shortest run of the same seed ends; mean over seeds ± standard
+deviation.
+
+{at}
+
+### Quantized accuracy at the end
+
+{end}
+
+### Paired differences of quantized accuracy at equal virtual time
+
+Coarse + fine (`hybrid`) less the others, in points, with the 95 % interval of the paired t test; **bold** where it
+leaves out 0. The last column is against the coarse boundary at the end of the runs.
+
+{differences}
+
+### Time to target
+
+To the quantized accuracy that all-QAT `fake` of the same seed has at its end, less half a point: time of the first over
+that of the second, geometric mean over seeds with its 95 % interval. *n of m*: pairs in which both reached it. *Bound*:
+the straggler's t_ptq over its t_qat, below which no allocation can come against all-QAT.
+
+{times}
+"""
+AGAINST = ("all-ptq", "all-qat", "free-qat", "random-total", "random-tier", "coarse", "best-fixed")
+
+
+def main() -> None:
+    """Run what is missing, print, write the section."""
+    options = parse()
+    grid, left = GRIDS[options.grid], options.cells
+    for model, scheme, alpha in [] if options.no_runs else keys_of(grid, options.only):
+        name = file_name(grid, model, scheme, alpha)
+        compared = comparison(options, name, recipe(grid, model, scheme, alpha), options.allocators, options.seeds)
+        left = run(compared, name, options.workers, left)
+        if left == 0:
+            break
+    # The section is about all that is there, whatever was run now.
+    kept: dict[str, Kept] = {}
+    for model, scheme, alpha in keys_of(grid, []):
+        name = file_name(grid, model, scheme, alpha)
+        if (options.folder / options.grid / name).exists():
+            kept[name] = comparison(options, name, recipe(grid, model, scheme, alpha)).kept()
+            if kept[name].missing:
+                print(f"{name}: {len(kept[name].missing)} cells are not there yet", flush=True)
+    body = section(options.grid, {name: each for name, each in kept.items() if each.cells})
+    print(body)
+    if not options.print_only:
+        results.write_section(f"allocation {options.grid}", body, options.output)
+
+
+def comparison(
+    options: argparse.Namespace,
+    name: str,
+    text: str,
+    allocators: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> Compared:
+    """One setting; all of the grid's allocators and seeds unless they are given."""
+    grid = GRIDS[options.grid]
+    return Compared(
+        Comparison(
+            name,
+            resolve(name, text).recipe.text,
+            allocators or grid.allocators,
+            range(grid.seeds) if seeds is None else seeds,
+            options.folder / options.grid / name,
+            grid_seeds=GRID_SEEDS if "best-fixed" in (allocators or grid.allocators) else None,
+            runs=options.runs / options.grid / name,
+            keeps_runs=False,
+        )
+    )
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--grid", choices=list(GRIDS), default="small")
+    parser.add_argument("--only", action="append", default=[], metavar="[MODEL:]SCHEME:ALPHA", help="may be repeated")
+    parser.add_argument("--allocators", nargs="+", help="default: the grid's")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: the grid's")
+    parser.add_argument("--cells", type=int, help="run at most so many now")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--runs", type=Path, default=Path("runs/allocation"), help="unfinished runs")
+    parser.add_argument("--no-runs", action="store_true", help="only what is there already")
+    parser.add_argument("--output", type=Path, default=results.PAGE)
+    parser.add_argument("--print-only", action="store_true", help="leave docs/RESULTS.md alone")
+    return parser.parse_args()
+
+
+def keys_of(grid: Grid, only: Sequence[str]) -> list[tuple[str, str, float]]:
+    """Models, schemes and alphas to be run.
+
+    Raises:
+        SystemExit: One that the grid does not have.
+    """
+    keys = [(model, scheme, alpha) for model in grid.models for scheme, alpha in grid.cells]
+    named = {f"{model}:{scheme}:{alpha:g}": (model, scheme, alpha) for model, scheme, alpha in keys}
+    chosen = []
+    for text in only:
+        found = [key for name, key in named.items() if name == text or name.partition(":")[2] == text]
+        if not found:
+            raise SystemExit(f"--only {text}: the grid has {', '.join(named)}")
+        chosen += found
+    return chosen or keys
+
+
+def file_name(grid: Grid, model: str, scheme: str, alpha: float) -> str:
+    """Folder of one setting."""
+    return "-".join([*([model] if len(grid.models) > 1 else []), scheme, f"{alpha:g}"])
+
+
+def recipe(grid: Grid, model: str, scheme: str, alpha: float) -> str:
+    """One setting as a recipe."""
+    partitioner = {
+        "class_path": "flwr_datasets.partitioner.DirichletPartitioner",
+        "init_args": {
+            **{"num_partitions": grid.num_clients, "partition_by": "label", "alpha": alpha},
+            **{"min_partition_size": 0, "seed": 0},
+        },
+    }
+    data = {"datamodule": dict(grid.datamodule), "partitioner": partitioner}
+    trainer = {
+        **{"scheme": scheme, "fleet": "mixed", "uplink": "weights", "monitor": "val_accuracy", "round_lr": "cosine"},
+        **{"logger": False, "accelerator": "cpu", "checkpoint_every_n_rounds": 5, **grid.trainer},
+    }
+    content = {
+        "model": dict(grid.models[model]),
+        "data": {"class_path": "fedhq_lightning.data.PartitionedDataModule", "init_args": data},
+        "trainer": trainer,
+    }
+    return str(yaml.safe_dump(content, sort_keys=False))
+
+
+def run(compared: Compared, name: str, workers: int, left: int | None) -> int | None:
+    """Run cells of one setting; how many may still be run."""
+    started, done = time.perf_counter(), 0
+
+    def on_end(job: Any, seconds: float, number: int, total: int) -> None:
+        nonlocal done
+        done = number
+        minutes = (time.perf_counter() - started) / 60
+        print(
+            f"{name}: {job.allocator}, seed {job.seed}: {seconds:.0f} s; {number} of {total}, {minutes:.0f} min",
+            flush=True,
+        )
+
+    compared.run(workers, left, on_end)
+    return None if left is None else left - done
+
+
+def section(grid_name: str, kept: Mapping[str, Kept]) -> str:
+    """The grid's section of the page, from the cells that are there."""
+    grid = GRIDS[grid_name]
+    found = {name: outcomes(each.cells) for name, each in kept.items()}
+    seeds = sorted({each.seed for group in found.values() for each in group})
+    return TEXT.format(
+        grid=grid_name,
+        setting=grid.setting,
+        seeds=len(seeds),
+        command=" ".join(["python benchmarks/allocation.py", *sys.argv[1:]]),
+        machine=machine.describe(threads=1),
+        at=metric_table(found, "metric_at", grid.allocators),
+        end=metric_table(found, "metric", grid.allocators),
+        differences=difference_table(found),
+        times=time_table(found, {name: bound_of(each) for name, each in kept.items()}),
+    )
+
+
+def metric_table(found: Mapping[str, Sequence[Outcome]], name: str, allocators: Sequence[str]) -> str:
+    """Settings down, allocators across."""
+    rows = []
+    for setting, group in found.items():
+        by_name = {row.allocator: getattr(row, name) for row in rows_of(group, group[0].allocator)}
+        spreads = [by_name.get(each) for each in allocators]
+        rows.append([setting, *("" if s is None else f"{100 * s.mean:.1f} ± {100 * s.deviation:.1f}" for s in spreads)])
+    return results.table(("scheme, alpha", *allocators), rows)
+
+
+def difference_table(found: Mapping[str, Sequence[Outcome]]) -> str:
+    """Hybrid less each of the others, at equal virtual time; and less coarse at the end."""
+    rows = []
+    for setting, group in found.items():
+        against = [hybrid_against(group, name) for name in AGAINST]
+        at_end = hybrid_against(group, "coarse")
+        cells = [points(each.metric_at_difference) if each else "" for each in against]
+        rows.append([setting, *cells, points(at_end.metric_difference) if at_end else ""])
+    return results.table(("scheme, alpha", *AGAINST, "coarse, end"), rows)
+
+
+def time_table(found: Mapping[str, Sequence[Outcome]], bounds: Mapping[str, float]) -> str:
+    """The whole system, the kernels alone and the allocation alone."""
+    rows = []
+    for setting, group in found.items():
+        whole, alone = hybrid_against(group, "all-qat-fake"), hybrid_against(group, "all-qat")
+        kernels = row_against(group, "all-qat", "all-qat-fake")
+        ratios = [
+            *((whole.virtual_ratio, whole.wall_ratio) if whole else (None, None)),
+            kernels.wall_ratio if kernels else None,
+            alone.virtual_ratio if alone else None,
+        ]
+        bound = bounds[setting]
+        rows.append([setting, *map(share, ratios), "" if math.isnan(bound) else f"{1 / bound:.2f}"])
+    columns = (
+        *("scheme, alpha", "hybrid / fake, virtual", "hybrid / fake, wall", "all-QAT / fake, wall"),
+        *("hybrid / all-QAT, virtual", "bound"),
+    )
+    return results.table(columns, rows)
+
+
+def hybrid_against(group: Sequence[Outcome], other: str) -> Row | None:
+    """Coarse + fine against another allocator; None where either is not there."""
+    return row_against(group, "hybrid", other)
+
+
+def row_against(group: Sequence[Outcome], name: str, other: str) -> Row | None:
+    """One allocator against another; None where either is not there."""
+    rows = {row.allocator: row for row in rows_of(group, other)}
+    return rows[name] if name in rows and other in rows else None
+
+
+def bound_of(kept: Kept) -> float:
+    """The straggler's t_qat over its t_ptq; NaN where it cannot be told."""
+    bound = straggler_bound(kept.cells)
+    return math.nan if bound is None else bound.mean
+
+
+def points(difference: Difference) -> str:
+    """In points of a hundred."""
+    if not difference.count:
+        return ""
+    if math.isnan(difference.low):
+        return f"{100 * difference.mean:+.1f}"
+    text = f"{100 * difference.mean:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    return f"**{text}**" if difference.is_beyond_noise else text
+
+
+def share(ratio: Ratio | None) -> str:
+    """A ratio with its interval and how many pairs it is of."""
+    if ratio is None:
+        return ""
+    pairs = ratio.count + ratio.first_censored + ratio.second_censored
+    of = f" ({ratio.count} of {pairs})"
+    if math.isnan(ratio.mean):
+        return f"-{of}"
+    interval = "" if math.isnan(ratio.low) else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
+    return f"{ratio.mean:.2f}{interval}{of if ratio.count < pairs else ''}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The coarse choice in one paragraph."""
+
+from collections.abc import Sequence
+from statistics import median
+from typing import TYPE_CHECKING
+
+from fedhq_lightning.allocation.boundary import Boundary, ClientFacts, risk_level
+
+if TYPE_CHECKING:
+    from fedhq_lightning.allocation.coarse import CoarseChoice
+    from fedhq_lightning.allocation.knowledge import ClientKnowledge
+
+_WORDS = {
+    "total_variation": "the total variation of its labels",
+    "hellinger": "the Hellinger distance of its labels",
+    "jensen_shannon": "the Jensen-Shannon distance of its labels",
+    "updates": "the direction of its updates (1 for everybody until they are known)",
+}
+
+
+def explain(
+    knowledge: "ClientKnowledge", choice: "CoarseChoice", noise_to_signal: float | None, given: Boundary | None
+) -> str:
+    """Why the boundary is what it is.
+
+    Args:
+        knowledge: Of the clients.
+        choice: The boundary and what it is expected to do.
+        noise_to_signal: What the slowdown was allowed for; None where it could not be measured.
+        given: The boundary that the user set, or None.
+    """
+    boundary, sample = choice.boundary, knowledge.sample
+    facts = knowledge.facts(sample)
+    tiers: dict[str, list[ClientFacts]] = {}
+    for client_id, each in facts.items():
+        tiers.setdefault(knowledge.context.tier(client_id), []).append(each)
+    slowest_first = sorted(tiers.items(), key=lambda item: -median(each.ptq_seconds for each in item[1]))
+    level = risk_level([each.risk for each in facts.values()], boundary.share)
+    return " ".join(
+        [
+            f"Hardware: {'; '.join(_tier(name, own) for name, own in slowest_first)}"
+            " (virtual seconds of a round, medians).",
+            f"Data: risk is {_risk(knowledge)}, {_spread([each.risk for each in facts.values()])}.",
+            _noise(noise_to_signal, choice) if given is None else "The boundary was given.",
+            f"A round lasts at least {choice.bottleneck:.3g} s; clients whose qat round ends within "
+            f"T = {choice.seconds:.3g} s (slack {boundary.slack:.3g}) train in qat{_at_risk(level, boundary.share)}.",
+            f"Expected: {choice.protected:.0%} of the risk in qat ({choice.protected_for_free:.0%} for free), rounds "
+            f"{choice.slowdown:.1%} longer than without the paid part.",
+        ]
+    )
+
+
+def _tier(name: str, own: Sequence[ClientFacts]) -> str:
+    ptq, qat = median(each.ptq_seconds for each in own), median(each.qat_seconds for each in own)
+    unable = sum(not each.can_qat for each in own)
+    short = f", {unable} without the memory for qat" if unable else ""
+    return f"{len(own)} {name} with {ptq:.3g} in ptq and {qat:.3g} in qat{short}"
+
+
+def _risk(knowledge: "ClientKnowledge") -> str:
+    parts = [] if knowledge.divergence is None else [_WORDS[knowledge.divergence]]
+    if knowledge.sensitivity is not None:
+        parts.append(f"how much the scheme hurts the model on its data ({knowledge.sensitivity})")
+    return " times ".join(parts) or "the same for everybody (no measure is set)"
+
+
+def _at_risk(level: float, share: float) -> str:
+    if share == 0:
+        return ", and nobody else (share 0)"
+    return f", and so do those whose risk reaches rho = {level:.3g} (share {share:.2g})"
+
+
+def _spread(risks: Sequence[float]) -> str:
+    return f"{min(risks):.2g} to {max(risks):.2g} with a median of {median(risks):.2g}"
+
+
+def _noise(noise_to_signal: float | None, choice: "CoarseChoice") -> str:
+    if noise_to_signal is None:
+        return f"What rounding destroys is not known, so rounds may get {choice.budget:.0%} longer for qat."
+    return (
+        f"Rounding to the scheme destroys {noise_to_signal:.1%} of the power of the initial model's output, so rounds "
+        f"may get {choice.budget:.1%} longer for qat."
+    )

@@ -1,0 +1,251 @@
+"""The hybrid allocator: a coarse boundary before round 1, refined while training."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from fedhq_lightning.allocation.boundary import Boundary, allot, risk_level
+from fedhq_lightning.allocation.coarse import CoarseChoice, allowed_slowdown, choose_boundary
+from fedhq_lightning.allocation.explanation import explain
+from fedhq_lightning.allocation.fine import FineAdjustment
+from fedhq_lightning.allocation.knowledge import ClientKnowledge, Divergence
+from fedhq_lightning.allocation.protocol import AllocationContext, Allocator
+from fedhq_lightning.allocation.study import Trial
+from fedhq_lightning.errors import ConfigurationError, nearest
+from fedhq_lightning.types import ClientId, Plan
+
+if TYPE_CHECKING:
+    from fedhq_lightning.analysis.sensitivity import SensitivityMeasure
+    from fedhq_lightning.devices import FleetSpec
+    from fedhq_lightning.federated.records import RoundRecord
+
+_MEASURES = {"divergence": get_args(Divergence), "sensitivity": ("sqnr", "loss")}
+_STATE = {"knowledge", "choice", "fine", "history"}
+_MOST_ROUNDS_PREVIEWED = 50
+
+
+class HybridAllocator(Allocator):
+    """Who trains in `ptq` and who in `qat`, by a boundary in the plane of time and risk.
+
+    Before round 1 the boundary comes from a hardware analysis (how long each client takes in each mode) and a data
+    analysis (how far its data are from everybody's, and how much the scheme hurts the model on them). While the run
+    goes on, an Optuna study tries boundaries nearby for a few rounds each, by what was logged, and keeps the incumbent
+    unless it is beaten beyond noise; and devices that turn out faster or slower than predicted are corrected.
+
+    This is our reading of FedHQ (arXiv 2505.11982), whose abstract alone was at hand.
+
+    Args:
+        fine: Whether to refine while training. False keeps the coarse boundary.
+        boundary: `slack` and `share` to start with instead of the coarse ones (see `Boundary`).
+        divergence: `total_variation`, `hellinger` or `jensen_shannon` of labels; `updates`, from the directions of the
+            clients' updates, needs no labels; `auto` is total variation where labels are told, else `updates`; None
+            leaves data out.
+        sensitivity: `sqnr` (noise over signal power of the rounded model's output) or `loss` (relative growth of the
+            loss), measured by each client on one of its batches; None leaves it out.
+        window: Rounds that a boundary is tried for, >= 1.
+        warm_start: Earlier runs whose trials the study starts with: run directories, offline W&B runs, or W&B's
+            `entity/project/run`.
+        fleet: Devices as they are stated, where that differs from the run's fleet.
+
+    Raises:
+        ConfigurationError: An unknown measure, a boundary or window out of range.
+
+    Attributes:
+        explanation: Why the boundary is what it is, in one paragraph; empty before `setup`.
+    """
+
+    def __init__(
+        self,
+        fine: bool = True,
+        boundary: Mapping[str, float] | None = None,
+        divergence: str | None = "auto",
+        sensitivity: str | None = None,
+        window: int = 2,
+        warm_start: Sequence[str] | str | None = None,
+        fleet: "FleetSpec | None" = None,
+    ) -> None:
+        for name, value, allowed in (
+            ("divergence", divergence, ("auto", *_MEASURES["divergence"])),
+            ("sensitivity", sensitivity, _MEASURES["sensitivity"]),
+        ):
+            if value is not None and value not in allowed:
+                raise ConfigurationError(
+                    f"HybridAllocator: {name}={value!r}; allowed are {', '.join(allowed)} and null"
+                    f"{nearest(str(value), allowed)}"
+                )
+        if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+            raise ConfigurationError(f"HybridAllocator: window {window!r} must be a whole number of rounds, 1 or more")
+        if boundary is not None and set(boundary) != {"slack", "share"}:
+            raise ConfigurationError(
+                f"HybridAllocator: boundary has {', '.join(sorted(boundary)) or 'nothing'}; it needs slack and share"
+            )
+        self.fine = fine
+        self.boundary = None if boundary is None else dict(boundary)
+        self.divergence = divergence
+        self.sensitivity: SensitivityMeasure | None = sensitivity  # type: ignore[assignment]  # checked above
+        self.window = window
+        self.warm_start = [warm_start] if isinstance(warm_start, str) else list(warm_start or [])
+        self.fleet = fleet
+        self.explanation = ""
+        self.wanted_sensitivity = self.sensitivity
+        self._start = None if boundary is None else Boundary(**boundary)
+        self._knowledge: ClientKnowledge | None = None
+
+    def setup(self, context: AllocationContext) -> None:
+        """Analyse, choose the coarse boundary, take up earlier runs.
+
+        Raises:
+            ConfigurationError: A label measure for data that tell no labels, or a client without any; an earlier run
+                that cannot be read or logged no boundaries.
+        """
+        divergence = self.divergence
+        if divergence == "auto":
+            divergence = "updates" if context.divergence is None else "total_variation"
+        self.wants_update_divergence = divergence == "updates"
+        self._context = context
+        self._knowledge = ClientKnowledge(
+            context,
+            divergence,  # type: ignore[arg-type]  # one of the measures by now
+            self.sensitivity,
+            self.fleet,
+            learns_times=self.fine,
+        )
+        self._noise = self._knowledge.measure_sensitivity()
+        self._choice = self._choose(self._start)
+        self._history: list[dict[str, Any]] = []
+        self._fine = FineAdjustment(
+            self._choice.boundary,
+            self._choice.greatest_slack,
+            self.window if self.fine else None,
+            context.seed,
+            context.max_rounds,
+            1.0 if context.monitor_mode == "max" else -1.0,
+            self._differs,
+            self._earlier_trials(),
+        )
+        self.explanation = explain(self._knowledge, self._choice, self._noise, self._start)
+
+    def propose(self, round_number: int, cohort: Sequence[ClientId]) -> Plan:
+        """Modes by the boundary on trial, or by the incumbent's."""
+        if self._knowledge is None:
+            raise RuntimeError("HybridAllocator.propose before setup: the trainer calls setup(context) once")
+        trial = self._fine.current
+        level = self._level(trial.boundary)
+        modes, budget = allot(trial.boundary, self._knowledge.facts(cohort), level, self._context.round_deadline)
+        logged = {
+            "slack": trial.boundary.slack,
+            "share": trial.boundary.share,
+            "seconds": budget,
+            "risk": level,
+            "trial": float(trial.number),
+            "incumbent": float(self._fine.incumbent.number),
+        } | self._fine.take_verdict()
+        self._history.append({"round": round_number, **logged, "reason": self._fine.reason})
+        return Plan(modes, self._fine.reason, logged)
+
+    def observe(self, result: "RoundRecord") -> None:
+        """Learn devices' times and clients' risk, and judge the boundary on trial."""
+        assert self._knowledge is not None
+        if self._knowledge.learn(result.clients) and self._start is None:
+            self._choice = self._choose(None)
+            why = "logged times differ from predicted ones"
+            self._fine.restart(self._choice.boundary, self._choice.greatest_slack, why)
+        if self.fine:
+            # Waiting for clients to come back is nobody's merit or fault.
+            self._fine.observe(result.round, result.virtual_seconds - result.wait_seconds, result.monitored)
+
+    def write(self, folder: Path) -> None:
+        """`allocation.json`, and `study.log`, an Optuna journal, where there is a study."""
+        from fedhq_lightning.files import write_atomically
+
+        content = {"explanation": self.explanation, "clients": self._map(), "boundaries": self._history}
+        write_atomically(folder / "allocation.json", json.dumps(content, allow_nan=False) + "\n")
+        if self.fine:
+            self._fine.write(folder / "study.log")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was learned, the study, and the boundaries so far."""
+        assert self._knowledge is not None
+        return {
+            "knowledge": self._knowledge.state_dict(),
+            "choice": {**asdict(self._choice)},
+            "fine": self._fine.state_dict(),
+            "history": [dict(each) for each in self._history],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the checkpoint was written.
+
+        Raises:
+            ConfigurationError: It is another allocator's.
+        """
+        if set(state) != _STATE or self._knowledge is None:
+            raise ConfigurationError(
+                f"HybridAllocator needs {', '.join(sorted(_STATE))}, but the checkpoint holds "
+                f"{', '.join(sorted(state)) or 'nothing'}; resume with the allocator that the run began with"
+            )
+        self._knowledge.load_state_dict(state["knowledge"])
+        choice = dict(state["choice"])
+        self._choice = CoarseChoice(**{**choice, "boundary": Boundary(**choice["boundary"])})
+        self._fine.load_state_dict(state["fine"])
+        self._history = [dict(each) for each in state["history"]]
+
+    def _choose(self, given: Boundary | None) -> CoarseChoice:
+        assert self._knowledge is not None
+        context = self._context
+        cohorts = [list(self._knowledge.sample)]
+        if context.cohort is not None:
+            cohorts = [
+                list(context.cohort(number + 1)) for number in range(min(context.max_rounds, _MOST_ROUNDS_PREVIEWED))
+            ]
+        facts = self._knowledge.facts({client_id: None for cohort in cohorts for client_id in cohort})
+        budget = allowed_slowdown(self._noise)
+        return choose_boundary(cohorts, facts, self._risks(), budget, context.round_deadline, given)
+
+    def _risks(self) -> list[float]:
+        assert self._knowledge is not None
+        return [self._knowledge.risk(client_id) for client_id in self._knowledge.sample]
+
+    def _differs(self, first: Boundary, second: Boundary, rounds: range) -> bool:
+        """Whether two boundaries plan other modes for the cohorts of some rounds, as far as these are known."""
+        assert self._knowledge is not None
+        cohort, deadline = self._context.cohort, self._context.round_deadline
+        cohorts = [self._knowledge.sample] if cohort is None else [cohort(number) for number in rounds]
+        levels = self._level(first), self._level(second)
+        return any(
+            allot(first, facts, levels[0], deadline)[0] != allot(second, facts, levels[1], deadline)[0]
+            for facts in map(self._knowledge.facts, cohorts)
+        )
+
+    def _level(self, boundary: Boundary) -> float:
+        return risk_level(self._risks(), boundary.share)
+
+    def _map(self) -> list[dict[str, Any]]:
+        """The sampled clients in the plane of time and risk, with their modes as if they were one cohort."""
+        assert self._knowledge is not None
+        facts = self._knowledge.facts(self._knowledge.sample)
+        boundary = self._fine.incumbent.boundary
+        modes, _ = allot(boundary, facts, self._level(boundary), self._context.round_deadline)
+        return [
+            {
+                "client_id": client_id,
+                "tier": self._context.tier(client_id),
+                "ptq_seconds": each.ptq_seconds,
+                "qat_seconds": each.qat_seconds,
+                "risk": each.risk,
+                "divergence": self._knowledge.divergence_of(client_id),
+                "sensitivity": self._knowledge.sensitivity_of(client_id),
+                "can_qat": each.can_qat,
+                "mode": modes[client_id],
+            }
+            for client_id, each in facts.items()
+        ]
+
+    def _earlier_trials(self) -> list[Trial]:
+        if not (self.fine and self.warm_start):
+            return []
+        from fedhq_lightning.allocation.warm_start import earlier_trials
+
+        return earlier_trials(self.warm_start)

@@ -1,0 +1,151 @@
+"""The Optuna study of one run, kept as plain values so that it goes on bit for bit after a resume."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fedhq_lightning.allocation.boundary import Boundary
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+NAME = "fedhq"
+STARTUP_TRIALS = 3
+_REACH = 0.3
+"""How far from the incumbent a trial may lie, as a share of the range."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One boundary that was tried.
+
+    Attributes:
+        number: From 0, which is the boundary that the run started with.
+        boundary: What was tried.
+        value: Objective, 0 for the start's own; None while it is open or where it failed.
+        state: Optuna's word.
+        origin: `run`, or the earlier run that it was copied from.
+    """
+
+    number: int
+    boundary: Boundary
+    value: float | None
+    state: Literal["RUNNING", "COMPLETE", "FAIL"]
+    origin: str = "run"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Trial":
+        """The trial that `to_json` gave."""
+        return cls(**{**data, "boundary": Boundary(**data["boundary"])})
+
+
+class BoundaryStudy:
+    """Proposes boundaries near the incumbent, with Optuna's TPE sampler.
+
+    Optuna's ten random trials to start with would use up a short run, so there are three. Before every ask the sampler
+    is made anew with a seed of (seed, trial number), since its random state would not survive a resume.
+
+    Args:
+        seed: The run's.
+        greatest_slack: Upper end of the search for `slack`, > 0.
+        trials: What was tried before, by number.
+    """
+
+    def __init__(self, seed: int, greatest_slack: float, trials: Sequence[Trial] = ()) -> None:
+        self.trials = list(trials)
+        self._seed = seed
+        self.greatest_slack = greatest_slack
+
+    def add(self, boundary: Boundary, value: float | None, origin: str = "run") -> Trial:
+        """Take up a boundary with its objective; None leaves the trial open."""
+        trial = Trial(len(self.trials), boundary, value, "RUNNING" if value is None else "COMPLETE", origin)
+        self.trials.append(trial)
+        return trial
+
+    def ask(self, incumbent: Boundary, attempt: int = 0) -> Boundary:
+        """A boundary to try next, within reach of the incumbent; the study does not change.
+
+        Args:
+            incumbent: What it challenges.
+            attempt: Another number gives another boundary.
+        """
+        import optuna
+        from optuna.distributions import FloatDistribution
+
+        limits = {"slack": self.greatest_slack, "share": 1.0}
+        space: dict[str, optuna.distributions.BaseDistribution] = {}
+        for name, limit in limits.items():
+            centre = getattr(incumbent, name)
+            low, high = max(0.0, centre - _REACH * limit), min(limit, centre + _REACH * limit)
+            space[name] = FloatDistribution(min(low, high), max(low, high))
+        with _quiet_optuna():
+            study = self._study(_seed_of(self._seed, len(self.trials), attempt))
+            found = study.ask(space).params
+        return Boundary(slack=float(found["slack"]), share=float(found["share"]))
+
+    def tell(self, number: int, value: float | None) -> None:
+        """Close an open trial; None where its objective is not a number."""
+        state: Literal["COMPLETE", "FAIL"] = "FAIL" if value is None else "COMPLETE"
+        self.trials[number] = replace(self.trials[number], value=value, state=state)
+
+    def write(self, path: Path) -> None:
+        """Write the study whole, as an Optuna journal, which its JournalFileBackend and its dashboard read."""
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+
+        beside = path.with_name(f".{path.name}.part")
+        beside.unlink(missing_ok=True)
+        with _quiet_optuna():
+            self._study(0, JournalStorage(JournalFileBackend(str(beside))))
+        beside.replace(path)
+        beside.with_name(f"{beside.name}.lock").unlink(missing_ok=True)
+
+    def _study(self, seed: int, storage: Any = None) -> "Study":
+        import optuna
+        from optuna.distributions import FloatDistribution
+        from optuna.trial import TrialState, create_trial
+
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+        study = optuna.create_study(storage=storage, sampler=sampler, study_name=NAME, direction="maximize")
+        # Wide enough for trials of earlier runs, whose fleets may have had another range.
+        widest = max([self.greatest_slack, *(trial.boundary.slack for trial in self.trials)])
+        whole = {"slack": FloatDistribution(0.0, widest), "share": FloatDistribution(0.0, 1.0)}
+        for trial in self.trials:
+            study.add_trial(
+                create_trial(
+                    state=TrialState[trial.state],
+                    params=asdict(trial.boundary),
+                    distributions=dict(whole),
+                    value=trial.value,
+                    user_attrs={"origin": trial.origin},
+                )
+            )
+        return study
+
+
+def _seed_of(seed: int, number: int, attempt: int) -> int:
+    digest = blake2b(f"study/{seed}/{number}/{attempt}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big")
+
+
+@contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    """Without Optuna's notice of every study, and its remarks about what it calls experimental."""
+    logger = logging.getLogger("optuna")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"optuna\..*")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,1 @@
+"""`fedhq compare`: allocators side by side on one recipe, paired by seed."""

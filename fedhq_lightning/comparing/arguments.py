@@ -1,0 +1,35 @@
+"""The arguments of `fedhq compare`. Imports nothing heavy: the command line must answer at once."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+EPILOG = """examples:
+  fedhq compare digits-smoke --allocators all-ptq all-qat free-qat --seeds 0 1 2
+  fedhq compare mnist5k-hybrid --allocators all-ptq all-qat-fake all-qat coarse hybrid random-tier --workers 2
+  fedhq compare digits-smoke --allocators all-ptq mine=my_module.MyAllocator --trainer.scheme=w2a8
+
+allocators: all-fp, all-ptq, all-qat-fake (conventional fake quantization), all-qat (as the recipe has it), free-qat,
+coarse, hybrid, random-total and random-tier (matched to hybrid), fixed:SLACK:SHARE, best-fixed (of a grid, on other
+seeds), and NAME=CLASS_PATH or NAME=FILE.yaml (class_path and init_args) for your own.
+
+Runs of one seed share initial weights, partition, devices and cohorts. Every cell is kept as it ends: the same command
+goes on where it was stopped, and more allocators or seeds can be added to it.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options; numbers stay text, so that the command can say what is wrong with them."""
+    add = parser.add_argument
+    add("--allocators", nargs="*", metavar="NAME", default=["all-ptq", "all-qat-fake", "all-qat", "free-qat", "hybrid"])
+    add("--seeds", nargs="*", metavar="SEED", default=["0", "1", "2"], help="one run of each allocator a seed")
+    add("--target", metavar="X", help="quantized metric to reach; default: all-QAT's at its end, less 0.005")
+    add("--at", metavar="SECONDS", help="virtual time to compare at; default: the end of the seed's shortest run")
+    add("--baseline", metavar="NAME", help="whom differences are against; default: all-ptq, else all-QAT")
+    add("--reference", metavar="NAME", help="whom random allocators are matched to; default: hybrid, else coarse")
+    add("--grid-seeds", nargs="*", metavar="SEED", help="seeds that best-fixed is chosen on; default: the next two")
+    add("--folder", type=Path, metavar="DIR", help="where cells and results are kept; default: comparisons/NAME")
+    add("--workers", default="1", metavar="N", help="processes at once, each with the recipe's threads; default: 1")
+    add("--cells", metavar="N", help="run at most so many cells now")
+    add("--drop-runs", action="store_true", help="remove run directories once their cells are kept")

@@ -1,0 +1,227 @@
+"""What is computed from curves and from pairs of runs. Pure; scipy is imported where p values are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from statistics import fmean, stdev
+
+WINDOW = 3
+"""Evaluations in a mean: one alone is noisy."""
+_CONFIDENCE = 0.95
+_MOST_FOR_EXACT_SIGNS = 12
+
+
+def trailing_means(values: Sequence[float], window: int = WINDOW) -> list[float | None]:
+    """Mean of each value and those before it.
+
+    Args:
+        values: One an evaluation, in order.
+        window: How many; a run with fewer evaluations has a mean over all of them.
+
+    Returns:
+        As many; None before the first window is full.
+    """
+    window = min(window, len(values))
+    return [None if end < window else fmean(values[end - window : end]) for end in range(1, len(values) + 1)]
+
+
+def final_mean(values: Sequence[float], window: int = WINDOW) -> float:
+    """Mean of the last `window` values, of all where there are fewer; NaN for none."""
+    return fmean(values[-window:]) if values else math.nan
+
+
+def value_at(times: Sequence[float], values: Sequence[float], at: float, window: int = WINDOW) -> float:
+    """What had been reached at a time: the mean of the last evaluations until then, not of the best.
+
+    Args:
+        times: (n,) when each evaluation was there, ascending. The first may be that of the untrained model, at 0.
+        values: (n,).
+        at: The time. An evaluation at this very time counts, up to rounding.
+        window: Evaluations in the mean. Those at time 0 count only where there is no later one yet.
+
+    Returns:
+        The mean of the last `window` evaluations, of fewer where there are fewer; NaN where there is none.
+    """
+    known = [(time, value) for time, value in zip(times, values, strict=True) if time <= at * (1 + 1e-9)]
+    trained = [value for time, value in known if time > 0]
+    return final_mean(trained or [value for _, value in known], window)
+
+
+@dataclass(frozen=True)
+class Duration:
+    """How long something took, or how long at least.
+
+    Attributes:
+        seconds: Until it was reached; where it was not, the length of the run.
+        is_censored: Whether it was not reached.
+    """
+
+    seconds: float
+    is_censored: bool = False
+
+
+def time_to(
+    times: Sequence[float], values: Sequence[float], target: float, larger_is_better: bool = True, window: int = WINDOW
+) -> Duration:
+    """When the trailing mean first reached a target.
+
+    Args:
+        times: (n,) when each evaluation of a trained model was there, ascending.
+        values: (n,).
+        target: What is to be reached.
+        larger_is_better: Whether reaching it means not less, or not more.
+        window: Evaluations in the mean.
+    """
+    for time, mean in zip(times, trailing_means(values, window), strict=True):
+        if mean is not None and (mean >= target if larger_is_better else mean <= target):
+            return Duration(time)
+    return Duration(times[-1] if times else 0.0, is_censored=True)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation.
+
+    Attributes:
+        mean: NaN for no values.
+        deviation: Sample standard deviation (n - 1); 0 for fewer than two.
+        count: Values.
+        num_censored: How many of them are lower bounds; with any, so is the mean.
+    """
+
+    mean: float
+    deviation: float
+    count: int
+    num_censored: int = 0
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """That of plain values."""
+        return cls(fmean(values) if values else math.nan, stdev(values) if len(values) > 1 else 0.0, count=len(values))
+
+    @classmethod
+    def of_durations(cls, durations: Sequence[Duration]) -> Spread:
+        """That of durations, those not reached with the length of their run."""
+        spread = cls.of([each.seconds for each in durations])
+        return cls(spread.mean, spread.deviation, spread.count, sum(each.is_censored for each in durations))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of pairs: the first minus the second.
+
+    Attributes:
+        mean: Mean difference; NaN without pairs.
+        deviation: Sample standard deviation of the differences.
+        count: Pairs.
+        low: Lower end of the t interval at 95 %; NaN below two pairs.
+        high: Upper end.
+        p_t: Two-sided p of the paired t test; NaN below two pairs.
+        p_wilcoxon: Two-sided exact p of Wilcoxon's signed-rank test; NaN below five pairs, where it could never be
+            smaller than 0.125.
+    """
+
+    mean: float
+    deviation: float
+    count: int
+    low: float
+    high: float
+    p_t: float
+    p_wilcoxon: float
+
+    @property
+    def is_beyond_noise(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.low > 0 or self.high < 0
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """Compare two series value by value.
+
+    Args:
+        first: (n,).
+        second: (n,), what it is compared with, in the same order.
+
+    Raises:
+        ValueError: Of other lengths.
+    """
+    differences = [one - other for one, other in zip(first, second, strict=True)]
+    count, spread = len(differences), Spread.of(differences)
+    nan = math.nan
+    if count < 2:
+        return Difference(spread.mean, 0.0, count, nan, nan, nan, nan)
+    from scipy.stats import t
+
+    error = spread.deviation / math.sqrt(count)
+    half = float(t.ppf(0.5 + _CONFIDENCE / 2, count - 1)) * error
+    p_t = 2 * float(t.sf(abs(spread.mean) / error, count - 1)) if error else 0.0 if spread.mean else 1.0
+    wilcoxon = signed_rank_p(differences) if count >= 5 else nan
+    return Difference(spread.mean, spread.deviation, count, spread.mean - half, spread.mean + half, p_t, wilcoxon)
+
+
+def signed_rank_p(differences: Sequence[float]) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test, exact also with ties up to twelve differences.
+
+    Differences of 0 are left out, as Wilcoxon did; equal sizes share their mean rank. Beyond twelve, scipy's.
+    """
+    sizes = [abs(each) for each in differences if each]
+    if not sizes:
+        return 1.0
+    if len(sizes) > _MOST_FOR_EXACT_SIGNS:
+        from scipy.stats import wilcoxon
+
+        return float(wilcoxon([each for each in differences if each]).pvalue)
+    ordered = sorted(sizes)
+    ranks = [ordered.index(size) + (ordered.count(size) + 1) / 2 for size in sizes]
+    positive = sum(rank for rank, each in zip(ranks, filter(None, differences), strict=True) if each > 0)
+    center = sum(ranks) / 2
+    sums = [
+        sum(rank for rank, is_positive in zip(ranks, signs, strict=True) if is_positive)
+        for signs in product((False, True), repeat=len(ranks))
+    ]
+    extreme = sum(abs(each - center) >= abs(positive - center) - 1e-9 for each in sums)
+    return extreme / len(sums)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Of paired durations: the first over the second.
+
+    Attributes:
+        mean: Geometric mean over the pairs in which both reached the target; NaN without such a pair.
+        low: Lower end of its t interval at 95 %; NaN below two such pairs.
+        high: Upper end.
+        count: Those pairs.
+        first_censored: Pairs left out in which the first did not reach it: there the ratio is larger than any number.
+        second_censored: Pairs left out in which only the second did not: there it is smaller than any number.
+    """
+
+    mean: float
+    low: float
+    high: float
+    count: int
+    first_censored: int
+    second_censored: int
+
+
+def paired_ratio(first: Sequence[Duration], second: Sequence[Duration]) -> Ratio:
+    """Compare two series of durations pair by pair.
+
+    Raises:
+        ValueError: Of other lengths.
+    """
+    pairs = list(zip(first, second, strict=True))
+    reached = [(one, other) for one, other in pairs if not one.is_censored and not other.is_censored]
+    usable = [(one.seconds, other.seconds) for one, other in reached if one.seconds > 0 and other.seconds > 0]
+    logs = paired_difference([math.log(one) for one, _ in usable], [math.log(other) for _, other in usable])
+    return Ratio(
+        math.exp(logs.mean),
+        math.exp(logs.low),
+        math.exp(logs.high),
+        len(usable),
+        sum(one.is_censored for one, _ in pairs),
+        sum(other.is_censored and not one.is_censored for one, other in pairs),
+    )

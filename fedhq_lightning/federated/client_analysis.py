@@ -1,0 +1,105 @@
+"""What a client measures for the allocator: how much the scheme hurts a model on its own data."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import lightning as L
+import torch
+from torchmetrics import Metric
+
+from fedhq_lightning.analysis.sensitivity import SensitivityMeasure, generators_kept, quantization_sensitivity
+from fedhq_lightning.data import FederatedDataModule
+from fedhq_lightning.federated.client_trainer import ClientTrainer, FitOptions
+from fedhq_lightning.quantize import LaneOptions, QuantScheme
+from fedhq_lightning.types import ClientId, StateDict
+
+
+class ClientAnalyst:
+    """Measures clients one after another on this process, in a module of its own, so that no lane notices.
+
+    Args:
+        template: The user's module, set up; copied at the first measurement, never changed.
+        scheme: Deployment grid.
+        lanes: How QAT computes.
+        options: Only to build a `ClientTrainer`.
+        datamodule: Gives each client's calibration batch.
+        device: Where the module runs.
+        autocast: Context of the steps.
+    """
+
+    def __init__(
+        self,
+        template: L.LightningModule,
+        scheme: QuantScheme,
+        lanes: LaneOptions,
+        options: FitOptions,
+        datamodule: FederatedDataModule,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self._template = template
+        self._scheme = scheme
+        self._lane_options = lanes
+        self._options = options
+        self._datamodule = datamodule
+        self._device = device
+        self._autocast = autocast
+        self._trainer: ClientTrainer | None = None
+
+    def sensitivity(
+        self, client_id: ClientId, measure: SensitivityMeasure, state: StateDict | None = None
+    ) -> float | None:
+        """How much the scheme hurts a model on the client's calibration batch, see `quantization_sensitivity`.
+
+        Nothing outside changes: no generator, no lane, no weight of the template.
+
+        Args:
+            client_id: The client.
+            measure: `sqnr` or `loss`.
+            state: The model that the client received; None for the initial one.
+
+        Returns:
+            The sensitivity, >= 0; None where it is no finite number, or the client has no batch.
+
+        Raises:
+            ConfigurationError: Unknown measure.
+        """
+        with generators_kept():
+            try:
+                batch = self._datamodule.calibration_batch(client_id)
+            except StopIteration:
+                return None
+            trainer = self._loaded(self._template.state_dict() if state is None else state)
+            return quantization_sensitivity(
+                trainer.lightning_module, self._scheme, lambda: trainer.run_step(batch), measure, self._lane_options
+            )
+
+    def _loaded(self, state: StateDict) -> ClientTrainer:
+        if self._trainer is None:
+            module = copy.deepcopy(self._template).to(self._device)
+            self._trainer = ClientTrainer(module, self._options, self._device, self._autocast)
+        module = self._trainer.lightning_module
+        restore_buffers(module, self._template, self._device)
+        module.load_state_dict(state)
+        reset_metrics(module)
+        return self._trainer
+
+
+def restore_buffers(module: L.LightningModule, template: L.LightningModule, device: torch.device) -> None:
+    """Give a resident module the template's buffers, also where the last client left another tensor or none."""
+    for path, original in template.named_modules():
+        part, absent = module.get_submodule(path), original._non_persistent_buffers_set
+        for name, buffer in original._buffers.items():
+            value = None if buffer is None else buffer.to(device, copy=True)
+            part.register_buffer(name, value, persistent=name not in absent)
+
+
+def reset_metrics(module: L.LightningModule) -> None:
+    """Empty the torchmetrics that the last client filled."""
+    for each in module.modules():
+        if isinstance(each, Metric):
+            each.reset()

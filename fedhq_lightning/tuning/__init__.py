@@ -1,0 +1,1 @@
+"""`fedhq tune`: an Optuna study over whole runs of a recipe."""
