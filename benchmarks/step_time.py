@@ -1,6 +1,6 @@
 """Whole training steps: models x lanes, time and peak memory, against fp32 in the same run.
 
-    python benchmarks/step_time.py         # a quarter of an hour on one core; prints the tables and writes docs/RESULTS.md
+    python benchmarks/step_time.py         # a quarter of an hour on one core; prints, and writes docs/RESULTS.md
     python benchmarks/step_time.py --accelerator cuda
     python benchmarks/step_time.py --models mlp-1024 --lanes fp32 ptq --rounds 2 --print-only
 

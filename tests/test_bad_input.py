@@ -362,7 +362,9 @@ COMMANDS = {
     ("cp", "digits-smoke", "no/such/folder.yaml"): "no/such/folder.yaml cannot be written: No such file or directory; "
     "name another file",
     ("ls", "extra"): "unknown argument 'extra'; see fedhq ls --help",
-    ("rn", "digits-smoke"): "unknown command 'rn'; allowed are ls, cp, show, run, resume, profile; did you mean 'run'?",
+    ("rn", "digits-smoke"): (
+        "unknown command 'rn'; allowed are ls, cp, show, run, resume, profile, tune, compare; did you mean 'run'?"
+    ),
     ("--verbose",): "unknown argument '--verbose'; see fedhq --help",
     ("run",): "the following arguments are required: NAME|FILE; see fedhq run --help",
     ("resume", "nowhere"): "resume nowhere: no such folder; give the directory of a run, such as runs/RECIPE/RUN",

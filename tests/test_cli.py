@@ -161,6 +161,7 @@ def test_classes_in_the_current_directory_are_found(capsys, tmp_path):
 
 
 OWN_LINES = (
+    r"Hardware: .*",  # the allocator's reasons
     r"round \d+/\d+ \| .*",
     r"digits-smoke \d{8}-\d{6}-\w+",
     r"  [a-z].*  .*",
@@ -177,7 +178,7 @@ def test_a_run_prints_nothing_but_its_own_lines(tmp_path):
     returncode, output, errors = finish(start("run", "digits-smoke", env=environment | {"HOME": str(home)}))
     assert (returncode, errors) == (0, "")
     assert [line for line in output.splitlines() if not any(re.fullmatch(own, line) for own in OWN_LINES)] == []
-    assert output.count("round ") == 4
+    assert output.count("\nround ") == 4
     run_dir = next((tmp_path / "runs" / "digits-smoke").iterdir())
     assert list((run_dir / "wandb").glob("offline-run-*/*.wandb")), "it was W&B that kept silent"
 

@@ -14,6 +14,7 @@ from fedhq_lightning.allocation.knowledge import ClientKnowledge, Divergence
 from fedhq_lightning.allocation.protocol import AllocationContext, Allocator
 from fedhq_lightning.allocation.study import Trial
 from fedhq_lightning.errors import ConfigurationError, nearest
+from fedhq_lightning.files import write_atomically
 from fedhq_lightning.types import ClientId, Plan
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ class HybridAllocator(Allocator):
             raise RuntimeError("HybridAllocator.propose before setup: the trainer calls setup(context) once")
         trial = self._fine.current
         level = self._level(trial.boundary)
+        probes = self._knowledge.probes(cohort)
         modes, budget = allot(trial.boundary, self._knowledge.facts(cohort), level, self._context.round_deadline)
         logged = {
             "slack": trial.boundary.slack,
@@ -143,7 +145,10 @@ class HybridAllocator(Allocator):
             "incumbent": float(self._fine.incumbent.number),
         } | self._fine.take_verdict()
         self._history.append({"round": round_number, **logged, "reason": self._fine.reason})
-        return Plan(modes, self._fine.reason, logged)
+        tried = "".join(
+            f"; client {each} tries {mode}, in which its tier is not known" for each, mode in probes.items()
+        )
+        return Plan(modes | probes, self._fine.reason + tried, logged)
 
     def observe(self, result: "RoundRecord") -> None:
         """Learn devices' times and clients' risk, and judge the boundary on trial."""
@@ -158,8 +163,6 @@ class HybridAllocator(Allocator):
 
     def write(self, folder: Path) -> None:
         """`allocation.json`, and `study.log`, an Optuna journal, where there is a study."""
-        from fedhq_lightning.files import write_atomically
-
         content = {"explanation": self.explanation, "clients": self._map(), "boundaries": self._history}
         write_atomically(folder / "allocation.json", json.dumps(content, allow_nan=False) + "\n")
         if self.fine:

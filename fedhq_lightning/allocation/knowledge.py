@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 Divergence: TypeAlias = Literal["total_variation", "hellinger", "jensen_shannon", "updates"]
 """How far a client's data are from everybody's: by its labels, or by the direction of its updates."""
 
+_TRAINED: tuple[Mode, ...] = ("ptq", "qat")
 _MOST_MEASURED = 32
 """Clients whose sensitivity is measured before round 1; a run is to begin within seconds."""
 _MOST_SAMPLED = 500
 """Clients by whom all are judged where there are many."""
 _SAME = 1e-6
 """Times that differ by less are the same but for rounding."""
+_NOTABLE = 0.05
+"""Times that differ by more belie what was stated of a device."""
 
 
 class ClientKnowledge:
@@ -132,6 +135,25 @@ class ClientKnowledge:
                 self._update_divergence[each.client_id] = min(1.0, max(0.0, each.update_divergence))
         return self._learn_times(clients) if self._learns_times else False
 
+    def probes(self, cohort: Iterable[ClientId]) -> dict[ClientId, Mode]:
+        """Clients that shall try the mode in which their tier has not been seen, at most one a tier.
+
+        Only of tiers whose logged times belie what was stated of the device: the other mode may be mis-stated too, and
+        a boundary drawn from it might never let anybody try it.
+
+        Args:
+            cohort: The round's clients; their order decides nothing.
+        """
+        found: dict[str, tuple[ClientId, Mode]] = {}
+        for client_id in sorted(cohort, key=str) if self.ratios else ():
+            tier = self.context.tier(client_id)
+            seen = {mode: ratio for (of, mode), ratio in self.ratios.items() if of == tier}
+            unseen = [mode for mode in _TRAINED if mode not in seen]
+            is_belied = any(abs(ratio - 1) > _NOTABLE for ratio in seen.values())
+            if tier not in found and is_belied and unseen and self.context.fits(client_id, unseen[0]):
+                found[tier] = client_id, unseen[0]
+        return dict(found.values())
+
     def state_dict(self) -> dict[str, Any]:
         """Plain values; client ids keep their kind in pairs."""
         return {
@@ -174,7 +196,6 @@ class ClientKnowledge:
         has_changed = False
         for key, ratios in seen.items():
             before, now = self.ratios.get(key, 1.0), fmean(ratios)
-            if abs(now - 1) > _SAME or key in self.ratios:
-                self.ratios[key] = now
-                has_changed |= abs(now / before - 1) > 0.05
+            self.ratios[key] = now if abs(now - 1) > _SAME else 1.0
+            has_changed |= abs(now / before - 1) > _NOTABLE
         return has_changed

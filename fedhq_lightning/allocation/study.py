@@ -1,6 +1,7 @@
 """The Optuna study of one run, kept as plain values so that it goes on bit for bit after a resume."""
 
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedhq_lightning.allocation.boundary import Boundary
+from fedhq_lightning.files import write_atomically
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -102,12 +104,12 @@ class BoundaryStudy:
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
 
-        beside = path.with_name(f".{path.name}.part")
-        beside.unlink(missing_ok=True)
-        with _quiet_optuna():
-            self._study(0, JournalStorage(JournalFileBackend(str(beside))))
-        beside.replace(path)
-        beside.with_name(f"{beside.name}.lock").unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            # Elsewhere, because a killed process would leave a lock beside the file that the next one waits for.
+            written = Path(folder) / path.name
+            with _quiet_optuna():
+                self._study(0, JournalStorage(JournalFileBackend(str(written))))
+            write_atomically(path, written.read_bytes())
 
     def _study(self, seed: int, storage: Any = None) -> "Study":
         import optuna

@@ -91,11 +91,12 @@ class VirtualClock:
 
     def time(self, client_id: ClientId, mode: Mode) -> ClientTime:
         """Virtual seconds of the client's round in `mode`."""
-        profile = self.profile(client_id)
+        position = self.position(client_id)
+        profile, device = self._profile_at(position), self._device_at(position)
         return ClientTime(
             download_seconds=8 * self._download_bytes / profile.downlink_bits_per_second,
             compute_seconds=sum(
-                count * self._step(profile, mode, examples) for count, examples in self._batches(client_id) if count
+                count * self._step(device, mode, examples) for count, examples in self._batches(client_id) if count
             ),
             upload_seconds=8 * self._upload_bytes / profile.uplink_bits_per_second,
         )
@@ -107,11 +108,12 @@ class VirtualClock:
     def forward_seconds(self, client_id: ClientId, mode: Mode = "fp") -> float:
         """Virtual seconds of one forward pass over the client's first batch: a third of a step in that mode."""
         num_examples = min(self._num_examples(client_id), self._batch_size)
-        return self._step(self.profile(client_id), mode, num_examples) / 3 if num_examples else 0.0
+        device = self._device_at(self.position(client_id))
+        return self._step(device, mode, num_examples) / 3 if num_examples else 0.0
 
     def fits(self, client_id: ClientId, mode: Mode) -> bool:
         """Whether the client's device can hold training in `mode`, on the largest of its batches."""
-        profile = self.profile(client_id)
+        profile = self._device_at(self.position(client_id))
         examples = min(self._num_examples(client_id), self._batch_size)
         key = id(profile), mode, examples
         if key not in self._bytes:
@@ -122,6 +124,8 @@ class VirtualClock:
 
     def _deal(self, fleet: Fleet) -> None:
         self._profile_at = lru_cache(_PROFILES_KEPT)(fleet.profile)
+        # Without the client's own link, one object a tier: what the steps' times and bytes are kept by.
+        self._device_at = lru_cache(_PROFILES_KEPT)(fleet.device)
 
     def _step(self, profile: DeviceProfile, mode: Mode, num_examples: int) -> float:
         """Virtual seconds of a step on so many examples, 1 to a full batch; all of them are found at once and kept."""

@@ -191,7 +191,19 @@ class TestTimes:
     def test_right_predictions_change_nothing(self):
         allocator = ready()
         play(allocator, range(1, 4))
-        assert allocator.state_dict()["knowledge"]["ratios"] == []
+        assert all(ratio == 1.0 for _, _, ratio in allocator.state_dict()["knowledge"]["ratios"])
+
+    def test_a_mode_that_mis_statement_hides_is_tried(self):
+        """Stated: qat is the faster mode, so that nobody would ever train in ptq. Really ptq is."""
+        stated = {name: {"ptq": 2 * own["qat"], "qat": 1.2 * own["qat"]} for name, own in SECONDS.items()}
+        allocator = ready(
+            {"seconds_on": lambda fleet: lambda client_id, mode: stated[tier(client_id)][mode]}, fleet="mixed"
+        )
+        plans = play(allocator, range(1, 10))
+        assert plans[0].counts()["ptq"] == 0
+        assert plans[1].counts()["ptq"] == 2  # one a tier
+        assert "tries ptq" in plans[1].reason
+        assert plans[-1].logged["seconds"] == pytest.approx(SECONDS["board"]["ptq"], rel=0.2)
 
     def test_a_stated_fleet_is_believed_until_then(self):
         stated = {"board": {"ptq": 1.0, "qat": 1.1}, "phone": {"ptq": 1.0, "qat": 1.05}}
