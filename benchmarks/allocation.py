@@ -107,10 +107,11 @@ GRIDS = {
         _FASHION,
         num_clients=30,
         seeds=2,
-        trainer={"max_rounds": 8, "clients_per_round": 6, "local_steps": 15},
+        trainer={"max_rounds": 12, "clients_per_round": 6, "local_steps": 15, "eval_every_n_rounds": 2},
         allocators=("all-ptq", "all-qat-fake", "all-qat", "free-qat", "coarse", "hybrid"),
-        setting="Fashion-MNIST, 30 clients, 6 a round, 8 rounds, 15 local steps, batch 64; a vision transformer (16 "
-        "tokens, width 192, depth 4) and a ResNet of width 32, kernels as the package chooses them",
+        setting="Fashion-MNIST, 30 clients, 6 a round, 12 rounds, 15 local steps, batch 64, evaluated every second "
+        "round; a vision transformer (16 tokens, width 192, depth 4) and a ResNet of width 32, kernels as the package "
+        "chooses them",
     ),
 }
 TEXT = """## Allocation, {grid} grid

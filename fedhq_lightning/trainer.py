@@ -221,7 +221,7 @@ class FederatedTrainer:
                     until_the_end.enter_context(directory.locked())
                 saved = _load_same(file, described)
                 records = directory.rounds_until(saved["state"]["round"])
-            job = assembly.set_up(self, module, datamodule)
+            job = assembly.set_up(self, module, datamodule, resumes=saved is not None)
             self.monitor, self.monitor_mode = job.monitor, job.monitor_mode
             tracking.check_logger(self.logger)
             recipe = self.recipe or Recipe(type(module).__name__.lower(), text_of(described))
@@ -238,6 +238,8 @@ class FederatedTrainer:
             directory = RunDirectory(self.run_dir)
             if saved is None:
                 state = RunState(job.initial_state())
+                # What was measured or read at set-up need not be the same to the last bit on every process.
+                job.allocator.load_state_dict(processes.broadcast(job.allocator.state_dict()))
                 self.aggregator.load_state_dict({})
             else:
                 state = RunState.from_checkpoint(saved["state"], records)

@@ -124,7 +124,8 @@ class MatchedRandomAllocator(Allocator):
         if given - known or (exactly and given != known):
             raise ConfigurationError(
                 f"{start} had other clients in round {round_number}: {_some(known - given)} there, "
-                f"{_some(given - known)} here; give a run of the same clients, seed and cohort size"
+                f"{_some(given - known)} here; give a run of the same clients, seed and cohort size (a fleet that is "
+                "not always available has cohorts that depend on virtual time, so they cannot be matched)"
             )
 
 

@@ -7,6 +7,7 @@ tried again; one that is ahead beyond noise over at least two windows becomes th
 window, and a lucky one cannot take over.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -137,6 +138,9 @@ class FineAdjustment:
         standing.seconds += seconds
         if self._window is None or value is None:
             return
+        if not math.isfinite(value):
+            self._begin_anew()
+            return
         value = self._sign * value
         standing.values.append(value)
         begun = standing.begun
@@ -162,7 +166,8 @@ class FineAdjustment:
             self._drop_challenger(None)
             standing = self._standing
             standing.incumbent = self._study.add(start, 0.0).number
-            standing.before = standing.tried = None
+            # Rounds under the boundary before are no window of this one.
+            standing.before, standing.begun, standing.rounds, standing.seconds = None, None, 0, 0.0
             self.reason = f"{why}, so trial {standing.incumbent} is the coarse boundary now"
 
     def write(self, path: Path) -> None:
@@ -205,17 +210,28 @@ class FineAdjustment:
             verdict = compare(standing.tried, standing.before, window, noise_of(standing.values))
             standing.verdicts.append(verdict)
             standing.tried = None
-            said = self._judge(standing.challenger)
+            incumbent, said = standing.incumbent, self._judge(standing.challenger)
+            if standing.incumbent != incumbent:
+                # This was the window of the one that was beaten; the next is compared with the winner's own.
+                standing.before, self.reason = None, said
+                return
         standing.before = window
         self.reason = "; ".join(filter(None, (said, self._challenge(round_number))))
+
+    def _begin_anew(self) -> None:
+        """After a value that is no number: what is under way can be compared with nothing."""
+        standing = self._standing
+        self.reason = f"trial {standing.incumbent}, the incumbent: the monitored value was no number"
+        if standing.on_trial:
+            self.reason += f", so trial {standing.challenger} failed"
+            self._drop_challenger(None)
+        standing.before = standing.tried = standing.begun = None
+        standing.rounds, standing.seconds = 0, 0.0
 
     def _judge(self, challenger: int) -> str:
         """Keep, drop or crown the challenger by all its windows so far; says which."""
         standing = self._standing
         objectives = [each.objective for each in standing.verdicts]
-        if objectives[-1] != objectives[-1]:
-            self._drop_challenger(None)
-            return f"trial {challenger} failed: a monitored value was no number; the incumbent stays"
         self._told = {"judged": float(challenger), "objective": objectives[-1]}
         ahead = confidence(standing.verdicts)
         if ahead >= BEATEN_BEYOND and len(objectives) >= _FEWEST_VERDICTS:
@@ -237,7 +253,8 @@ class FineAdjustment:
         """Give the next window to a challenger, if there is time to judge it and one that makes a difference."""
         standing = self._standing
         assert self._window is not None
-        if self._max_rounds - round_number < 2 * self._window:
+        # One round more than the two windows, so that the verdict is logged with it.
+        if self._max_rounds - round_number <= 2 * self._window:
             objectives = [each.objective for each in standing.verdicts]
             self._drop_challenger(fmean(objectives) if objectives else None)
             return f"trial {standing.incumbent}, the incumbent, to the end: no time to judge another"

@@ -1,6 +1,7 @@
 """The hybrid allocator: a coarse boundary before round 1, refined while training."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from fedhq_lightning.federated.records import RoundRecord
 
 _MEASURES = {"divergence": get_args(Divergence), "sensitivity": ("sqnr", "loss")}
-_STATE = {"knowledge", "choice", "fine", "history"}
+_STATE = {"knowledge", "choice", "fine", "history", "noise", "explanation"}
 _MOST_ROUNDS_PREVIEWED = 50
 
 
@@ -116,10 +117,11 @@ class HybridAllocator(Allocator):
         self._noise = self._knowledge.measure_sensitivity()
         self._choice = self._choose(self._start)
         self._history: list[dict[str, Any]] = []
+        self._written: Sequence[Trial] = ()
         self._fine = FineAdjustment(
             self._choice.boundary,
             self._choice.greatest_slack,
-            self.window if self.fine else None,
+            self._rounds_to_a_window(),
             context.seed,
             context.max_rounds,
             1.0 if context.monitor_mode == "max" else -1.0,
@@ -127,6 +129,11 @@ class HybridAllocator(Allocator):
             self._earlier_trials(),
         )
         self.explanation = explain(self._knowledge, self._choice, self._noise, self._start)
+        if self._choice.protected == 0 and any(self._risks()):
+            warnings.warn(
+                f"HybridAllocator: by the boundary before round 1 nobody trains in qat. {self.explanation}",
+                stacklevel=2,
+            )
 
     def propose(self, round_number: int, cohort: Sequence[ClientId]) -> Plan:
         """Modes by the boundary on trial, or by the incumbent's."""
@@ -153,9 +160,9 @@ class HybridAllocator(Allocator):
     def observe(self, result: "RoundRecord") -> None:
         """Learn devices' times and clients' risk, and judge the boundary on trial."""
         assert self._knowledge is not None
-        if self._knowledge.learn(result.clients) and self._start is None:
+        why = self._knowledge.learn(result.clients)
+        if why and self._start is None:
             self._choice = self._choose(None)
-            why = "logged times differ from predicted ones"
             self._fine.restart(self._choice.boundary, self._choice.greatest_slack, why)
         if self.fine:
             # Waiting for clients to come back is nobody's merit or fault.
@@ -165,8 +172,9 @@ class HybridAllocator(Allocator):
         """`allocation.json`, and `study.log`, an Optuna journal, where there is a study."""
         content = {"explanation": self.explanation, "clients": self._map(), "boundaries": self._history}
         write_atomically(folder / "allocation.json", json.dumps(content, allow_nan=False) + "\n")
-        if self.fine:
+        if self.fine and self._written != self._fine.trials:
             self._fine.write(folder / "study.log")
+            self._written = self._fine.trials
 
     def state_dict(self) -> dict[str, Any]:
         """What was learned, the study, and the boundaries so far."""
@@ -176,6 +184,8 @@ class HybridAllocator(Allocator):
             "choice": {**asdict(self._choice)},
             "fine": self._fine.state_dict(),
             "history": [dict(each) for each in self._history],
+            "noise": self._noise,
+            "explanation": self.explanation,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -194,6 +204,7 @@ class HybridAllocator(Allocator):
         self._choice = CoarseChoice(**{**choice, "boundary": Boundary(**choice["boundary"])})
         self._fine.load_state_dict(state["fine"])
         self._history = [dict(each) for each in state["history"]]
+        self._noise, self.explanation = state["noise"], state["explanation"]
 
     def _choose(self, given: Boundary | None) -> CoarseChoice:
         assert self._knowledge is not None
@@ -206,6 +217,11 @@ class HybridAllocator(Allocator):
         facts = self._knowledge.facts({client_id: None for cohort in cohorts for client_id in cohort})
         budget = allowed_slowdown(self._noise)
         return choose_boundary(cohorts, facts, self._risks(), budget, context.round_deadline, given)
+
+    def _rounds_to_a_window(self) -> int | None:
+        """A window ends with an evaluation."""
+        every = self._context.eval_every_n_rounds
+        return -(-self.window // every) * every if self.fine else None
 
     def _risks(self) -> list[float]:
         assert self._knowledge is not None
@@ -247,7 +263,7 @@ class HybridAllocator(Allocator):
         ]
 
     def _earlier_trials(self) -> list[Trial]:
-        if not (self.fine and self.warm_start):
+        if not self.fine or not self.warm_start or self._context.resumes:
             return []
         from fedhq_lightning.allocation.warm_start import earlier_trials
 

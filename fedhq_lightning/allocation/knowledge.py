@@ -59,9 +59,13 @@ class ClientKnowledge:
         self.divergence = divergence
         self.sensitivity = sensitivity
         self.ratios: dict[tuple[str, Mode], float] = {}
+        self._sums: dict[tuple[str, Mode], tuple[float, float]] = {}
+        self._acted_on: dict[tuple[str, Mode], float] = {}
         self._learns_times = learns_times
         self._relative_sensitivity: dict[ClientId, float] = {}
         self._update_divergence: dict[ClientId, float] = {}
+        self._mean_update_divergence = 1.0
+        self._directions_are_known = False
         self._predicted = context.client_seconds
         if fleet is not None and context.seconds_on is not None:
             self._predicted = context.seconds_on(fleet)
@@ -111,29 +115,40 @@ class ClientKnowledge:
         if self.divergence is None:
             return 1.0
         if self.divergence == "updates":
-            known = self._update_divergence
-            return known[client_id] if client_id in known else fmean(known.values()) if known else 1.0
+            return self._update_divergence.get(client_id, self._mean_update_divergence)
         return self._label_divergence(client_id)
 
     def sensitivity_of(self, client_id: ClientId) -> float:
         """Relative to the mean client, whose sensitivity is 1."""
         return self._relative_sensitivity.get(client_id, 1.0)
 
-    def learn(self, clients: Sequence["ClientRecord"]) -> bool:
+    def learn(self, clients: Sequence["ClientRecord"]) -> str:
         """Take in what a round logged.
 
         Args:
             clients: One record a client of the round.
 
         Returns:
-            Whether a device turned out to be faster or slower than was thought, by more than a twentieth.
+            Why the coarse boundary should be chosen again: a device turned out to be faster or slower than was thought
+            by more than a twentieth, or the directions of half of the clients' updates are known now. Else empty.
         """
         if self.sensitivity is not None:
             self._take_sensitivities({each.client_id: each.sensitivity for each in clients})
         for each in clients:
             if each.update_divergence is not None and math.isfinite(each.update_divergence):
                 self._update_divergence[each.client_id] = min(1.0, max(0.0, each.update_divergence))
-        return self._learn_times(clients) if self._learns_times else False
+        known = self._update_divergence
+        if known:
+            self._mean_update_divergence = fmean(known.values())
+        if not self._learns_times:
+            return ""
+        reasons = []
+        if not self._directions_are_known and 2 * sum(each in known for each in self.sample) >= len(self.sample):
+            self._directions_are_known = True
+            reasons.append("the directions of most clients' updates are known")
+        if self._learn_times(clients):
+            reasons.append("logged times differ from predicted ones")
+        return " and ".join(reasons)
 
     def probes(self, cohort: Iterable[ClientId]) -> dict[ClientId, Mode]:
         """Clients that shall try the mode in which their tier has not been seen, at most one a tier.
@@ -157,20 +172,33 @@ class ClientKnowledge:
     def state_dict(self) -> dict[str, Any]:
         """Plain values; client ids keep their kind in pairs."""
         return {
-            "ratios": [[tier, mode, ratio] for (tier, mode), ratio in self.ratios.items()],
+            "times": [[tier, mode, *sums] for (tier, mode), sums in self._sums.items()],
+            "acted_on": [[tier, mode, ratio] for (tier, mode), ratio in self._acted_on.items()],
+            "directions_are_known": self._directions_are_known,
             "sensitivity": [list(pair) for pair in self._relative_sensitivity.items()],
             "update_divergence": [list(pair) for pair in self._update_divergence.items()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`."""
-        self.ratios = {(tier, mode): ratio for tier, mode, ratio in state["ratios"]}
+        self._sums = {(tier, mode): (logged, predicted) for tier, mode, logged, predicted in state["times"]}
+        self.ratios = {key: _ratio(*sums) for key, sums in self._sums.items()}
+        self._acted_on = {(tier, mode): ratio for tier, mode, ratio in state["acted_on"]}
+        self._directions_are_known = state["directions_are_known"]
         self._relative_sensitivity = {client_id: value for client_id, value in state["sensitivity"]}
         self._update_divergence = {client_id: value for client_id, value in state["update_divergence"]}
+        if self._update_divergence:
+            self._mean_update_divergence = fmean(self._update_divergence.values())
 
     def _seconds(self, client_id: ClientId, mode: Mode) -> float:
         seconds = self._predicted(client_id, mode)
-        return seconds * self.ratios.get((self.context.tier(client_id), mode), 1.0) if self.ratios else seconds
+        ratio = self.ratios.get((self.context.tier(client_id), mode), 1.0) if self.ratios else 1.0
+        if ratio != 1.0:
+            seconds += (ratio - 1.0) * self._predicted_compute(client_id, mode)
+        return seconds + (0.0 if self.sensitivity is None else self.context.analysis_seconds(client_id))
+
+    def _predicted_compute(self, client_id: ClientId, mode: Mode) -> float:
+        return max(0.0, self._predicted(client_id, mode) - self.context.link_seconds(client_id))
 
     def _measured_divergence(self, client_id: ClientId) -> float:
         assert self.context.divergence is not None
@@ -178,24 +206,30 @@ class ClientKnowledge:
 
     def _take_sensitivities(self, measured: Mapping[ClientId, float | None]) -> None:
         """Keep sensitivities relative to their mean: the model changes, and with it what everybody measures."""
-        known = {
-            client_id: value for client_id, value in measured.items() if value is not None and math.isfinite(value)
-        }
+        known = {each: value for each, value in measured.items() if value is not None and math.isfinite(value)}
         mean = fmean(known.values()) if known else 0.0
         if mean > 0:
-            self._relative_sensitivity |= {client_id: value / mean for client_id, value in known.items()}
+            # A small cohort may hold sensitive clients only: its mean is set to what these were thought to have before.
+            level = fmean(self.sensitivity_of(each) for each in known)
+            self._relative_sensitivity |= {each: level * value / mean for each, value in known.items()}
 
     def _learn_times(self, clients: Sequence["ClientRecord"]) -> bool:
-        """Logged over predicted seconds, a number per tier and mode; a tier not yet seen in a mode has none."""
-        seen: dict[tuple[str, Mode], list[float]] = {}
+        """Logged over predicted seconds of the local fits, summed over the run, a number per tier and mode."""
         for each in clients:
-            predicted = self._predicted(each.client_id, each.mode)
-            logged = each.virtual_seconds - each.analysis_seconds
-            if predicted > 0 and math.isfinite(logged):
-                seen.setdefault((self.context.tier(each.client_id), each.mode), []).append(logged / predicted)
-        has_changed = False
-        for key, ratios in seen.items():
-            before, now = self.ratios.get(key, 1.0), fmean(ratios)
-            self.ratios[key] = now if abs(now - 1) > _SAME else 1.0
-            has_changed |= abs(now / before - 1) > _NOTABLE
-        return has_changed
+            predicted = self._predicted_compute(each.client_id, each.mode)
+            # Of a late client the server knows only that it is late.
+            if each.status != "late" and predicted > 0 and math.isfinite(each.compute_seconds):
+                key = self.context.tier(each.client_id), each.mode
+                logged, expected = self._sums.get(key, (0.0, 0.0))
+                self._sums[key] = logged + each.compute_seconds, expected + predicted
+                self.ratios[key] = _ratio(*self._sums[key])
+        moved = any(abs(now / self._acted_on.get(key, 1.0) - 1) > _NOTABLE for key, now in self.ratios.items())
+        if moved:
+            self._acted_on = dict(self.ratios)
+        return moved
+
+
+def _ratio(logged: float, predicted: float) -> float:
+    """Exactly 1 where they are the same but for rounding."""
+    ratio = logged / predicted
+    return ratio if abs(ratio - 1) > _SAME else 1.0

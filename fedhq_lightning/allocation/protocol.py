@@ -28,15 +28,18 @@ class AllocationContext:
             counts. A client without labels raises ConfigurationError.
         sensitivity: How much the scheme hurts the initial model on the client's calibration batch, by a measure (None
             where that is no number); None without a scheme.
+        link_seconds: Virtual seconds of a client's download and upload, which every mode has alike.
+        analysis_seconds: Virtual seconds of what a client measures for `wanted_sensitivity`.
         fits: Whether a client's device can hold the training in a mode.
         tier: Name of a client's device.
         seconds_on: `client_seconds` for another fleet than the clock's: what an operator states about the devices,
             where that differs from what they do.
-        cohort: The clients of a round, from 1, as far as the sampler alone decides.
+        cohort: The clients of a round, from 1; None where that depends on more than the seed.
         max_rounds: Rounds of the run.
         eval_every_n_rounds: Rounds from one logged metric to the next.
         round_deadline: Virtual seconds after which a round ends, or None.
         monitor_mode: Whether a larger or a smaller monitored value is better.
+        resumes: Whether `load_state_dict` follows.
     """
 
     client_ids: Sequence[ClientId]
@@ -44,6 +47,8 @@ class AllocationContext:
     client_seconds: Callable[[ClientId, Mode], float]
     divergence: "Callable[[ClientId, DivergenceMeasure], float] | None" = None
     sensitivity: "Callable[[ClientId, SensitivityMeasure], float | None] | None" = None
+    link_seconds: Callable[[ClientId], float] = lambda client_id: 0.0
+    analysis_seconds: Callable[[ClientId], float] = lambda client_id: 0.0
     fits: Callable[[ClientId, Mode], bool] = lambda client_id, mode: True
     tier: Callable[[ClientId], str] = lambda client_id: "device"
     seconds_on: "Callable[[FleetSpec], Callable[[ClientId, Mode], float]] | None" = None
@@ -52,6 +57,7 @@ class AllocationContext:
     eval_every_n_rounds: int = 1
     round_deadline: float | None = None
     monitor_mode: MonitorMode = "max"
+    resumes: bool = False
 
 
 class Allocator(ABC):

@@ -113,6 +113,7 @@ class LabelStatistics:
         """
         if self._mix is None:
             total = self._counts(self._client_ids[0])
+            self._check_any(self._client_ids[0], total)
             for client_id in self._client_ids[1:]:
                 counts = self._counts(client_id)
                 if counts.shape != total.shape:
@@ -120,6 +121,7 @@ class LabelStatistics:
                         f"label_counts({client_id!r}) has shape {tuple(counts.shape)}, that of client "
                         f"{self._client_ids[0]!r} {tuple(total.shape)}; count the same classes for every client"
                     )
+                self._check_any(client_id, counts)
                 total = total + counts
             self._mix = total
         return self._mix
@@ -156,6 +158,13 @@ class LabelStatistics:
         except ConfigurationError as error:
             raise ConfigurationError(f"label_counts({client_id!r}): {error}") from error
         return of(counts)
+
+    def _check_any(self, client_id: ClientId, counts: Tensor) -> None:
+        if not counts.sum() > 0:
+            raise ConfigurationError(
+                f"label_counts({client_id!r}): client's label counts are all zero or no numbers, but it holds "
+                "examples; count them, or take divergence: updates, which needs no labels"
+            )
 
     def _counts(self, client_id: ClientId) -> Tensor:
         found = self._label_counts(client_id)

@@ -89,8 +89,16 @@ class Job:
         return {name: value.detach().cpu().clone() for name, value in self.template.state_dict().items()}
 
 
-def set_up(trainer: FederatedTrainer, module: L.LightningModule, datamodule: FederatedDataModule) -> Job:
+def set_up(
+    trainer: FederatedTrainer, module: L.LightningModule, datamodule: FederatedDataModule, resumes: bool = False
+) -> Job:
     """Check and assemble.
+
+    Args:
+        trainer: The settings.
+        module: The user's.
+        datamodule: The clients' data.
+        resumes: Whether a checkpoint's state follows.
 
     Raises:
         ConfigurationError: Whatever can be known to be wrong before round 1.
@@ -137,14 +145,17 @@ def set_up(trainer: FederatedTrainer, module: L.LightningModule, datamodule: Fed
             clock.seconds,
             divergence=_divergence(datamodule, with_data),
             sensitivity=_sensitivity(trainer, template, datamodule),
+            link_seconds=clock.link_seconds,
+            analysis_seconds=clock.analysis_seconds,
             fits=clock.fits,
             tier=clock.tier,
             seconds_on=lambda spec: clock.on(_fleet(spec, trainer.seed, len(client_ids))).seconds,
-            cohort=sampler.cohort,
+            cohort=sampler.cohort if fleet.availability is None else None,
             max_rounds=trainer.max_rounds,
             eval_every_n_rounds=trainer.eval_every_n_rounds,
             round_deadline=trainer.round_deadline,
             monitor_mode=monitor_mode,
+            resumes=resumes,
         )
     )
     _check_allocation(trainer, allocator, with_data, clock)

@@ -178,10 +178,7 @@ class ClientFitter:
         return plain.lightning_module.state_dict()
 
     def _analysis_seconds(self, client_id: ClientId) -> float:
-        """Virtual seconds of what the client measures: a forward pass as the model is, and one on the grid."""
-        if self._analyst is None:
-            return 0.0
-        return self._clock.forward_seconds(client_id, "fp") + self._clock.forward_seconds(client_id, "qat")
+        return 0.0 if self._analyst is None else self._clock.analysis_seconds(client_id)
 
     def _lane(self, mode: Mode) -> ClientTrainer:
         if mode not in self._lanes:

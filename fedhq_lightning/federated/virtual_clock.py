@@ -105,6 +105,18 @@ class VirtualClock:
         """`time(...).total`."""
         return self.time(client_id, mode).total
 
+    def link_seconds(self, client_id: ClientId) -> float:
+        """Virtual seconds of download and upload, the same in every mode."""
+        profile = self.profile(client_id)
+        return (
+            8 * self._download_bytes / profile.downlink_bits_per_second
+            + 8 * self._upload_bytes / profile.uplink_bits_per_second
+        )
+
+    def analysis_seconds(self, client_id: ClientId) -> float:
+        """Virtual seconds of measuring a sensitivity: a forward pass as the model is, and one on the grid."""
+        return self.forward_seconds(client_id, "fp") + self.forward_seconds(client_id, "qat")
+
     def forward_seconds(self, client_id: ClientId, mode: Mode = "fp") -> float:
         """Virtual seconds of one forward pass over the client's first batch: a third of a step in that mode."""
         num_examples = min(self._num_examples(client_id), self._batch_size)

@@ -92,8 +92,10 @@ def _whole(path: Path, data: bytes) -> Iterator[bytes]:
             position += left
             continue
         end = position + _RECORD.size
-        if end > len(data) or not any(data[position:]):
-            return  # a killed process, or a disk that had reserved more than was written
+        if end > len(data):
+            return  # a killed process
+        if not any(data[position:end]) and not any(data[position:]):
+            return  # a disk that had reserved more than was written
         checksum, length, kind = _RECORD.unpack_from(data, position)
         if end + length > len(data):
             return

@@ -107,6 +107,30 @@ def test_a_value_that_is_no_number_fails_the_trial_and_keeps_the_incumbent():
     assert fine.incumbent.number == 0
 
 
+def test_a_value_of_the_incumbents_that_is_no_number_fails_nobody():
+    fine = adjustment()
+    for number in range(1, 30):
+        fine.observe(number, 10.0, float("nan") if number == 6 else 0.01 * number)
+    assert "FAIL" not in {trial.state for trial in fine.trials}
+    assert fine.trials[1].state == "COMPLETE"
+
+
+def test_the_winner_is_measured_before_it_is_challenged():
+    fine = adjustment(max_rounds=300)
+    number, level = 0, 0.0
+    while fine.incumbent.number == 0 and number < 250:
+        number += 1
+        level += 0.01 + 0.05 * fine.current.boundary.share
+        fine.observe(number, 10.0, level + 0.0001 * (number % 3))
+    winner = fine.incumbent.number
+    assert winner > 0
+    following = []
+    for _ in range(2):
+        following.append(fine.current.number)
+        fine.observe(number, 10.0, level)
+    assert following == [winner, winner]
+
+
 def test_verdicts_are_told_once():
     fine = adjustment()
     told = []
@@ -142,6 +166,8 @@ def test_another_coarse_boundary_is_taken_up_while_no_trial_has_won():
     play(fine, lambda boundary: 0.01, 4)
     assert fine.current.number == 1
     fine.restart(Boundary(0.5, 0.0), 2.0, "times changed")
+    fine.observe(4, 10.0, 100.0)  # the round that was under way had another boundary
+    assert fine.state_dict()["standing"]["before"] is None
     assert fine.current.boundary == Boundary(0.5, 0.0)
     assert fine.trials[1].state == "FAIL"
 

@@ -167,6 +167,26 @@ class TestData:
         assert allocator.propose(13, CLIENTS).modes[0] == "qat"
         assert allocator.propose(13, CLIENTS).modes["site-d"] == "ptq"
 
+    def test_a_small_cohort_does_not_level_sensitivities(self):
+        allocator = ready(divergence=None, sensitivity="loss", fine=False)
+        before = [client["risk"] for client in allocator._map()]
+        for number, client_id in enumerate(CLIENTS, start=1):
+            plan = allocator.propose(number, [client_id])
+            allocator.observe(record(number, plan, sensitivity=lambda client_id: 7.0))
+        assert [client["risk"] for client in allocator._map()] == pytest.approx(before)
+
+    def test_the_boundary_is_chosen_again_once_the_directions_are_known(self):
+        def seconds(client_id, mode):
+            return SECONDS[tier(client_id)][mode] * (1 + CLIENTS.index(client_id) / 100)
+
+        allocator = ready({"divergence": None, "client_seconds": seconds, "sensitivity": lambda *_: 0.2})
+        plans = play(
+            allocator,
+            range(1, 9),
+            update_divergence=lambda client_id: 1.0 if client_id in (3, "site-d") else 0.01,
+        )
+        assert any("directions of most clients' updates are known" in plan.reason for plan in plans)
+
     def test_sensitivities_that_are_no_numbers_are_left_aside(self):
         allocator = ready({"sensitivity": lambda *_: None}, sensitivity="sqnr")
         play(allocator, range(1, 4), sensitivity=lambda client_id: float("nan"))
@@ -191,7 +211,47 @@ class TestTimes:
     def test_right_predictions_change_nothing(self):
         allocator = ready()
         play(allocator, range(1, 4))
-        assert all(ratio == 1.0 for _, _, ratio in allocator.state_dict()["knowledge"]["ratios"])
+        assert all(logged == predicted for _, _, logged, predicted in allocator.state_dict()["knowledge"]["times"])
+        assert [trial["number"] for trial in allocator.state_dict()["fine"]["trials"] if trial["value"] == 0.0] == [0]
+
+    def test_who_is_drawn_does_not_make_a_device_faster_or_slower(self):
+        """Clients of one tier differ in their links and sizes; their fits are three times as long as stated."""
+
+        def link(client_id) -> float:
+            return 1.0 + CLIENTS.index(client_id)
+
+        def compute(client_id, mode) -> float:
+            return (1 + CLIENTS.index(client_id) % 5) * SECONDS[tier(client_id)][mode]
+
+        allocator = ready(
+            {
+                "client_seconds": lambda client_id, mode: link(client_id) + compute(client_id, mode),
+                "link_seconds": link,
+            }
+        )
+        for number in range(1, 13):
+            plan = allocator.propose(number, cohort(number))
+            plain = record(number, plan)
+            clients = tuple(
+                replace(each, compute_seconds=3 * compute(each.client_id, each.mode)) for each in plain.clients
+            )
+            allocator.observe(replace(plain, clients=clients))
+        starts = [trial for trial in allocator.state_dict()["fine"]["trials"] if trial["value"] == 0.0]
+        assert len(starts) <= 3  # the first, and one or two once both modes have been seen
+
+    def test_late_clients_tell_no_times(self):
+        allocator = ready()
+        plan = allocator.propose(1, cohort(1))
+        plain = record(1, plan, times=SLOWER)
+        allocator.observe(replace(plain, clients=tuple(replace(each, status="late") for each in plain.clients)))
+        assert allocator.state_dict()["knowledge"]["times"] == []
+
+    def test_measuring_sensitivity_counts_against_the_deadline(self):
+        changes = {"round_deadline": 13.5, "analysis_seconds": lambda client_id: 1.0}
+        boundary = {"slack": 0, "share": 1}
+        assert ready(changes, boundary=boundary, fine=False).propose(1, CLIENTS).modes[0] == "qat"
+        measuring = ready(changes, boundary=boundary, fine=False, sensitivity="loss")
+        assert measuring.propose(1, CLIENTS).modes[0] == "ptq"
 
     def test_a_mode_that_mis_statement_hides_is_tried(self):
         """Stated: qat is the faster mode, so that nobody would ever train in ptq. Really ptq is."""
@@ -240,7 +300,18 @@ class TestResume:
         assert (tmp_path / "study.log").exists()
 
 
+def test_nobody_in_qat_is_said():
+    equal = {"ptq": 1.0, "qat": 2.0}
+    with pytest.warns(UserWarning, match="nobody trains in qat"):
+        ready({"client_seconds": lambda client_id, mode: equal[mode], "sensitivity": lambda *_: 0.0})
+
+
 class TestWarmStart:
+    def test_a_resumed_run_does_not_read_them_again(self):
+        HybridAllocator(warm_start=["gone"]).setup(context(resumes=True))
+        with pytest.raises(ConfigurationError, match="gone"):
+            HybridAllocator(warm_start=["gone"]).setup(context())
+
     def rows(self):
         plans = play(ready(), range(1, 25))
         return [
