@@ -24,6 +24,7 @@ import results
 import yaml
 
 from fedhq_lightning.comparing.comparison import Compared, Comparison, Kept
+from fedhq_lightning.comparing.figures import curves_svg
 from fedhq_lightning.comparing.results import Outcome, Row, outcomes, rows_of, straggler_bound
 from fedhq_lightning.comparing.statistics import Difference, Ratio
 from fedhq_lightning.recipe_parsing import resolve
@@ -63,6 +64,7 @@ class Grid:
         trainer: What is set beside scheme, fleet and the like.
         allocators: Compared.
         setting: In words, for the page.
+        drawn: Names of the settings whose curves are drawn.
     """
 
     cells: Sequence[tuple[str, float]]
@@ -73,6 +75,7 @@ class Grid:
     trainer: Mapping[str, Any]
     allocators: Sequence[str]
     setting: str
+    drawn: Sequence[str]
 
 
 GRIDS = {
@@ -86,6 +89,7 @@ GRIDS = {
         allocators=ALLOCATORS,
         setting="MNIST-5k, LeNet-5, 20 clients, 10 a round, 20 rounds, 2 local epochs, batch 32, SGD with learning "
         "rate 0.03 and momentum 0.9, PTQ in int8 in every layer",
+        drawn=("w4a8-0.3", "w2a8-0.3"),
     ),
     "large": Grid(
         CELLS,
@@ -100,6 +104,7 @@ GRIDS = {
         allocators=tuple(name for name in ALLOCATORS if name != "best-fixed"),
         setting="Fashion-MNIST (all 60,000 images), LeNet-5, 30 clients, 10 a round, 20 rounds, 20 local steps, batch "
         "64, SGD with learning rate 0.03 and momentum 0.9, PTQ in int8 in every layer, evaluated every second round",
+        drawn=("w4a8-0.3", "w2a8-0.3"),
     ),
     "time": Grid(
         (("w4a8", 0.3), ("w2a8", 0.05)),
@@ -112,6 +117,7 @@ GRIDS = {
         setting="Fashion-MNIST, 30 clients, 6 a round, 12 rounds, 15 local steps, batch 64, evaluated every second "
         "round; a vision transformer (16 tokens, width 192, depth 4) and a ResNet of width 32, kernels as the package "
         "chooses them",
+        drawn=("vit-w4a8-0.3", "vit-w2a8-0.05"),
     ),
 }
 TEXT = """## Allocation, {grid} grid
@@ -140,6 +146,8 @@ Coarse + fine (`hybrid`) less the others, in points, with the 95 % interval of t
 leaves out 0. The last column is against the coarse boundary at the end of the runs.
 
 {differences}
+
+{pictures}
 
 ### Time to target
 
@@ -173,6 +181,7 @@ def main() -> None:
     body = section(options.grid, {name: each for name, each in kept.items() if each.cells})
     print(body)
     if not options.print_only:
+        draw(options.grid, kept, options.output.parent)
         results.write_section(f"allocation {options.grid}", body, options.output)
 
 
@@ -291,8 +300,33 @@ def section(grid_name: str, kept: Mapping[str, Kept]) -> str:
         at=metric_table(found, "metric_at", grid.allocators),
         end=metric_table(found, "metric", grid.allocators),
         differences=difference_table(found),
+        pictures=pictures(grid_name, list(found)),
         times=time_table(found, {name: bound_of(each) for name, each in kept.items()}),
     )
+
+
+def pictures(grid_name: str, settings: Sequence[str]) -> str:
+    """Where the page shows curves."""
+    return "\n\n".join(
+        f"![Quantized accuracy over virtual time, {setting}: mean of the seeds, from least to largest]"
+        f"({picture_of(grid_name, setting)})"
+        for setting in GRIDS[grid_name].drawn
+        if setting in settings
+    )
+
+
+def draw(grid_name: str, kept: Mapping[str, Kept], folder: Path) -> None:
+    """Draw the settings that the page shows."""
+    for setting in GRIDS[grid_name].drawn:
+        if setting in kept and kept[setting].cells:
+            path = folder / picture_of(grid_name, setting)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(curves_svg(kept[setting].cells), encoding="utf-8")
+
+
+def picture_of(grid_name: str, setting: str) -> str:
+    """File of a setting's curves, beside the page."""
+    return f"figures/allocation-{grid_name}-{setting}.svg"
 
 
 def metric_table(found: Mapping[str, Sequence[Outcome]], name: str, allocators: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +20,11 @@ from fedhq_lightning.devices.fleet import is_fleet_file
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.seeds import derive_seed, seed_generators
 from fedhq_lightning.recipe_errors import check_all_used, check_class_nodes, explain
+from fedhq_lightning.recipe_keys import locate, with_values
 from fedhq_lightning.trainer import FederatedTrainer, Recipe
 
+_INTO_LIST = re.compile(r"--(trainer\.callbacks\.(?:\d+|[A-Z]\w*)\.[^=]+)=(.*)", re.DOTALL)
+"""jsonargparse reaches into a list only where one entry alone has the argument."""
 _FOLDERS = ("root", "cache_dir")
 """Arguments of the shipped data modules that name a folder."""
 
@@ -96,13 +100,27 @@ def resolve(name: str, text: str, overrides: Sequence[str] = ()) -> Resolved:
     check_class_nodes(content)
     try:
         base = parser.parse_object(content)
-        values = parser.parse_args(list(overrides), namespace=base) if overrides else base
+        own, rest = _split(overrides)
+        if own:
+            resolved = base.as_dict()
+            placed = {locate(resolved, key): yaml.safe_load(value) for key, value in own}
+            base = parser.parse_object(with_values(resolved, placed))
+        values = parser.parse_args(rest, namespace=base) if rest else base
+    except ConfigurationError:
+        raise
     # jsonargparse lets whatever a class's import raises through as an error of its own.
     except Exception as error:
         raise ConfigurationError(explain(error, keys)) from error
     check_all_used(content, base.as_dict())
     header = "".join(line + "\n" for line in takewhile(lambda line: line.startswith("#"), text.splitlines()))
     return Resolved(Recipe(name, header + parser.dump(_rooted(values), skip_unset=False)), parser, values)
+
+
+def _split(overrides: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Overrides that name an entry of a list by its class or position, as (key, value), and the others."""
+    matches = [_INTO_LIST.fullmatch(override) for override in overrides]
+    own = [(match[1], match[2]) for match in matches if match]
+    return own, [override for override, match in zip(overrides, matches, strict=True) if not match]
 
 
 def recipe_parser() -> ArgumentParser:

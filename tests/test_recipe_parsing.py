@@ -49,6 +49,8 @@ def test_initial_weights_come_from_the_seed():
         ("--model=fedhq_lightning.models.LeNet5", "model.class_path", "fedhq_lightning.models.LeNet5"),
         ("--data.partitioner.alpha=3", "data.init_args.partitioner.init_args.alpha", 3),
         ("--trainer.callbacks.allocation=ptq", "trainer.callbacks.0.init_args.allocation", "ptq"),
+        ("--trainer.callbacks.FixedAllocator.allocation=ptq", "trainer.callbacks.0.init_args.allocation", "ptq"),
+        ("--trainer.callbacks.0.allocation=0.25", "trainer.callbacks.0.init_args.allocation", 0.25),
         ("--trainer.callbacks+=fedhq_lightning.callbacks.EarlyStopping", "trainer.callbacks.1.init_args.patience", 5),
     ],
 )

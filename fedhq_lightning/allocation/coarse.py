@@ -26,6 +26,7 @@ class CoarseChoice:
         boundary: The choice.
         budget: Slowdown that was allowed: 0.1 is a tenth.
         slowdown: Mean length of the rounds looked at over their length with `qat` where it is free only, minus 1.
+        in_qat: Share of the cohorts' clients that trains in `qat`.
         protected: Share of the cohorts' risk that trains in `qat`.
         protected_for_free: The same with `qat` where it is free only.
         seconds: Median time budget T over the rounds looked at, virtual seconds.
@@ -36,6 +37,7 @@ class CoarseChoice:
     boundary: Boundary
     budget: float
     slowdown: float
+    in_qat: float
     protected: float
     protected_for_free: float
     seconds: float
@@ -93,13 +95,14 @@ def choose_boundary(
         candidates = [Boundary(float(slack), share) for slack in (0.0, *picked) for share in _SHARES]
     judged = [(candidate, *_judge(rounds, candidate, risks)) for candidate in candidates]
     within = [each for each in judged if each[1] <= free[0] * (1 + budget) * (1 + 1e-12)] or judged
-    best, seconds, protected, limit = max(
+    best, seconds, protected, limit, in_qat = max(
         within, key=lambda each: (round(each[2], 12), -round(each[1] / free[0], 12), -each[0].share, -each[0].slack)
     )
     return CoarseChoice(
         boundary=best,
         budget=budget,
         slowdown=seconds / free[0] - 1,
+        in_qat=in_qat,
         protected=protected,
         protected_for_free=free[1],
         seconds=limit,
@@ -128,14 +131,15 @@ class _Round:
         return self.possible & ((self.qat <= (1 + boundary.slack) * self.bottleneck) | (self.risk >= level))
 
 
-def _judge(rounds: Sequence[_Round], boundary: Boundary, risks: Sequence[float]) -> tuple[float, float, float]:
-    """Mean length of a round, share of risk in qat, and the median time budget."""
+def _judge(rounds: Sequence[_Round], boundary: Boundary, risks: Sequence[float]) -> tuple[float, float, float, float]:
+    """Mean length of a round, share of risk in qat, the median time budget, and the share of clients in qat."""
     level = risk_level(risks, boundary.share)
-    seconds, protected, total = [], 0.0, 0.0
+    seconds, shares, protected, total = [], [], 0.0, 0.0
     for each in rounds:
         in_qat = each.in_qat(boundary, level)
         seconds.append(min(float(np.where(in_qat, each.qat, each.ptq).max()), each.deadline))
+        shares.append(float(in_qat.mean()))
         protected += float(each.risk[in_qat].sum())
         total += float(each.risk.sum())
     budget = (1 + boundary.slack) * float(np.median([each.bottleneck for each in rounds]))
-    return float(np.mean(seconds)), protected / total if total else 0.0, budget
+    return float(np.mean(seconds)), protected / total if total else 0.0, budget, float(np.mean(shares))

@@ -42,10 +42,11 @@ def explain(
             " (virtual seconds of a round, medians).",
             f"Data: risk is {_risk(knowledge)}, {_spread([each.risk for each in facts.values()])}.",
             _noise(noise_to_signal, choice) if given is None else "The boundary was given.",
-            f"A round lasts at least {choice.bottleneck:.3g} s; clients whose qat round ends within "
-            f"T = {choice.seconds:.3g} s (slack {boundary.slack:.3g}) train in qat{_at_risk(level, boundary.share)}.",
-            f"Expected: {choice.protected:.0%} of the risk in qat ({choice.protected_for_free:.0%} for free), rounds "
-            f"{choice.slowdown:.1%} longer than without the paid part.",
+            f"A round lasts at least {choice.bottleneck:.3g} s (median over rounds); who is done in qat within "
+            f"T = {choice.seconds:.3g} s (slack {boundary.slack:.3g}) trains in qat{_at_risk(level, boundary.share)}.",
+            f"Expected: {choice.in_qat:.0%} of a round's clients in qat, with {choice.protected:.0%} of the risk "
+            f"({choice.protected_for_free:.0%} where qat is free); rounds {choice.slowdown:.1%} longer than with free "
+            "qat alone.",
         ]
     )
 

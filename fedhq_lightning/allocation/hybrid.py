@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _MEASURES = {"divergence": get_args(Divergence), "sensitivity": ("sqnr", "loss")}
 _STATE = {"knowledge", "choice", "fine", "history", "noise", "explanation"}
+_NUMBERS = ("trial", "incumbent", "judged")
 _MOST_ROUNDS_PREVIEWED = 50
 
 
@@ -129,6 +130,7 @@ class HybridAllocator(Allocator):
             self._earlier_trials(),
         )
         self.explanation = explain(self._knowledge, self._choice, self._noise, self._start)
+        self.explanation += self._outlook()
         if self._choice.protected == 0 and any(self._risks()):
             warnings.warn(
                 f"HybridAllocator: by the boundary before round 1 nobody trains in qat. {self.explanation}",
@@ -151,7 +153,8 @@ class HybridAllocator(Allocator):
             "trial": float(trial.number),
             "incumbent": float(self._fine.incumbent.number),
         } | self._fine.take_verdict()
-        self._history.append({"round": round_number, **logged, "reason": self._fine.reason})
+        whole = {name: int(value) if name in _NUMBERS else value for name, value in logged.items()}
+        self._history.append({"round": round_number, **whole, "reason": self._fine.reason})
         tried = "".join(
             f"; client {each} tries {mode}, in which its tier is not known" for each, mode in probes.items()
         )
@@ -217,6 +220,18 @@ class HybridAllocator(Allocator):
         facts = self._knowledge.facts({client_id: None for cohort in cohorts for client_id in cohort})
         budget = allowed_slowdown(self._noise)
         return choose_boundary(cohorts, facts, self._risks(), budget, context.round_deadline, given)
+
+    def _outlook(self) -> str:
+        """What the study will do, in a sentence."""
+        window = self._rounds_to_a_window()
+        if window is None:
+            return ""
+        needed = self._context.eval_every_n_rounds + 3 * window + 1
+        if self._context.max_rounds < needed:
+            return f" {self._context.max_rounds} rounds are too few to try another boundary; {needed} would do."
+        if not self.warm_start or self._context.resumes:
+            return ""
+        return f" The study starts with {len(self._fine.trials) - 1} judged boundaries of {', '.join(self.warm_start)}."
 
     def _rounds_to_a_window(self) -> int | None:
         """A window ends with an evaluation."""

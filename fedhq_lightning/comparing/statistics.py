@@ -117,9 +117,9 @@ class Difference:
         mean: Mean difference; NaN without pairs.
         deviation: Sample standard deviation of the differences.
         count: Pairs.
-        low: Lower end of the t interval at 95 %; NaN below two pairs.
+        low: Lower end of the t interval at 95 %; NaN below three pairs.
         high: Upper end.
-        p_t: Two-sided p of the paired t test; NaN below two pairs.
+        p_t: Two-sided p of the paired t test; NaN below three pairs.
         p_wilcoxon: Two-sided exact p of Wilcoxon's signed-rank test; NaN below five pairs, where it could never be
             smaller than 0.125.
     """
@@ -151,8 +151,8 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Differ
     differences = [one - other for one, other in zip(first, second, strict=True)]
     count, spread = len(differences), Spread.of(differences)
     nan = math.nan
-    if count < 2:
-        return Difference(spread.mean, 0.0, count, nan, nan, nan, nan)
+    if count < 3:
+        return Difference(spread.mean, spread.deviation, count, nan, nan, nan, nan)
     from scipy.stats import t
 
     error = spread.deviation / math.sqrt(count)
@@ -192,7 +192,7 @@ class Ratio:
 
     Attributes:
         mean: Geometric mean over the pairs in which both reached the target; NaN without such a pair.
-        low: Lower end of its t interval at 95 %; NaN below two such pairs.
+        low: Lower end of its t interval at 95 %; NaN below three such pairs.
         high: Upper end.
         count: Those pairs.
         first_censored: Pairs left out in which the first did not reach it: there the ratio is larger than any number.

@@ -189,13 +189,18 @@ def _parse(content: dict[str, Any], origin: str) -> DeviceProfile:
         if not isinstance(entry, dict) or "value" not in entry:
             raise ConfigurationError(f"device {origin!r}: {figure} needs `value`, `unit`, `source` and `verified`")
         _check_keys(f"{origin}: {figure}", entry, _ENTRIES)
+        if not entry.get("source"):
+            raise ConfigurationError(
+                f"device {origin!r}: {figure} has no source; say where it is from, such as `source: data sheet` or "
+                "`source: a guess`"
+            )
         values[figure] = _in_base_unit(origin, figure, entry, units)
     return DeviceProfile(
         name=content.get("name", Path(origin).stem),
         ptq_kernel=kernels["ptq"],
         qat_kernel=kernels["qat"],
         unverified=tuple(figure for figure in _UNITS if figures[figure].get("verified") is not True),
-        sources={figure: str(figures[figure].get("source", "none given")) for figure in _UNITS},
+        sources={figure: str(figures[figure]["source"]) for figure in _UNITS},
         **values,  # type: ignore[arg-type]  # __post_init__ refuses None where a number is due
     )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedhq_lightning.errors import ConfigurationError, nearest
-from fedhq_lightning.tuning.keys import Place, locate, value_at, with_values
+from fedhq_lightning.recipe_keys import Place, locate, value_at, with_values
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -300,6 +300,24 @@ class TestResume:
         assert (tmp_path / "study.log").exists()
 
 
+@pytest.mark.parametrize(("window", "every"), [(1, 1), (2, 1), (2, 3), (3, 2)])
+def test_the_rounds_that_are_said_to_be_needed_are_needed(window, every):
+    def tries(rounds: int) -> bool:
+        allocator = ready({"max_rounds": rounds, "eval_every_n_rounds": every}, window=window)
+        assert ("too few" in allocator.explanation) == (rounds < needed)
+        plans = []
+        for number in range(1, rounds + 1):
+            plans.append(allocator.propose(number, cohort(number)))
+            logged = record(number, plans[-1])
+            is_evaluated = number % every == 0 or number == rounds
+            allocator.observe(logged if is_evaluated else replace(logged, metric_fp=None, metric_quantized=None))
+        return any(plan.logged["trial"] > 0 or "no boundary nearby" in plan.reason for plan in plans)
+
+    needed = every + 3 * -(-window // every) * every + 1
+    assert tries(needed)
+    assert not tries(needed - 1)
+
+
 def test_nobody_in_qat_is_said():
     equal = {"ptq": 1.0, "qat": 2.0}
     with pytest.warns(UserWarning, match="nobody trains in qat"):

@@ -101,11 +101,12 @@ class TestPairedDifference:
         assert paired_difference([0.0, 0.0, 0.0], [1.0, 1.1, 0.9]).is_beyond_noise
 
     def test_without_spread(self):
-        assert paired_difference([1.0, 1.0], [1.0, 1.0]).p_t == 1.0
-        assert paired_difference([2.0, 2.0], [1.0, 1.0]).p_t == 0.0
+        assert paired_difference([1.0] * 3, [1.0] * 3).p_t == 1.0
+        assert paired_difference([2.0] * 3, [1.0] * 3).p_t == 0.0
 
-    def test_one_pair_tells_no_noise(self):
-        found = paired_difference([2.0], [1.0])
+    @pytest.mark.parametrize("pairs", [1, 2])
+    def test_fewer_than_three_pairs_tell_no_noise(self, pairs):
+        found = paired_difference([2.0] * pairs, [1.0] * pairs)
         assert found.mean == 1.0
         assert math.isnan(found.p_t)
         assert not found.is_beyond_noise
@@ -131,11 +132,13 @@ def test_signed_ranks():
 
 class TestPairedRatio:
     def test_geometric_mean_of_pairs(self):
-        found = paired_ratio([Duration(1.0), Duration(8.0)], [Duration(2.0), Duration(4.0)])
+        found = paired_ratio(
+            [Duration(1.0), Duration(8.0), Duration(3.0)], [Duration(2.0), Duration(4.0), Duration(3.0)]
+        )
         assert found.mean == pytest.approx(1.0)
-        assert found.low < 0.1
+        assert found.low < 0.5
         assert found.high == pytest.approx(1 / found.low)
-        assert (found.count, found.first_censored, found.second_censored) == (2, 0, 0)
+        assert (found.count, found.first_censored, found.second_censored) == (3, 0, 0)
 
     def test_censored_pairs_are_counted_and_left_out(self):
         first = [Duration(1.0), Duration(9.0, True), Duration(3.0), Duration(9.0, True)]

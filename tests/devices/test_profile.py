@@ -100,11 +100,17 @@ def test_the_calibration_is_not_a_device():
 
 def test_a_file_of_ones_own_is_loaded_from_a_path_given_as_text_too(content, tmp_path):
     content["name"] = "mine"
-    content["figures"]["memory_bytes"] = {"value": 512, "unit": "MiB"}
+    content["figures"]["memory_bytes"] = {"value": 512, "unit": "MiB", "source": "a guess"}
     assert load(content, tmp_path).memory_bytes == 2**29
     profile = load_profile(str(tmp_path / "device.yaml"))
     assert profile.name == "mine"
     assert "memory_bytes" in profile.unverified
+
+
+def test_a_figure_without_a_source_is_refused(content, tmp_path):
+    del content["figures"]["memory_bytes"]["source"]
+    with pytest.raises(ConfigurationError, match="memory_bytes has no source; say where it is from"):
+        load(content, tmp_path)
 
 
 def test_a_file_without_a_name_is_called_by_its_file(content, tmp_path):

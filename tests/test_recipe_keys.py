@@ -1,7 +1,7 @@
 import pytest
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.tuning.keys import locate, value_at, with_values
+from fedhq_lightning.recipe_keys import locate, value_at, with_values
 
 RECIPE = {
     "model": {"class_path": "Net", "init_args": {"lr": 0.1, "sizes": [16]}},
