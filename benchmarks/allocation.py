@@ -112,9 +112,9 @@ GRIDS = {
         _FASHION,
         num_clients=30,
         seeds=2,
-        trainer={"max_rounds": 12, "clients_per_round": 6, "local_steps": 15, "eval_every_n_rounds": 2},
+        trainer={"max_rounds": 10, "clients_per_round": 6, "local_steps": 15, "eval_every_n_rounds": 2},
         allocators=("all-ptq", "all-qat-fake", "all-qat", "free-qat", "coarse", "hybrid"),
-        setting="Fashion-MNIST, 30 clients, 6 a round, 12 rounds, 15 local steps, batch 64, evaluated every second "
+        setting="Fashion-MNIST, 30 clients, 6 a round, 10 rounds, 15 local steps, batch 64, evaluated every second "
         "round; a vision transformer (16 tokens, width 192, depth 4) and a ResNet of width 32, kernels as the package "
         "chooses them",
         drawn=("vit-w4a8-0.3", "vit-w2a8-0.05"),

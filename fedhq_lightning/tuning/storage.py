@@ -82,6 +82,8 @@ def join(place: StudyPlace, design: Mapping[str, Any], objectives: tuple[Objecti
     """
     import optuna
 
+    if Path(place.storage) == place.folder / JOURNAL:
+        _make(place.folder)
     with told(place.storage):
         storage = open_storage(place.storage)
         others = [each.study_name for each in storage.get_all_studies() if each.study_name != STUDY_NAME]
@@ -107,6 +109,16 @@ def join(place: StudyPlace, design: Mapping[str, Any], objectives: tuple[Objecti
     with told_to_user(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return study, StudyPlace(place.storage, folder)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the folder {folder} cannot be made ({error.strerror or error}); set trainer.default_root_dir to a folder "
+            "that can be written"
+        ) from error
 
 
 def load(place: StudyPlace) -> Study:
