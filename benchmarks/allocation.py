@@ -15,6 +15,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ deviation.
 ### Paired differences of quantized accuracy at equal virtual time
 
 Coarse + fine (`hybrid`) less the others, in points, with the 95 % interval of the paired t test; **bold** where it
-leaves out 0. The last column is against the coarse boundary at the end of the runs.
+leaves out 0; no interval of fewer than three seeds. The last column is against the coarse boundary at the end of the
+runs. Rows in italics pool pairs of several settings, as if they were independent.
 
 {differences}
 
@@ -63,7 +65,8 @@ leaves out 0. The last column is against the coarse boundary at the end of the r
 
 To the quantized accuracy that all-QAT `fake` of the same seed has at its end, less half a point: time of the first over
 that of the second, geometric mean over seeds with its 95 % interval. *n of m*: pairs in which both reached it. *Bound*:
-the straggler's t_ptq over its t_qat, below which no allocation can come against all-QAT.
+the straggler's t_ptq over its t_qat: how short all-PTQ's rounds are beside all-QAT's. A run that needs fewer rounds to
+the target comes below it. Wall times are given only where runs did not share the machine with others.
 
 {times}
 """
@@ -209,10 +212,31 @@ def section(grid_name: str, kept: Mapping[str, Kept]) -> str:
         machine=machine.describe(threads=1),
         at=metric_table(found, "metric_at", grid.allocators),
         end=metric_table(found, "metric", grid.allocators),
-        differences=difference_table(found),
+        differences=difference_table(found | pooled(found)),
         pictures=pictures(grid_name, list(found)),
-        times=time_table(found, {name: bound_of(each) for name, each in kept.items()}),
+        times=time_table(found | pooled(found), {name: bound_of(each) for name, each in kept.items()}, grid.tells_wall),
     )
+
+
+def pooled(found: Mapping[str, Sequence[Outcome]]) -> dict[str, list[Outcome]]:
+    """Pairs of several settings together, which says more than two or three seeds of each.
+
+    They are counted as independent, though those of one seed share partition and cohorts.
+    """
+    if len(found) < 2:
+        return {}
+    subsets = {
+        "all": list(found),
+        "alpha at most 0.3": [name for name in found if float(name.rpartition("-")[2]) <= 0.3],
+        "3 and 2 bits": [name for name in found if not name.startswith("w4")],
+    }
+    return {
+        f"*{label}*": [
+            replace(each, seed=1000 * number + each.seed) for number, name in enumerate(names) for each in found[name]
+        ]
+        for label, names in subsets.items()
+        if len(names) > 1
+    }
 
 
 def pictures(grid_name: str, settings: Sequence[str]) -> str:
@@ -260,18 +284,19 @@ def difference_table(found: Mapping[str, Sequence[Outcome]]) -> str:
     return results.table(("scheme, alpha", *AGAINST, "coarse, end"), rows)
 
 
-def time_table(found: Mapping[str, Sequence[Outcome]], bounds: Mapping[str, float]) -> str:
+def time_table(found: Mapping[str, Sequence[Outcome]], bounds: Mapping[str, float], tells_wall: bool) -> str:
     """The whole system, the kernels alone and the allocation alone."""
     rows = []
     for setting, group in found.items():
         whole, alone = hybrid_against(group, "all-qat-fake"), hybrid_against(group, "all-qat")
         kernels = row_against(group, "all-qat", "all-qat-fake")
         ratios = [
-            *((whole.virtual_ratio, whole.wall_ratio) if whole else (None, None)),
-            kernels.wall_ratio if kernels else None,
+            whole.virtual_ratio if whole else None,
+            whole.wall_ratio if whole and tells_wall else None,
+            kernels.wall_ratio if kernels and tells_wall else None,
             alone.virtual_ratio if alone else None,
         ]
-        bound = bounds[setting]
+        bound = bounds.get(setting, math.nan)
         rows.append([setting, *map(share, ratios), "" if math.isnan(bound) else f"{1 / bound:.2f}"])
     columns = (
         *("scheme, alpha", "hybrid / fake, virtual", "hybrid / fake, wall", "all-QAT / fake, wall"),

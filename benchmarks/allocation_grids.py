@@ -41,6 +41,7 @@ class Grid:
         allocators: Compared.
         setting: In words, for the page.
         drawn: Names of the settings whose curves are drawn.
+        tells_wall: Whether runs had a core to themselves, so that wall times mean something.
     """
 
     cells: Sequence[tuple[str, float]]
@@ -52,6 +53,7 @@ class Grid:
     allocators: Sequence[str]
     setting: str
     drawn: Sequence[str]
+    tells_wall: bool = False
 
 
 GRIDS = {
@@ -94,5 +96,6 @@ GRIDS = {
         "round; a vision transformer (16 tokens, width 192, depth 4) and a ResNet of width 32, kernels as the package "
         "chooses them",
         drawn=("vit-w4a8-0.3", "vit-w2a8-0.05"),
+        tells_wall=True,
     ),
 }
