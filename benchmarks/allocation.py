@@ -203,11 +203,11 @@ def section(grid_name: str, kept: Mapping[str, Kept]) -> str:
     """The grid's section of the page, from the cells that are there."""
     grid = GRIDS[grid_name]
     found = {name: outcomes(each.cells) for name, each in kept.items()}
-    seeds = sorted({each.seed for group in found.values() for each in group})
+    counts = sorted({len({each.seed for each in group}) for group in found.values()})
     return TEXT.format(
         grid=grid_name,
         setting=grid.setting,
-        seeds=len(seeds),
+        seeds=" to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))),
         command=" ".join(["python benchmarks/allocation.py", *sys.argv[1:]]),
         machine=machine.describe(threads=1),
         at=metric_table(found, "metric_at", grid.allocators),
