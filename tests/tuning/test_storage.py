@@ -112,5 +112,5 @@ def test_a_lock_that_a_killed_worker_left_is_broken(monkeypatch):
 def test_a_root_that_cannot_be_written_is_named_by_its_setting(tmp_path):
     (tmp_path / "file").write_text("no folder")
     place = default_place(tmp_path / "file", "mine", None)
-    with pytest.raises(ConfigurationError, match="set trainer.default_root_dir to a folder"):
+    with pytest.raises(ConfigurationError, match=r"set trainer\.default_root_dir to a folder"):
         join(place, {}, OBJECTIVES)
