@@ -1,7 +1,6 @@
 """The hybrid allocator: a coarse boundary before round 1, refined while training."""
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -131,11 +130,6 @@ class HybridAllocator(Allocator):
         )
         self.explanation = explain(self._knowledge, self._choice, self._noise, self._start)
         self.explanation += self._outlook()
-        if self._choice.protected == 0 and any(self._risks()):
-            warnings.warn(
-                f"HybridAllocator: by the boundary before round 1 nobody trains in qat. {self.explanation}",
-                stacklevel=2,
-            )
 
     def propose(self, round_number: int, cohort: Sequence[ClientId]) -> Plan:
         """Modes by the boundary on trial, or by the incumbent's."""
@@ -222,7 +216,11 @@ class HybridAllocator(Allocator):
         return choose_boundary(cohorts, facts, self._risks(), budget, context.round_deadline, given)
 
     def _outlook(self) -> str:
-        """What the study will do, in a sentence."""
+        """What follows for the run, in a sentence or two."""
+        nobody = " By this boundary nobody trains in qat." if self._choice.in_qat == 0 else ""
+        return nobody + self._study_outlook()
+
+    def _study_outlook(self) -> str:
         window = self._rounds_to_a_window()
         if window is None:
             return ""
