@@ -41,7 +41,7 @@ class Grid:
         allocators: Compared.
         setting: In words, for the page.
         drawn: Names of the settings whose curves are drawn.
-        tells_wall: Whether runs had a core to themselves, so that wall times mean something.
+        tells_wall: Whether each run was pinned to a core of its own; of other grids no wall time is told.
     """
 
     cells: Sequence[tuple[str, float]]
