@@ -51,10 +51,10 @@ class TimedAllocator(HybridAllocator):
 
     setup_seconds = 0.0
 
-    def setup(self, context: object) -> None:
+    def begin(self, context: object) -> None:
         """Set up, and remember how long it took."""
         started = time.perf_counter()
-        super().setup(context)  # type: ignore[arg-type]  # passed on as it came
+        super().begin(context)  # type: ignore[arg-type]  # passed on as it came
         self.setup_seconds = time.perf_counter() - started
 
 

@@ -23,7 +23,7 @@ class FreeQatAllocator(Allocator):
     def __init__(self) -> None:
         self._context: AllocationContext | None = None
 
-    def setup(self, context: AllocationContext) -> None:
+    def begin(self, context: AllocationContext) -> None:
         """Take in the predicted times."""
         self._context = context
 
@@ -31,7 +31,7 @@ class FreeQatAllocator(Allocator):
         """QAT up to the time that the slowest client of this cohort needs for PTQ."""
         context = self._context
         if context is None:
-            raise RuntimeError("FreeQatAllocator.propose before setup: the trainer calls setup(context) once")
+            raise RuntimeError("FreeQatAllocator.propose before begin: the trainer calls begin(context) once")
         seconds = max((context.client_seconds(client_id, "ptq") for client_id in cohort), default=0.0)
         if context.round_deadline is not None:
             seconds = min(seconds, context.round_deadline)
@@ -71,7 +71,7 @@ class MatchedRandomAllocator(Allocator):
         self.per = per
         self._modes: dict[int, dict[str, Mode]] | None = None
 
-    def setup(self, context: AllocationContext) -> None:
+    def begin(self, context: AllocationContext) -> None:
         """Draw the fits.
 
         Raises:
@@ -102,7 +102,7 @@ class MatchedRandomAllocator(Allocator):
             ConfigurationError: The reference had other clients in this round.
         """
         if self._modes is None:
-            raise RuntimeError("MatchedRandomAllocator.propose before setup: the trainer calls setup(context) once")
+            raise RuntimeError("MatchedRandomAllocator.propose before begin: the trainer calls begin(context) once")
         self._check_cohort(self._modes, round_number, cohort, exactly=False)
         modes = self._modes.get(round_number, {})
         matched = "in all" if self.per == "total" else "in every round and tier"

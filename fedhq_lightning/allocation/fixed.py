@@ -52,7 +52,7 @@ class FixedAllocator(Allocator):
         self.by = by
         self._mode_of: Callable[[ClientId], Mode] | None = None
 
-    def setup(self, context: AllocationContext) -> None:
+    def begin(self, context: AllocationContext) -> None:
         """Settle every client's mode.
 
         Raises:
@@ -72,7 +72,7 @@ class FixedAllocator(Allocator):
     def propose(self, round_number: int, cohort: Sequence[ClientId]) -> Plan:
         """The settled modes of this cohort; the same in every round."""
         if self._mode_of is None:
-            raise RuntimeError("FixedAllocator.propose before setup: the trainer calls setup(context) once")
+            raise RuntimeError("FixedAllocator.propose before begin: the trainer calls begin(context) once")
         return Plan({client_id: self._mode_of(client_id) for client_id in cohort}, reason=self._reason())
 
     def _reason(self) -> str:

@@ -55,7 +55,7 @@ class HybridAllocator(Allocator):
         ConfigurationError: An unknown measure, a boundary or window out of range.
 
     Attributes:
-        explanation: Why the boundary is what it is, in one paragraph; empty before `setup`.
+        explanation: Why the boundary is what it is, in one paragraph; empty before `begin`.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class HybridAllocator(Allocator):
         self._start = None if boundary is None else Boundary(**boundary)
         self._knowledge: ClientKnowledge | None = None
 
-    def setup(self, context: AllocationContext) -> None:
+    def begin(self, context: AllocationContext) -> None:
         """Analyse, choose the coarse boundary, take up earlier runs.
 
         Raises:
@@ -134,7 +134,7 @@ class HybridAllocator(Allocator):
     def propose(self, round_number: int, cohort: Sequence[ClientId]) -> Plan:
         """Modes by the boundary on trial, or by the incumbent's."""
         if self._knowledge is None:
-            raise RuntimeError("HybridAllocator.propose before setup: the trainer calls setup(context) once")
+            raise RuntimeError("HybridAllocator.propose before begin: the trainer calls begin(context) once")
         trial = self._fine.current
         level = self._level(trial.boundary)
         probes = self._knowledge.probes(cohort)

@@ -63,19 +63,19 @@ class AllocationContext:
 class Allocator(ABC):
     """Proposes a mode for every client of a cohort.
 
-    The trainer calls `setup` once, then `propose` before and `observe` after each round. Plans must depend on nothing
+    The trainer calls `begin` once, then `propose` before and `observe` after each round. Plans must depend on nothing
     but the context, the rounds observed and the state, so that a resumed run proposes what an unbroken one would.
 
     Attributes:
         wanted_sensitivity: What every client of a cohort shall measure on the model it received, before it trains, for
-            `ClientRecord.sensitivity`; None for nothing. Read after `setup`.
-        wants_update_divergence: Whether `ClientRecord.update_divergence` shall be found. Read after `setup`.
+            `ClientRecord.sensitivity`; None for nothing. Read after `begin`.
+        wants_update_divergence: Whether `ClientRecord.update_divergence` shall be found. Read after `begin`.
     """
 
     wanted_sensitivity: "SensitivityMeasure | None" = None
     wants_update_divergence: bool = False
 
-    def setup(self, context: AllocationContext) -> None:
+    def begin(self, context: AllocationContext) -> None:
         """Take in the run, before round 1 and again when a run resumes.
 
         Args:
@@ -97,7 +97,7 @@ class Allocator(ABC):
             A mode for every client of the cohort, and for nobody else.
 
         Raises:
-            RuntimeError: Called before `setup`.
+            RuntimeError: Called before `begin`.
         """
 
     def observe(self, result: "RoundRecord") -> None:
@@ -115,11 +115,11 @@ class Allocator(ABC):
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values from which `load_state_dict` goes on; empty where `setup` settles everything."""
+        """Plain values from which `load_state_dict` goes on; empty where `begin` settles everything."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint, after `setup`.
+        """Go on from a checkpoint, after `begin`.
 
         Args:
             state: What `state_dict` returned.

@@ -138,7 +138,7 @@ def set_up(
     # From the settings, not from the attributes: those hold what an earlier fit has found.
     monitor = checks.resolve_monitor(trainer.settings["monitor"], found)
     monitor_mode = checks.resolve_monitor_mode(monitor, trainer.settings["monitor_mode"])
-    allocator.setup(
+    allocator.begin(
         AllocationContext(
             with_data,
             trainer.seed,

@@ -26,7 +26,7 @@ def context(**changes) -> AllocationContext:
 class TestFreeQat:
     def plan(self, cohort: str, **changes) -> dict[str, Mode]:
         allocator = FreeQatAllocator()
-        allocator.setup(context(**changes))
+        allocator.begin(context(**changes))
         return dict(allocator.propose(1, list(cohort)).modes)
 
     def test_qat_up_to_the_slowest_ptq_of_the_cohort(self):
@@ -44,7 +44,7 @@ class TestFreeQat:
 
     def test_the_bottleneck_is_logged(self):
         allocator = FreeQatAllocator()
-        allocator.setup(context())
+        allocator.begin(context())
         assert allocator.propose(1, ["b", "d"]).logged == {"seconds": 3.0}
 
 
@@ -84,7 +84,7 @@ class TestMatchedRandom:
 
     def plans(self, reference: str, per: str, **changes) -> list[dict[int, Mode]]:
         allocator = MatchedRandomAllocator(reference, per=per)
-        allocator.setup(self.context(**changes))
+        allocator.begin(self.context(**changes))
         return [dict(allocator.propose(number, cohort(number)).modes) for number in range(1, len(COUNTS) + 1)]
 
     def counted(self, plans: list[dict[int, Mode]]) -> list[tuple[int, int]]:
@@ -132,7 +132,7 @@ class TestMatchedRandom:
 
     def test_ids_may_have_become_text(self, reference):
         allocator = MatchedRandomAllocator(reference)
-        allocator.setup(self.context(cohort=lambda number: [str(each) for each in cohort(number)]))
+        allocator.begin(self.context(cohort=lambda number: [str(each) for each in cohort(number)]))
         assert allocator.propose(1, [str(each) for each in cohort(1)]).counts()["qat"] > 0
 
     def test_an_unfinished_last_line_is_left_out(self, tmp_path):
@@ -142,18 +142,18 @@ class TestMatchedRandom:
 
     def test_a_shorter_reference_is_refused_before_round_1(self, reference):
         with pytest.raises(ConfigurationError, match="has no round 5, only 4 rounds"):
-            MatchedRandomAllocator(reference).setup(self.context(max_rounds=5))
+            MatchedRandomAllocator(reference).begin(self.context(max_rounds=5))
 
     def test_other_cohorts_are_refused_before_round_1(self, reference):
         other = lambda number: [1000, *cohort(number)]  # noqa: E731
         with pytest.raises(ConfigurationError, match="other clients in round 1: nobody else there, 1000 here"):
-            MatchedRandomAllocator(reference).setup(self.context(cohort=other))
+            MatchedRandomAllocator(reference).begin(self.context(cohort=other))
         with pytest.raises(ConfigurationError, match="other clients in round 1"):
-            MatchedRandomAllocator(reference).setup(self.context(cohort=lambda number: cohort(number)[1:]))
+            MatchedRandomAllocator(reference).begin(self.context(cohort=lambda number: cohort(number)[1:]))
 
     def test_other_cohorts_are_refused_where_only_the_run_tells(self, reference):
         allocator = MatchedRandomAllocator(reference)
-        allocator.setup(self.context(cohort=None))
+        allocator.begin(self.context(cohort=None))
         with pytest.raises(ConfigurationError, match="1000 here; give a run of the same clients"):
             allocator.propose(1, [1000])
         with pytest.raises(ConfigurationError, match="has no round 9"):
@@ -168,7 +168,7 @@ class TestMatchedRandom:
         if content is not None:
             cell.write_text(content)
         with pytest.raises(ConfigurationError, match=message):
-            MatchedRandomAllocator(str(cell)).setup(self.context())
+            MatchedRandomAllocator(str(cell)).begin(self.context())
 
     def test_an_unknown_choice_is_refused(self):
         with pytest.raises(ConfigurationError, match="per='tiers'; allowed are total, tier; did you mean 'tier'"):

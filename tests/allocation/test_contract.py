@@ -68,7 +68,7 @@ def make(request) -> Callable[[], Allocator]:
 
 def ready(make, seed: int = 7) -> Allocator:
     allocator = make()
-    allocator.setup(context(seed))
+    allocator.begin(context(seed))
     return allocator
 
 
@@ -118,8 +118,8 @@ class TestAllocatorContract:
         with pytest.raises(ValueError, match="incumbent"):
             ready(make).load_state_dict({"incumbent": 1})
 
-    def test_proposing_before_setup_is_an_error(self, make):
-        with pytest.raises(RuntimeError, match="setup"):
+    def test_proposing_before_begin_is_an_error(self, make):
+        with pytest.raises(RuntimeError, match="begin"):
             make().propose(1, CLIENTS)
 
 

@@ -13,14 +13,14 @@ def context(client_ids, seed=0, divergence=None) -> AllocationContext:
 
 
 def qat_clients(allocator, client_ids, **kwargs) -> set:
-    allocator.setup(context(client_ids, **kwargs))
+    allocator.begin(context(client_ids, **kwargs))
     return {client_id for client_id, mode in allocator.propose(1, client_ids).modes.items() if mode == "qat"}
 
 
 @pytest.mark.parametrize("mode", ["fp", "ptq", "qat"])
 def test_a_mode_is_everybodys(mode):
     allocator = FixedAllocator(mode)
-    allocator.setup(context(range(5)))
+    allocator.begin(context(range(5)))
     assert allocator.propose(3, [4, 0, 2]).modes == {4: mode, 0: mode, 2: mode}
 
 
@@ -65,7 +65,7 @@ def test_a_random_share_keeps_nothing_per_client():
     ids = range(200_000)
     allocator = FixedAllocator(0.3)
     tracemalloc.start()
-    allocator.setup(context(ids))
+    allocator.begin(context(ids))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2e6
@@ -90,12 +90,12 @@ def test_by_divergence_breaks_ties_by_the_seed_not_by_the_order():
 
 def test_by_divergence_without_labels_is_refused():
     with pytest.raises(ConfigurationError, match=r"label counts.*label_counts"):
-        FixedAllocator(0.5, by="divergence").setup(context(range(4)))
+        FixedAllocator(0.5, by="divergence").begin(context(range(4)))
 
 
 def test_a_divergence_that_is_no_number_is_refused():
     with pytest.raises(ConfigurationError, match="client 0 is not a number"):
-        FixedAllocator(0.5, by="divergence").setup(
+        FixedAllocator(0.5, by="divergence").begin(
             context(range(4), divergence=lambda client_id, measure: float("nan"))
         )
 
@@ -103,23 +103,23 @@ def test_a_divergence_that_is_no_number_is_refused():
 def test_map_keys_may_be_text_or_numbers():
     for given in ({"0": "qat", "1": "ptq", "north": "fp"}, {0: "qat", 1: "ptq", "north": "fp"}):
         allocator = FixedAllocator(given)
-        allocator.setup(context([0, "1", "north"]))
+        allocator.begin(context([0, "1", "north"]))
         assert allocator.propose(1, [0, "1", "north"]).modes == {0: "qat", "1": "ptq", "north": "fp"}
 
 
 def test_a_map_that_leaves_clients_out_is_refused():
     with pytest.raises(ConfigurationError, match="leaves out 2 of 3 clients, the first is 1"):
-        FixedAllocator({0: "qat"}).setup(context([0, 1, 2]))
+        FixedAllocator({0: "qat"}).begin(context([0, 1, 2]))
 
 
 def test_a_map_with_an_unknown_client_is_refused():
     with pytest.raises(ConfigurationError, match="'nroth', which the data module does not have; did you mean 'north'"):
-        FixedAllocator({"north": "qat", "nroth": "ptq"}).setup(context(["north"]))
+        FixedAllocator({"north": "qat", "nroth": "ptq"}).begin(context(["north"]))
 
 
 def test_a_map_that_names_a_client_twice_is_refused():
     with pytest.raises(ConfigurationError, match="twice"):
-        FixedAllocator({1: "qat", "1": "ptq"}).setup(context([1]))
+        FixedAllocator({1: "qat", "1": "ptq"}).begin(context([1]))
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def context(**changes) -> AllocationContext:
 
 def ready(changes=None, **arguments) -> HybridAllocator:
     allocator = HybridAllocator(**arguments)
-    allocator.setup(context(**(changes or {})))
+    allocator.begin(context(**(changes or {})))
     return allocator
 
 
@@ -327,9 +327,9 @@ def test_nobody_in_qat_is_said():
 
 class TestWarmStart:
     def test_a_resumed_run_does_not_read_them_again(self):
-        HybridAllocator(warm_start=["gone"]).setup(context(resumes=True))
+        HybridAllocator(warm_start=["gone"]).begin(context(resumes=True))
         with pytest.raises(ConfigurationError, match="gone"):
-            HybridAllocator(warm_start=["gone"]).setup(context())
+            HybridAllocator(warm_start=["gone"]).begin(context())
 
     def rows(self):
         plans = play(ready(), range(1, 25))
@@ -382,5 +382,5 @@ def test_many_clients_need_no_list_of_answers():
         tier=lambda client_id: "phone",
         cohort=lambda number: range(1000 * number, 1000 * number + 1000),
     )
-    HybridAllocator().setup(many)
+    HybridAllocator().begin(many)
     assert len(asked) < 50_000

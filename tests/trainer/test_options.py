@@ -156,7 +156,7 @@ class TestOptions:
 
     def test_the_allocator_decides_modes(self) -> None:
         class Odd(Allocator):
-            def setup(self, context: Any) -> None:
+            def begin(self, context: Any) -> None:
                 self.observed: list[int] = []
 
             def propose(self, round_number: int, cohort: Sequence[Any]) -> Plan:
