@@ -33,7 +33,7 @@ from fedhq_lightning.recipe_parsing import resolve
 FOLDER = Path(__file__).parent / "cells"
 TEXT = """## Allocation, {grid} grid
 
-{setting}. Fleet `mixed`, `uplink: weights`, cosine over the rounds, first and last layer at 8 bits, Dirichlet over
+{setting}; {fleet}{uplink}cosine over the rounds, first and last layer at 8 bits, Dirichlet over
 labels. Runs of one seed share initial weights, partition, devices and cohorts. {seeds} seeds.
 
 Printed by `{command}`; the cells are in `benchmarks/cells/`.
@@ -53,12 +53,13 @@ deviation.
 
 ### Paired differences of quantized accuracy at equal virtual time
 
-Coarse + fine (`hybrid`) less the others, in points, with the 95 % interval of the paired t test; **bold** where it
-leaves out 0; no interval of fewer than three seeds. The last column is against the coarse boundary at the end of the
-runs. Rows in italics pool pairs of several settings, as if they were independent.
+The first less the second, in points, with the 95 % interval of the paired t test; **bold** where it leaves out 0; no
+interval of fewer than three seeds. The last column compares the end of the runs. Rows in italics pool pairs of several
+settings, as if they were independent. `hybrid` is coarse + fine.
 
 {differences}
-
+{more}"""
+TIMES = """
 {pictures}
 
 ### Time to target
@@ -71,7 +72,6 @@ run on the other core.
 
 {times}
 """
-AGAINST = ("all-ptq", "all-qat", "free-qat", "random-total", "random-tier", "coarse", "best-fixed")
 
 
 def main() -> None:
@@ -208,12 +208,24 @@ def section(grid_name: str, kept: Mapping[str, Kept]) -> str:
     return TEXT.format(
         grid=grid_name,
         setting=grid.setting,
+        fleet="" if "fleet" in grid.trainer else "fleet `mixed`, ",
+        uplink="" if "uplink" in grid.trainer else "`uplink: weights`, ",
         seeds=" to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))),
         command=" ".join(["python benchmarks/allocation.py", *sys.argv[1:]]),
         machine=machine.describe(threads=1),
         at=metric_table(found, "metric_at", grid.allocators),
         end=metric_table(found, "metric", grid.allocators),
-        differences=difference_table(found | pooled(found)),
+        differences=difference_table(found | pooled(found), grid.differences),
+        more=times_of(grid_name, found, kept),
+    )
+
+
+def times_of(grid_name: str, found: Mapping[str, Sequence[Outcome]], kept: Mapping[str, Kept]) -> str:
+    """Curves and times to target; nothing where what people have today is not among the allocators."""
+    grid = GRIDS[grid_name]
+    if "all-qat-fake" not in grid.allocators:
+        return ""
+    return TIMES.format(
         pictures=pictures(grid_name, list(found)),
         times=time_table(found | pooled(found), {name: bound_of(each) for name, each in kept.items()}, grid.tells_wall),
     )
@@ -266,23 +278,24 @@ def picture_of(grid_name: str, setting: str) -> str:
 
 def metric_table(found: Mapping[str, Sequence[Outcome]], name: str, allocators: Sequence[str]) -> str:
     """Settings down, allocators across."""
-    rows = []
+    rows, names = [], [each.partition("=")[0] for each in allocators]
     for setting, group in found.items():
         by_name = {row.allocator: getattr(row, name) for row in rows_of(group, group[0].allocator)}
-        spreads = [by_name.get(each) for each in allocators]
+        spreads = [by_name.get(each) for each in names]
         rows.append([setting, *("" if s is None else f"{100 * s.mean:.1f} ± {100 * s.deviation:.1f}" for s in spreads)])
-    return results.table(("scheme, alpha", *allocators), rows)
+    return results.table(("scheme, alpha", *names), rows)
 
 
-def difference_table(found: Mapping[str, Sequence[Outcome]]) -> str:
-    """Hybrid less each of the others, at equal virtual time; and less coarse at the end."""
+def difference_table(found: Mapping[str, Sequence[Outcome]], pairs: Sequence[tuple[str, str]]) -> str:
+    """One allocator less another, at equal virtual time; and hybrid less coarse at the end."""
     rows = []
     for setting, group in found.items():
-        against = [hybrid_against(group, name) for name in AGAINST]
+        differences = [row_against(group, first, second) for first, second in pairs]
         at_end = hybrid_against(group, "coarse")
-        cells = [points(each.metric_at_difference) if each else "" for each in against]
+        cells = [points(each.metric_at_difference) if each else "" for each in differences]
         rows.append([setting, *cells, points(at_end.metric_difference) if at_end else ""])
-    return results.table(("scheme, alpha", *AGAINST, "coarse, end"), rows)
+    columns = [f"{first} - {second}" for first, second in pairs]
+    return results.table(("scheme, alpha", *columns, "hybrid - coarse, end"), rows)
 
 
 def time_table(found: Mapping[str, Sequence[Outcome]], bounds: Mapping[str, float], tells_wall: bool) -> str:

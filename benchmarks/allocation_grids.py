@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 SCHEMES, ALPHAS = ("w4a8", "w3a8", "w2a8"), (0.05, 0.3, 5.0)
@@ -12,10 +13,18 @@ ALLOCATORS = (
     *("all-fp", "all-ptq", "all-qat-fake", "all-qat", "free-qat", "random-total", "random-tier"),
     *("coarse", "hybrid", "best-fixed"),
 )
+HARD_CELLS = (("w3a8", 0.3), ("w2a8", 0.3), ("w2a8", 0.05))
+"""Those of the variations: where the choice of modes was seen to matter on the small grid."""
+VARIANTS = Path(__file__).parent / "variants"
 GRID_SEEDS = (100, 101)
 """Those by which `best-fixed` is chosen, whatever seeds are compared."""
 INT8_PTQ = {"layer_kernels": {"ptq": {"*": "int8"}}}
 """`auto` would compute LeNet-5's small layers in fp32, and PTQ would be fp to the last bit."""
+
+DIFFERENCES = tuple(
+    ("hybrid", other)
+    for other in ("all-ptq", "all-qat", "free-qat", "random-total", "random-tier", "coarse", "best-fixed")
+)
 
 _MNIST5K = {"class_path": "fedhq_lightning.data.MNIST5k", "init_args": {"batch_size": 32}}
 _FASHION = {"class_path": "fedhq_lightning.data.FashionMNIST", "init_args": {"batch_size": 64}}
@@ -38,7 +47,8 @@ class Grid:
         num_clients: All have a device of the `mixed` fleet.
         seeds: How many, from 0.
         trainer: What is set beside scheme, fleet and the like.
-        allocators: Compared.
+        allocators: Compared, as `fedhq compare` takes them.
+        differences: Whose accuracy less whose is tabled.
         setting: In words, for the page.
         drawn: Names of the settings whose curves are drawn.
         tells_wall: Whether each run was pinned to a core of its own; of other grids no wall time is told.
@@ -52,8 +62,32 @@ class Grid:
     trainer: Mapping[str, Any]
     allocators: Sequence[str]
     setting: str
-    drawn: Sequence[str]
+    drawn: Sequence[str] = ()
+    differences: Sequence[tuple[str, str]] = DIFFERENCES
     tells_wall: bool = False
+
+
+_SMALL_TRAINER = {"max_rounds": 20, "clients_per_round": 10, "local_epochs": 2, "lanes": INT8_PTQ}
+_SMALL_SETTING = (
+    "MNIST-5k, LeNet-5, 20 clients, 10 a round, 20 rounds, 2 local epochs, batch 32, SGD with learning rate 0.03 and "
+    "momentum 0.9, PTQ in int8 in every layer"
+)
+_AGAINST_PTQ = (("hybrid", "all-ptq"), ("coarse", "all-ptq"), ("all-qat", "all-ptq"))
+
+
+def _variation(setting: str, allocators: Sequence[str], differences: Sequence[tuple[str, str]], **trainer: Any) -> Grid:
+    """The small grid's hardest settings, with something changed."""
+    return Grid(
+        HARD_CELLS,
+        {"lenet": _LENET},
+        _MNIST5K,
+        num_clients=20,
+        seeds=3,
+        trainer=_SMALL_TRAINER | trainer,
+        allocators=allocators,
+        setting=f"{_SMALL_SETTING}; {setting}",
+        differences=differences,
+    )
 
 
 GRIDS = {
@@ -63,10 +97,9 @@ GRIDS = {
         _MNIST5K,
         num_clients=20,
         seeds=5,
-        trainer={"max_rounds": 20, "clients_per_round": 10, "local_epochs": 2, "lanes": INT8_PTQ},
+        trainer=_SMALL_TRAINER,
         allocators=ALLOCATORS,
-        setting="MNIST-5k, LeNet-5, 20 clients, 10 a round, 20 rounds, 2 local epochs, batch 32, SGD with learning "
-        "rate 0.03 and momentum 0.9, PTQ in int8 in every layer",
+        setting=_SMALL_SETTING,
         drawn=("w4a8-0.3", "w2a8-0.3"),
     ),
     "large": Grid(
@@ -97,5 +130,36 @@ GRIDS = {
         "chooses them",
         drawn=("vit-w4a8-0.3", "vit-w2a8-0.05"),
         tells_wall=True,
+    ),
+    "int8-fleet": Grid(
+        (("w4a8", 0.3),),
+        {"vit": _VIT},
+        _FASHION,
+        num_clients=30,
+        seeds=2,
+        trainer={
+            **{"max_rounds": 10, "clients_per_round": 6, "local_steps": 15, "eval_every_n_rounds": 2},
+            "fleet": {"phone-snapdragon-855": 2, "laptop-ryzen-7-7840u": 1},
+        },
+        allocators=("all-ptq", "all-qat-fake", "all-qat", "hybrid"),
+        setting="as in the time grid, the vision transformer alone, on a fleet in which every device has int8 kernels: "
+        "two phones (Snapdragon 855) to every laptop (Ryzen 7 7840U)",
+        differences=_AGAINST_PTQ,
+    ),
+    "delta": _variation("`uplink: delta`", ("all-ptq", "all-qat", "coarse", "hybrid"), _AGAINST_PTQ, uplink="delta"),
+    "ema": _variation(
+        "`ema_decay: 0.8`, the evaluated and deployed model is an average of the global models of about five rounds",
+        ("all-ptq", "all-qat", "coarse", "hybrid"),
+        _AGAINST_PTQ,
+        ema_decay=0.8,
+    ),
+    "late": _variation(
+        "`late-free` trains everybody in PTQ for the first half of the rounds and then in QAT whom it costs no time, "
+        "`late` everybody in QAT; `by-updates` is the hybrid allocator with risk by update directions",
+        (
+            *("all-ptq", "free-qat", "hybrid"),
+            *(f"{name}={VARIANTS / name}.yaml" for name in ("late-free", "late", "by-updates")),
+        ),
+        tuple((name, "all-ptq") for name in ("hybrid", "free-qat", "late-free", "late", "by-updates")),
     ),
 }

@@ -19,7 +19,7 @@ def test_every_setting_is_a_recipe(name):
     model, scheme, alpha = keys[-1]
     content = yaml.safe_load(resolve("setting", allocation.recipe(grid, model, scheme, alpha)).recipe.text)
     assert content["trainer"]["scheme"] == scheme
-    assert content["trainer"]["fleet"] == "mixed"
+    assert content["trainer"]["fleet"] == grid.trainer.get("fleet", "mixed")
     assert content["data"]["init_args"]["partitioner"]["init_args"]["alpha"] == alpha
     for allocator in set(grid.allocators) - {BEST_FIXED}:
         contestant(allocator)
