@@ -27,6 +27,9 @@ _INTO_LIST = re.compile(r"--(trainer\.callbacks\.(?:\d+|[A-Z]\w*)\.[^=]+)=(.*)",
 """jsonargparse reaches into a list only where one entry alone has the argument."""
 _FOLDERS = ("root", "cache_dir")
 """Arguments of the shipped data modules that name a folder."""
+_FLEETS = ("trainer.fleet", "init_args.fleet")
+_RUNS = ("init_args.warm_start", "init_args.reference")
+"""Arguments of allocators, as they are called inside a list of callbacks."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +140,12 @@ def _rooted(values: Namespace) -> Namespace:
     rooted = values.clone()
     for key, value in values.items():
         name = key.rpartition(".")[2]
-        if key == "trainer.fleet":
+        if key in _FLEETS:
             rooted[key] = _rooted_fleet(value)
+        elif key in _RUNS:
+            rooted[key] = _rooted_runs(value)
+        elif isinstance(value, list):
+            rooted[key] = [_rooted(each) if isinstance(each, Namespace) else each for each in value]
         elif name in _FOLDERS and isinstance(value, str | Path) and Path(value).is_dir():
             rooted[key] = os.path.abspath(value)
     return rooted
@@ -151,6 +158,12 @@ def _rooted_fleet(value: Any) -> Any:
         return {_rooted_fleet(device): weight for device, weight in value.items()}
     is_file = isinstance(value, str | Path) and is_fleet_file(value) and Path(value).is_file()
     return os.path.abspath(value) if is_file else value
+
+
+def _rooted_runs(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_rooted_runs(each) for each in value]
+    return os.path.abspath(value) if isinstance(value, str | Path) and Path(value).exists() else value
 
 
 def _read(text: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from fedhq_lightning import tracking
 from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.completion import complete
 from fedhq_lightning.data import FederatedDataModule
-from fedhq_lightning.devices import FleetSpec
+from fedhq_lightning.devices import Fleet, FleetSpec
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import assembly, checks
 from fedhq_lightning.federated.aggregators import Aggregator, FedAvg
@@ -209,6 +209,7 @@ class FederatedTrainer:
         assembly.check_types(module, datamodule)
         described = {"trainer": self.settings, "model": describe(module), "data": describe(datamodule)}
         described["device"] = self.fabric.device.type
+        described["virtual_fleet"] = f"content {Fleet.resolve(self.fleet, self.seed).digest}"
         if self.scheme is not None:
             described["compiled_kernels"] = has_compiler()
         if self.recipe is not None:

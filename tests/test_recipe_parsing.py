@@ -93,6 +93,12 @@ def test_relative_paths_are_kept_whole(tmp_path):
         content = yaml.safe_load(resolve("mine", text).recipe.text)
         assert content["trainer"]["fleet"] == kept
         assert content["data"]["init_args"]["datamodule"]["init_args"]["root"] == here
+    allocator = {"class_path": "fedhq_lightning.callbacks.HybridAllocator"}
+    allocator["init_args"] = {"fleet": ["mine.yaml", "phone"], "warm_start": ["folder", "team/project/run"]}
+    content = yaml.safe_load(resolve("mine", text_of({"trainer.callbacks": [allocator]})).recipe.text)
+    [kept] = content["trainer"]["callbacks"]
+    assert kept["init_args"]["fleet"] == [fleet, "phone"]
+    assert kept["init_args"]["warm_start"] == [here, "team/project/run"]
     fashion["init_args"]["root"] = "nowhere"
     content = yaml.safe_load(resolve("mine", text_of({"data.init_args.datamodule": fashion})).recipe.text)
     assert content["data"]["init_args"]["datamodule"]["init_args"]["root"] == "nowhere"

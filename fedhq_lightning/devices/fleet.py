@@ -1,13 +1,14 @@
 """The fleet: which device stands behind each client."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import numpy as np
 from typing_extensions import override
 
 from fedhq_lightning.devices.profile import (
@@ -126,9 +127,22 @@ class Fleet:
         return cls(name, _mix(profiles, folder), seed)
 
     @property
+    def digest(self) -> str:
+        """Tells fleets of other devices, figures, links or availability apart, whatever name and seed they have."""
+        found = blake2b(digest_size=8)
+        for part in _parts(self._content):
+            found.update(part)
+        return found.hexdigest()
+
+    @property
     def tiers(self) -> tuple[str, ...]:
         """Names of the devices, in the order of the mix."""
         return tuple(profile.name for profile, _ in self.mix)
+
+    @property
+    def _content(self) -> object:
+        """What the files say."""
+        return self.mix
 
     @property
     def block_size(self) -> int:
@@ -208,6 +222,11 @@ class TracedFleet(Fleet):
     def availability(self) -> Availability | None:
         return self.trace.availability
 
+    @property
+    @override
+    def _content(self) -> object:
+        return self.trace
+
     @override
     def check_size(self, num_clients: int) -> None:
         if self.trace.num_clients != num_clients:
@@ -265,3 +284,16 @@ def _mix(profiles: Mapping[str, int], folder: Path) -> tuple[tuple[DeviceProfile
 def _shuffled(seed: int, block: int, size: int) -> tuple[int, ...]:
     """0..size-1 in an order of (seed, block). By hash, because `random` does not promise its stream for ever."""
     return tuple(sorted(range(size), key=lambda card: blake2b(f"fleet/{seed}/{block}/{card}".encode()).digest()))
+
+
+def _parts(value: Any) -> Iterator[bytes]:
+    """All that a fleet holds, in order."""
+    if is_dataclass(value):
+        for field in fields(value):
+            yield field.name.encode()
+            yield from _parts(getattr(value, field.name))
+    elif isinstance(value, tuple):
+        for each in value:
+            yield from _parts(each)
+    else:
+        yield value.tobytes() if isinstance(value, np.ndarray) else f"{value!r};".encode()

@@ -19,7 +19,7 @@ from fedhq_lightning.recipe_files import STARTED_FROM_PYTHON
 _DEPTH = 4
 # Subclasses of text and numbers become the thing itself, which is all that YAML and checkpoints hold.
 _PLAIN: dict[type, Callable[[Any], Any]] = {str: str.__str__, int: int.__int__, float: float.__float__}
-_COMPARED = ("model", "data", "trainer", "device", "compiled_kernels")
+_COMPARED = ("model", "data", "trainer", "device", "compiled_kernels", "virtual_fleet")
 _LIGHTNING_OWN = ("training", "prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices")
 
 
@@ -61,8 +61,8 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], free: frozense
 
     Args:
         before: Description in the checkpoint.
-        now: Description of this run. Beside model, data, trainer, the kind of device
-            and whether kernels are compiled nothing is compared.
+        now: Description of this run. Beside model, data, trainer, the kind of device,
+            whether kernels are compiled and what the fleet's files say nothing is compared.
         free: Dotted names that do not change what is computed, nor does what is below them.
 
     Raises:

@@ -135,3 +135,17 @@ def test_what_is_no_spec_is_refused():
 def test_a_negative_position_is_refused():
     with pytest.raises(ValueError, match="negative"):
         Fleet.resolve("mixed", 0).profile(-1)
+
+
+def test_the_digest_tells_what_the_files_say(tmp_path):
+    fleet = tmp_path / "mine.yaml"
+    fleet.write_text("profiles: {phone-snapdragon-855: 2, raspberry-pi-4: 1}\n")
+    trace = tmp_path / "trace.csv"
+    lines = "client,device,uplink_mbit_per_second\n0,raspberry-pi-4,{}\n1,phone-snapdragon-855,2\n"
+    trace.write_text(lines.format(1))
+    before = [Fleet.resolve(path, seed=0).digest for path in (fleet, trace)]
+    assert before == [Fleet.resolve(path, seed=1).digest for path in (str(fleet), str(trace))]
+    fleet.write_text("profiles: {phone-snapdragon-855: 1, raspberry-pi-4: 1}\n")
+    trace.write_text(lines.format(3))
+    after = [Fleet.resolve(path, seed=0).digest for path in (fleet, trace)]
+    assert len({*before, *after}) == 4

@@ -154,6 +154,15 @@ class TestResume:
         with pytest.raises(ConfigurationError, match="device was 'cuda', is now 'cpu'"):
             fit(ckpt_path=done.run_dir)
 
+    def test_a_fleet_whose_file_was_edited(self, tmp_path: Path) -> None:
+        fleet = tmp_path / "mine.yaml"
+        fleet.write_text("profiles: {raspberry-pi-4: 1}\n")
+        done, _ = fit(fleet=fleet)
+        fit(ckpt_path=done.run_dir, fleet=fleet)
+        fleet.write_text("profiles: {phone-snapdragon-855: 1}\n")
+        with pytest.raises(ConfigurationError, match="virtual_fleet was 'content .*', is now 'content "):
+            fit(ckpt_path=done.run_dir, fleet=fleet)
+
     def test_one_process_at_a_time(self) -> None:
         refused: list[str] = []
 
