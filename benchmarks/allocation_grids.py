@@ -33,6 +33,10 @@ _VIT = {
     "class_path": "fedhq_lightning.models.ViT",
     "init_args": {"patch_size": 7, "width": 192, "depth": 4, "num_heads": 4, "lr": 0.001},
 }
+_WIDE_VIT = {
+    "class_path": "fedhq_lightning.models.ViT",
+    "init_args": {"patch_size": 4, "width": 384, "depth": 6, "num_heads": 6, "lr": 0.001},
+}
 _RESNET = {"class_path": "fedhq_lightning.models.ResNet20", "init_args": {"width": 32, "lr": 0.03}}
 
 
@@ -129,6 +133,20 @@ GRIDS = {
         "round; a vision transformer (16 tokens, width 192, depth 4) and a ResNet of width 32, kernels as the package "
         "chooses them",
         drawn=("vit-w4a8-0.3", "vit-w2a8-0.05"),
+        tells_wall=True,
+    ),
+    "wide-vit": Grid(
+        (("w4a8", 0.3),),
+        {"vit-384": _WIDE_VIT},
+        _MNIST5K,
+        num_clients=20,
+        seeds=2,
+        trainer={"max_rounds": 8, "clients_per_round": 5, "local_steps": 10, "eval_every_n_rounds": 2},
+        allocators=("all-ptq", "all-qat-fake", "all-qat", "hybrid"),
+        setting="MNIST-5k, a vision transformer as large as that of the table of training steps (49 tokens, width 384, "
+        "depth 6), 20 clients, 5 a round, 8 rounds, 10 local steps, batch 32, evaluated every second round, kernels as "
+        "the package chooses them",
+        differences=_AGAINST_PTQ,
         tells_wall=True,
     ),
     "int8-fleet": Grid(
