@@ -78,6 +78,8 @@ def main() -> None:
     """Run what is missing, print, write the section."""
     options = parse()
     grid, left = GRIDS[options.grid], options.cells
+    if grid.is_closed and not options.no_runs:
+        raise SystemExit(f"--grid {options.grid}: its cells are of an earlier version of the allocator; add --no-runs")
     for model, scheme, alpha in [] if options.no_runs else keys_of(grid, options.only):
         name = file_name(grid, model, scheme, alpha)
         compared = comparison(options, name, recipe(grid, model, scheme, alpha), options.allocators, options.seeds)
@@ -113,7 +115,7 @@ def comparison(
             name,
             resolve(name, text).recipe.text,
             allocators or grid.allocators,
-            range(grid.seeds) if seeds is None else seeds,
+            grid.seeds if seeds is None else seeds,
             options.folder / options.grid / name,
             grid_seeds=GRID_SEEDS if "best-fixed" in (allocators or grid.allocators) else None,
             runs=options.runs / options.grid / name,

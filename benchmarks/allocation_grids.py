@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,26 +49,28 @@ class Grid:
         models: By name; the name is left out of file names where there is one only.
         datamodule: Part of the recipe.
         num_clients: All have a device of the `mixed` fleet.
-        seeds: How many, from 0.
+        seeds: Of the runs.
         trainer: What is set beside scheme, fleet and the like.
         allocators: Compared, as `fedhq compare` takes them.
         differences: Whose accuracy less whose is tabled.
         setting: In words, for the page.
         drawn: Names of the settings whose curves are drawn.
         tells_wall: Whether each run was pinned to a core of its own; of other grids no wall time is told.
+        is_closed: Whether its cells are of an earlier version of the allocator, so that no more of them can be run.
     """
 
     cells: Sequence[tuple[str, float]]
     models: Mapping[str, Mapping[str, Any]]
     datamodule: Mapping[str, Any]
     num_clients: int
-    seeds: int
+    seeds: Sequence[int]
     trainer: Mapping[str, Any]
     allocators: Sequence[str]
     setting: str
     drawn: Sequence[str] = ()
     differences: Sequence[tuple[str, str]] = DIFFERENCES
     tells_wall: bool = False
+    is_closed: bool = False
 
 
 _SMALL_TRAINER = {"max_rounds": 20, "clients_per_round": 10, "local_epochs": 2, "lanes": INT8_PTQ}
@@ -79,39 +81,57 @@ _SMALL_SETTING = (
 _AGAINST_PTQ = (("hybrid", "all-ptq"), ("coarse", "all-ptq"), ("all-qat", "all-ptq"))
 
 
-def _variation(setting: str, allocators: Sequence[str], differences: Sequence[tuple[str, str]], **trainer: Any) -> Grid:
+def _variation(
+    setting: str,
+    allocators: Sequence[str],
+    differences: Sequence[tuple[str, str]],
+    seeds: Sequence[int] = (3, 4),
+    is_closed: bool = False,
+    **trainer: Any,
+) -> Grid:
     """The small grid's hardest settings, with something changed."""
     return Grid(
         HARD_CELLS,
         {"lenet": _LENET},
         _MNIST5K,
         num_clients=20,
-        seeds=3,
+        seeds=seeds,
         trainer=_SMALL_TRAINER | trainer,
         allocators=allocators,
         setting=f"{_SMALL_SETTING}; {setting}",
         differences=differences,
+        is_closed=is_closed,
     )
 
 
+_SMALL = Grid(
+    CELLS,
+    {"lenet": _LENET},
+    _MNIST5K,
+    num_clients=20,
+    seeds=(3, 4, 5, 6, 7),
+    trainer=_SMALL_TRAINER,
+    allocators=ALLOCATORS,
+    setting=_SMALL_SETTING,
+    drawn=("w4a8-0.3", "w2a8-0.3"),
+)
+
 GRIDS = {
-    "small": Grid(
-        CELLS,
-        {"lenet": _LENET},
-        _MNIST5K,
-        num_clients=20,
-        seeds=5,
-        trainer=_SMALL_TRAINER,
-        allocators=ALLOCATORS,
-        setting=_SMALL_SETTING,
-        drawn=("w4a8-0.3", "w2a8-0.3"),
+    "small": _SMALL,
+    "design": replace(
+        _SMALL,
+        seeds=(0, 1, 2),
+        setting=f"{_SMALL_SETTING}. `hybrid` and `coarse` are as first built: QAT from round 1 on, and rounds that may "
+        "get longer by the share of the output's power that rounding destroys. What the allocator does now was decided "
+        "by these runs",
+        is_closed=True,
     ),
     "large": Grid(
         CELLS,
         {"lenet": _LENET},
         _FASHION,
         num_clients=30,
-        seeds=3,
+        seeds=(0, 1, 2),
         trainer={
             **{"max_rounds": 20, "clients_per_round": 10, "local_steps": 20, "lanes": INT8_PTQ},
             "eval_every_n_rounds": 2,
@@ -126,7 +146,7 @@ GRIDS = {
         {"vit": _VIT, "resnet": _RESNET},
         _FASHION,
         num_clients=30,
-        seeds=2,
+        seeds=(0, 1),
         trainer={"max_rounds": 10, "clients_per_round": 6, "local_steps": 15, "eval_every_n_rounds": 2},
         allocators=("all-ptq", "all-qat-fake", "all-qat", "free-qat", "coarse", "hybrid"),
         setting="Fashion-MNIST, 30 clients, 6 a round, 10 rounds, 15 local steps, batch 64, evaluated every second "
@@ -140,7 +160,7 @@ GRIDS = {
         {"vit-384": _WIDE_VIT},
         _MNIST5K,
         num_clients=20,
-        seeds=2,
+        seeds=(0, 1),
         trainer={"max_rounds": 8, "clients_per_round": 5, "local_steps": 10, "eval_every_n_rounds": 2},
         allocators=("all-ptq", "all-qat-fake", "all-qat", "hybrid"),
         setting="MNIST-5k, a vision transformer as large as that of the table of training steps (49 tokens, width 384, "
@@ -154,7 +174,7 @@ GRIDS = {
         {"vit": _VIT},
         _FASHION,
         num_clients=30,
-        seeds=2,
+        seeds=(0, 1),
         trainer={
             **{"max_rounds": 10, "clients_per_round": 6, "local_steps": 15, "eval_every_n_rounds": 2},
             "fleet": {"phone-snapdragon-855": 2, "laptop-ryzen-7-7840u": 1},
@@ -173,11 +193,13 @@ GRIDS = {
     ),
     "late": _variation(
         "`late-free` trains everybody in PTQ for the first half of the rounds and then in QAT whom it costs no time, "
-        "`late` everybody in QAT; `by-updates` is the hybrid allocator with risk by update directions",
+        "`late` everybody in QAT; `hybrid` is that of the design grid, `by-updates` the same by update directions",
         (
             *("all-ptq", "free-qat", "hybrid"),
             *(f"{name}={VARIANTS / name}.yaml" for name in ("late-free", "late", "by-updates")),
         ),
         tuple((name, "all-ptq") for name in ("hybrid", "free-qat", "late-free", "late", "by-updates")),
+        seeds=(0, 1, 2),
+        is_closed=True,
     ),
 }

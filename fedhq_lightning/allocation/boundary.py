@@ -34,9 +34,9 @@ class Boundary:
     share: float
 
     def __post_init__(self) -> None:
-        if not (_is_number(self.slack) and math.isfinite(self.slack) and self.slack >= 0):
+        if not (is_number(self.slack) and math.isfinite(self.slack) and self.slack >= 0):
             raise ConfigurationError(f"boundary: slack {self.slack!r} must be a finite number, 0 or more")
-        if not (_is_number(self.share) and 0 <= self.share <= 1):
+        if not (is_number(self.share) and 0 <= self.share <= 1):
             raise ConfigurationError(f"boundary: share {self.share!r} must be a number from 0 to 1")
 
 
@@ -113,5 +113,6 @@ def allot(
     return {client_id: mode(facts) for client_id, facts in cohort.items()}, budget
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether a number is given; truth values are none here."""
     return isinstance(value, int | float) and not isinstance(value, bool)

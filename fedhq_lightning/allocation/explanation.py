@@ -18,15 +18,12 @@ _WORDS = {
 }
 
 
-def explain(
-    knowledge: "ClientKnowledge", choice: "CoarseChoice", noise_to_signal: float | None, given: Boundary | None
-) -> str:
+def explain(knowledge: "ClientKnowledge", choice: "CoarseChoice", given: Boundary | None) -> str:
     """Why the boundary is what it is.
 
     Args:
         knowledge: Of the clients.
         choice: The boundary and what it is expected to do.
-        noise_to_signal: What the slowdown was allowed for; None where it could not be measured.
         given: The boundary that the user set, or None.
     """
     boundary, sample = choice.boundary, knowledge.sample
@@ -41,13 +38,32 @@ def explain(
             f"Hardware: {'; '.join(_tier(name, own) for name, own in slowest_first)}"
             " (virtual seconds of a round, medians).",
             f"Data: risk is {_risk(knowledge)}, {_spread([each.risk for each in facts.values()])}.",
-            _noise(noise_to_signal, choice) if given is None else "The boundary was given.",
+            *([] if given is None else ["The boundary was given."]),
             f"A round lasts at least {choice.bottleneck:.3g} s (median over rounds); who is done in qat within "
             f"T = {choice.seconds:.3g} s (slack {boundary.slack:.3g}) trains in qat{_at_risk(level, boundary.share)}.",
             f"Expected: {choice.in_qat:.0%} of a round's clients in qat, with {choice.protected:.0%} of the risk "
             f"({choice.protected_for_free:.0%} where qat is free); rounds {choice.slowdown:.1%} longer than with free "
             "qat alone.",
         ]
+    )
+
+
+def explain_start(noise_to_signal: float | None, rounds_in_ptq: int, is_given: bool) -> str:
+    """When `qat` begins and why, to follow the rest.
+
+    Args:
+        noise_to_signal: Noise over signal power of the rounded initial model; None where it could not be measured.
+        rounds_in_ptq: Rounds before.
+        is_given: Whether the user has set it.
+    """
+    begins = f"qat begins in round {rounds_in_ptq + 1}, ptq is for everybody before" if rounds_in_ptq else ""
+    if is_given:
+        return f" As was given, {begins}." if begins else ""
+    if noise_to_signal is None:
+        return " What rounding destroys is not known, so qat begins at once."
+    return (
+        f" Rounding to the scheme destroys {noise_to_signal:.1%} of the power of the initial model's output, so "
+        f"{begins or 'qat begins at once'}."
     )
 
 
@@ -73,12 +89,3 @@ def _at_risk(level: float, share: float) -> str:
 
 def _spread(risks: Sequence[float]) -> str:
     return f"{min(risks):.2g} to {max(risks):.2g} with a median of {median(risks):.2g}"
-
-
-def _noise(noise_to_signal: float | None, choice: "CoarseChoice") -> str:
-    if noise_to_signal is None:
-        return f"What rounding destroys is not known, so rounds may get {choice.budget:.0%} longer for qat."
-    return (
-        f"Rounding to the scheme destroys {noise_to_signal:.1%} of the power of the initial model's output, so rounds "
-        f"may get {choice.budget:.1%} longer for qat."
-    )

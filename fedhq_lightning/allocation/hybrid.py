@@ -1,14 +1,15 @@
 """The hybrid allocator: a coarse boundary before round 1, refined while training."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from fedhq_lightning.allocation.boundary import Boundary, allot, risk_level
-from fedhq_lightning.allocation.coarse import CoarseChoice, allowed_slowdown, choose_boundary
-from fedhq_lightning.allocation.explanation import explain
+from fedhq_lightning.allocation.boundary import Boundary, allot, is_number, risk_level
+from fedhq_lightning.allocation.coarse import CoarseChoice, choose_boundary, start_of_qat
+from fedhq_lightning.allocation.explanation import explain, explain_start
 from fedhq_lightning.allocation.fine import FineAdjustment
 from fedhq_lightning.allocation.knowledge import ClientKnowledge, Divergence
 from fedhq_lightning.allocation.protocol import AllocationContext, Allocator
@@ -41,6 +42,10 @@ class HybridAllocator(Allocator):
     Args:
         fine: Whether to refine while training. False keeps the coarse boundary.
         boundary: `slack` and `share` to start with instead of the coarse ones (see `Boundary`).
+        slowdown: How much longer than with `qat` where it is free the coarse boundary may make rounds, >= 0: 0.1 allows
+            a tenth.
+        qat_from: Share of the rounds in which everybody trains in `ptq` before the boundary decides, 0 to 1; None: by
+            how much rounding destroys (see `start_of_qat`).
         divergence: `total_variation`, `hellinger` or `jensen_shannon` of labels; `updates`, from the directions of the
             clients' updates, needs no labels; `auto` is total variation where labels are told, else `updates`; None
             leaves data out.
@@ -52,7 +57,7 @@ class HybridAllocator(Allocator):
         fleet: Devices as they are stated, where that differs from the run's fleet.
 
     Raises:
-        ConfigurationError: An unknown measure, a boundary or window out of range.
+        ConfigurationError: An unknown measure; a boundary, slowdown, share or window out of range.
 
     Attributes:
         explanation: Why the boundary is what it is, in one paragraph; empty before `begin`.
@@ -65,6 +70,8 @@ class HybridAllocator(Allocator):
         divergence: str | None = "auto",
         sensitivity: str | None = None,
         window: int = 2,
+        slowdown: float = 0.0,
+        qat_from: float | None = None,
         warm_start: Sequence[str] | str | None = None,
         fleet: "FleetSpec | None" = None,
     ) -> None:
@@ -79,6 +86,10 @@ class HybridAllocator(Allocator):
                 )
         if isinstance(window, bool) or not isinstance(window, int) or window < 1:
             raise ConfigurationError(f"HybridAllocator: window {window!r} must be a whole number of rounds, 1 or more")
+        if not is_number(slowdown) or not 0 <= slowdown < math.inf:
+            raise ConfigurationError(f"HybridAllocator: slowdown {slowdown!r} must be a number, 0 or more")
+        if qat_from is not None and not (is_number(qat_from) and 0 <= qat_from <= 1):
+            raise ConfigurationError(f"HybridAllocator: qat_from {qat_from!r} must be a number from 0 to 1, or null")
         if boundary is not None and set(boundary) != {"slack", "share"}:
             raise ConfigurationError(
                 f"HybridAllocator: boundary has {', '.join(sorted(boundary)) or 'nothing'}; it needs slack and share"
@@ -88,11 +99,13 @@ class HybridAllocator(Allocator):
         self.divergence = divergence
         self.sensitivity: SensitivityMeasure | None = sensitivity  # type: ignore[assignment]  # checked above
         self.window = window
+        self.slowdown = slowdown
+        self.qat_from = qat_from
         self.warm_start = [warm_start] if isinstance(warm_start, str) else list(warm_start or [])
         self.fleet = fleet
         self.explanation = ""
         self.wanted_sensitivity = self.sensitivity
-        self._start = None if boundary is None else Boundary(**boundary)
+        self._given = None if boundary is None else Boundary(**boundary)
         self._knowledge: ClientKnowledge | None = None
 
     def begin(self, context: AllocationContext) -> None:
@@ -115,7 +128,8 @@ class HybridAllocator(Allocator):
             learns_times=self.fine,
         )
         self._noise = self._knowledge.measure_sensitivity()
-        self._choice = self._choose(self._start)
+        self._rounds_in_ptq = self._rounds_before_qat(context.max_rounds)
+        self._choice = self._choose(self._given)
         self._history: list[dict[str, Any]] = []
         self._written: Sequence[Trial] = ()
         self._fine = FineAdjustment(
@@ -128,7 +142,8 @@ class HybridAllocator(Allocator):
             self._differs,
             self._earlier_trials(),
         )
-        self.explanation = explain(self._knowledge, self._choice, self._noise, self._start)
+        self.explanation = explain(self._knowledge, self._choice, self._given)
+        self.explanation += explain_start(self._noise, self._rounds_in_ptq, self.qat_from is not None)
         self.explanation += self._outlook()
 
     def propose(self, round_number: int, cohort: Sequence[ClientId]) -> Plan:
@@ -136,9 +151,15 @@ class HybridAllocator(Allocator):
         if self._knowledge is None:
             raise RuntimeError("HybridAllocator.propose before begin: the trainer calls begin(context) once")
         trial = self._fine.current
-        level = self._level(trial.boundary)
-        probes = self._knowledge.probes(cohort)
-        modes, budget = allot(trial.boundary, self._knowledge.facts(cohort), level, self._context.round_deadline)
+        facts = self._knowledge.facts(cohort)
+        if round_number > self._rounds_in_ptq:
+            level, reason = self._level(trial.boundary), self._fine.reason
+            probes = self._knowledge.probes(cohort)
+            modes, budget = allot(trial.boundary, facts, level, self._context.round_deadline)
+        else:
+            level, budget, probes = risk_level(self._risks(), 0.0), 0.0, {}
+            modes = dict.fromkeys(cohort, "ptq")
+            reason = f"ptq for everybody up to round {self._rounds_in_ptq}"
         logged = {
             "slack": trial.boundary.slack,
             "share": trial.boundary.share,
@@ -148,20 +169,20 @@ class HybridAllocator(Allocator):
             "incumbent": float(self._fine.incumbent.number),
         } | self._fine.take_verdict()
         whole = {name: int(value) if name in _NUMBERS else value for name, value in logged.items()}
-        self._history.append({"round": round_number, **whole, "reason": self._fine.reason})
+        self._history.append({"round": round_number, **whole, "reason": reason})
         tried = "".join(
             f"; client {each} tries {mode}, in which its tier is not known" for each, mode in probes.items()
         )
-        return Plan(modes | probes, self._fine.reason + tried, logged)
+        return Plan(modes | probes, reason + tried, logged)
 
     def observe(self, result: "RoundRecord") -> None:
         """Learn devices' times and clients' risk, and judge the boundary on trial."""
         assert self._knowledge is not None
         why = self._knowledge.learn(result.clients)
-        if why and self._start is None:
+        if why and self._given is None:
             self._choice = self._choose(None)
             self._fine.restart(self._choice.boundary, self._choice.greatest_slack, why)
-        if self.fine:
+        if self.fine and result.round >= self._rounds_in_ptq:
             # Waiting for clients to come back is nobody's merit or fault.
             self._fine.observe(result.round, result.virtual_seconds - result.wait_seconds, result.monitored)
 
@@ -202,6 +223,7 @@ class HybridAllocator(Allocator):
         self._fine.load_state_dict(state["fine"])
         self._history = [dict(each) for each in state["history"]]
         self._noise, self.explanation = state["noise"], state["explanation"]
+        self._rounds_in_ptq = self._rounds_before_qat(self._context.max_rounds)
 
     def _choose(self, given: Boundary | None) -> CoarseChoice:
         assert self._knowledge is not None
@@ -212,8 +234,7 @@ class HybridAllocator(Allocator):
                 list(context.cohort(number + 1)) for number in range(min(context.max_rounds, _MOST_ROUNDS_PREVIEWED))
             ]
         facts = self._knowledge.facts({client_id: None for cohort in cohorts for client_id in cohort})
-        budget = allowed_slowdown(self._noise)
-        return choose_boundary(cohorts, facts, self._risks(), budget, context.round_deadline, given)
+        return choose_boundary(cohorts, facts, self._risks(), self.slowdown, context.round_deadline, given)
 
     def _outlook(self) -> str:
         """What follows for the run, in a sentence or two."""
@@ -224,12 +245,23 @@ class HybridAllocator(Allocator):
         window = self._rounds_to_a_window()
         if window is None:
             return ""
-        needed = self._context.eval_every_n_rounds + 3 * window + 1
-        if self._context.max_rounds < needed:
-            return f" {self._context.max_rounds} rounds are too few to try another boundary; {needed} would do."
+        rounds, needed = self._context.max_rounds, self._context.eval_every_n_rounds + 3 * window + 1
+
+        def is_enough(count: int) -> bool:
+            # The last round in ptq gives the value that the first window begins with.
+            return count - max(0, self._rounds_before_qat(count) - 1) >= needed
+
+        if not is_enough(rounds):
+            enough = next(filter(is_enough, range(rounds, 20 * needed)), None)
+            more = "" if enough is None else f"; {enough} would do"
+            return f" {rounds} rounds are too few to try another boundary{more}."
         if not self.warm_start or self._context.resumes:
             return ""
         return f" The study starts with {len(self._fine.trials) - 1} judged boundaries of {', '.join(self.warm_start)}."
+
+    def _rounds_before_qat(self, max_rounds: int) -> int:
+        start = start_of_qat(self._noise) if self.qat_from is None else self.qat_from
+        return math.floor(start * max_rounds + 0.5)
 
     def _rounds_to_a_window(self) -> int | None:
         """A window ends with an evaluation."""

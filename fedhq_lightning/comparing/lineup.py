@@ -89,7 +89,7 @@ def contestant(text: str) -> Contestant:
 def fixed(slack: float, share: float) -> Contestant:
     """The boundary that stays as it is."""
     boundary = {"slack": slack, "share": share}
-    init_args = {"fine": False, "boundary": boundary}
+    init_args = {"fine": False, "boundary": boundary, "qat_from": 0.0}
     return Contestant(f"fixed:{slack:g}:{share:g}", f"{_CALLBACKS}.HybridAllocator", init_args)
 
 

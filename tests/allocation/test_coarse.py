@@ -6,7 +6,7 @@ import random
 import pytest
 
 from fedhq_lightning.allocation.boundary import Boundary, ClientFacts, allot, risk_level
-from fedhq_lightning.allocation.coarse import MOST_SLOWDOWN, allowed_slowdown, choose_boundary
+from fedhq_lightning.allocation.coarse import LATEST_START, choose_boundary, start_of_qat
 
 
 def fleet(seed: int, count: int = 12) -> dict[int, ClientFacts]:
@@ -101,11 +101,9 @@ def test_no_risk_at_all_is_no_division_by_zero():
     assert choose_boundary([[0, 1]], facts, [0.0, 0.0], 0.1).protected == 0.0
 
 
-@pytest.mark.parametrize(
-    ("noise", "slowdown"), [(0.0, 0.0), (0.13, 0.13), (3.0, MOST_SLOWDOWN), (-1.0, 0.0), (None, 0.05)]
-)
-def test_rounds_may_get_longer_by_what_rounding_destroys(noise, slowdown):
-    assert allowed_slowdown(noise) == slowdown
+@pytest.mark.parametrize(("noise", "start"), [(0.0, 0.0), (0.006, 0.06), (3.0, LATEST_START), (-1.0, 0.0), (None, 0.0)])
+def test_qat_begins_the_later_the_more_rounding_destroys(noise, start):
+    assert start_of_qat(noise) == start
 
 
 def test_a_cohort_of_a_thousand_is_chosen_for_in_a_second():

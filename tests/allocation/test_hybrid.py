@@ -39,7 +39,7 @@ def context(**changes) -> AllocationContext:
 
 
 def ready(changes=None, **arguments) -> HybridAllocator:
-    allocator = HybridAllocator(**arguments)
+    allocator = HybridAllocator(**{"qat_from": 0.0, "slowdown": 0.1} | arguments)
     allocator.begin(context(**(changes or {})))
     return allocator
 
@@ -106,19 +106,53 @@ def test_both_modes_are_planned_and_the_boundary_is_logged():
 
 def test_the_explanation_names_both_analyses_and_the_boundary():
     text = ready().explanation
-    for words in ("4 board with 10 in ptq and 13 in qat", "total variation", "destroys 10.0%", "T ="):
+    for words in ("4 board with 10 in ptq and 13 in qat", "total variation", "T ="):
         assert words in text
     assert "rho =" in ready(boundary={"slack": 0, "share": 0.3}).explanation
     assert "rho =" not in ready(boundary={"slack": 0, "share": 0}).explanation
 
 
-def test_what_rounding_destroys_pays_for_more_qat():
-    def share_in_qat(noise: float) -> int:
-        return sum(
-            plan.counts()["qat"] for plan in play(ready({"sensitivity": lambda *_: noise}, fine=False), range(1, 10))
-        )
+def test_longer_rounds_pay_for_more_qat():
+    def share_in_qat(slowdown: float) -> int:
+        return sum(plan.counts()["qat"] for plan in play(ready(fine=False, slowdown=slowdown), range(1, 10)))
 
     assert share_in_qat(0.0) < share_in_qat(0.2) <= share_in_qat(0.5)
+
+
+class TestStart:
+    def test_ptq_comes_first_where_rounding_destroys_much(self):
+        allocator = ready(qat_from=None)
+        assert "destroys 10.0% of the power" in allocator.explanation
+        assert "qat begins in round 16, ptq is for everybody before" in allocator.explanation
+        plans = play(allocator, range(1, 31), metric=0.5)
+        modes = [set(plan.modes.values()) for plan in plans]
+        assert modes[:15] == [{"ptq"}] * 15
+        assert {"ptq", "qat"} in modes[15:]
+        # No boundary was on trial while none counted.
+        assert {plan.logged["trial"] for plan in plans[:16]} == {0}
+        assert {plan.logged["seconds"] for plan in plans[:15]} == {0.0}
+        assert all(plan.logged["seconds"] > 0 for plan in plans[15:])
+
+    def test_it_begins_at_once_where_rounding_destroys_nothing(self):
+        allocator = ready({"sensitivity": lambda *_: 1e-4}, qat_from=None)
+        assert (
+            "destroys 0.0% of the power of the initial model's output, so qat begins at once." in allocator.explanation
+        )
+        assert allocator.propose(1, CLIENTS).counts()["qat"] > 0
+
+    def test_it_can_be_given(self):
+        allocator = ready(qat_from=0.1)
+        assert "As was given, qat begins in round 4" in allocator.explanation
+        assert [plan.counts()["qat"] > 0 for plan in play(allocator, range(1, 5))] == [False, False, False, True]
+
+    def test_a_resumed_run_begins_when_the_first_one_would(self):
+        first = ready(qat_from=None)
+        # Set-up need not measure the same to the last bit on another machine.
+        resumed = ready({"resumes": True, "sensitivity": lambda *_: 0.01}, qat_from=None)
+        resumed.load_state_dict(first.state_dict())
+        assert [resumed.propose(number, CLIENTS).modes for number in (15, 16)] == [
+            first.propose(number, CLIENTS).modes for number in (15, 16)
+        ]
 
 
 def test_a_device_without_the_memory_is_never_given_qat():
@@ -188,7 +222,7 @@ class TestData:
         assert any("directions of most clients' updates are known" in plan.reason for plan in plans)
 
     def test_sensitivities_that_are_no_numbers_are_left_aside(self):
-        allocator = ready({"sensitivity": lambda *_: None}, sensitivity="sqnr")
+        allocator = ready({"sensitivity": lambda *_: None}, sensitivity="sqnr", qat_from=None)
         play(allocator, range(1, 4), sensitivity=lambda client_id: float("nan"))
         assert "not known" in allocator.explanation
 
@@ -300,11 +334,13 @@ class TestResume:
         assert (tmp_path / "study.log").exists()
 
 
-@pytest.mark.parametrize(("window", "every"), [(1, 1), (2, 1), (2, 3), (3, 2)])
-def test_the_rounds_that_are_said_to_be_needed_are_needed(window, every):
+@pytest.mark.parametrize(
+    ("window", "every", "start"), [(1, 1, 0.0), (2, 1, 0.0), (2, 3, 0.0), (3, 2, 0.0), (2, 1, 0.5)]
+)
+def test_the_rounds_that_are_said_to_be_needed_are_needed(window, every, start):
     def tries(rounds: int) -> bool:
-        allocator = ready({"max_rounds": rounds, "eval_every_n_rounds": every}, window=window)
-        assert ("too few" in allocator.explanation) == (rounds < needed)
+        allocator = ready({"max_rounds": rounds, "eval_every_n_rounds": every}, window=window, qat_from=start)
+        assert (f"too few to try another boundary; {needed} would do" in allocator.explanation) == (rounds < needed)
         plans = []
         for number in range(1, rounds + 1):
             plans.append(allocator.propose(number, cohort(number)))
@@ -314,6 +350,8 @@ def test_the_rounds_that_are_said_to_be_needed_are_needed(window, every):
         return any(plan.logged["trial"] > 0 or "no boundary nearby" in plan.reason for plan in plans)
 
     needed = every + 3 * -(-window // every) * every + 1
+    if start:
+        needed = 14  # the last 8 of which are those that are needed
     assert tries(needed)
     assert not tries(needed - 1)
 

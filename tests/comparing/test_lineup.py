@@ -24,7 +24,7 @@ def test_fake_is_what_users_have_today():
 def test_a_boundary_by_numbers():
     found = contestant("fixed:0.50:0.25")
     assert found.name == "fixed:0.5:0.25"
-    assert found.init_args == {"fine": False, "boundary": {"slack": 0.5, "share": 0.25}}
+    assert found.init_args == {"fine": False, "boundary": {"slack": 0.5, "share": 0.25}, "qat_from": 0.0}
 
 
 @pytest.mark.parametrize("text", ["fixed:", "fixed:1", "fixed:-1:0", "fixed:0:1.5", "fixed:nan:0", "fixed:a:b"])
