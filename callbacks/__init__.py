@@ -1,4 +1,4 @@
-"""Callbacks for `FederatedTrainer`: allocators and round callbacks. Each is imported when its name is first used."""
+"""Callbacks for `FederatedTrainer` and `lightning.pytorch.Trainer`. Each is imported when its name is first used."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -9,28 +9,42 @@ if not __name__.startswith("fedhq_lightning."):
     )
 
 if TYPE_CHECKING:
-    from fedhq_lightning.allocation import FixedAllocator, FreeQatAllocator, HybridAllocator, MatchedRandomAllocator
+    from fedhq_lightning.callbacks.allocators import (
+        AllocatorCallback,
+        FixedAllocator,
+        FreeQatAllocator,
+        HybridAllocator,
+        MatchedRandomAllocator,
+    )
     from fedhq_lightning.callbacks.early_stopping import EarlyStopping
+    from fedhq_lightning.callbacks.federated_averaging import FederatedAveraging
+    from fedhq_lightning.callbacks.quantized_training import QuantizedTraining
     from fedhq_lightning.federated.callback import RoundCallback
     from fedhq_lightning.reporting.progress import ProgressDisplay
 
 __all__ = [
+    "AllocatorCallback",
     "EarlyStopping",
+    "FederatedAveraging",
     "FixedAllocator",
     "FreeQatAllocator",
     "HybridAllocator",
     "MatchedRandomAllocator",
     "ProgressDisplay",
+    "QuantizedTraining",
     "RoundCallback",
 ]
 
 _MODULES = {
+    "AllocatorCallback": "fedhq_lightning.callbacks.allocators",
     "EarlyStopping": "fedhq_lightning.callbacks.early_stopping",
-    "FixedAllocator": "fedhq_lightning.allocation",
-    "FreeQatAllocator": "fedhq_lightning.allocation",
-    "HybridAllocator": "fedhq_lightning.allocation",
-    "MatchedRandomAllocator": "fedhq_lightning.allocation",
+    "FederatedAveraging": "fedhq_lightning.callbacks.federated_averaging",
+    "FixedAllocator": "fedhq_lightning.callbacks.allocators",
+    "FreeQatAllocator": "fedhq_lightning.callbacks.allocators",
+    "HybridAllocator": "fedhq_lightning.callbacks.allocators",
+    "MatchedRandomAllocator": "fedhq_lightning.callbacks.allocators",
     "ProgressDisplay": "fedhq_lightning.reporting.progress",
+    "QuantizedTraining": "fedhq_lightning.callbacks.quantized_training",
     "RoundCallback": "fedhq_lightning.federated.callback",
 }
 

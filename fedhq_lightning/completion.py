@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
+from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.federated.deployment import deploy
+from fedhq_lightning.federated.per_class import per_class_accuracy
 from fedhq_lightning.federated.records import distinct_clients, tier_figures
 from fedhq_lightning.federated.rounds import RoundLoop
 from fedhq_lightning.federated.summary import summarize, worst_client
+from fedhq_lightning.inference import measure_inference
+from fedhq_lightning.model_folder import PROGRAM, WEIGHTS, Deployment
+from fedhq_lightning.quantize.export import first_line
 from fedhq_lightning.reporting.allocation_figures import write_allocation_picture
 from fedhq_lightning.reporting.report import write_report
 
@@ -22,7 +29,13 @@ def complete(trainer: FederatedTrainer, rounds: RoundLoop, recipe_name: str) -> 
     """
     job, state, directory = rounds.job, rounds.state, rounds.directory
     deployment = deploy(
-        rounds.evaluator, state.deployed, job.validation_loaders, job.probe.example_args, directory.model
+        rounds.evaluator,
+        state.deployed,
+        job.validation_loaders,
+        job.probe.example_args,
+        directory.model,
+        logged=next((record.metrics for record in state.records if record.round == state.best_round), None),
+        held_out=f"the held-out data (`val_dataloader`) of {_name_of(job.datamodule)}",
     )
     # Clients are in `rounds.jsonl` alone, and may be many: each of these reads one round at a time.
     participants, tiers = distinct_clients(directory.stream_rounds()), tier_figures(directory.stream_rounds())
@@ -38,7 +51,9 @@ def complete(trainer: FederatedTrainer, rounds: RoundLoop, recipe_name: str) -> 
         trainer.seed,
         deployment,
         worst,
+        per_class_accuracy(rounds.evaluator, state.deployed, job.validation_loaders, trainer.monitor),
         tiers,
+        _inference(rounds, deployment),
         recipe_name,
         trainer.run_dir,
     )
@@ -47,3 +62,21 @@ def complete(trainer: FederatedTrainer, rounds: RoundLoop, recipe_name: str) -> 
     write_report(directory.path)
     write_allocation_picture(directory.path)
     return summary
+
+
+def _inference(rounds: RoundLoop, deployment: Deployment) -> dict[str, Any] | None:
+    if deployment.example_args is None:
+        return None
+    folder = rounds.directory.model
+    plain = rounds.evaluator.model(rounds.state.deployed).cpu()
+    files = folder / PROGRAM, folder / WEIGHTS
+    try:
+        return measure_inference(plain, deployment.example_args, *files, deployment.packed_bytes)
+    except Exception as error:  # of the user's code, called outside validation
+        rank_zero_warn(f"summary: inference was not measured: {type(error).__name__}: {first_line(error)}")
+        return None
+
+
+def _name_of(datamodule: FederatedDataModule) -> str:
+    """Its class; of a partitioned one, the class of the data within."""
+    return type(getattr(datamodule, "datamodule", datamodule)).__name__

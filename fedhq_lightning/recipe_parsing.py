@@ -16,6 +16,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from fedhq_lightning.data import FederatedDataModule
+from fedhq_lightning.devices import Fleet
 from fedhq_lightning.devices.fleet import is_fleet_file
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.seeds import derive_seed, seed_generators
@@ -69,6 +70,15 @@ class Resolved:
             objects.trainer.recipe = self.recipe
             return objects.trainer, objects.model, objects.data
         raise failure
+
+    def check_fleet(self) -> None:
+        """Refuse a fleet that cannot be read, which is otherwise read once a run begins.
+
+        Raises:
+            ConfigurationError: No such device or file, or one with errors.
+        """
+        with self.keys_named():
+            Fleet.resolve(self._values.trainer.fleet, self._values.trainer.seed)
 
     @contextmanager
     def keys_named(self) -> Iterator[None]:
@@ -193,6 +203,9 @@ def _instantiate(class_type: type, *args: Any, **kwargs: Any) -> Any:
         raise ConfigurationError(
             f"{class_type.__name__}: {str(error) or 'ValueError'} (--debug shows where)"
         ) from error
+    except ModuleNotFoundError as error:  # Lightning's loggers say so of packages that only they need
+        needed = str(error).partition("\n")[0].rstrip(".")
+        raise ConfigurationError(f"{class_type.__name__} needs a package that is not installed: {needed}") from error
 
 
 def _dotted_keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -20,9 +20,10 @@ from fedhq_lightning.completion import complete
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.devices import Fleet, FleetSpec
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated import assembly, checks
+from fedhq_lightning.federated import assembly, checks, prediction
 from fedhq_lightning.federated.aggregators import Aggregator, FedAvg
 from fedhq_lightning.federated.callback import RoundCallback
+from fedhq_lightning.federated.client_analysis import load_weights
 from fedhq_lightning.federated.client_trainer import FitOptions
 from fedhq_lightning.federated.description import check_same, describe, text_of
 from fedhq_lightning.federated.link import Downlink, Uplink
@@ -166,6 +167,7 @@ class FederatedTrainer:
         self.run_dir = self.default_root_dir
         self.summary: dict[str, Any] = {}
         self.should_stop = False
+        self._fitted: L.LightningModule | None = None
 
     @property
     def is_global_zero(self) -> bool:
@@ -204,6 +206,29 @@ class FederatedTrainer:
     def test(self, module: L.LightningModule, datamodule: L.LightningDataModule) -> dict[str, float]:
         """The same with `test_step` on the test batches."""
         return self._evaluate_once(module, datamodule, "test")
+
+    def predict(self, module: L.LightningModule | None = None, data: Any = None, quantized: bool = True) -> list[Any]:
+        """What `predict_step` returns for every batch, on the CPU, as Lightning's `Trainer.predict` gives it.
+
+        Args:
+            module: Its weights are used; default: the module of the last `fit`, which holds the deployed round's.
+            data: A loader, several (then one list each), or a data module with `predict_dataloader`.
+            quantized: Predict with the module on the scheme's grid, which is what is deployed, bit for bit; False: with
+                its float32 weights, as without a scheme.
+
+        Raises:
+            ConfigurationError: No module, no data, or a module that does not take these batches.
+        """
+        module = module or self._fitted
+        if module is None:
+            raise ConfigurationError("predict: no module; give one, or call fit before")
+        template = assembly.set_up_template(module, self.fit_options)
+        loaders = prediction.loaders_of(data)
+        with lightning_quiet():
+            self.fabric.launch()
+        evaluator = assembly.evaluator_of(self, template, Processes(self.fabric))
+        model = evaluator.deployed if quantized and self.scheme is not None else evaluator.model
+        return prediction.predict(model(template.state_dict()), loaders, self.fit_options, self.fabric.device)
 
     def _fit(self, module: L.LightningModule, datamodule: FederatedDataModule, ckpt_path: Path | None) -> None:
         assembly.check_types(module, datamodule)
@@ -262,20 +287,30 @@ class FederatedTrainer:
     ) -> None:
         """The rounds and what follows them, with loggers and callbacks told of a failure."""
         self.should_stop = state.stopped
-        loggers: list[Logger] = []
+        loggers: list[tracking.TrackedLogger] = []
         try:
-            if self.is_global_zero:
-                loggers = tracking.make_loggers(
-                    self.logger, self.run_dir, recipe_name, described, self.monitor, self.monitor_mode
+            # From the first for all: where it refuses, no other process may go on and wait for it.
+            processes.from_first(
+                lambda: loggers.extend(
+                    tracking.make_loggers(
+                        self.logger,
+                        self.run_dir,
+                        recipe_name,
+                        described,
+                        self.monitor,
+                        self.monitor_mode,
+                        state.records,
+                    )
                 )
+            )
             self.call("on_fit_start")
             rounds = RoundLoop(self, job, processes, directory, state, loggers, described)
             rounds.run()
             self.summary = processes.from_first(lambda: complete(self, rounds, recipe_name))
             tracking.finish(loggers, self.summary, self.run_dir)
-            if module.state_dict().keys() != state.deployed.keys():
-                assembly.build_layers(module, self.fit_options)
-            module.load_state_dict(state.deployed)
+            assembly.build_like(module, job.template, self.fit_options)
+            load_weights(module, state.deployed)
+            self._fitted = module
             self.call("on_fit_end")
         except BaseException as error:
             self.call("on_exception", error)

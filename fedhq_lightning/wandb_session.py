@@ -8,11 +8,15 @@ from contextlib import contextmanager
 
 from fedhq_lightning.errors import ConfigurationError
 
+_CHANGED = ("WANDB_SILENT", "WANDB_ERROR_REPORTING", "WANDB_MODE")
+"""By us, and the last by Lightning's logger, which would make later runs of the process offline too."""
+
 
 @contextmanager
 def wandb_quietly() -> Iterator[None]:
-    """Without the notices of wandb and of Lightning about wandb; errors still show."""
+    """Without the notices of wandb and of Lightning about wandb; errors still show. The environment stays as it was."""
     before = logging.getLogger("wandb").level
+    environment = {name: os.environ.get(name) for name in _CHANGED}
     logging.getLogger("wandb").setLevel(logging.ERROR)
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -22,6 +26,11 @@ def wandb_quietly() -> Iterator[None]:
             yield
     finally:
         logging.getLogger("wandb").setLevel(before)
+        for name, value in environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def api_host() -> str:

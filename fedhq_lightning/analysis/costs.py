@@ -1,6 +1,8 @@
 """What one forward pass of a module costs, layer by layer, counted on a real batch."""
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -117,7 +119,7 @@ def measure_costs(
         handles.append(submodule.register_forward_hook(leave(name or _ROOT), with_kwargs=True))
     cuda_devices = {p.device.index for p in module.parameters() if p.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices=sorted(cuda_devices)), operators, flops:
+        with torch.random.fork_rng(devices=sorted(cuda_devices)), _uncompiled(module), operators, flops:
             run_step()
     finally:
         for handle in handles:
@@ -167,6 +169,17 @@ class _OperatorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # u
             self.read_bytes += _tensor_bytes((args, kwargs))
             self.written_bytes += _tensor_bytes(result)
         return result
+
+
+@contextmanager
+def _uncompiled(module: nn.Module) -> Iterator[None]:
+    """Layers that torch.compile wraps run eagerly: a compiled kernel shows no operators to count."""
+    if not any(hasattr(part, "_orig_mod") for part in module.modules()):
+        yield  # without the compiler's import, which takes seconds
+        return
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)  # the FLOP counter has global hooks
+        yield
 
 
 def _layer_cost(

@@ -21,6 +21,7 @@ from fedhq_lightning.comparing.lineup import Contestant
 from fedhq_lightning.comparing.settings import cell_recipe
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.recipe_parsing import resolve
+from fedhq_lightning.tracking import labelled
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Job:
         cell: Where the cell is to be kept.
         runs: Where the run directory is made; the cell's alone.
         reference: A cell that must be there before; or None.
-        group: W&B group.
+        group: Group of its run at a tracker.
         keeps_run: Whether the run directory stays once the cell is kept.
     """
 
@@ -66,20 +67,15 @@ def run_job(job: Job) -> float:
         ConfigurationError: The recipe or the allocator does not work.
     """
     started = time.perf_counter()
-    # What W&B itself takes a group from; tracking gives it precedence over the recipe's name.
-    before = os.environ.get("WANDB_RUN_GROUP")
-    os.environ.setdefault("WANDB_RUN_GROUP", job.group)
+    labels = labelled(job.group, job.allocator, f"{job.allocator}, seed {job.seed}")
     try:
         text = cell_recipe(job.text, job.contestant, job.seed, job.runs, job.reference)
         resolved = resolve(job.recipe_name, text)
-        with resolved.keys_named():
+        with resolved.keys_named(), labels:
             trainer, module, data = resolved.instantiate()
             trainer.fit(module, data, _stopped_run(job.runs))
     except ConfigurationError as error:
         raise ConfigurationError(f"{job.allocator}, seed {job.seed}: {error}") from error
-    finally:
-        if before is None:
-            os.environ.pop("WANDB_RUN_GROUP", None)
     larger_is_better = trainer.monitor_mode != "min"
     cell = cell_of_run(
         trainer.run_dir, trainer.summary, job.allocator, job.seed, job.fingerprint, job.described, larger_is_better

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from fedhq_lightning.comparing.results import Outcome, Row
 from fedhq_lightning.comparing.statistics import Difference, Duration, Ratio, Spread
+from fedhq_lightning.reporting.tables import aligned, on_terminal
 
 _MISSING = "-"
 
@@ -90,7 +91,11 @@ def markdown(table: TextTable) -> str:
 
 
 def print_table(table: TextTable, console: Console) -> None:
-    """The table on a terminal."""
+    """The table: drawn on a terminal, as plain aligned lines elsewhere."""
+    if not on_terminal(console):
+        lines = [table.title, *aligned([table.columns, *table.rows])]
+        console.print("\n".join(lines), markup=False, highlight=False, emoji=False, soft_wrap=True)
+        return
     drawn = Table(title=Text(table.title), box=box.SIMPLE_HEAD, title_justify="left", show_edge=False)
     for number, column in enumerate(table.columns):
         drawn.add_column(column, justify="left" if number == 0 else "right", overflow="fold")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -33,7 +32,16 @@ from fedhq_lightning.federated.clients import (
     plain_client_ids,
 )
 from fedhq_lightning.federated.evaluation import Evaluator
+from fedhq_lightning.federated.lazy_layers import build_lazy_layers, lazy_names, take_layers
 from fedhq_lightning.federated.link import Link
+from fedhq_lightning.federated.module_checks import (
+    check_is_lightning_module,
+    check_module,
+    check_state,
+    copied,
+    keep_batches_apart,
+    run_eagerly,
+)
 from fedhq_lightning.federated.processes import Processes
 from fedhq_lightning.federated.sampling import CohortSampler
 from fedhq_lightning.federated.seeds import derive_seed, seed_generators
@@ -104,6 +112,7 @@ def set_up(
         ConfigurationError: Whatever can be known to be wrong before round 1.
     """
     check_types(module, datamodule)
+    check_module(module)
     seed_generators(derive_seed(trainer.seed, "set up"))
     prepare_data(datamodule, "fit")
     client_ids = plain_client_ids(datamodule.client_ids)
@@ -112,14 +121,17 @@ def set_up(
     sampler = CohortSampler(client_ids, trainer.clients_per_round, trainer.seed, empty, fleet.availability)
     with_data = sampler.with_data()
 
-    template = set_up_template(module, trainer.fit_options)
+    client_id = client_to_probe(datamodule, with_data)
+    template = set_up_template(module, trainer.fit_options, lambda: datamodule.calibration_batch(client_id))
     allocator = trainer.allocator or FixedAllocator("fp")
     grids = grids_of(trainer, template)
     quantized = {name.removesuffix(".weight"): grid.activation_bits is not None for name, grid in grids.items()}
-    client_id = client_to_probe(datamodule, with_data)
     found = checks.probe(template, datamodule, client_id, trainer.fit_options, quantized, trainer.fabric.autocast)
     check_last_batches(datamodule, with_data, found, trainer.fit_options)
-    link = Link(template.state_dict(), grids, trainer.uplink, trainer.downlink, found.frozen)
+    check_state(template, found.frozen)
+    sent = template.state_dict()
+    sent_grids = {name: grid for name, grid in grids.items() if name in sent}
+    link = Link(sent, sent_grids, trainer.uplink, trainer.downlink, found.frozen)
     state = {name: value.detach() for name, value in template.state_dict().items()}
     received, download_bytes = link.down(state, 0)
     clock = VirtualClock(
@@ -167,8 +179,7 @@ def set_up(
 
 def check_types(module: Any, datamodule: Any) -> None:
     """Refuse what is no LightningModule, and an ordinary data module, which has no clients."""
-    if not isinstance(module, L.LightningModule):
-        raise ConfigurationError(f"module: got {type(module).__name__}; give a LightningModule")
+    check_is_lightning_module(module)
     if not isinstance(datamodule, FederatedDataModule):
         raise ConfigurationError(
             f"datamodule: got {type(datamodule).__name__}; give a FederatedDataModule, for example "
@@ -183,14 +194,25 @@ def prepare_data(datamodule: L.LightningDataModule, stage: str) -> None:
     datamodule.setup(stage)
 
 
-def set_up_template(module: L.LightningModule, options: FitOptions) -> L.LightningModule:
+def set_up_template(
+    module: L.LightningModule, options: FitOptions, batch: Callable[[], Any] | None = None
+) -> L.LightningModule:
     """A copy of the user's module with its layers built.
+
+    Args:
+        module: The user's.
+        options: Length of a local fit.
+        batch: Gives a batch, by which lazy layers without `example_input_array` find their sizes.
 
     Raises:
         ConfigurationError: Layers whose shapes are not known yet, or parameters that are not finite.
     """
-    template = copy.deepcopy(module)
+    template = copied(module)
     build_layers(template, options)
+    run_eagerly(template)
+    keep_batches_apart(template)
+    if batch is not None or template.example_input_array is not None:
+        build_lazy_layers(template, options, batch or dict)
     lazy = [name for name, parameter in template.named_parameters() if is_lazy(parameter)]
     if lazy:
         raise ConfigurationError(
@@ -212,6 +234,14 @@ def build_layers(module: L.LightningModule, options: FitOptions) -> None:
     module.setup("fit")
     module.configure_model()
     trainer.detach()
+
+
+def build_like(module: L.LightningModule, template: L.LightningModule, options: FitOptions) -> None:
+    """Make the layers of the user's module that the template has and it has not, to hold the run's weights."""
+    if module.state_dict().keys() != template.state_dict().keys():
+        build_layers(module, options)
+    if lazy_names(module):
+        take_layers(module, copied(template))
 
 
 def grids_of(trainer: FederatedTrainer, template: L.LightningModule) -> dict[str, LayerScheme]:

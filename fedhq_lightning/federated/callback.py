@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from fedhq_lightning.federated.records import ClientRecord, RoundRecord
-from fedhq_lightning.types import Plan
+from fedhq_lightning.types import ClientId, Mode, Plan
 
 if TYPE_CHECKING:
     from fedhq_lightning.trainer import FederatedTrainer
@@ -28,6 +28,9 @@ class RoundCallback:
             round_number: Number of the round, from 1.
             plan: Mode of every client of the cohort.
         """
+
+    def on_client_start(self, trainer: "FederatedTrainer", client_id: ClientId, mode: Mode) -> None:
+        """One client of the round is about to train on this process."""
 
     def on_client_end(self, trainer: "FederatedTrainer", record: ClientRecord) -> None:
         """One client has trained on this process; other processes report their own clients."""

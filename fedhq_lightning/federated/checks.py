@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,15 +15,17 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedhq_lightning.analysis.hardware import LayerCost, measure_costs
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.federated.client_trainer import ClientTrainer, FitOptions
-from fedhq_lightning.federated.clients import num_batches, num_examples
+from fedhq_lightning.federated.clients import num_examples
 from fedhq_lightning.types import ClientId, MonitorMode
 
 # Words of a metric's name that tell which way is better; a number may follow, as in map50.
@@ -82,8 +85,8 @@ def probe(
         autocast: Context of the steps.
 
     Raises:
-        ConfigurationError: Manual optimization, several optimizers, no loss, a scheduler that monitors what is not
-            logged, a held-out loader without batches, batches too small for BatchNorm.
+        ConfigurationError: Manual optimization, several optimizers, no loss, a scheduler that monitors what nobody
+            logs, a held-out loader without batches, batches too small for BatchNorm.
     """
     module = copy.deepcopy(template)
     trainer = ClientTrainer(module, options, torch.device("cpu"), autocast)
@@ -102,20 +105,15 @@ def probe(
         return outputs[0]
 
     module.training_step = measured_step  # type: ignore[method-assign]  # on this copy only
-    _, logged = trainer.fit([batch] * num_batches(datamodule, client_id))
+    _, logged = trainer.fit(_OneBatch(loader, batch))
     train_names, schedulers = list(logged), trainer.lr_scheduler_configs
-    for config in schedulers:
-        if config.reduce_on_plateau and config.strict and config.monitor not in train_names:
-            raise ConfigurationError(
-                f"the scheduler monitors {config.monitor!r}, which a local fit does not log; it logs "
-                f"{_listed(train_names)}; log it in training_step or take another scheduler"
-            )
     validation_names, example_args = [], None
     loaders = validation_loaders(template, datamodule)
     if loaders:
-        recorder = _ForwardRecorder(module)
+        recorder = ForwardRecorder(module)
         validation_names = list(trainer.evaluate([_first_batch(loader) for loader in loaders]))
         example_args = recorder.arguments
+    _check_monitors(schedulers, train_names, validation_names)
     return Probe(
         costs,
         batch_size,
@@ -200,11 +198,35 @@ def _first_batch(loader: Any) -> list[Any]:
 
 
 def _batch_size(batch: Any, loader: Any, examples: int) -> int:
-    """Examples in the batch; where its kind does not tell, those that the client's loader puts into one."""
-    try:
-        return extract_batch_size(batch)
-    except MisconfigurationException:
-        return min(getattr(loader, "batch_size", None) or math.ceil(examples / len(loader)), examples)
+    """Examples that the client's loader puts into a batch; where it does not tell, those in this one."""
+    size = getattr(loader, "batch_size", None)
+    if isinstance(size, int):
+        return min(size, examples)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sizes that differ within a batch; the advice is about self.log
+        try:
+            return extract_batch_size(batch)
+        except MisconfigurationException:
+            return min(math.ceil(examples / len(loader)), examples)
+
+
+def _check_monitors(
+    schedulers: Sequence[LRSchedulerConfig], train_names: Sequence[str], validation_names: Sequence[str]
+) -> None:
+    """Refuse a scheduler that waits for what nobody logs; say it of one that waits for validation."""
+    for config in schedulers:
+        if not (config.reduce_on_plateau and config.strict) or config.monitor in train_names:
+            continue
+        kind = type(config.scheduler).__name__
+        if config.monitor not in validation_names:
+            raise ConfigurationError(
+                f"the scheduler ({kind}) monitors {config.monitor!r}, which a local fit does not log; it logs "
+                f"{_listed(train_names)}; log it in training_step or take another scheduler"
+            )
+        rank_zero_warn(
+            f"the scheduler ({kind}) monitors {config.monitor!r}, which validation logs, and clients do not validate: "
+            "in a local fit it leaves the learning rate alone; trainer.round_lr changes it over rounds"
+        )
 
 
 def _frozen(module: torch.nn.Module) -> frozenset[str]:
@@ -216,7 +238,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names) if names else "nothing"
 
 
-class _ForwardRecorder:
+class ForwardRecorder:
     """Remembers the first positional arguments with which a module's `forward` was called through `module(...)`."""
 
     def __init__(self, module: L.LightningModule) -> None:
@@ -227,6 +249,25 @@ class _ForwardRecorder:
         # A call by keywords only shows nothing by which to export.
         if self.arguments is None and arguments:
             self.arguments = arguments
+
+
+class _OneBatch(Sequence[Any]):
+    """The loader of a client, but for giving its first batch again and again."""
+
+    def __init__(self, loader: Any, batch: Any) -> None:
+        self._loader = loader
+        self._batch = batch
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __getitem__(self, index: Any) -> Any:
+        if index >= len(self):
+            raise IndexError(index)
+        return self._batch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
 
 
 class _BatchNormWatch:

@@ -84,7 +84,7 @@ class ClientAnalyst:
             self._trainer = ClientTrainer(module, self._options, self._device, self._autocast)
         module = self._trainer.lightning_module
         restore_buffers(module, self._template, self._device)
-        module.load_state_dict(state)
+        load_weights(module, state)
         reset_metrics(module)
         return self._trainer
 
@@ -96,6 +96,11 @@ def restore_buffers(module: L.LightningModule, template: L.LightningModule, devi
         for name, buffer in original._buffers.items():
             value = None if buffer is None else buffer.to(device, copy=True)
             part.register_buffer(name, value, persistent=name not in absent)
+
+
+def load_weights(module: L.LightningModule, state: StateDict) -> None:
+    """Load a state in place; one without a module's frozen part where the module says so by `strict_loading`."""
+    module.load_state_dict(state, strict=module.strict_loading)
 
 
 def reset_metrics(module: L.LightningModule) -> None:

@@ -16,7 +16,7 @@ from fedhq_lightning.analysis.sensitivity import SensitivityMeasure, check_sensi
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.aggregators import Aggregator
-from fedhq_lightning.federated.client_analysis import ClientAnalyst, reset_metrics, restore_buffers
+from fedhq_lightning.federated.client_analysis import ClientAnalyst, load_weights, reset_metrics, restore_buffers
 from fedhq_lightning.federated.client_trainer import ClientTrainer, FitOptions
 from fedhq_lightning.federated.link import Link
 from fedhq_lightning.federated.records import ClientRecord
@@ -157,7 +157,7 @@ class ClientFitter:
         trainer = self._lane(mode)
         module = trainer.lightning_module
         restore_buffers(module, self._template, self._device)
-        module.load_state_dict(received)
+        load_weights(module, received)
         reset_metrics(module)
         seed_generators(derive_seed(self._seed, "fit", round_number, client_id))
         loader = self._datamodule.train_dataloader(client_id)
@@ -173,7 +173,7 @@ class ClientFitter:
         assert self._scheme is not None
         plain, batch = self._lane("fp"), self._datamodule.calibration_batch(client_id)
         restore_buffers(plain.lightning_module, self._template, self._device)
-        plain.lightning_module.load_state_dict(state)
+        load_weights(plain.lightning_module, state)
         correct_bias(plain.lightning_module, self._scheme, lambda module: plain.run_step(batch))
         return plain.lightning_module.state_dict()
 

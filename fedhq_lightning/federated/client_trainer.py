@@ -6,8 +6,8 @@ an unmodified module trains on one client as it would train in Lightning, with o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -18,16 +18,16 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.utilities.data import extract_batch_size
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from torchmetrics import Metric
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated.attachment import attach, detach, evaluating, lightnings_log, step_arguments
 from fedhq_lightning.federated.logged_values import LoggedValues, plain
 from fedhq_lightning.federated.optimizers import configured_optimizer, scale_learning_rate
+from fedhq_lightning.federated.trainer_surface import TrainerSurface, one_process
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,7 @@ class FitOptions:
     accumulate_grad_batches: int = 1
 
 
-class NoSuchAttributeError(ConfigurationError, AttributeError):
-    """A module asks for more of Lightning's Trainer than a local fit has; `hasattr` and `getattr` work as ever."""
-
-
-class ClientTrainer:
+class ClientTrainer(TrainerSurface):
     """Stands in for `lightning.pytorch.Trainer` on one resident module.
 
     Args:
@@ -60,16 +56,6 @@ class ClientTrainer:
         device: Where batches go.
         autocast: Context in which steps run; evaluation of an integer model runs without.
     """
-
-    is_global_zero = True
-    global_rank = local_rank = node_rank = 0
-    world_size = num_nodes = num_devices = 1
-    sanity_checking = predicting = barebones = False
-    progress_bar_callback = None
-    logger = None
-    gradient_clip_algorithm = None
-    log_every_n_steps = 1
-    max_time = None
 
     def __init__(
         self,
@@ -85,14 +71,12 @@ class ClientTrainer:
         self.max_steps = options.local_steps or -1
         self.gradient_clip_val = options.gradient_clip_val
         self.accumulate_grad_batches = options.accumulate_grad_batches
-        self.loggers: list[Any] = []
         self.optimizers: list[Optimizer] = []
+        self.train_dataloader: Any = None
         self.lr_scheduler_configs: list[LRSchedulerConfig] = []
-        self.strategy = SimpleNamespace(
-            all_gather=lambda tensor, **_: tensor, _lightning_optimizers=self.optimizers, root_device=device
-        )
+        self.strategy = one_process(device, self.optimizers)
         self.precision_plugin = SimpleNamespace(clip_gradients=self._clip_gradients)
-        self.training = self.validating = self.testing = self.should_stop = False
+        self.should_stop = self.is_last_batch = False
         self.callback_metrics: dict[str, Tensor] = {}
         self.current_epoch = self.global_step = self.num_training_batches = 0
         self.estimated_stepping_batches: float = 0
@@ -102,22 +86,13 @@ class ClientTrainer:
         self._batch_size: int | None = None
         self._output: Any = None
         self._dataloader_idx: int | None = None
-        _attach(module, self)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        hint = "hand what the module needs of the data to it as an argument"
-        if name != "datamodule":
-            hint = f"it has {', '.join(sorted(each for each in dir(self) if not each.startswith('_')))}"
-        raise NoSuchAttributeError(f"a client's trainer has no {name!r}; {hint}")
+        self._in_batches = False
+        vars(self).update(lightnings_log(self.log))
+        attach(module, self)
 
     def detach(self) -> None:
         """Leave the module as if no trainer had been there."""
-        for each in self.lightning_module.modules():
-            if isinstance(each, L.LightningModule):
-                each._trainer = None
-                vars(each).pop("log", None)
+        detach(self.lightning_module)
 
     @property
     def logged_metrics(self) -> dict[str, Tensor]:
@@ -145,7 +120,7 @@ class ClientTrainer:
         """
         if not len(loader):
             return 0, {}
-        module = self.lightning_module
+        module, self.train_dataloader = self.lightning_module, loader
         self._start_fit(len(loader))
         optimizer, self.lr_scheduler_configs = configured_optimizer(module)
         self.optimizers[:] = [optimizer]
@@ -155,7 +130,10 @@ class ClientTrainer:
         module.on_train_start()
         while not self._fit_is_over():
             module.on_train_epoch_start()
+            self._in_batches = True
             complete = self._run_epoch(loader, optimizer, after_backward)
+            self._in_batches = False
+            self._reduce_so_far()
             module.on_train_epoch_end()
             metrics = self._finish_epoch()
             if complete:
@@ -166,6 +144,7 @@ class ClientTrainer:
         self.training = False
         optimizer.zero_grad(set_to_none=True)
         self.optimizers.clear()
+        self.train_dataloader = None
         return self.global_step, metrics
 
     def evaluate(self, loaders: Iterable[Any], stage: str = "validation") -> dict[str, float]:
@@ -182,7 +161,7 @@ class ClientTrainer:
         step = getattr(module, f"{stage}_step")
         hook = partial(self._call_hook, stage)
         self.validating, self.testing, self._values = stage == "validation", stage == "test", LoggedValues()
-        with _evaluating(module), torch.no_grad():
+        with evaluating(module, stage), torch.no_grad():
             hook("start")
             hook("epoch_start")
             for index, loader in enumerate(loaders):
@@ -192,9 +171,10 @@ class ClientTrainer:
                     batch = self._to_device(batch, index)
                     hook("batch_start", batch, *indices)
                     with self._autocast():
-                        output = step(*_step_arguments(step, batch, *indices))
+                        output = step(*step_arguments(step, batch, *indices))
                     hook("batch_end", output, batch, *indices)
             self._dataloader_idx = None
+            self._reduce_so_far()
             hook("epoch_end")
             hook("end")
         self.validating = self.testing = False
@@ -231,7 +211,9 @@ class ClientTrainer:
         """`LightningModule.log` on this trainer; a client is one process, so nothing is ever synchronized."""
         if self._dataloader_idx is not None and add_dataloader_idx:
             name = f"{name}/dataloader_idx_{self._dataloader_idx}"
-        both = bool(on_step and on_epoch)
+        # As in Lightning, the hook that logs decides what was not said.
+        by_step = self._in_batches if on_step is None else on_step
+        both = by_step and (not self._in_batches if on_epoch is None else on_epoch)
         self._values.add(name, value, batch_size or self._current_batch_size(), reduce_fx, both)
         self.callback_metrics.update(self._values.last)
 
@@ -240,6 +222,7 @@ class ClientTrainer:
         self.current_epoch = self.global_step = 0
         self.should_stop, self.training = False, True
         self.num_training_batches = num_batches
+        self.is_last_batch = False
         steps_per_epoch = -(-num_batches // self.accumulate_grad_batches)
         options = self.options
         self.estimated_stepping_batches = options.local_steps or steps_per_epoch * (options.local_epochs or 0)
@@ -264,6 +247,7 @@ class ClientTrainer:
                 self._step_schedulers("epoch", self.current_epoch + 1)
                 return True
             first, complete = batch_idx % every == 0, count == self.num_training_batches
+            self.is_last_batch = complete
             last = count % every == 0 or complete
             closure = partial(self._closure, batch, batch_idx, optimizer, first, after_backward if last else None, last)
             if last:
@@ -311,7 +295,7 @@ class ClientTrainer:
     def _training_step(self, batch: Any, batch_idx: int) -> ClosureResult:
         step = self.lightning_module.training_step
         with self._autocast():
-            output = step(*_step_arguments(step, batch, batch_idx))
+            output = step(*step_arguments(step, batch, batch_idx))
         try:
             return ClosureResult.from_training_step_output(output, self.accumulate_grad_batches)
         except MisconfigurationException as error:
@@ -337,6 +321,10 @@ class ClientTrainer:
                 self._batch_size = 1
         return self._batch_size
 
+    def _reduce_so_far(self) -> None:
+        """What hooks at the end of an epoch find in `callback_metrics` is the epoch's, not the last batch's."""
+        self.callback_metrics.update(self._values.so_far())
+
     def _finish_epoch(self) -> dict[str, float]:
         values = self._values.finish()
         self.callback_metrics.update(values)
@@ -349,14 +337,8 @@ class ClientTrainer:
             metric = None
             if config.reduce_on_plateau:
                 metric = self.callback_metrics.get(str(config.monitor))
-                if metric is None and not config.strict:
+                if metric is None:  # whether anybody logs it is asked before round 1
                     continue
-                if metric is None:
-                    logged = ", ".join(sorted(self.callback_metrics)) or "nothing"
-                    raise ConfigurationError(
-                        f"ReduceLROnPlateau monitors {config.monitor!r}, which this module's local fit does not log; "
-                        f"logged: {logged}"
-                    )
             self.lightning_module.lr_scheduler_step(config.scheduler, metric)
 
     def _call_hook(self, stage: str, name: str, *arguments: Any) -> None:
@@ -370,29 +352,3 @@ class ClientTrainer:
             torch.nn.utils.clip_grad_value_(parameters, clip_val)
         else:
             torch.nn.utils.clip_grad_norm_(parameters, clip_val)
-
-
-def _attach(module: L.LightningModule, trainer: ClientTrainer) -> None:
-    """Make `trainer` the module's, and keep its metrics from talking to other processes."""
-    for each in module.modules():
-        if isinstance(each, L.LightningModule):
-            each._trainer = trainer  # type: ignore[assignment]  # a stand-in, not a subclass
-            each.log = trainer.log  # type: ignore[method-assign]  # on this instance only
-        elif isinstance(each, Metric):
-            each.sync_on_compute = each._to_sync = False
-
-
-def _step_arguments(step: Callable[..., Any], batch: Any, batch_idx: int, *dataloader_idx: int) -> tuple[Any, ...]:
-    takes_batch_idx = is_param_in_hook_signature(step, "batch_idx", min_args=2)
-    return (batch, batch_idx, *dataloader_idx) if takes_batch_idx else (batch, *dataloader_idx)
-
-
-@contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
-    modes = {name: each.training for name, each in module.named_modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for name, each in module.named_modules():
-            each.training = modes.get(name, each.training)

@@ -92,8 +92,9 @@ def _settings(value: Any) -> dict[str, Any]:
         arguments = {name for each in own for name in inspect.signature(vars(each)["__init__"]).parameters}
         names = {name: name.removeprefix("_") for name in held if name.removeprefix("_") in arguments}
     if isinstance(value, L.LightningModule | L.LightningDataModule):
-        held = {**value.hparams, **held}
-        names |= {name: name for name in value.hparams}
+        saved = held.get("_hparams", {})  # to ask for `hparams` would leave an empty one on the object
+        held = {**saved, **held}
+        names |= {name: name for name in saved}
     return {shown: held[name] for name, shown in names.items() if _is_setting(held[name])}
 
 

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from torch import nn
 
+from fedhq_lightning.federated.client_analysis import load_weights
 from fedhq_lightning.federated.client_trainer import ClientTrainer, FitOptions
 from fedhq_lightning.federated.processes import Processes
 from fedhq_lightning.federated.seeds import derive_seed, seed_generators
@@ -49,7 +50,7 @@ class Evaluator:
         self._options = options
         self._processes = processes
         self._device = device
-        self._autocast = autocast
+        self.autocast = autocast
         self._seed = seed
 
     def evaluate(self, state: StateDict, loaders: Sequence[Any], stage: str = "validation") -> dict[str, float]:
@@ -59,7 +60,7 @@ class Evaluator:
         for index, kind in enumerate(kinds):
             if index % self._processes.count == self._processes.rank:
                 module = self.model(state) if kind == "fp" else self.deployed(state)
-                mine[kind] = self.metrics_of(module, loaders, stage, self._autocast if kind == "fp" else nullcontext)
+                mine[kind] = self.metrics_of(module, loaders, stage, self.autocast if kind == "fp" else nullcontext)
         shared: dict[str, dict[str, float]] = {}
         for part in self._processes.gather(mine):
             shared |= part
@@ -79,7 +80,7 @@ class Evaluator:
     def model(self, state: StateDict) -> L.LightningModule:
         """The module with `state` as its weights."""
         module = copy.deepcopy(self._template)
-        module.load_state_dict(state)
+        load_weights(module, state)
         return module.to(self._device)
 
     def deployed(self, state: StateDict) -> L.LightningModule:

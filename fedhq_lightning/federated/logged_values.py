@@ -76,9 +76,13 @@ class LoggedValues:
             else:
                 self._collected[each] = _start(_reduction(name, reduce_fx), tensor, batch_size)
 
+    def so_far(self) -> dict[str, Tensor]:
+        """Values by name, in the order of their first logging; nothing is reset."""
+        return {name: _scalar(name, value.compute()) for name, value in self._collected.items()}
+
     def finish(self) -> dict[str, Tensor]:
-        """Values of the epoch by name, in the order of their first logging; metric objects are reset."""
-        values = {name: _scalar(name, value.compute()) for name, value in self._collected.items()}
+        """The same, and metric objects are reset."""
+        values = self.so_far()
         for value in self._collected.values():
             if isinstance(value, Metric):
                 value.reset()

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated.module_checks import check_automatic_optimization
 
 
 def configured_optimizer(module: L.LightningModule) -> tuple[Optimizer, list[LRSchedulerConfig]]:
@@ -19,11 +20,7 @@ def configured_optimizer(module: L.LightningModule) -> tuple[Optimizer, list[LRS
         ConfigurationError: Manual optimization, no optimizer, several optimizers, or a malformed answer.
     """
     name = type(module).__name__
-    if not module.automatic_optimization:
-        raise ConfigurationError(
-            f"{name}: manual optimization (automatic_optimization = False) is not supported in federated training; "
-            "return the loss from training_step and let configure_optimizers name one optimizer"
-        )
+    check_automatic_optimization(module)
     answer: Any = module.configure_optimizers()
     if answer is None:
         raise ConfigurationError(f"{name}.configure_optimizers returned None; return one optimizer")

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -27,14 +28,20 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
+@cache
+def _field_names(record: type) -> tuple[frozenset[str], frozenset[str]]:
+    """Every field of a record, and those that have to be given; a long run asks for them a million times."""
+    required = {field.name for field in fields(record) if field.default is MISSING and field.default_factory is MISSING}
+    return frozenset(field.name for field in fields(record)), frozenset(required)
+
+
 def _known_fields(record: type, data: Mapping[str, Any]) -> dict[str, Any]:
     """The record's own fields out of `data`; keys of a later version are left aside."""
-    required = {field.name for field in fields(record) if field.default is MISSING and field.default_factory is MISSING}
+    names, required = _field_names(record)
     if missing := sorted(required - data.keys()):
         raise ValueError(
             f"{record.__name__}: missing {', '.join(missing)}; given {', '.join(sorted(data)) or 'nothing'}"
         )
-    names = {field.name for field in fields(record)}
     return {name: value for name, value in data.items() if name in names}
 
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from fedhq_lightning import tracking
@@ -52,7 +51,7 @@ class RoundLoop:
         processes: Processes,
         directory: RunDirectory,
         state: RunState,
-        loggers: list[Logger],
+        loggers: list[tracking.TrackedLogger],
         described: Mapping[str, Any],
     ) -> None:
         self.job = job
@@ -105,6 +104,7 @@ class RoundLoop:
         cohort = list(plan.modes)
         work = [float(self.job.datamodule.num_examples(client_id)) for client_id in cohort]
         for client_id in self._processes.share(cohort, work):
+            trainer.call("on_client_start", client_id, plan.modes[client_id])
             with watch.measure("fit"):
                 update = self._fitter.fit(
                     round_number,

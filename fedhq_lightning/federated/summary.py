@@ -14,9 +14,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.federated.checks import as_loaders
-from fedhq_lightning.federated.deployment import Deployment
 from fedhq_lightning.federated.evaluation import Evaluator
 from fedhq_lightning.federated.run_state import RunState
+from fedhq_lightning.model_folder import Deployment
 from fedhq_lightning.quantize import LayerScheme, QuantScheme
 from fedhq_lightning.quantize.compilation import has_compiler
 from fedhq_lightning.quantize.export import first_line
@@ -35,7 +35,9 @@ def summarize(
     seed: int,
     deployment: Deployment,
     worst_client: dict[str, Any] | None,
+    per_class: dict[str, Any] | None,
     tiers: list[dict[str, Any]],
+    inference: dict[str, Any] | None,
     recipe: str,
     run_dir: Path,
 ) -> dict[str, Any]:
@@ -68,9 +70,11 @@ def summarize(
         "quarantined": sum(record.quarantined for record in rounds),
         "late": sum(record.late for record in rounds),
         "worst_client": worst_client,
+        "per_class": per_class,
         "tiers": tiers,
         "export": deployment.export,
         "export_reason": deployment.reason,
+        "inference": inference,
         "seed": seed,
         "compiled_kernels": has_compiler(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},

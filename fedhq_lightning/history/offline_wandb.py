@@ -8,6 +8,7 @@ Source: https://github.com/google/leveldb/blob/main/doc/log_format.md
 """
 
 import json
+import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.history.rows import LoggedHistory, make_history
+from fedhq_lightning.history.rows import CLOCK, ROUND, LoggedHistory, make_history
 
 _HEADER = struct.Struct("<4sHB")
 _IDENT, _MAGIC, _VERSION = b":W&B", 0xBEE1, 0
@@ -42,7 +43,7 @@ def read_offline(source: str, files: Sequence[Path]) -> LoggedHistory:
         for record in _records(path):
             kind = record.WhichOneof("record_type")
             if kind == "history":
-                rows.append({_key(item): json.loads(item.value_json) for item in record.history.item})
+                rows.append(_row(record))
             elif kind == "config":
                 _update(config, record.config)
             elif kind == "run":
@@ -64,27 +65,59 @@ def is_complete(path: Path) -> bool:
         return False
 
 
+def mend(path: Path) -> set[int] | None:
+    """Make the file of a killed process one that `wandb sync` reads to its end: cut off the record it was writing.
+
+    At such an end `wandb sync` stops, and leaves what a resumed run wrote into its own file aside.
+
+    Returns:
+        The rounds that it holds; None where it does not even hold the run, so that it is of no use to anybody.
+    """
+    rounds: set[int] = set()
+    has_run, end = False, 0
+    try:
+        for content, end in _whole(path, _content(path)):  # noqa: B007  # the last one counts
+            record = _parsed(path, content)
+            kind = record.WhichOneof("record_type")
+            has_run |= kind == "run"
+            row = _row(record) if kind == "history" else {}
+            if ROUND in row and CLOCK in row:
+                rounds.add(int(row[ROUND]))
+    except ConfigurationError:
+        return rounds  # damaged, not cut off: left as it is
+    if has_run and path.stat().st_size > end:
+        os.truncate(path, end)
+    return rounds if has_run else None
+
+
 def read_log(path: Path) -> Iterator[bytes]:
     """The whole records of a `.wandb` file, as bytes.
 
     Raises:
         ConfigurationError: Another kind of file, another version, or damage before its end.
     """
+    for content, _ in _whole(path, _content(path)):
+        yield content
+
+
+def _content(path: Path) -> bytes:
+    """A file with its header checked; empty where not even that is whole."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read ({error.strerror or error})") from error
     if len(data) < _HEADER.size and _HEADER.pack(_IDENT, _MAGIC, _VERSION).startswith(data):
-        return
+        return b""
     ident, magic, version = _HEADER.unpack_from(data) if len(data) >= _HEADER.size else (b"", 0, 0)
     if (ident, magic) != (_IDENT, _MAGIC):
         raise ConfigurationError(f"{path}: not a file of Weights & Biases; its first bytes are {data[:4]!r}")
     if version != _VERSION:
         raise ConfigurationError(f"{path}: version {version} of the format; version {_VERSION} can be read")
-    yield from _whole(path, data)
+    return data
 
 
-def _whole(path: Path, data: bytes) -> Iterator[bytes]:
+def _whole(path: Path, data: bytes) -> Iterator[tuple[bytes, int]]:
+    """The whole records, and where each ends."""
     position, parts = _HEADER.size, list[bytes]()
     while position < len(data):
         left = _BLOCK_BYTES - position % _BLOCK_BYTES
@@ -105,24 +138,32 @@ def _whole(path: Path, data: bytes) -> Iterator[bytes]:
             raise ConfigurationError(f"{path}: damaged at byte {position:,} of {len(data):,}; copy the file anew")
         parts.append(part)
         if kind in (_FULL, _LAST):
-            yield b"".join(parts)
+            yield b"".join(parts), end + length
             parts = []
         position = end + length
 
 
 def _records(path: Path) -> Iterator[Any]:
+    for content in read_log(path):
+        yield _parsed(path, content)
+
+
+def _parsed(path: Path, content: bytes) -> Any:
     from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2
 
     # Made at run time, so that type checkers do not know it.
     make: Any = vars(wandb_internal_pb2)["Record"]
-    for content in read_log(path):
-        record = make()
-        try:
-            record.ParseFromString(content)
-        except DecodeError as error:
-            raise ConfigurationError(f"{path}: a record that this version of wandb cannot read ({error})") from error
-        yield record
+    record = make()
+    try:
+        record.ParseFromString(content)
+    except DecodeError as error:
+        raise ConfigurationError(f"{path}: a record that this version of wandb cannot read ({error})") from error
+    return record
+
+
+def _row(record: Any) -> dict[str, Any]:
+    return {_key(item): json.loads(item.value_json) for item in record.history.item}
 
 
 def _key(item: Any) -> str:

@@ -16,6 +16,8 @@ ROUND = "round"
 """Name of the axis that everything is logged on."""
 CLOCK = "seconds/virtual"
 """In every round's row, and in nothing else that is logged."""
+OVER_VIRTUAL_TIME = "virtual/"
+"""Prefix under which a tracker gets metrics a second time, for the axis of virtual seconds."""
 MONITOR = "monitor"
 """Key of the tracker's config for the monitored metric's name."""
 MONITOR_MODE = "monitor_mode"
@@ -169,7 +171,7 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
     """Without text, tables and what the trackers add themselves."""
     numbers = {}
     for name, value in row.items():
-        if name.startswith("_") or name == "trainer/global_step":
+        if name.startswith(("_", OVER_VIRTUAL_TIME)) or name == "trainer/global_step":
             continue
         value = _WORDS_FOR_NUMBERS.get(value, value) if isinstance(value, str) else value
         if isinstance(value, int | float) and not isinstance(value, bool):

@@ -45,6 +45,11 @@ class ImageClassifier(LightningModule):
         """Log loss and accuracy of one test batch."""
         self._evaluate(batch, "test", self.test_accuracy)
 
+    def predict_step(self, batch: Tensor | tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Class scores (batch, num_classes) of a batch of images, with labels or without."""
+        scores: Tensor = self(batch if isinstance(batch, Tensor) else batch[0])
+        return scores
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """SGD over all parameters."""
         return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)

@@ -28,6 +28,7 @@ _MODULES = {
     "load_packed": "export",
     "prepare": "lanes",
     "restore": "lanes",
+    "packed_size": "export",
     "save_packed": "export",
 }
 

@@ -4,6 +4,8 @@ import io
 import json
 import logging
 import os
+import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -20,7 +22,7 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.quantize.conversion import become_integer, copy_without_trainer
 from fedhq_lightning.quantize.integer_layers import INTEGER_TYPES, IntegerLayer
 from fedhq_lightning.quantize.lanes import restore, turn_off_fast_paths
-from fedhq_lightning.quantize.packing import pack, unpack
+from fedhq_lightning.quantize.packing import pack, packed_bytes, unpack
 from fedhq_lightning.quantize.scheme import LayerScheme
 
 PACKED_FORMAT = "fedhq-packed-model"
@@ -65,6 +67,7 @@ def export_program(converted: nn.Module, example_args: tuple[Any, ...], path: Pa
             with _tracer_silent():
                 program = _program(_ForwardOnly(converted), example_args)
             torch.export.save(program, written)
+            _compress_text(written)
             loaded = torch.export.load(written).module()
         except Exception as error:  # export raises whatever the traced code and a dozen of its own passes raise
             raise ExportError(f"{kind} cannot be exported: {first_line(error)}") from error
@@ -94,6 +97,16 @@ def _program(module: nn.Module, example_args: tuple[Any, ...]) -> torch.export.E
     return program
 
 
+def _compress_text(path: Path) -> None:
+    """Deflate a program's graph, which is text: as torch writes it, it is larger than the weights of a small model."""
+    smaller = path.with_name(f"{path.name}.zip")
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(smaller, "w") as compressed:
+        for entry in archive.infolist():
+            is_text = entry.filename.endswith(".json")
+            compressed.writestr(entry, archive.read(entry), zipfile.ZIP_DEFLATED if is_text else zipfile.ZIP_STORED)
+    os.replace(smaller, path)
+
+
 @contextmanager
 def _tracer_silent() -> Iterator[None]:
     """Without what torch prints on a module that it cannot trace: the error says it, and is handled."""
@@ -102,7 +115,8 @@ def _tracer_silent() -> Iterator[None]:
     for tracer in tracers:
         tracer.setLevel(logging.CRITICAL)
     try:
-        with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+        with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of attributes that recurrent layers set; results are compared in the end
             yield
     finally:
         for tracer, level in zip(tracers, levels, strict=True):
@@ -127,7 +141,7 @@ def save_packed(converted: nn.Module, path: Path) -> None:
     if not layers:
         raise ConfigurationError(f"{type(converted).__name__} has no integer layer; convert it first")
     state: dict[str, Tensor] = {}
-    for key, value in converted.state_dict().items():
+    for key, value in nn.Module.state_dict(converted).items():  # whole, where a module's own leaves frozen parts out
         if not isinstance(value, Tensor):
             raise ConfigurationError(f"state {key!r} is a {type(value).__name__}; only tensors can be packed")
         # Copies, because safetensors refuses tensors that share memory.
@@ -140,6 +154,22 @@ def save_packed(converted: nn.Module, path: Path) -> None:
         written = Path(folder) / path.name
         safetensors.torch.save_file(state, written, metadata=header)
         os.replace(written, path)
+
+
+def computes_the_same(program: Path, converted: nn.Module, example_args: tuple[Any, ...]) -> bool:
+    """Whether a written program computes bit for bit what a converted module does, on one example on the CPU."""
+    with torch.no_grad():
+        return _equal(torch.export.load(program).module()(*example_args), converted.eval()(*example_args))
+
+
+def packed_size(converted: nn.Module) -> int:
+    """Bytes that a converted module's tensors take in `save_packed`'s file, its header left out."""
+    size = sum(value.nbytes for value in converted.state_dict().values() if isinstance(value, Tensor))
+    for layer in converted.modules():
+        if isinstance(layer, IntegerLayer):
+            count = torch.Size(layer.weight_shape).numel()
+            size += packed_bytes(count, layer.scheme.weight_bits) - count
+    return size
 
 
 def load_packed(path: Path, module: nn.Module) -> nn.Module:

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
 
 from fedhq_lightning.errors import ConfigurationError, nearest
@@ -158,11 +160,28 @@ def named(names: dict[str, LayerScheme]) -> Callable[[nn.Module, str], bool]:
 
 
 def turn_off_fast_paths(module: nn.Module) -> None:
-    """Keep torch's transformer encoder from reading its layers' weights past their forward methods.
+    """Keep torch's transformer layers from computing otherwise in evaluation than their forward methods say.
 
     In evaluation `nn.TransformerEncoderLayer` calls one fused kernel on the raw weights, which would skip quantization
-    without a word. It does so only where this attribute names an activation it knows.
+    without a word. It does so only where this attribute names an activation it knows. `nn.MultiheadAttention` has
+    another fused kernel, which no exported program has: its bits would differ from the module's.
     """
     for layer in module.modules():
         if isinstance(layer, nn.TransformerEncoderLayer):
             layer.activation_relu_or_gelu = 0
+        elif type(layer) is nn.MultiheadAttention:
+            layer.__class__ = _UnfusedAttention
+
+
+class _UnfusedAttention(nn.MultiheadAttention):
+    """Attention that computes in evaluation as it does in training."""
+
+    plain_type = nn.MultiheadAttention
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        is_enabled = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(is_enabled)

@@ -1,6 +1,6 @@
 """The report's section on the boundary: why it is where it is, the map of the clients, and how it moved."""
 
-import html
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -8,8 +8,11 @@ from fedhq_lightning.reporting.allocation_data import Allocation, RoundBoundary,
 from fedhq_lightning.reporting.allocation_figures import boundary_svg, describe_boundary, map_svg
 from fedhq_lightning.reporting.history import RunHistory
 from fedhq_lightning.reporting.overview import format_modes, format_seconds
-from fedhq_lightning.reporting.page import figure, folded, table
+from fedhq_lightning.reporting.page import figure, figures, folded, paragraph, section, table
 
+_TITLE = "How the clients were allotted"
+_TOPIC = re.compile(r"(?<=\.) (?=[A-Z]\w+: )")
+"""Where the allocator's paragraph turns to another topic, such as `Data: `."""
 _HEADER = ("rounds", "trial", "slack", "share", "T of its first round, virtual", "rho", "objective", "why")
 _HOW_TO_READ = (
     "A client in the shaded region trains in qat: left of T its qat round ends in time, above rho it is at risk. T "
@@ -21,20 +24,19 @@ _HOW_TO_READ = (
 
 def boundary_section(run: RunHistory) -> str:
     """How the clients were allotted; empty where the allocator left no `allocation.json`."""
-    title = "<h2>How the clients were allotted</h2>\n"
     if run.allocation_problem:
-        return f"{title}<p>Not shown: {html.escape(run.allocation_problem)}.</p>"
+        return section(_TITLE, paragraph(f"Not shown: {run.allocation_problem}."))
     allocation = run.allocation
     if allocation is None:
         return ""
-    explanation = f"<p>{html.escape(allocation.explanation)}</p>\n" if allocation.explanation else ""
-    figures = _maps(run, allocation) + _course(allocation)
-    parts = [title, explanation]
-    if figures:
-        parts.append(f'<p>{_HOW_TO_READ}</p>\n<div class="figures">{"".join(figures)}</div>\n')
+    parts = [paragraph(part) for part in _TOPIC.split(allocation.explanation) if part]
+    pictures = _maps(run, allocation) + _course(allocation)
+    if pictures:
+        parts.append(f"<h3>How to read the maps</h3>\n{paragraph(_HOW_TO_READ)}{figures(pictures)}\n")
     if allocation.boundaries:
-        parts.append(folded("Every boundary", table("", _HEADER, _rows(allocation))))
-    return "".join(parts)
+        caption = "Boundaries, the rounds planned with each, and why"
+        parts.append(folded("Every boundary", table(caption, _HEADER, _rows(allocation))))
+    return section(_TITLE, "".join(parts))
 
 
 def _maps(run: RunHistory, allocation: Allocation) -> list[str]:
@@ -42,7 +44,7 @@ def _maps(run: RunHistory, allocation: Allocation) -> list[str]:
         return []
     risks = [client.risk for client in allocation.clients]
     total = len(allocation.clients)
-    figures = []
+    pictures = []
     for boundary in allocation.telling_boundaries():
         trained = {
             client.client_id: client.modes[boundary.round] for client in run.clients if boundary.round in client.modes
@@ -54,8 +56,8 @@ def _maps(run: RunHistory, allocation: Allocation) -> list[str]:
             note += f" {total:,} of all clients are shown."
         description = f"Scatter plot: clients by virtual time in qat and by risk. Round {boundary.round}: {note}"
         svg = map_svg(f"map-{boundary.round}", description, allocation, boundary, trained)
-        figures.append(figure(f"Allocation map, round {boundary.round}", note, svg))
-    return figures
+        pictures.append(figure(f"Allocation map, round {boundary.round}", note, svg))
+    return pictures
 
 
 def _course(allocation: Allocation) -> list[str]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.ticker import Locator
 
+RUN_COLOURS = ("#1f6fb8", "#c2590c", "#1b7f5c", "#a3337f", "#6b5bc4", "#8a6d00", "#c22f3d")
+"""Of the runs of a comparison, on a light background."""
 # matplotlib writes fixed colours: the first of each three. In the finished SVG stands the page's CSS variable, or in a
 # file of its own, which nobody knows the background of, the third on white.
 _COLOURS = {
@@ -26,11 +28,18 @@ _COLOURS = {
     "download": ("#010105", "var(--third)", "#6b7685"),
     "compute": ("#010106", "var(--first)", "#1f6fb8"),
     "upload": ("#010107", "var(--second)", "#c2590c"),
+    "analysis": ("#010110", "var(--run-4)", "#6b5bc4"),
+    "card": ("#010108", "var(--card)", "#ffffff"),
+    **{
+        f"run-{number}": (f"#{0x010109 + number:06x}", f"var(--run-{number})", colour)
+        for number, colour in enumerate(RUN_COLOURS)
+    },
 }
 COLOURS = {name: written for name, (written, _, _) in _COLOURS.items()}
 """What a picture is drawn with, by what it means."""
-MODE_COLOURS = {"fp": "#98a0aa", "ptq": "#3f8fd0", "qat": "#e8913a"}
-"""Cells of the map are an image inside the SVG, so these are fixed: readable on both backgrounds."""
+MODE_COLOURS = {"fp": "#7b8490", "ptq": "#2a6fb5", "qat": "#d0761c"}
+"""Cells of the map are an image inside the SVG, so these are fixed: a contrast of at least 3 to the page's light and
+its dark cards (WCAG 2.2, 1.4.11), and ptq darker than qat, which shows in grey too."""
 
 _WIDTH_INCHES = 4.4  # 422 px: text stays readable when a phone shrinks it to 360 px
 _STYLE: dict[str, Any] = {
@@ -66,7 +75,7 @@ def page_svg(
     Args:
         name: Prefix of the ids inside, unique on the page.
         description: What the picture shows, for those who do not see it.
-        draw: Draws on a fresh figure; returns the legend's keys.
+        draw: Draws on a fresh figure; returns the legend's keys, none for no legend.
         height_inches: Height at a width of 4.4 inches.
         legend_columns: Keys in a line of the legend; all in one line by default.
 
@@ -130,8 +139,10 @@ def _drawn(
             figure = Figure(figsize=size_inches, layout="constrained")
             FigureCanvasSVG(figure)
             keys = draw(figure)
-            columns = min(len(keys), legend_columns or len(keys))
-            figure.legend(handles=keys, loc="outside upper left", ncols=columns, columnspacing=1.2, handlelength=1.6)
+            if keys:
+                columns = min(len(keys), legend_columns or len(keys))
+                look: dict[str, Any] = {"columnspacing": 1.2, "handlelength": 1.6}
+                figure.legend(handles=keys, loc="outside upper left", ncols=columns, **look)
             figure.savefig(file, format="svg", transparent=transparent, dpi=144, metadata=_NOTHING)
     return file.getvalue()
 

@@ -1,13 +1,18 @@
-"""The report's pictures of rounds and clients, as inline SVG; drawn on `canvas`."""
+"""The report's pictures of values over rounds and time, as inline SVG; drawn on `canvas`."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from fedhq_lightning.reporting.canvas import COLOURS, MODE_COLOURS, page_svg, whole_numbers
+from fedhq_lightning.reporting.canvas import COLOURS, page_svg, whole_numbers
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_LOOKS = {"quantized": ("-", "s"), "fp": ("--", "o"), "upload": ("-", "s"), "download": ("--", "o")}
+_MOST_MARKERS = 30
 
 
 @dataclass(frozen=True)
@@ -27,23 +32,6 @@ class Curve:
     y: Sequence[float | None]
 
 
-@dataclass(frozen=True)
-class ModeMap:
-    """Which client trained how in which round.
-
-    Attributes:
-        labels: One a row.
-        rounds: One a column.
-        cells: Position (row, column) -> mode; absent where the client did not take part.
-        left_out: Position (row, column) -> `late` or `quarantined`.
-    """
-
-    labels: Sequence[str]
-    rounds: Sequence[int]
-    cells: Mapping[tuple[int, int], str]
-    left_out: Mapping[tuple[int, int], str]
-
-
 def time_unit(longest_seconds: float) -> tuple[float, str]:
     """Seconds in the unit that suits the longest duration on an axis, and its name."""
     for shortest, size, unit in ((172800.0, 86400.0, "days"), (7200.0, 3600.0, "h"), (120.0, 60.0, "min")):
@@ -52,7 +40,15 @@ def time_unit(longest_seconds: float) -> tuple[float, str]:
     return (0.001, "ms") if 0 < longest_seconds < 1 else (1.0, "s")
 
 
-def curves_svg(name: str, description: str, curves: Sequence[Curve], x_label: str, y_label: str) -> str:
+def curves_svg(
+    name: str,
+    description: str,
+    curves: Sequence[Curve],
+    x_label: str,
+    y_label: str,
+    ringed: tuple[float, float, str] | None = None,
+    y_limits: tuple[float, float] | None = None,
+) -> str:
     """Lines over one axis.
 
     Args:
@@ -61,25 +57,21 @@ def curves_svg(name: str, description: str, curves: Sequence[Curve], x_label: st
         curves: The lines.
         x_label: Label of the horizontal axis, with its unit.
         y_label: Label of the vertical axis, with its unit.
+        ringed: A point (x, y) to point out, and what it is called in the legend.
+        y_limits: Lowest and highest value to be seen, all by default.
 
     Returns:
         An `<svg>` element.
     """
-    looks = {"quantized": ("-", "s"), "fp": ("--", "o"), "upload": ("-", "s"), "download": ("--", "o")}
 
     def draw(canvas: "Figure") -> list[Any]:
         axes = canvas.subplots()
         for curve in curves:
-            line, marker = looks[curve.look]
-            points = [(x, y) for x, y in zip(curve.x, curve.y, strict=True) if y is not None]
-            axes.plot(
-                [x for x, _ in points],
-                [y for _, y in points],
-                line,
-                marker=marker if len(points) <= 40 else None,
-                color=COLOURS[curve.look],
-                label=curve.label,
-            )
+            _draw_curve(axes, curve)
+        if ringed is not None:
+            _draw_ring(axes, *ringed)
+        if y_limits is not None:
+            axes.set_ylim(*y_limits)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         if x_label == "round":
@@ -89,93 +81,67 @@ def curves_svg(name: str, description: str, curves: Sequence[Curve], x_label: st
     return page_svg(name, description, draw, height_inches=2.8)
 
 
-def split_svg(name: str, description: str, labels: Sequence[str], parts: Mapping[str, Sequence[float]]) -> str:
-    """One bar a client, split in virtual download, compute and upload seconds; arguments as for `curves_svg`.
+def enlarged(values: Sequence[Sequence[float | None]]) -> tuple[float, float] | None:
+    """Lowest and highest value to be seen so that the second half of each line fills the picture.
+
+    Args:
+        values: Of each line, in order.
+
+    Returns:
+        Limits with a margin; None where they would show no more than the whole lines do.
+    """
+    late = [value for line in values for value in line[len(line) // 2 :] if value is not None and math.isfinite(value)]
+    every = [value for line in values for value in line if value is not None and math.isfinite(value)]
+    if not late or max(late) == min(late) or max(late) - min(late) > 0.5 * (max(every) - min(every)):
+        return None
+    margin = 0.08 * (max(late) - min(late))
+    return min(late) - margin, max(late) + margin
+
+
+def difference_svg(name: str, description: str, x: Sequence[float], y: Sequence[float], y_label: str) -> str:
+    """Bars up and down from zero, one a round: what is too small to be seen between two lines.
 
     Args:
         name: Prefix of the ids inside, unique on the page.
         description: What the picture shows, for those who do not see it.
-        labels: One a bar, from top to bottom.
-        parts: `download`, `compute`, `upload` -> virtual seconds, one a bar.
+        x: Rounds.
+        y: Finite differences, one a round.
+        y_label: Label of the vertical axis.
 
     Returns:
         An `<svg>` element.
     """
-    totals = [sum(values) for values in zip(*parts.values(), strict=True)]
-    size, unit = time_unit(max(totals, default=0.0))
 
     def draw(canvas: "Figure") -> list[Any]:
         axes = canvas.subplots()
-        start = [0.0] * len(labels)
-        for part, seconds in parts.items():
-            values = [value / size for value in seconds]
-            axes.barh(range(len(labels)), values, left=start, height=0.75, color=COLOURS[part], label=part)
-            start = [before + value for before, value in zip(start, values, strict=True)]
-        axes.set_yticks(range(len(labels)), labels, fontsize=8)
-        axes.set_ylim(len(labels) - 0.4, -0.6)
-        axes.set_ylabel("client (tier)")
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel(f"virtual time of one local fit ({unit})")
-        return axes.get_legend_handles_labels()[0]
-
-    return page_svg(name, description, draw, height_inches=1.0 + 0.17 * max(len(labels), 3))
-
-
-def mode_map_svg(name: str, description: str, modes: ModeMap) -> str:
-    """Client x round, coloured by mode; a ring marks late clients, a cross quarantined ones; see `curves_svg`."""
-    from matplotlib.colors import to_rgba
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    rows, columns = len(modes.labels), len(modes.rounds)
-    empty = (0.0, 0.0, 0.0, 0.0)
-    image = [
-        [
-            to_rgba(MODE_COLOURS[modes.cells[row, column]]) if (row, column) in modes.cells else empty
-            for column in range(columns)
-        ]
-        for row in range(rows)
-    ]
-    markers = {"late": "o", "quarantined": "x"}
-    marker_size = max(
-        1.5, min(4.0, 200.0 / max(columns, 1), 300.0 / max(rows, 1))
-    )  # points; a cell is about twice that
-
-    def draw(canvas: "Figure") -> list[Any]:
-        axes = canvas.subplots()
-        first = modes.rounds[0]
-        axes.imshow(
-            image, interpolation="none", aspect="auto", extent=(first - 0.5, first + columns - 0.5, rows - 0.5, -0.5)
-        )
-        for word, marker in markers.items():
-            places = [place for place, left_out in modes.left_out.items() if left_out == word]
-            axes.plot(
-                [modes.rounds[column] for _, column in places],
-                [row for row, _ in places],
-                linestyle="none",
-                marker=marker,
-                markersize=marker_size,
-                markeredgewidth=marker_size / 4,
-                markerfacecolor="none",
-                markeredgecolor="#111111",
-            )
-        if rows <= 40:
-            axes.set_yticks(range(rows), modes.labels, fontsize=8)
-            axes.set_ylabel("client (tier)")
-        else:
-            axes.set_yticks([])
-            axes.set_ylabel(f"{rows} clients")
-        axes.grid(visible=False)
+        axes.vlines(x, 0.0, y, color=COLOURS["quantized"], linewidth=max(0.8, min(5.0, 120.0 / max(len(x), 1))))
+        axes.axhline(0.0, color=COLOURS["text"], linewidth=0.9)
+        if y and not any(y):
+            axes.set_ylim(-1.0, 1.0)
         axes.set_xlabel("round")
+        axes.set_ylabel(y_label)
         axes.xaxis.set_major_locator(whole_numbers())
-        used = set(modes.cells.values())
-        keys: list[Any] = [Patch(color=colour, label=mode) for mode, colour in MODE_COLOURS.items() if mode in used]
-        text = COLOURS["text"]
-        keys += [
-            Line2D([], [], linestyle="none", marker=marker, markerfacecolor="none", markeredgecolor=text, label=word)
-            for word, marker in markers.items()
-            if word in modes.left_out.values()
-        ]
-        return keys
+        return []
 
-    return page_svg(name, description, draw, height_inches=1.0 + min(5.0, 0.17 * max(rows, 6)))
+    return page_svg(name, description, draw, height_inches=2.8)
+
+
+def _draw_curve(axes: "Axes", curve: Curve) -> None:
+    line, marker = _LOOKS[curve.look]
+    points = [(x, y) for x, y in zip(curve.x, curve.y, strict=True) if y is not None]
+    axes.plot(
+        [x for x, _ in points],
+        [y for _, y in points],
+        line,
+        marker=marker if len(points) <= _MOST_MARKERS else None,
+        color=COLOURS[curve.look],
+        label=curve.label,
+    )
+
+
+def _draw_ring(axes: "Axes", x: float, y: float, label: str) -> None:
+    if not math.isfinite(y):
+        return
+    text = COLOURS["text"]
+    look: dict[str, Any] = {"markersize": 10, "markerfacecolor": "none", "markeredgecolor": text, "linestyle": "none"}
+    axes.plot([x], [y], marker="o", label=label, zorder=5, markeredgewidth=1.4, **look)

@@ -24,6 +24,7 @@ class ClientHistory:
         download_seconds: Virtual seconds of all its rounds together.
         compute_seconds: Likewise.
         upload_seconds: Likewise.
+        analysis_seconds: Likewise, of what it measured for the allocator.
         uplink_bytes: Bytes that it sent in all its rounds.
     """
 
@@ -34,6 +35,7 @@ class ClientHistory:
     download_seconds: float = 0.0
     compute_seconds: float = 0.0
     upload_seconds: float = 0.0
+    analysis_seconds: float = 0.0
     uplink_bytes: int = 0
 
     def add(self, record: ClientRecord) -> None:
@@ -44,6 +46,7 @@ class ClientHistory:
         self.download_seconds += record.download_seconds
         self.compute_seconds += record.compute_seconds
         self.upload_seconds += record.upload_seconds
+        self.analysis_seconds += record.analysis_seconds
         self.uplink_bytes += record.uplink_bytes
 
     @property
@@ -51,6 +54,11 @@ class ClientHistory:
         """Virtual seconds of one local fit: download, compute, upload."""
         count = max(len(self.modes), 1)
         return self.download_seconds / count, self.compute_seconds / count, self.upload_seconds / count
+
+    @property
+    def mean_analysis_seconds(self) -> float:
+        """Virtual seconds of a round in which it measured for the allocator."""
+        return self.analysis_seconds / max(len(self.modes), 1)
 
     @property
     def mode_counts(self) -> dict[str, int]:
@@ -82,6 +90,11 @@ class RunHistory:
     tiers: Sequence[Mapping[str, Any]]
     allocation: Allocation | None = None
     allocation_problem: str = ""
+
+    @property
+    def metric_name(self) -> str:
+        """What was monitored."""
+        return str(self.summary.get("metric_name") or "metric")
 
 
 def load_run(run_dir: Path) -> RunHistory:

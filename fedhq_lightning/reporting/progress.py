@@ -15,7 +15,7 @@ from fedhq_lightning.federated.callback import RoundCallback
 from fedhq_lightning.federated.records import ClientRecord, RoundRecord
 from fedhq_lightning.reporting.overview import format_metric, format_modes, format_seconds
 from fedhq_lightning.reporting.tables import on_terminal
-from fedhq_lightning.types import Plan
+from fedhq_lightning.types import ClientId, Mode, Plan
 
 if TYPE_CHECKING:
     from fedhq_lightning.trainer import FederatedTrainer
@@ -25,9 +25,10 @@ _REFRESHES_PER_SECOND = 4
 
 
 class ProgressDisplay(RoundCallback):
-    """Shows rounds, clients within the round, the monitored metric (quantized and fp), both clocks and the ETA.
+    """Shows rounds, clients within the round and who trains, the monitored metric, both clocks and the ETA.
 
-    Before them, once, the allocator's explanation of its plan, where it has one.
+    The metric is that of the quantized and of the fp model. Before the first round, once, comes the allocator's
+    explanation of its plan, where it has one.
 
     On a terminal a display that redraws itself; without one (a pipe, a log file, TERM=dumb) one plain line a round.
     NO_COLOR is respected. Only the first process shows anything; it counts the clients that it trains itself, and
@@ -52,9 +53,9 @@ class ProgressDisplay(RoundCallback):
         self._view = _View(trainer.max_rounds, trainer.monitor or "metric", lambda: trainer.should_stop)
         explanation = str(getattr(getattr(trainer, "allocator", None), "explanation", "") or "")
         if explanation:
-            self._output.print(
-                Text(explanation, style="dim"), soft_wrap=not on_terminal(self._output), highlight=False, emoji=False
-            )
+            watched = on_terminal(self._output)
+            text = Text(explanation, style="dim" if watched else "")
+            self._output.print(text, soft_wrap=not watched, highlight=False, emoji=False)
         if on_terminal(self._output):
             self._live = Live(self._view, console=self._output, refresh_per_second=_REFRESHES_PER_SECOND)
             self._live.start()
@@ -64,10 +65,16 @@ class ProgressDisplay(RoundCallback):
         if trainer.is_global_zero:
             self._view.start_round(round_number, plan)
 
+    def on_client_start(self, trainer: "FederatedTrainer", client_id: ClientId, mode: Mode) -> None:
+        """Show who trains."""
+        if trainer.is_global_zero:
+            self._view.doing = f"client {client_id} trains in {mode}"
+
     def on_client_end(self, trainer: "FederatedTrainer", record: ClientRecord) -> None:
         """Count the client."""
         if trainer.is_global_zero:
             self._view.clients_done += 1
+            self._view.doing = "aggregating, evaluating"
 
     def on_round_end(self, trainer: "FederatedTrainer", record: RoundRecord) -> None:
         """Show the round's result."""
@@ -105,6 +112,7 @@ class _View:
         self.rounds_done = 0
         self.plan = Plan({})
         self.clients_done = 0
+        self.doing = ""
         self.last: RoundRecord | None = None
         self.evaluated: RoundRecord | None = None
         self._recent: deque[float] = deque(maxlen=_ROUNDS_FOR_ETA)
@@ -114,10 +122,10 @@ class _View:
 
     def start_round(self, round_number: int, plan: Plan) -> None:
         self._since = time.monotonic()
-        self.rounds_done, self.plan, self.clients_done = round_number - 1, plan, 0
+        self.rounds_done, self.plan, self.clients_done, self.doing = round_number - 1, plan, 0, ""
 
     def end_round(self, record: RoundRecord) -> None:
-        self.rounds_done, self.last, self.clients_done = record.round, record, len(record.clients)
+        self.rounds_done, self.last, self.clients_done, self.doing = record.round, record, len(record.clients), ""
         if record.monitored is not None:
             self.evaluated = record
         if record.round > 0:
@@ -165,10 +173,14 @@ class _View:
             parts.append(f"ETA {self.eta()} wall")
         return " | ".join(parts)
 
+    def _cohort(self) -> str:
+        """The round's modes, and what happens now."""
+        return " | ".join(part for part in (format_modes(self.plan.counts()), self.doing) if part)
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         bars = (
             ("rounds", self.rounds_done, self.max_rounds, ""),
-            ("clients", self.clients_done, len(self.plan.modes), format_modes(self.plan.counts())),
+            ("clients", self.clients_done, len(self.plan.modes), self._cohort()),
         )
         counts = [f"{done:,}/{total:,}" for _, done, total, _ in bars]
         grid = Table.grid(padding=(0, 1), expand=True)

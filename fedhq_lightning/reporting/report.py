@@ -4,14 +4,23 @@ from pathlib import Path
 
 from fedhq_lightning.files import write_atomically
 from fedhq_lightning.reporting.allocation_section import boundary_section
+from fedhq_lightning.reporting.clients_section import clients_section
+from fedhq_lightning.reporting.course_section import course_section
 from fedhq_lightning.reporting.history import load_run
-from fedhq_lightning.reporting.page import page
-from fedhq_lightning.reporting.sections import (
-    allocation_section,
+from fedhq_lightning.reporting.model_section import model_section
+from fedhq_lightning.reporting.numbers_section import numbers_section
+from fedhq_lightning.reporting.page import contents, page
+from fedhq_lightning.reporting.sections import header, recipe_section, summary_section, versions_section
+
+_SECTIONS = (
     course_section,
-    header_section,
-    recipe_section,
+    boundary_section,
+    clients_section,
+    model_section,
     summary_section,
+    numbers_section,
+    recipe_section,
+    versions_section,
 )
 
 
@@ -29,10 +38,14 @@ def write_report(run_dir: Path) -> Path:
     Raises:
         ConfigurationError: `summary.json` or `rounds.jsonl` is missing or damaged.
     """
+    path = run_dir / "report.html"
+    write_atomically(path, run_page(run_dir))
+    return path
+
+
+def run_page(run_dir: Path) -> str:
+    """The same as text: arguments and errors as for `write_report`."""
     run = load_run(run_dir)
     title = " ".join(str(part) for part in (run.summary.get("recipe"), run.name) if part)
-    sections = (header_section, course_section, boundary_section, allocation_section, summary_section, recipe_section)
-    body = [text for section in sections if (text := section(run))]
-    path = run_dir / "report.html"
-    write_atomically(path, page(f"{title}: report", "\n".join(body)))
-    return path
+    sections = [text for section in _SECTIONS if (text := section(run))]
+    return page(f"{title}: report", "\n".join((header(run), contents(sections), *sections)))

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedhq_lightning.federated.records import RoundRecord, tier_figures
-from fedhq_lightning.reporting.overview import TIER_HEADER, summary_rows, tier_rows
+from fedhq_lightning.reporting.overview import TIER_HEADER, format_bytes, format_seconds, summary_rows, tier_rows
 
 _TIERS_TITLE = "Tiers; virtual times, means of one local fit"
 
@@ -28,6 +28,42 @@ def _heading(summary: Mapping[str, Any]) -> str:
     return " ".join(str(summary[key]) for key in ("recipe", "run_dir") if summary.get(key)) or "run"
 
 
+def inference_rows(inference: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Label and text of each line on inference.
+
+    Args:
+        inference: What `summary.json` holds under that key.
+
+    Returns:
+        The size, and a line for each batch size; nothing where it was not measured.
+    """
+    if not inference:
+        return []
+    sizes = [format_bytes(inference[key]) for key in ("int8_bytes", "fp32_bytes", "packed_bytes")]
+    rows = [("size of the model", f"int8 {sizes[0]}, fp32 {sizes[1]} (packed to the scheme's bits: {sizes[2]})")]
+    for size, times in inference["batch_sizes"].items():
+        int8, fp32 = (format_seconds(times[f"{kind}_ms"] / 1e3) for kind in ("int8", "fp32"))
+        rows.append(
+            (f"inference, batch of {size}", f"int8 {int8}, fp32 {fp32} wall; int8 is {speed_text(times['speedup'])}")
+        )
+    return rows
+
+
+def speed_text(speedup: float) -> str:
+    """`1.8 times as fast`, or `4.2 times as slow`; `as fast` where the difference is under a twentieth."""
+    if abs(speedup - 1) < 0.05:
+        return "as fast"
+    return f"{speedup:.3g} times as fast" if speedup > 1 else f"{1 / speedup:.3g} times as slow"
+
+
+def _rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """All lines, those on inference below the deployable model's."""
+    rows = summary_rows(summary)
+    labels = [label for label, _ in rows]
+    place = labels.index("deployable model") + 1 if "deployable model" in labels else len(rows)
+    return [*rows[:place], *inference_rows(summary.get("inference")), *rows[place:]]
+
+
 def final_table(summary: Mapping[str, Any], rounds: Iterable[RoundRecord] = ()) -> RenderableType:
     """The run's result as rich tables.
 
@@ -41,7 +77,7 @@ def final_table(summary: Mapping[str, Any], rounds: Iterable[RoundRecord] = ()) 
     table = Table(title=Text(_heading(summary)), box=box.SIMPLE_HEAD, show_header=False, title_justify="left")
     table.add_column(style="dim")
     table.add_column(overflow="fold")
-    for position, (label, text) in enumerate(summary_rows(summary)):
+    for position, (label, text) in enumerate(_rows(summary)):
         table.add_row(Text(label), Text(text, style="bold green" if position == 0 else ""))
     rows = _tiers(summary, rounds)
     if not rows:
@@ -61,13 +97,14 @@ def final_table(summary: Mapping[str, Any], rounds: Iterable[RoundRecord] = ()) 
 
 def final_text(summary: Mapping[str, Any], rounds: Iterable[RoundRecord] = ()) -> str:
     """The same as aligned plain text, for a log file or a pipe; arguments as for `final_table`."""
-    lines = [_heading(summary), *_aligned(summary_rows(summary))]
+    lines = [_heading(summary), *aligned(_rows(summary))]
     if rows := _tiers(summary, rounds):
-        lines += [_TIERS_TITLE.lower(), *_aligned([TIER_HEADER, *rows])]
+        lines += [_TIERS_TITLE.lower(), *aligned([TIER_HEADER, *rows])]
     return "\n".join(lines)
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table as plain text, each indented by two spaces."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +20,7 @@ from fedhq_lightning.federated.seeds import derive_seed
 from fedhq_lightning.files import write_atomically
 from fedhq_lightning.recipe_parsing import resolve
 from fedhq_lightning.reporting.overview import format_seconds
+from fedhq_lightning.tracking import labelled
 from fedhq_lightning.tuning.claims import Claims
 from fedhq_lightning.tuning.describe import describe_parameters, describe_values
 from fedhq_lightning.tuning.objectives import Objective
@@ -119,7 +117,10 @@ class Worker:
         content = self._space.recipe(trial.params)
         content["trainer"] |= {"default_root_dir": str(self._job.place.folder), "enable_progress_bar": False}
         resolved = resolve(f"trial-{trial.number}", yaml.safe_dump(content, sort_keys=False))
-        with warnings.catch_warnings(), resolved.keys_named(), _in_group(self._job.place.folder.name):
+        study = self._job.place.folder.name
+        config = {"tune": {"study": study, "trial": trial.number, **trial.params}}
+        labels = labelled(study, "trial", f"trial {trial.number}", config)
+        with warnings.catch_warnings(), resolved.keys_named(), labels:
             warnings.simplefilter("ignore")  # those of the recipe were shown when it was checked
             trainer, model, data = resolved.instantiate()
             check_one_process(trainer)
@@ -140,7 +141,6 @@ class Worker:
         def start(run_dir: Path) -> None:
             with told(self._job.place.storage):
                 trial.set_user_attr("run_dir", str(run_dir.absolute()))
-            _tell_wandb({"study": self._job.place.folder.name, "trial": trial.number, **trial.params})
 
         def report(number: int, values: Mapping[str, float]) -> None:
             known[number] = dict(values)
@@ -221,23 +221,3 @@ def _given(objective: Objective, summary: Mapping[str, Any]) -> str:
     for part in objective.name.split("."):
         node = node.get(part) if isinstance(node, Mapping) else None
     return "the run's metric is NaN or infinite, or was never evaluated" if node is None else str(node)
-
-
-@contextmanager
-def _in_group(name: str) -> Iterator[None]:
-    """Give W&B runs the study as their group, unless the user names one."""
-    if "WANDB_RUN_GROUP" in os.environ:
-        yield
-        return
-    os.environ["WANDB_RUN_GROUP"] = name
-    try:
-        yield
-    finally:
-        del os.environ["WANDB_RUN_GROUP"]
-
-
-def _tell_wandb(config: Mapping[str, Any]) -> None:
-    """Put the trial's parameters into the config of the W&B run that is open, if any."""
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        wandb.run.config.update({"tune": dict(config)})

@@ -4,6 +4,7 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,6 +14,7 @@ from fedhq_lightning.comparing.cells import cell_path, read_cell
 from fedhq_lightning.comparing.comparison import Compared, Comparison
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.records import read_rounds
+from fedhq_lightning.history.offline_wandb import _records
 from fedhq_lightning.recipe_parsing import resolve
 
 from ..small_recipe import changed
@@ -154,10 +156,17 @@ class TestComparison:
         assert [cell.rounds["metric_quantized"] for cell in many] == [cell.rounds["metric_quantized"] for cell in one]
         assert [cell.clients for cell in many] == [cell.clients for cell in one]
 
-    def test_the_environment_is_left_alone(self, monkeypatch):
-        monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
-        Compared(comparison(("all-ptq",))).run()
-        assert "WANDB_RUN_GROUP" not in os.environ
+    def test_cells_are_one_group_at_wandb_where_the_recipe_logs(self, tmp_path):
+        Compared(comparison(("all-qat",), changes={"trainer.logger": True, "trainer.max_rounds": 1})).run()
+        assert not {"WANDB_RUN_GROUP", "WANDB_JOB_TYPE", "WANDB_NAME"} & os.environ.keys()
+        (run,) = run_records(tmp_path)
+        assert (run.run_group, run.job_type, run.display_name) == ("compare-compared", "all-qat", "all-qat, seed 0")
+
+
+def run_records(folder: Path) -> list[Any]:
+    """How W&B's offline runs below a folder call themselves."""
+    files = folder.rglob("offline-run-*/*.wandb")
+    return [next(each.run for each in _records(file) if each.WhichOneof("record_type") == "run") for file in files]
 
 
 class TestRefused:

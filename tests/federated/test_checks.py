@@ -8,7 +8,7 @@ import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from torchmetrics.classification import MulticlassAccuracy
 
 from fedhq_lightning.errors import ConfigurationError
@@ -207,6 +207,20 @@ def test_a_batch_that_does_not_tell_its_size() -> None:
     assert probed(Takes(), OpaqueData((20,))).batch_size == 8
 
 
+def test_a_batch_that_misleads_about_its_size() -> None:
+    """The clock counts a client's batches by it; two crops of each picture are no two examples."""
+
+    class TwoCrops(SmallData):
+        def train_dataloader(self, client_id: Any) -> Any:
+            def collate(rows: list[Any]) -> Any:
+                inputs, labels = default_collate(rows)
+                return torch.cat([inputs, inputs]), torch.cat([labels, labels])
+
+            return DataLoader(self.dataset(client_id), self.batch_size, collate_fn=collate)
+
+    assert probed(SmallModule(), TwoCrops((20,))).batch_size == 8
+
+
 def test_manual_optimization() -> None:
     module = SmallModule()
     module.automatic_optimization = False
@@ -230,7 +244,12 @@ def test_a_scheduler_that_monitors_what_is_not_logged() -> None:
             plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
 
+    class UnloggedAnywhere(Unlogged):
+        validation_step = L.LightningModule.validation_step
+
     with pytest.raises(ConfigurationError, match=r"monitors 'val_loss', which .* it logs train_loss"):
+        probed(UnloggedAnywhere())
+    with pytest.warns(UserWarning, match=r"monitors 'val_loss', which validation logs.*trainer\.round_lr"):
         probed(Unlogged())
 
 

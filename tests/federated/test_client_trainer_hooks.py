@@ -148,7 +148,6 @@ class TestTrainerAttributes:
                 seen[-1][f"{batch_idx} own"] = (self.current_epoch, self.global_step, self.device, self.global_rank)
                 seen[-1][f"{batch_idx} rates"] = self.lr_schedulers().get_last_lr()
                 seen[-1][f"{batch_idx} lr"] = self.optimizers().param_groups[0]["lr"]
-                seen[-1][f"{batch_idx} logger"] = (self.logger, list(self.loggers))
                 seen[-1][f"{batch_idx} gathered"] = self.all_gather(torch.ones(2)).tolist()
                 self.print("", end="")
 
@@ -170,12 +169,33 @@ class TestTrainerAttributes:
 
     def test_an_unknown_one_says_what_there_is(self) -> None:
         trainer = client_trainer(SmallModule())
-        with pytest.raises(AttributeError, match=r"no 'fast_dev_run'; it has .*current_epoch.*max_epochs"):
-            _ = trainer.fast_dev_run
+        with pytest.raises(AttributeError, match=r"no 'save_checkpoint'; it has .*current_epoch.*max_epochs"):
+            _ = trainer.save_checkpoint
         with pytest.raises(ConfigurationError, match="no 'datamodule'; hand what the module needs of the data to it"):
             _ = trainer.datamodule
         assert getattr(trainer, "datamodule", None) is None
         assert not hasattr(trainer, "__array__")
+
+    def test_the_logger_takes_everything_and_keeps_nothing(self) -> None:
+        class Writes(SmallModule):
+            def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+                self.logger.experiment.add_scalar("loss", 1.0, batch_idx)
+                self.logger.experiment.config["lr"] = 0.1
+                with self.logger.experiment.run(0) as run:
+                    run.log({"loss": 1.0})
+                self.logger.log_metrics({"loss": 1.0}, step=batch_idx)
+                self.logger.log_image(key="picture", images=[batch[0]])
+                self.calls += 1
+
+        module = Writes()
+        module.calls = 0
+        _, metrics = client_trainer(copy.deepcopy(module)).fit(loader())
+        assert metrics.keys() == {"train_loss"}
+        trainer = client_trainer(module)
+        trainer.fit(loader())
+        assert module.calls == 4
+        assert copy.deepcopy(trainer.logger).experiment.add_scalar(1) is not None
+        assert trainer.logger.save_dir is None
 
     def test_the_class_and_the_original_are_left_alone(self) -> None:
         module = SmallModule()

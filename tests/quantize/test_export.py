@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import lightning as L
 import pytest
@@ -111,10 +112,22 @@ def test_several_and_nested_arguments(tmp_path: Path) -> None:
 def test_the_file_holds_no_example_and_no_folder_names(module: Network, tmp_path: Path) -> None:
     images = torch.full((5, 1, 8, 8), 0.123456789)
     export_program(convert(module, QuantScheme()), (images,), tmp_path / "model.pt2")
-    content = (tmp_path / "model.pt2").read_bytes()
+    with ZipFile(tmp_path / "model.pt2") as archive:
+        content = b"".join(map(archive.read, archive.namelist()))
     assert images[0, 0, 0].numpy().tobytes() not in content
     assert str(Path(__file__).parent).encode() not in content
     assert b"site-packages" not in content
+
+
+def test_the_graph_is_compressed_and_the_weights_are_as_torch_wrote_them(module: Network, tmp_path: Path) -> None:
+    """As torch writes it, a small model's file is several times its float32 weights."""
+    converted = convert(module, QuantScheme())
+    export_program(converted, (torch.randn(2, 1, 8, 8),), tmp_path / "model.pt2")
+    with ZipFile(tmp_path / "model.pt2") as archive:
+        kinds = {entry.filename.rpartition(".")[2] == "json": entry.compress_type for entry in archive.infolist()}
+        written = sum(entry.file_size for entry in archive.infolist())
+    assert kinds == {True: ZIP_DEFLATED, False: ZIP_STORED}
+    assert (tmp_path / "model.pt2").stat().st_size < written / 3
 
 
 def test_the_same_model_is_the_same_file(module: Network, images: Tensor, tmp_path: Path) -> None:

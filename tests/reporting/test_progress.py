@@ -1,7 +1,16 @@
 """The live display and its plain form."""
 
+import contextlib
+import fcntl
 import io
+import os
+import pty
 import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +36,7 @@ def drive(display: ProgressDisplay, rounds: list[RoundRecord], end: bool = True,
             plan = Plan({client.client_id: client.mode for client in record.clients})
             display.on_round_start(trainer, record.round, plan)
             for client in record.clients:
+                display.on_client_start(trainer, client.client_id, client.mode)
                 display.on_client_end(trainer, client)
         display.on_round_end(trainer, record)
     if end:
@@ -77,6 +87,30 @@ def test_on_a_terminal_the_last_state_stays() -> None:
     assert "ptq 3, qat 3" in clients
     assert clocks.strip() == "wall 12.7 s | virtual 14 min 15 s"  # the summary's figures, and no ETA
     assert file.getvalue().rstrip("\n").endswith("\x1b[?25h")  # the cursor is shown again
+
+
+def test_on_a_terminal_who_trains_is_shown_and_then_what_follows() -> None:
+    file = Terminal()
+    display = ProgressDisplay(Console(file=file, force_terminal=True, width=100, height=30))
+    drive(display, small_rounds()[:2], end=False)
+    trainer: Any = SimpleNamespace(is_global_zero=True, monitor="val_accuracy", should_stop=False)
+    shown = []
+    client = small_rounds()[2].clients[0]
+    display.on_round_start(trainer, 2, Plan({7: "qat", client.client_id: client.mode}))
+    for act in (
+        lambda: display.on_client_start(trainer, 7, "qat"),
+        lambda: display.on_client_end(trainer, client),
+        lambda: display.on_round_end(trainer, small_rounds()[2]),
+    ):
+        act()
+        display._live.refresh()  # type: ignore[union-attr]  # a terminal has one
+        shown.append(last_frame(file)[1].rstrip())
+    assert "0/2" in shown[0]
+    assert shown[0].endswith("| client 7 trains in qat")
+    assert "1/2" in shown[1]
+    assert shown[1].endswith("| aggregating, evaluating")
+    assert "|" not in shown[2]
+    display.on_fit_end(trainer)
 
 
 @pytest.mark.parametrize("width", [40, 60, 80])
@@ -172,3 +206,55 @@ class TestExplanation:
         file = io.StringIO()
         drive(ProgressDisplay(Console(file=file)), small_rounds()[:1], allocator=allocator)
         assert file.getvalue().startswith("round 0/12")
+
+
+ON_A_TERMINAL = """
+from types import SimpleNamespace
+from tests.reporting.test_progress import drive
+from tests.small_run import small_rounds, small_summary
+from fedhq_lightning.reporting.progress import ProgressDisplay
+from fedhq_lightning.reporting.tables import print_final
+
+rounds = small_rounds()[:3]
+drive(ProgressDisplay(), rounds, allocator=SimpleNamespace(explanation="Hardware: who trains how."))
+print_final(small_summary(rounds))
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "redraws", "colours"),
+    [({}, True, True), ({"NO_COLOR": "1"}, True, False), ({"TERM": "dumb"}, False, False)],
+    ids=["a terminal", "NO_COLOR", "TERM=dumb"],
+)
+def test_what_a_real_terminal_gets(environment: dict[str, str], redraws: bool, colours: bool) -> None:
+    names = ("NO_COLOR", "FORCE_COLOR", "COLORTERM", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+    clean = {name: value for name, value in os.environ.items() if name not in names}
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    command = [sys.executable, "-c", ON_A_TERMINAL]
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=clean | {"TERM": "xterm-256color"} | environment
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        # Linux ends a terminal that nobody writes to any more with an error.
+        with contextlib.suppress(OSError):
+            while part := os.read(ours, 65536):
+                shown += part
+    os.close(ours)
+    text = shown.decode()
+    assert process.returncode == 0, text
+    assert "val_accuracy" in text
+    assert bool(re.search(r"\x1b\[\??\d*[AKhl]", text)) == redraws, "moves the cursor"
+    assert bool(re.search(r"\x1b\[[\d;]*3[1-7]", text)) == colours
+    assert ("\x1b" in text) == redraws
+    assert ("─" in text) == redraws
+
+
+def test_a_file_gets_plain_lines_whatever_the_terminal_is_called(tmp_path: Path) -> None:
+    environment = os.environ | {"TERM": "xterm-256color", "FORCE_COLOR": "1"}
+    with (tmp_path / "log").open("w") as log:
+        subprocess.run([sys.executable, "-c", ON_A_TERMINAL], stdout=log, env=environment, check=True)
+    text = (tmp_path / "log").read_text()
+    assert "\x1b" not in text
+    assert text.count("\nround ") == 3

@@ -15,7 +15,7 @@ from fedhq_lightning.reporting.overview import (
     format_seconds,
     summary_rows,
 )
-from fedhq_lightning.reporting.tables import final_table, final_text, print_final
+from fedhq_lightning.reporting.tables import final_table, final_text, inference_rows, print_final, speed_text
 
 from ..small_run import small_rounds, small_summary, write_run
 
@@ -119,6 +119,22 @@ def test_absent_keys_leave_their_lines_out() -> None:
 def test_the_deployable_model_is_named_and_a_packed_one_says_why(export: str, text: str) -> None:
     reason = "data-dependent control flow" if export == "packed" else ""
     assert dict(summary_rows({"export": export, "export_reason": reason}))["deployable model"] == text
+
+
+def test_inference_stands_below_the_model_and_is_honest() -> None:
+    times = {"fp32_ms": 0.03, "int8_ms": 0.6, "speedup": 0.05}, {"fp32_ms": 12.0, "int8_ms": 4.0, "speedup": 3.0}
+    inference = {"int8_bytes": 30_000, "fp32_bytes": 70_000, "packed_bytes": 15_000}
+    inference["batch_sizes"] = dict(zip(("1", "256"), times, strict=True))  # type: ignore[assignment]
+    lines = final_text(small_summary(small_rounds()) | {"inference": inference}).splitlines()
+    place = next(index for index, line in enumerate(lines) if line.startswith("  deployable model "))
+    shown = [line.split("  ", 2)[1:] for line in lines[place + 1 : place + 4]]
+    assert [(label, text.strip()) for label, text in shown] == [
+        ("size of the model", "int8 30 kB, fp32 70 kB (packed to the scheme's bits: 15 kB)"),
+        ("inference, batch of 1", "int8 600 µs, fp32 30 µs wall; int8 is 20 times as slow"),
+        ("inference, batch of 256", "int8 4 ms, fp32 12 ms wall; int8 is 3 times as fast"),
+    ]
+    assert speed_text(1.03) == "as fast"
+    assert inference_rows(None) == []
 
 
 def test_without_a_terminal_plain_text() -> None:

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from fedhq_lightning import completion
-from fedhq_lightning.federated import deployment
+from fedhq_lightning import completion, model_folder
 from fedhq_lightning.quantize import ExportError
 
 
@@ -16,5 +15,5 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     def left_out(*arguments: Any) -> None:
         raise ExportError("left out")
 
-    monkeypatch.setattr(deployment, "export_program", left_out)
+    monkeypatch.setattr(model_folder, "export_program", left_out)
     monkeypatch.setattr(completion, "write_report", lambda path: None)

@@ -14,7 +14,7 @@ from fedhq_lightning.callbacks import FixedAllocator
 from fedhq_lightning.errors import ConfigurationError
 
 from ..beside_lightning import lightning_fit
-from ..small_federation import NUM_FEATURES, SmallData, SmallModule, same_bits
+from ..small_federation import NUM_FEATURES, SmallData, SmallModule, same_bits, trainer
 from .runs import fit, last_state, records
 
 
@@ -127,10 +127,19 @@ class TestModules:
 
         fit(Looks(), max_rounds=1, local_epochs=3)
 
-    def test_lazy_layers_are_refused_by_name(self) -> None:
+    def test_lazy_layers_get_their_sizes_from_a_clients_batch(self) -> None:
         module = SmallModule()
         module.net[0] = nn.LazyLinear(16)
-        with pytest.raises(ConfigurationError, match=r"net\.0\.weight.*lazy"):
+        done, _ = fit(module, scheme="w4a8", callbacks=FixedAllocator("qat"))
+        assert type(module.net[0]) is nn.Linear
+        assert module.net[0].weight.shape == (16, NUM_FEATURES)
+        assert same_bits(module.state_dict(), load_file(done.run_dir / "model" / "weights.safetensors"))
+        assert trainer(scheme="w4a8").validate(module, SmallData())
+
+    def test_lazy_layers_that_no_batch_reaches_are_refused_by_name(self) -> None:
+        module = SmallModule()
+        module.unused = nn.LazyLinear(16)
+        with pytest.raises(ConfigurationError, match=r"unused\.weight.*lazy"):
             fit(module)
 
     def test_a_metric_that_is_never_finite_ends_well(self) -> None:

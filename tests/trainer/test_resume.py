@@ -160,7 +160,7 @@ class TestResume:
         done, _ = fit(fleet=fleet)
         fit(ckpt_path=done.run_dir, fleet=fleet)
         fleet.write_text("profiles: {phone-snapdragon-855: 1}\n")
-        with pytest.raises(ConfigurationError, match="virtual_fleet was 'content .*', is now 'content "):
+        with pytest.raises(ConfigurationError, match=r"virtual_fleet was 'content .*', is now 'content "):
             fit(ckpt_path=done.run_dir, fleet=fleet)
 
     def test_one_process_at_a_time(self) -> None:

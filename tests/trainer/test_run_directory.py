@@ -49,6 +49,7 @@ class TestRunDirectory:
             "model/model.pt2",
             "model/weights.safetensors",
             "model/README.md",
+            "model/load_model.py",
         }
         assert not [name for name in found if "/." in name or name.startswith(".")], "temporary files are left"
         assert done.run_dir.parent == done.default_root_dir / "smallmodule"

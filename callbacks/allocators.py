@@ -1,0 +1,116 @@
+"""Allocators as callbacks, for `FederatedTrainer` and for `FederatedAveraging` in `lightning.pytorch.Trainer` alike.
+
+Each is the allocator of `fedhq_lightning.allocation` and nothing more: the Trainer sees a callback, the round an
+allocator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import lightning.pytorch as pl
+
+from fedhq_lightning import allocation
+from fedhq_lightning.allocation import AllocationContext
+from fedhq_lightning.allocation.hybrid import HybridAllocator as _HybridAllocator
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.in_trainer.trainer_parts import callbacks_of
+
+_FEWEST_SILOS = 8
+"""With fewer, one silo more or less in qat is all that a boundary could be tried on."""
+
+
+class AllocatorCallback(pl.Callback):
+    """Makes a callback of an allocator: `class Mine(AllocatorCallback, MyAllocator)`.
+
+    `FederatedAveraging` calls the allocator's methods. The Trainer restores callbacks before the silos are known, so
+    that a state given to `load_state_dict` in a Trainer waits until `begin`.
+    """
+
+    _is_waiting = False
+    _restored: Mapping[str, Any] = {}  # never changed in place
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Wait for `begin`.
+
+        Raises:
+            ConfigurationError: A fit without `FederatedAveraging`, which alone asks allocators.
+        """
+        from fedhq_lightning.callbacks.federated_averaging import FederatedAveraging
+
+        if stage == "fit" and not any(isinstance(each, FederatedAveraging) for each in callbacks_of(trainer)):
+            raise ConfigurationError(
+                f"{type(self).__name__} without FederatedAveraging: nobody would ask it; add "
+                "fedhq_lightning.callbacks.FederatedAveraging(scheme='w4a8') and strategy='fedhq', or use "
+                "FederatedTrainer"
+            )
+        self._is_waiting, self._restored = True, {}
+
+    def begin(self, context: AllocationContext) -> None:
+        """Take in the run, then what a checkpoint held."""
+        super().begin(context)  # type: ignore[misc]  # the allocator's, next in line
+        if self._is_waiting:
+            self._is_waiting = False
+            if self._restored:
+                self.load_state_dict(dict(self._restored))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The allocator's state."""
+        if self._is_waiting:
+            return dict(self._restored)
+        return self._allocator.state_dict(cast(allocation.Allocator, self))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint, at once or when the silos are known."""
+        if self._is_waiting:
+            self._restored = state
+        else:
+            self._allocator.load_state_dict(cast(allocation.Allocator, self), state)
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether a checkpoint's state waits for `begin`."""
+        return self._is_waiting and bool(self._restored)
+
+    @property
+    def _allocator(self) -> type[allocation.Allocator]:
+        """The class whose methods `Callback` hides."""
+        line = type(self).__mro__
+        return next(each for each in line[line.index(pl.Callback) :] if issubclass(each, allocation.Allocator))
+
+
+class HybridAllocator(AllocatorCallback, _HybridAllocator):
+    """Who trains in `ptq` and who in `qat`, by a boundary: `fedhq_lightning.allocation.HybridAllocator`.
+
+    Among fewer than 8 silos of `lightning.pytorch.Trainer` the boundary chosen before round 1 stays.
+    """
+
+    _is_coarse_here = False
+
+    def begin(self, context: AllocationContext) -> None:
+        """Analyse, choose the coarse boundary, and say where it stays."""
+        self._is_coarse_here = self._is_waiting and self.fine and len(context.client_ids) < _FEWEST_SILOS
+        if self._is_coarse_here:
+            self.fine = False
+        super().begin(context)
+        words = f" With fewer than {_FEWEST_SILOS} silos the boundary stays coarse."
+        if self._is_coarse_here and words not in self.explanation:
+            self.explanation += words
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Be as before the fit."""
+        self.fine = self.fine or self._is_coarse_here
+        self._is_coarse_here = False
+
+
+class FixedAllocator(AllocatorCallback, allocation.FixedAllocator):
+    """The same mode for a client in every round: `fedhq_lightning.allocation.FixedAllocator`."""
+
+
+class FreeQatAllocator(AllocatorCallback, allocation.FreeQatAllocator):
+    """QAT for whom it costs no round time: `fedhq_lightning.allocation.FreeQatAllocator`."""
+
+
+class MatchedRandomAllocator(AllocatorCallback, allocation.MatchedRandomAllocator):
+    """QAT at random, as often as in another run: `fedhq_lightning.allocation.MatchedRandomAllocator`."""

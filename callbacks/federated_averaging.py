@@ -1,0 +1,385 @@
+"""Federated training inside `lightning.pytorch.Trainer`: a process is a silo, and rounds end in one global model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_info
+from torch.optim import Optimizer
+
+from fedhq_lightning.devices import FleetSpec
+from fedhq_lightning.errors import ConfigurationError, nearest
+from fedhq_lightning.federated.aggregators import Aggregator, FedAvg
+from fedhq_lightning.federated.link import Uplink
+from fedhq_lightning.federated.seeds import derive_seed, seed_generators
+from fedhq_lightning.in_trainer import silo_checkpoint
+from fedhq_lightning.in_trainer.copies import ForwardRecorder
+from fedhq_lightning.in_trainer.deployment import described_sizes, model_folder, write_deployed
+from fedhq_lightning.in_trainer.lanes import Lane, has_lazy_layers, refuse_unsupported
+from fedhq_lightning.in_trainer.quantized_validation import QuantizedValidation
+from fedhq_lightning.in_trainer.silo_checks import refuse_loaders, refuse_settings
+from fedhq_lightning.in_trainer.silo_run import LocalWork, SiloRun
+from fedhq_lightning.in_trainer.silo_strategy import SiloStrategy
+from fedhq_lightning.in_trainer.trainer_parts import is_rehearsal, training_loaders
+from fedhq_lightning.quantize import LaneOptions, QuantScheme
+
+
+class FederatedAveraging(pl.Callback):
+    """Makes a federation of the Trainer's processes: each trains on its own data, and rounds end in one average.
+
+    Needs `Trainer(strategy="fedhq", use_distributed_sampler=False)`; with `devices=4` there are four silos. A silo's
+    data are what its `train_dataloader` gives, by `self.trainer.global_rank`. At the end of a round, before Lightning
+    validates, every silo encodes its model on the scheme's grid, the bytes go to all silos, and each checks, decodes
+    and averages them alike, weighted by the examples seen. The global model is copied into the silo's own tensors, so
+    that optimizers and schedulers go on. Validation sees the global model; what it logs is averaged over silos.
+
+    An allocator among the callbacks puts every silo into a lane, round by round; without one all train in fp.
+
+    Args:
+        every_n_epochs: Epochs to a round.
+        scheme: Grid of the payloads and of the deployed model, such as "w4a8"; None sends fp32 and deploys nothing.
+        uplink: "weights": a silo sends its model. "delta": what it changed.
+        lanes: How PTQ and QAT compute; None is `LaneOptions()`.
+        aggregator: The step from the average to the next global model; None is `FedAvg()`.
+        fleet: Devices of the silos, for virtual seconds and for the allocator: a name, a file or a list of profiles.
+        export: Write the deployed model when `fit` ends.
+        dirpath: Its folder; None is `model` beside ModelCheckpoint's `checkpoints`.
+
+    Raises:
+        ConfigurationError: A value that cannot work.
+
+    Attributes:
+        deployed_path: The file of the deployed model, once it is written.
+
+    Example::
+
+        trainer = L.Trainer(
+            devices=4,
+            strategy="fedhq",
+            use_distributed_sampler=False,
+            callbacks=[FederatedAveraging(scheme="w4a8"), HybridAllocator()],
+        )
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 1,
+        scheme: str | QuantScheme | None = None,
+        uplink: Uplink = "weights",
+        lanes: LaneOptions | None = None,
+        aggregator: Aggregator | None = None,
+        fleet: FleetSpec = "uniform",
+        export: bool = True,
+        dirpath: str | Path | None = None,
+    ) -> None:
+        if isinstance(every_n_epochs, bool) or not isinstance(every_n_epochs, int) or every_n_epochs < 1:
+            raise ConfigurationError(f"every_n_epochs {every_n_epochs!r}: must be a whole number, 1 or more")
+        if uplink not in ("weights", "delta"):
+            raise ConfigurationError(
+                f"uplink {uplink!r}: must be one of weights, delta{nearest(str(uplink), ('weights', 'delta'))}"
+            )
+        if lanes is not None and lanes.bias_correction:
+            raise ConfigurationError(
+                "lanes.bias_correction needs a batch that a client keeps apart, as FederatedTrainer has it; leave it "
+                "out of FederatedAveraging"
+            )
+        self.every_n_epochs = every_n_epochs
+        self.scheme = None if scheme is None else QuantScheme.parse(scheme)
+        self.uplink: Uplink = uplink
+        self.lanes = lanes
+        self.aggregator = aggregator or FedAvg()
+        self.fleet = fleet
+        self.export = export
+        self.dirpath = dirpath
+        self.deployed_path: Path | None = None
+        self._run: SiloRun | None = None
+        self._validation: QuantizedValidation | None = None
+        self._recorder: ForwardRecorder | None = None
+        self._restored: dict[str, Any] = {}
+        self._extras: dict[str, Any] | None = None
+        self._is_fitting = False
+        self._folder = self._logs = Path()
+        self._reported: tuple[int, dict[str, float]] = (-1, {})
+        self._local = LocalWork()
+        self._lane: Lane | None = None
+        self._term: Callable[[], None] | None = None
+        self._is_open, self._since, self._steps_before = False, 0.0, 0
+
+    @property
+    def state_key(self) -> str:
+        """The same for all arguments, so that a resumed run finds what the first was trained with."""
+        return "FederatedAveraging"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Settings, and where the run stands; the same on every silo."""
+        state: dict[str, Any] = dict(self._restored) if self._run is None else self._run.state_dict()
+        scheme = None if self.scheme is None else str(self.scheme)
+        return state | {"every_n_epochs": self.every_n_epochs, "scheme": scheme, "uplink": self.uplink}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a checkpoint was written.
+
+        Raises:
+            ConfigurationError: It was trained with other settings.
+        """
+        if not self._is_fitting:
+            return
+        for name in ("every_n_epochs", "scheme", "uplink"):
+            given = self.state_dict()[name]
+            if state_dict.get(name) != given:
+                raise ConfigurationError(
+                    f"the checkpoint was trained with FederatedAveraging {name} {state_dict.get(name)!r}, this run has "
+                    f"{given!r}; give it the same to resume, or start a new fit without ckpt_path from the weights "
+                    "that load_from_checkpoint gives"
+                )
+        self._restored = state_dict
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse what cannot work, before anything is trained or loaded."""
+        self._is_fitting = stage == "fit"
+        if self._is_fitting:
+            refuse_settings(trainer, self.every_n_epochs, self.scheme)
+            self._run, self._restored, self._extras = None, {}, None
+            self._reported = (-1, {})
+            self._folder = model_folder(trainer, self.dirpath)
+            self._logs = model_folder(trainer).parent
+        if self.scheme is not None and stage != "predict":
+            refuse_unsupported(trainer, pl_module)
+            self._validation = QuantizedValidation(self.scheme)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check the layers, which are complete by now."""
+        if has_lazy_layers(pl_module):
+            raise ConfigurationError(
+                f"{type(pl_module).__name__} has lazy layers, which have no shape yet; call the module once on a batch "
+                "before fit, or write layers with their sizes"
+            )
+        refuse_unsupported(trainer, pl_module, self.scheme)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give all silos the weights of rank 0, and begin the allocator with what they tell of their data."""
+        refuse_loaders(trainer)
+        self._run = SiloRun(self, trainer, pl_module, self._logs, self._restored, self._extras)
+        self._local = LocalWork(**self._extras["local"]) if self._extras else LocalWork()
+        self._is_open = False
+        self._restored, self._extras = {}, None
+        seen = None if self._validation is None else self._validation.example_args
+        if self.scheme is not None and seen is None and pl_module._compiler_ctx is None:
+            self._recorder = ForwardRecorder(pl_module)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin a round, or go on in it, in the silo's lane."""
+        run = self._running()
+        seed_generators(derive_seed(run.seed, "silo", trainer.current_epoch, run.exchange.rank))
+        if run.epochs_in_round == 0:
+            self._local = run.begin_round(trainer, pl_module)
+        self._term = self.aggregator.client_term(pl_module)
+        self._enter_lane(pl_module)
+        self._is_open, self._since, self._steps_before = True, time.perf_counter(), trainer.global_step
+        _renew_iterator(trainer)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Add the aggregator's term to the gradients."""
+        if self._term is not None:
+            self._term()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count examples and the loss."""
+        self._local.add(batch, outputs, trainer.accumulate_grad_batches, training_loaders(trainer))
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End the round, so that validation sees the global model."""
+        if self._is_open and not trainer.sanity_checking:
+            self._end_epoch(trainer, pl_module, validates=True)
+        if self._validation is not None:
+            self._validation.start()
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Keep the batch."""
+        if self._validation is not None and not trainer.sanity_checking:
+            self._validation.batch_start(trainer, pl_module, "validation", batch)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Evaluate the quantized model on the same batch."""
+        if self._validation is not None and not trainer.sanity_checking:
+            self._validation.batch_end(trainer, batch_idx)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log `quantized/NAME`, averaged over silos."""
+        if self._validation is not None:
+            self._validation.epoch_end(pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tell the allocator of the round, with its metrics."""
+        if self._run is not None and not trainer.sanity_checking:
+            self._reported = trainer.global_step, {k: float(v) for k, v in trainer.callback_metrics.items()}
+            results = trainer._results
+            self._run.observe(trainer, {} if results is None else results.metrics(on_step=False)["callback"])
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget an evaluation that was interrupted."""
+        if self._validation is not None:
+            self._validation.start()
+
+    def on_test_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Keep the batch."""
+        if self._validation is not None:
+            self._validation.batch_start(trainer, pl_module, "test", batch)
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Evaluate the quantized model on the same batch."""
+        if self._validation is not None:
+            self._validation.batch_end(trainer, batch_idx)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log `quantized/NAME`, averaged over silos."""
+        if self._validation is not None:
+            self._validation.epoch_end(pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End the round where no validation did."""
+        if self._is_open:
+            self._end_epoch(trainer, pl_module, validates=False)
+        if isinstance(trainer.strategy, SiloStrategy):
+            trainer.strategy.average(trainer._results or {})
+        self._running().observe(trainer, {})
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End with one global model, also where the fit ends in the middle of a round."""
+        run = self._running()
+        if run.epochs_in_round:
+            self._leave_lane(pl_module)
+            run.end_round(trainer, pl_module, self._local)
+            run.observe(trainer, {})
+        self._leave_lane(pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the deployed model."""
+        if not self.export or self.scheme is None or is_rehearsal(trainer):
+            return
+        step, metrics = self._reported
+        seen = None if self._validation is None else self._validation.example_args
+        trained_on = None if self._recorder is None else self._recorder.arguments
+        example = None if pl_module.example_input_array is not None else seen or trained_on
+        metrics = metrics if step == trainer.global_step else {}
+        self.deployed_path = write_deployed(trainer, pl_module, self.scheme, self._folder, example, metrics)
+        rank_zero_info(
+            f"FederatedAveraging: {self.scheme} model written to {self._folder}: {described_sizes(self._folder)}"
+        )
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the lane, whatever happened."""
+        self._leave_lane(pl_module)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave the module as it came."""
+        self._leave_lane(pl_module)
+        if self._recorder is not None:
+            self._recorder.remove()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add what is each silo's own, and have the global model as the module's state.
+
+        Raises:
+            ConfigurationError: Within an epoch, when the other silos do not save too.
+        """
+        run = self._run
+        if run is None or not isinstance(trainer.strategy, SiloStrategy):
+            return
+        if self._is_open:
+            raise ConfigurationError(
+                "a checkpoint within an epoch: it holds the state of every silo, and they are not at the same batch; "
+                "save at the end of an epoch"
+            )
+        rank = run.exchange.rank
+        agreed = [self.state_key, *run.agreed_state_keys]
+        part = silo_checkpoint.own_part(checkpoint, agreed) if rank else {}
+        if run.epochs_in_round:
+            state = pl_module.state_dict()
+            model = {name: state[name].detach().cpu() for name in run.round.received}
+            part[silo_checkpoint.KEY] = {"model": model, "local": vars(self._local)}
+            checkpoint["state_dict"] = checkpoint["state_dict"] | run.round.received
+        parts = run.exchange.gather_bytes_on_first(silo_checkpoint.packed(part))
+        if parts:
+            silo_checkpoint.add_parts(checkpoint, parts)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take this silo's own part.
+
+        Raises:
+            ConfigurationError: The checkpoint is of another number of silos.
+        """
+        if not self._is_fitting:
+            return
+        received = checkpoint["state_dict"]
+        self._extras = silo_checkpoint.take_part(checkpoint, trainer.global_rank, trainer.world_size)
+        if self._extras:
+            self._extras["received"] = received
+            pl_module.load_state_dict(self._extras["model"], strict=False)
+
+    def _end_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, validates: bool) -> None:
+        self._is_open = False
+        self._leave_lane(pl_module)
+        self._local.wall_seconds += time.perf_counter() - self._since
+        self._local.num_steps += trainer.global_step - self._steps_before
+        run = self._running()
+        if run.end_epoch(trainer, validates):
+            run.end_round(trainer, pl_module, self._local)
+
+    def _enter_lane(self, pl_module: pl.LightningModule) -> None:
+        mode = self._running().mode
+        if mode != "fp" and self.scheme is not None:
+            self._lane = Lane(mode, self.scheme, self.lanes)
+            self._lane.enter(pl_module)
+
+    def _leave_lane(self, pl_module: pl.LightningModule) -> None:
+        if self._lane is not None:
+            self._lane.leave(pl_module)
+            self._lane = None
+
+    def _running(self) -> SiloRun:
+        assert self._run is not None
+        return self._run
+
+
+def _renew_iterator(trainer: pl.Trainer) -> None:
+    """Make the first epoch of a fit draw what its loaders draw after seeding, as Lightning does in every later one.
+
+    Else an epoch after a resume would shuffle otherwise than the same epoch in an unbroken run.
+    """
+    loop: Any = trainer.fit_loop
+    is_renewed = trainer.current_epoch > 0 and not loop.is_resuming and not loop.epoch_loop.restarting
+    if not is_renewed and loop._data_fetcher is not None:
+        iter(loop._data_fetcher)

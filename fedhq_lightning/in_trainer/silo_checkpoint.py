@@ -1,0 +1,74 @@
+"""What a checkpoint of silos holds beside the global model: each one's optimizers, schedulers, loops, callbacks."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedhq_lightning.errors import ConfigurationError
+
+KEY = "fedhq_silos"
+"""In a checkpoint of Lightning's: one uint8 tensor a silo, which only that silo reads."""
+
+_SHARED = frozenset({"state_dict", "epoch", "global_step", "pytorch-lightning_version", KEY})
+_SHARED_PREFIXES = ("hyper_parameters", "hparams", "datamodule_h")
+
+
+def own_part(checkpoint: Mapping[str, Any], agreed: Sequence[str]) -> dict[str, Any]:
+    """What of a checkpoint is one silo's own.
+
+    Args:
+        checkpoint: As this silo's Trainer made it.
+        agreed: `state_key` of callbacks whose state is the same on every silo.
+    """
+    part = {
+        key: value for key, value in checkpoint.items() if key not in _SHARED and not key.startswith(_SHARED_PREFIXES)
+    }
+    callbacks = part.get("callbacks", {})
+    return part | {"callbacks": {key: state for key, state in callbacks.items() if key not in agreed}}
+
+
+def packed(part: Mapping[str, Any]) -> bytes:
+    """A silo's part as bytes."""
+    buffer = io.BytesIO()
+    torch.save(dict(part), buffer)
+    return buffer.getvalue()
+
+
+def add_parts(checkpoint: dict[str, Any], parts: Sequence[bytes]) -> None:
+    """Put every silo's part into the checkpoint that rank 0 writes."""
+    checkpoint[KEY] = [torch.frombuffer(bytearray(part), dtype=torch.uint8) for part in parts]
+
+
+def take_part(checkpoint: dict[str, Any], rank: int, count: int) -> dict[str, Any] | None:
+    """Replace rank 0's part by a silo's own; what is the same on every silo stays.
+
+    Args:
+        checkpoint: As loaded.
+        rank: The silo.
+        count: Silos of this run.
+
+    Returns:
+        The part; None where the checkpoint is not one of silos.
+
+    Raises:
+        ConfigurationError: It is of another number of silos.
+    """
+    parts: list[Tensor] | None = checkpoint.get(KEY)
+    if parts is None:
+        return None
+    if len(parts) != count:
+        raise ConfigurationError(
+            f"the checkpoint is of {len(parts)} silos, this run has {count}; resume with devices={len(parts)}, or "
+            "start a new fit without ckpt_path from the weights that load_from_checkpoint gives"
+        )
+    # The silo's own words, which may hold whatever its callbacks keep.
+    part: dict[str, Any] = torch.load(io.BytesIO(parts[rank].numpy().tobytes()), "cpu", weights_only=False)
+    callbacks = checkpoint.get("callbacks", {}) | part.pop("callbacks", {})
+    extras = part.pop(KEY, {})
+    checkpoint.update(part, callbacks=callbacks)
+    return dict(extras)

@@ -1,0 +1,24 @@
+"""Parts of a running Trainer that Lightning sets without declaring them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+
+
+def callbacks_of(trainer: pl.Trainer) -> list[Any]:
+    """The callbacks, in the order in which they are called."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    return callbacks
+
+
+def is_rehearsal(trainer: pl.Trainer) -> bool:
+    """Whether `fast_dev_run` is set, so that nothing is to be written."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by a connector
+
+
+def training_loaders(trainer: pl.Trainer) -> list[Any]:
+    """The training loaders, once they are set up."""
+    loader = trainer.fit_loop._combined_loader
+    return [] if loader is None else list(loader.flattened)

@@ -1,0 +1,142 @@
+"""Open a run's loggers, log its rounds, close them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from fedhq_lightning.federated.records import RoundRecord
+from fedhq_lightning.history.rows import logged_values
+from fedhq_lightning.tracking import wandb_mode, wandb_run
+from fedhq_lightning.tracking.config import tracked_config
+from fedhq_lightning.tracking.labels import current_labels
+from fedhq_lightning.wandb_session import wandb_quietly
+
+
+@dataclass(frozen=True)
+class TrackedLogger:
+    """A logger of a run that goes on.
+
+    Attributes:
+        logger: Lightning's.
+        rounds_held: Rounds that it had before this process opened it; they are not logged again.
+        closes_run: Whether the W&B run behind it ends with ours.
+    """
+
+    logger: Logger
+    rounds_held: frozenset[int] = field(default_factory=frozenset)
+    closes_run: bool = True
+
+
+def check_logger(logger: bool | Logger | list[Logger]) -> None:
+    """Refuse what would fail, or make wandb ask on the terminal, after the run directory is made.
+
+    Raises:
+        ConfigurationError: WANDB_MODE is none of W&B's; or W&B is to be online and no API key is known.
+    """
+    if logger is True:
+        wandb_mode.check_own()
+    for each in _given(logger):
+        if isinstance(each, WandbLogger):
+            wandb_mode.check_given(each)
+
+
+def make_loggers(
+    logger: bool | Logger | list[Logger],
+    run_dir: Path,
+    recipe_name: str,
+    config: Mapping[str, Any],
+    monitor: str | None = None,
+    monitor_mode: str | None = None,
+    records: Iterable[RoundRecord] = (),
+) -> list[TrackedLogger]:
+    """The run's loggers, opened, with its settings and, where it was resumed, the rounds that they lack.
+
+    Args:
+        logger: True for W&B into the run directory, under the run directory's name as its id so that a resumed run
+            goes on under it, and none where WANDB_MODE is "disabled"; False for none; or Lightning loggers of the
+            user's own.
+        run_dir: The run directory.
+        recipe_name: W&B group of the run, unless WANDB_RUN_GROUP or `labelled` names another.
+        config: Settings as the trainer describes them, see `tracked_config`.
+        monitor: Monitored metric, as found.
+        monitor_mode: Its direction, likewise.
+        records: Rounds that are done, clients not needed; empty for a new run.
+    """
+    labels = current_labels()
+    settings = {**tracked_config(config, recipe_name, monitor, monitor_mode), **labels.config}
+    done = list(records)
+    with wandb_quietly(), warnings.catch_warnings():
+        if done:
+            # CSVLogger's, in a folder that the user named: all that it deletes is logged anew.
+            warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
+        if logger is True:
+            loggers: list[Logger] = []
+            if wandb_mode.mode() != "disabled":
+                loggers = [wandb_run.own_logger(run_dir, recipe_name, labels)]
+        else:
+            loggers = _given(logger)
+        opened = []
+        for each in loggers:
+            if isinstance(each, WandbLogger):
+                closes = wandb_run.prepare(each, labels) and (
+                    logger is True or isinstance(config.get("recipe"), Mapping)
+                )
+                each.log_hyperparams(settings)
+                wandb_run.define_axes(each, monitor, monitor_mode)
+                opened.append(TrackedLogger(each, wandb_run.rounds_held(each) if done else frozenset(), closes))
+            else:
+                if done and isinstance(each, TensorBoardLogger):
+                    # All rounds are logged anew: TensorBoard is to forget what the interrupted run wrote.
+                    each._kwargs.setdefault("purge_step", 0)
+                each.log_hyperparams(settings)
+                opened.append(TrackedLogger(each))
+        for record in done:
+            _log(opened, record)
+    return opened
+
+
+def log_round(loggers: Sequence[TrackedLogger], record: RoundRecord) -> None:
+    """Log one round's numbers, on the `round` axis and as the step of loggers that have one."""
+    _log(loggers, record)
+
+
+def finish(
+    loggers: Sequence[TrackedLogger], summary: Mapping[str, Any], run_dir: Path, status: str = "success"
+) -> None:
+    """Log to W&B what is known at the end only, and close the loggers.
+
+    Args:
+        loggers: The run's.
+        summary: What `summary.json` holds.
+        run_dir: The run directory, complete.
+        status: "success", or "failed" for a run that ended otherwise; of that one nothing more is logged.
+    """
+    with wandb_quietly():
+        for each in loggers:
+            if isinstance(each.logger, WandbLogger) and status == "success":
+                wandb_run.log_end(each.logger, summary, run_dir)
+            each.logger.finalize(status)
+            if isinstance(each.logger, WandbLogger) and each.closes_run:
+                wandb_run.close(each.logger, status)
+
+
+def _given(logger: bool | Logger | list[Logger]) -> list[Logger]:
+    return logger if isinstance(logger, list) else [logger] if isinstance(logger, Logger) else []
+
+
+def _log(loggers: Sequence[TrackedLogger], record: RoundRecord) -> None:
+    values = logged_values(record)
+    for each in loggers:
+        if record.round in each.rounds_held:
+            continue
+        if isinstance(each.logger, WandbLogger):
+            wandb_run.log_values(each.logger, values)
+        else:
+            each.logger.log_metrics(values, step=record.round)
+            each.logger.save()  # a round is long, and what is kept in memory is lost when the process is killed

@@ -1,0 +1,156 @@
+"""Tables and pictures of a finished run for Weights & Biases, and the scalars of its summary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.history.rows import logged_values
+from fedhq_lightning.reporting.allocation_data import read_allocation
+from fedhq_lightning.reporting.history import ClientHistory, load_run
+from fedhq_lightning.tracking.mode_picture import mode_picture
+
+MOST_ROWS = 10_000
+"""Rows of one table; W&B shows no more."""
+METRICS = ("metric_quantized", "metric_fp")
+"""The monitored metric of the deployed and of the global model."""
+_LEFT_OUT = ("layer_schemes", "versions")  # many, and in the model's metadata
+
+
+def summary_values(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What of `summary.json` W&B's summary shows: single values, also below dicts.
+
+    The metrics of the deployed model are `deployed/NAME`: under their own names W&B keeps the best round's.
+    """
+    kept = {name: value for name, value in summary.items() if name not in _LEFT_OUT}
+    return {f"deployed/{name}" if name in METRICS else name: value for name, value in _scalars(kept).items()}
+
+
+def monitored_names(monitor: str | None) -> list[str]:
+    """The names under which the values of the monitored metric are logged."""
+    return [*METRICS, *(f"{kind}/{monitor}" for kind in ("quantized", "fp") if monitor is not None)]
+
+
+def best_values(summary: Mapping[str, Any], run_dir: Path, monitor_mode: str) -> dict[str, dict[str, float]]:
+    """The best of all rounds, as W&B has it: of a resumed run it knows the latest process's rounds only.
+
+    Args:
+        summary: Of the run; names the metric.
+        run_dir: Holds `rounds.jsonl`.
+        monitor_mode: "min" or "max", else there is no best.
+
+    Returns:
+        Name to `{"max": value}` or `{"min": value}`.
+    """
+    if monitor_mode not in ("min", "max"):
+        return {}
+    rows = [logged_values(record) for record in load_run(run_dir).rounds]
+    found = {}
+    for name in monitored_names(summary.get("metric_name")):
+        values = [row[name] for row in rows if name in row and math.isfinite(row[name])]
+        if values:
+            found[name] = {monitor_mode: (max if monitor_mode == "max" else min)(values)}
+    return found
+
+
+def tables_and_pictures(summary: Mapping[str, Any], run_dir: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """What is logged once, at the end.
+
+    Args:
+        summary: Of the run.
+        run_dir: The run directory, complete.
+
+    Returns:
+        wandb's media by name: the tables `clients`, `client_rounds`, `tiers` and `per_class`, the picture `modes`, and
+        with a HybridAllocator the tables `allocation_clients` and `allocation_boundaries` and the picture
+        `allocation_map`. And what the run's summary says about them.
+    """
+    import wandb
+
+    run = load_run(run_dir)
+    media: dict[str, Any] = {}
+    notes: dict[str, str] = {}
+    tables = {
+        "clients": [_client_row(each) for each in run.clients],
+        "tiers": [_scalar_row(tier) for tier in run.tiers],
+        "per_class": _per_class_rows(summary.get("per_class")),
+    }
+    tables["client_rounds"], count = _client_rounds(run_dir)
+    try:
+        allocation = read_allocation(run_dir)
+    except ConfigurationError:
+        allocation = None  # another allocator's file of that name: kept, as it is
+    if allocation is not None:
+        tables |= {"allocation_clients": allocation.client_rows(), "allocation_boundaries": allocation.boundary_rows()}
+        notes["allocation_explanation"] = allocation.explanation
+    for name, rows in tables.items():
+        if rows:
+            media[name] = _table(rows[:MOST_ROWS])
+    if count > MOST_ROWS:
+        notes["client_rounds_note"] = f"the last {MOST_ROWS:,} of {count:,} rows; all are in clients.parquet"
+    if len(run.clients) > MOST_ROWS:
+        notes["clients_note"] = f"the first {MOST_ROWS:,} of {len(run.clients):,} clients, slowest tier first"
+    if run.clients:
+        picture, caption = mode_picture(run.clients, [record.round for record in run.rounds if record.round > 0])
+        media["modes"] = wandb.Image(picture, caption=caption)
+    if (run_dir / "allocation.svg").is_file():
+        media["allocation_map"] = wandb.Html((run_dir / "allocation.svg").read_text(encoding="utf-8"), inject=False)
+    return media, notes
+
+
+def _client_row(client: ClientHistory) -> dict[str, Any]:
+    """One client over the whole run."""
+    left_out = list(client.left_out.values())
+    means = zip(("download_seconds", "compute_seconds", "upload_seconds"), client.mean_seconds, strict=True)
+    return {
+        "client_id": str(client.client_id),
+        "tier": client.tier,
+        "rounds": len(client.modes),
+        **client.mode_counts,
+        "late": left_out.count("late"),
+        "quarantined": left_out.count("quarantined"),
+        **dict(means),
+        "uplink_bytes": client.uplink_bytes,
+    }
+
+
+def _client_rounds(run_dir: Path) -> tuple[list[dict[str, Any]], int]:
+    """The latest rows of `clients.parquet`, one a client and round, and how many it has."""
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(run_dir / "clients.parquet")
+    rows = table.slice(max(0, table.num_rows - MOST_ROWS)).to_pylist()
+    return [{**row, "client_id": str(row["client_id"])} for row in rows], table.num_rows
+
+
+def _per_class_rows(per_class: Any) -> list[dict[str, Any]]:
+    """Accuracy of each class; nothing where the run has none."""
+    if not isinstance(per_class, Mapping) or not per_class.get("classes"):
+        return []
+    columns = {name: values for name, values in per_class.items() if isinstance(values, Sequence)}
+    columns = {name: values for name, values in columns.items() if len(values) == len(per_class["classes"])}
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [{"class": str(row.pop("classes")), **row} for row in rows]
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Any:
+    import wandb
+
+    columns: list[str | int] = list(rows[0])
+    return wandb.Table(columns=columns, data=[list(row.values()) for row in rows], allow_mixed_types=True)
+
+
+def _scalar_row(values: Mapping[str, Any]) -> dict[str, Any]:
+    """One level: what is below a dict under its own names."""
+    row: dict[str, Any] = {}
+    for name, value in values.items():
+        row |= value if isinstance(value, Mapping) else {name: value}
+    return row
+
+
+def _scalars(values: Mapping[str, Any]) -> dict[str, Any]:
+    found = {name: _scalars(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+    return {name: value for name, value in found.items() if not isinstance(value, list) and value != {}}

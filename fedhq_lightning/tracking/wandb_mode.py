@@ -1,0 +1,59 @@
+"""Whether Weights & Biases is online, and whether it may be: asked before a run, so that wandb never asks in it."""
+
+from __future__ import annotations
+
+import os
+
+from lightning.pytorch.loggers import WandbLogger
+
+from fedhq_lightning.errors import ConfigurationError, nearest
+from fedhq_lightning.wandb_session import api_host, is_logged_in, wandb_quietly
+
+_MODES = {
+    "online": "online",
+    "run": "online",
+    "shared": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
+
+
+def mode(default: str = "offline") -> str:
+    """`online`, `offline` or `disabled`, as WANDB_MODE says, else `default`."""
+    return _MODES.get(os.environ.get("WANDB_MODE") or default, default)
+
+
+def check_own() -> None:
+    """Refuse before the run what would fail in it, of `logger: true`.
+
+    Raises:
+        ConfigurationError: WANDB_MODE is none of W&B's; or it is "online" and no API key is known.
+    """
+    given = os.environ.get("WANDB_MODE")
+    if given and given not in _MODES:
+        raise ConfigurationError(
+            f"WANDB_MODE {given!r}: must be online, offline or disabled{nearest(given, list(_MODES))}"
+        )
+    if mode() == "online":
+        _check_key("WANDB_MODE is online", "leave WANDB_MODE out to log offline")
+
+
+def check_given(logger: WandbLogger) -> None:
+    """Likewise of a logger that the user made.
+
+    Raises:
+        ConfigurationError: It is to be online and no API key is known.
+    """
+    set_mode = logger._wandb_init.get("mode")
+    own = _MODES.get(set_mode, "online") if set_mode else mode("online")
+    if logger._experiment is None and not logger._offline and own == "online":
+        _check_key("the WandbLogger is online", "give it offline=True, or set WANDB_MODE=offline, to log offline")
+
+
+def _check_key(what: str, instead: str) -> None:
+    with wandb_quietly():
+        if not is_logged_in():
+            raise ConfigurationError(
+                f"{what}, but no API key for {api_host()} is known: run `wandb login`, set WANDB_API_KEY, or {instead}"
+            )

@@ -1,0 +1,167 @@
+"""A run at Weights & Biases, through Lightning's logger: opened, with its axes; what it holds; closed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import WandbLogger
+
+from fedhq_lightning.history.offline_wandb import is_complete, mend
+from fedhq_lightning.history.rows import CLOCK, MONITOR_MODE, OVER_VIRTUAL_TIME, ROUND
+from fedhq_lightning.tracking import wandb_media
+from fedhq_lightning.tracking.labels import Labels
+from fedhq_lightning.tracking.wandb_artifacts import log_artifacts
+from fedhq_lightning.tracking.wandb_mode import mode
+
+_SECONDS_BETWEEN_WRITES = 1.0
+"""To the offline file. A killed process leaves what it has written; wandb's own pace is 15."""
+_MOST_SECONDS_TO_WRITE = {True: 30.0, False: 3.0}
+"""By whether the run succeeded: whoever interrupts one does not want to wait."""
+
+
+def own_logger(run_dir: Path, recipe_name: str, labels: Labels) -> WandbLogger:
+    """The logger behind `logger: true`."""
+    import wandb
+
+    settings = wandb.Settings(
+        silent=True,
+        console="off",
+        disable_git=True,
+        disable_code=True,
+        x_transaction_log_flush_interval=_SECONDS_BETWEEN_WRITES,
+    )
+    return WandbLogger(
+        project=os.environ.get("WANDB_PROJECT", "fedhq_lightning"),
+        name=labels.name or os.environ.get("WANDB_NAME") or run_dir.name,
+        id=run_dir.name,
+        group=os.environ.get("WANDB_RUN_GROUP") or labels.group or recipe_name,
+        save_dir=run_dir.absolute(),  # wandb's own process stays where the first run of this one began
+        offline=mode() != "online",
+        settings=settings,
+    )
+
+
+def prepare(logger: WandbLogger, labels: Labels) -> bool:
+    """Give a logger the labels that it has none of, before it opens its run.
+
+    Returns:
+        Whether it is still to open one: not where it has, nor where the user's `wandb.init` did, whose run it joins.
+    """
+    import wandb
+
+    if logger._experiment is not None or wandb.run is not None:
+        return False
+    arguments = logger._wandb_init
+    # wandb reads its environment once a process, at its first run.
+    known = {
+        "group": os.environ.get("WANDB_RUN_GROUP") or labels.group,
+        "job_type": os.environ.get("WANDB_JOB_TYPE") or labels.job_type,
+        "name": labels.name or os.environ.get("WANDB_NAME"),
+    }
+    arguments.update({key: value for key, value in known.items() if value and arguments.get(key) is None})
+    if logger._offline:
+        arguments.setdefault("mode", "offline")
+    if arguments.get("anonymous") is None:
+        # Lightning passes None, which wandb takes for an attempt to set it, and prints that it has no effect.
+        arguments.pop("anonymous", None)
+    return True
+
+
+def define_axes(logger: WandbLogger, monitor: str | None, monitor_mode: str | None) -> None:
+    """Everything over rounds, the monitored metric over virtual seconds too; its best value into the run's summary."""
+    define = logger.experiment.define_metric
+    every, clock = _name(logger, ROUND), _name(logger, CLOCK)
+    define(every, hidden=True)
+    define("*", step_metric=every)
+    best = monitor_mode if monitor_mode in ("min", "max") else None
+    for name in wandb_media.monitored_names(monitor):
+        define(_name(logger, name), step_metric=every, summary=best)
+    for name in wandb_media.METRICS:
+        define(_name(logger, OVER_VIRTUAL_TIME + name), step_metric=clock, summary="none")
+
+
+def rounds_held(logger: WandbLogger) -> frozenset[int]:
+    """Rounds that an earlier process logged to the same run.
+
+    Online, W&B tells the last of them when it goes on with the run. Offline, each process leaves a folder of its own,
+    and `wandb sync` puts them together: what a killed one left is made fit for that.
+    """
+    run = logger.experiment
+    held: set[int] = set()
+    last = run.summary.get(_name(logger, ROUND))
+    if isinstance(last, int | float):
+        held.update(range(int(last) + 1))
+    if run.settings._offline:
+        own = Path(run.settings.sync_file)
+        for file in own.parent.parent.glob(f"*run-*-{run.id}/run-{run.id}.wandb"):
+            if file != own:
+                rounds = mend(file)
+                held |= rounds or set()
+                if rounds is None:
+                    shutil.rmtree(file.parent, ignore_errors=True)
+    return frozenset(held)
+
+
+def log_values(logger: WandbLogger, values: Mapping[str, float]) -> None:
+    """Log a round's numbers; its metrics a second time for the axis of virtual seconds: a name has one axis only."""
+    again = {OVER_VIRTUAL_TIME + name: values[name] for name in wandb_media.METRICS if name in values}
+    logger.log_metrics({**values, **again})  # without a step, with which Lightning would log a third axis
+
+
+def log_end(logger: WandbLogger, summary: Mapping[str, Any], run_dir: Path) -> None:
+    """Log summary, tables, pictures and artifacts of a finished run."""
+    run = logger.experiment
+    with _staged_beside(run):
+        media, notes = wandb_media.tables_and_pictures(summary, run_dir)
+        best = wandb_media.best_values(summary, run_dir, str(run.config.get(MONITOR_MODE)))
+        best = {_name(logger, name): value for name, value in best.items()}
+        run.summary.update({**wandb_media.summary_values(summary), **notes, **best})
+        run.log({_name(logger, name): value for name, value in {**media, ROUND: summary["rounds"]}.items()})
+        log_artifacts(run, summary, run_dir)
+
+
+def close(logger: WandbLogger, status: str) -> None:
+    """End the run."""
+    run = logger.experiment
+    run.finish(exit_code=0 if status == "success" else 1)
+    if run.settings._offline:
+        _wait_until_written(Path(run.settings.sync_file), _MOST_SECONDS_TO_WRITE[status == "success"])
+
+
+@contextmanager
+def _staged_beside(run: Any) -> Iterator[None]:
+    """Keep the copies that wandb makes for artifacts in the run's folder, to be there when an offline run is synced.
+
+    They would be in a folder of the user's home, of which a copied run directory knows nothing.
+    """
+    before = os.environ.get("WANDB_DATA_DIR")
+    os.environ.setdefault("WANDB_DATA_DIR", str(run.settings.sync_dir))
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("WANDB_DATA_DIR", None)
+
+
+def _name(logger: WandbLogger, name: str) -> str:
+    return f"{logger._prefix}{logger.LOGGER_JOIN_CHAR}{name}" if logger._prefix else name
+
+
+def _wait_until_written(file: Path, seconds: float) -> None:
+    """Until wandb's own process has written the end of an offline run, which it may do after `finish` has returned.
+
+    Else whoever reads the file next, such as the allocator of another run, would find a part of it on a busy machine.
+    """
+    deadline, seen = time.monotonic() + seconds, -1
+    while time.monotonic() < deadline:
+        size = file.stat().st_size if file.is_file() else 0
+        if size != seen and is_complete(file):
+            return
+        seen = size
+        time.sleep(0.02)

@@ -1,0 +1,238 @@
+"""What `FederatedAveraging` refuses, and one silo in this process."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import (
+    LearningRateFinder,
+    ModelCheckpoint,
+    OnExceptionCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from lightning.pytorch.demos.boring_classes import BoringModel
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data.distributed import DistributedSampler
+
+from fedhq_lightning.callbacks import FederatedAveraging, FixedAllocator, HybridAllocator, QuantizedTraining
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated.aggregators import FedProx
+from fedhq_lightning.quantize import LaneOptions, QuantScheme
+
+from ..in_trainer.silo_runs import one_silo
+from ..small_federation import SmallModule, examples, same_bits
+
+# Lightning's own, about loaders without worker processes and the like.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
+    pytest.mark.filterwarnings("ignore:.*was called without a model"),
+    pytest.mark.filterwarnings("ignore:.*there is no last checkpoint available"),
+]
+
+
+@pytest.fixture
+def silo() -> Iterator[dict[str, Any]]:
+    with one_silo() as settings:
+        yield settings
+
+
+def loader(count: int = 20, **settings: Any) -> DataLoader[Any]:
+    return DataLoader(examples(count, 1), batch_size=8, **settings)
+
+
+def averaging(**settings: Any) -> FederatedAveraging:
+    return FederatedAveraging(**({"scheme": "w4a8", "export": False} | settings))
+
+
+class Numbers(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(examples(16, 1))
+
+
+class Lazy(SmallModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.LazyLinear(3))
+
+
+class TestArguments:
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            ({"every_n_epochs": 0}, "every_n_epochs 0: must be a whole number"),
+            ({"uplink": "weight"}, "did you mean 'weights'"),
+            ({"scheme": "w9a8"}, "weight bits"),
+            ({"lanes": LaneOptions(bias_correction=True)}, "bias_correction"),
+        ],
+    )
+    def test_refuses(self, given: dict[str, Any], words: str) -> None:
+        with pytest.raises(ConfigurationError, match=words):
+            FederatedAveraging(**given)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            ({"strategy": "auto"}, r"needs Trainer\(strategy='fedhq'\), got SingleDeviceStrategy"),
+            ({"use_distributed_sampler": True}, "set use_distributed_sampler=False"),
+            ({"max_steps": 5}, "max_steps=5.*set max_epochs"),
+            ({"min_steps": 5}, "min_steps=5.*set min_epochs"),
+            ({"val_check_interval": 0.5}, "val_check_interval=0.5"),
+            ({"val_check_interval": 2}, "val_check_interval=2"),
+            ({"val_check_interval": "00:00:01:00"}, "val_check_interval"),
+            ({"sync_batchnorm": True}, "sync_batchnorm=True"),
+        ],
+    )
+    def test_settings(self, silo: dict[str, Any], given: dict[str, Any], words: str) -> None:
+        trainer = pl.Trainer(**(silo | given), callbacks=[averaging()])
+        with pytest.raises(ConfigurationError, match=words):
+            trainer.fit(SmallModule(), loader(), loader())
+
+    @pytest.mark.parametrize(
+        ("make", "words"),
+        [
+            (lambda: [averaging(), QuantizedTraining()], "together with"),
+            (lambda: [averaging(), HybridAllocator(), FixedAllocator()], "2 allocators"),
+            (lambda: [averaging(scheme=None), HybridAllocator()], "has no scheme"),
+            (lambda: [averaging(every_n_epochs=2)], "set check_val_every_n_epoch to 2"),
+            (lambda: [averaging(), ModelCheckpoint(every_n_train_steps=2)], "set every_n_epochs instead"),
+            (lambda: [averaging(), ModelCheckpoint(save_on_exception=True)], "ModelCheckpoint on exceptions"),
+            (
+                lambda: [averaging(every_n_epochs=2), ModelCheckpoint(save_weights_only=True)],
+                "leave save_weights_only out",
+            ),
+            (lambda: [averaging(), OnExceptionCheckpoint(".")], "OnExceptionCheckpoint on exceptions"),
+            (lambda: [averaging(), WeightAveraging()], "leave WeightAveraging out"),
+            (lambda: [averaging(), StochasticWeightAveraging(0.1)], "leave StochasticWeightAveraging out"),
+            (lambda: [averaging(), LearningRateFinder()], "run it on one device first"),
+            (lambda: [HybridAllocator()], "HybridAllocator without FederatedAveraging"),
+            (lambda: [], "strategy 'fedhq' without FederatedAveraging"),
+            (lambda: [averaging(scheme=QuantScheme("w4a8", overrides={"nett.*": "fp"}))], "nett"),
+            (lambda: [averaging(fleet="mixd")], "did you mean 'mixed'"),
+            (lambda: [averaging(), FixedAllocator({0: "qat", 1: "ptq"})], "names client '1'"),
+        ],
+    )
+    def test_companions(self, silo: dict[str, Any], make: Any, words: str) -> None:
+        trainer = pl.Trainer(**(silo | {"enable_checkpointing": True}), callbacks=make())
+        with pytest.raises(ConfigurationError, match=words):
+            trainer.fit(SmallModule(), loader(), loader())
+
+    @pytest.mark.parametrize(
+        ("make", "words"),
+        [
+            (lambda: loader(sampler=DistributedSampler(examples(20, 1), 1, 0)), "has a DistributedSampler"),
+            (lambda: DataLoader(Numbers(), batch_size=8), "has no length"),
+        ],
+    )
+    def test_loaders(self, silo: dict[str, Any], make: Any, words: str) -> None:
+        trainer = pl.Trainer(**silo, callbacks=[averaging()])
+        with pytest.raises(ConfigurationError, match=words):
+            trainer.fit(SmallModule(), make())
+
+    def test_lazy_layers(self, silo: dict[str, Any]) -> None:
+        with pytest.raises(ConfigurationError, match="call the module once on a batch"):
+            pl.Trainer(**silo, callbacks=[averaging()]).fit(Lazy(), loader())
+
+    def test_a_checkpoint_within_an_epoch(self, silo: dict[str, Any]) -> None:
+        class Saves(pl.Callback):
+            def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+                trainer.save_checkpoint("here.ckpt")
+
+        with pytest.raises(ConfigurationError, match="save at the end of an epoch"):
+            pl.Trainer(**silo, callbacks=[averaging(), Saves()]).fit(SmallModule(), loader())
+
+
+class TestOneSilo:
+    def test_a_round_of_fp_changes_nothing(self, silo: dict[str, Any]) -> None:
+        """The average of one silo is its own model, so training is that of an ordinary Trainer."""
+        federated, ordinary = SmallModule(), SmallModule()
+        pl.Trainer(**silo, callbacks=[averaging(scheme=None)]).fit(federated, loader(), loader())
+        plain = {key: value for key, value in silo.items() if key not in ("strategy", "use_distributed_sampler")}
+        pl.Trainer(**plain).fit(ordinary, loader(), loader())
+        assert same_bits(federated.state_dict(), ordinary.state_dict())
+
+    def test_trains_in_the_lane_of_the_plan(self, silo: dict[str, Any]) -> None:
+        class Watches(pl.Callback):
+            trained: list[str] = []  # noqa: RUF012
+            validated: list[str] = []  # noqa: RUF012
+
+            def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+                self.trained.append(type(pl_module.net[0]).__name__)
+
+            def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+                self.validated.append(type(pl_module.net[0]).__name__)
+
+        watches, module = Watches(), SmallModule()
+        pl.Trainer(**silo, callbacks=[averaging(), FixedAllocator("qat"), watches]).fit(module, loader(), loader())
+        assert set(watches.trained) == {"QatLinear"}
+        assert set(watches.validated) == {"Linear"}
+        assert type(module.net[0]) is nn.Linear
+
+    def test_a_proximal_term_pulls(self, silo: dict[str, Any]) -> None:
+        free, pulled = SmallModule(), SmallModule()
+        start = {name: value.clone() for name, value in free.state_dict().items()}
+        pl.Trainer(**silo, callbacks=[averaging(scheme=None)]).fit(free, loader())
+        pl.Trainer(**silo, callbacks=[averaging(scheme=None, aggregator=FedProx(5.0))]).fit(pulled, loader())
+
+        def moved(module: SmallModule) -> float:
+            return sum(float((value - start[name]).norm()) for name, value in module.state_dict().items())
+
+        assert 0 < moved(pulled) < moved(free)
+
+    def test_resumes_with_the_same_settings_only(self, silo: dict[str, Any]) -> None:
+        trainer = pl.Trainer(**silo, callbacks=[averaging()])
+        trainer.fit(SmallModule(), loader())
+        trainer.save_checkpoint("last.ckpt")
+        other = pl.Trainer(**silo | {"max_epochs": 3}, callbacks=[averaging(scheme="w8a8")])
+        with pytest.raises(ConfigurationError, match="scheme 'w4a8', this run has 'w8a8'"):
+            other.fit(SmallModule(), loader(), ckpt_path="last.ckpt")
+
+    def test_refuses_another_number_of_silos(self, silo: dict[str, Any]) -> None:
+        trainer = pl.Trainer(**silo, callbacks=[averaging()])
+        trainer.fit(SmallModule(), loader())
+        trainer.save_checkpoint("last.ckpt")
+        saved = torch.load("last.ckpt", weights_only=False)
+        saved["fedhq_silos"] *= 3
+        torch.save(saved, "last.ckpt")
+        with pytest.raises(ConfigurationError, match="of 3 silos, this run has 1; resume with devices=3"):
+            pl.Trainer(**silo, callbacks=[averaging()]).fit(SmallModule(), loader(), ckpt_path="last.ckpt")
+
+    def test_a_rehearsal_writes_nothing(self, silo: dict[str, Any], tmp_path: Any) -> None:
+        trainer = pl.Trainer(**silo, fast_dev_run=True, callbacks=[averaging(export=True), HybridAllocator()])
+        trainer.fit(SmallModule(), loader(), loader())
+        assert not list(tmp_path.iterdir())
+
+    def test_an_ordinary_checkpoint_is_a_start(self, silo: dict[str, Any]) -> None:
+        plain = {key: value for key, value in silo.items() if key not in ("strategy", "use_distributed_sampler")}
+        ordinary = pl.Trainer(**plain)
+        ordinary.fit(SmallModule(), loader())
+        ordinary.save_checkpoint("plain.ckpt")
+        trainer = pl.Trainer(**silo | {"max_epochs": 3}, callbacks=[averaging()])
+        trainer.fit(SmallModule(), loader(), ckpt_path="plain.ckpt")
+        assert trainer.callback_metrics["fedhq/round"] == 1
+
+    def test_manual_optimization_works_without_an_allocator(self, silo: dict[str, Any]) -> None:
+        class Manual(BoringModel):
+            def __init__(self) -> None:
+                super().__init__()
+                self.automatic_optimization = False
+
+            def training_step(self, batch: Any, batch_idx: int) -> None:
+                optimizer: Any = self.optimizers()
+                optimizer.zero_grad()
+                self.manual_backward(self.step(batch))
+                optimizer.step()
+
+        trainer = pl.Trainer(**silo, callbacks=[averaging()])
+        with pytest.warns(UserWarning, match="no virtual seconds.*optimizes by itself"):
+            trainer.fit(Manual())
+        assert trainer.callback_metrics["fedhq/round"] == 2
+        with pytest.raises(ConfigurationError, match="HybridAllocator needs predicted times"):
+            pl.Trainer(**silo, callbacks=[averaging(), HybridAllocator()]).fit(Manual())

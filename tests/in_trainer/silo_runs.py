@@ -1,0 +1,55 @@
+"""Scripts of several processes, and one silo in the process of the tests."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SCRIPT = Path(__file__).with_name("silo_script.py")
+
+
+def run_script(
+    folder: Path, *arguments: str, script: Path = SCRIPT, seconds: float = 240
+) -> subprocess.CompletedProcess[str]:
+    """Two silos; a deadlock ends the test by a timeout."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    ours = {"LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR"}
+    return subprocess.run(
+        [sys.executable, str(script), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        cwd=folder,
+        env={name: value for name, value in os.environ.items() if name not in ours} | {"MASTER_PORT": port},
+    )
+
+
+@contextmanager
+def one_silo() -> Iterator[dict[str, Any]]:
+    """Settings of a Trainer with one silo in this process; afterwards nothing of its process group is left."""
+    environment = dict(os.environ)
+    try:
+        yield {
+            "accelerator": "cpu",
+            "devices": 1,
+            "strategy": "fedhq",
+            "use_distributed_sampler": False,
+            "max_epochs": 2,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        }
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        os.environ.clear()
+        os.environ.update(environment)

@@ -1,0 +1,223 @@
+"""What the tests of silos run in two processes: `python silo_script.py FOLDER JOB`, several fits one after another."""
+
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
+
+from fedhq_lightning.callbacks import FederatedAveraging, FixedAllocator, HybridAllocator
+
+SIZES = (24, 56)
+"""3 and 7 batches."""
+
+
+def examples(count: int, seed: int) -> TensorDataset:
+    inputs = torch.randn(count, 12, generator=torch.Generator().manual_seed(seed))
+    projections = torch.randn(12, 3, generator=torch.Generator().manual_seed(999))
+    return TensorDataset(inputs, (inputs @ projections).argmax(1))
+
+
+class Data(pl.LightningDataModule):
+    def __init__(self, shuffle: bool) -> None:
+        super().__init__()
+        self.shuffle = shuffle
+
+    def train_dataloader(self) -> Any:
+        rank = self.trainer.global_rank
+        return DataLoader(examples(SIZES[rank], 1 + rank), batch_size=8, shuffle=self.shuffle)
+
+    def val_dataloader(self) -> Any:
+        rank = self.trainer.global_rank
+        return DataLoader(examples(20 + 20 * rank, 100 + rank), batch_size=8)
+
+    test_dataloader = predict_dataloader = val_dataloader
+
+
+class Plain(pl.LightningModule):
+    """Nothing random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.net = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+        self.accuracy = MulticlassAccuracy(3, average="micro")
+        self.seen: list[float] = []
+
+    def forward(self, inputs: Any) -> Any:
+        return self.net(inputs)
+
+    def loss(self, batch: Any) -> Any:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.loss(batch)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.1, momentum=0.9)
+
+
+class Module(Plain):
+    """Randomness, schedulers, and every way in which a step may ask the other processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net.insert(3, nn.Dropout(0.2))
+        self.step_accuracy = MulticlassAccuracy(3, dist_sync_on_step=True)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = self.loss(batch)
+        self.log("train_loss", loss, on_step=True, on_epoch=True, sync_dist=True)
+        self.log("step_accuracy", self.step_accuracy(self.net(batch[0]), batch[1]))
+        self.trainer.strategy.barrier("in a step")
+        assert self.all_gather(loss.detach()).shape == (1,)
+        assert self.trainer.strategy.broadcast(batch_idx) == batch_idx
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        output = self(batch[0])
+        self.accuracy(output, batch[1])
+        self.log("val_loss", nn.functional.cross_entropy(output, batch[1]))
+        self.log("val_accuracy", self.accuracy, on_step=True, on_epoch=True, sync_dist=True)
+        if self.trainer.global_rank == 1:
+            self.log("only_on_1", 1.0)
+
+    def on_validation_start(self) -> None:
+        if not self.trainer.sanity_checking:
+            self.seen.append(float(sum(value.double().sum() for value in self.state_dict().values())))
+
+    test_step = validation_step
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        return self(batch[0])
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), 0.01)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 5, 0.9)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class BreaksOnce(Plain):
+    """Silo 1's weights are lost in the second epoch."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.trainer.global_rank == 1 and self.trainer.current_epoch == 1:
+            self.net[0].weight.data[0, 0] = float("nan")
+
+
+class Stops(Plain):
+    """Logs what EarlyStopping watches; and one silo may ask to stop at a batch of an epoch."""
+
+    def __init__(self, at: tuple[int, int, int] = (-1, -1, -1)) -> None:
+        super().__init__()
+        self.at = at
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = self.loss(batch)
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        self.trainer.should_stop |= self.at == (self.trainer.global_rank, self.trainer.current_epoch, batch_idx)
+        return loss
+
+
+class Raises(Plain):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.trainer.global_rank == 1 and batch_idx == 2:
+            raise ValueError("silo 1 is out of order")
+        time.sleep(0.01)
+        return self.loss(batch)
+
+
+def fit(folder: Path, name: str, module: pl.LightningModule, **settings: Any) -> pl.Trainer:
+    """One fit, and what the tests look at in FOLDER/NAME-RANK.pt."""
+    callbacks = settings.pop("callbacks")
+    ckpt_path, data = settings.pop("ckpt_path", None), Data(settings.pop("shuffle", True))
+    given = {"logger": False, "enable_checkpointing": False, "max_epochs": 3} | settings
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy="fedhq",
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        default_root_dir=folder / name,
+        callbacks=callbacks,
+        **given,
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(module, data, ckpt_path=ckpt_path)
+    torch.save(
+        {
+            "state": module.state_dict(),
+            "optimizer": trainer.optimizers[0].state_dict() if trainer.optimizers else {},
+            "schedulers": [each.scheduler.state_dict() for each in trainer.lr_scheduler_configs],
+            "steps": trainer.global_step,
+            "epochs": trainer.current_epoch,
+            "metrics": {key: float(value) for key, value in trainer.callback_metrics.items()},
+            "seen": getattr(module, "seen", []),
+            "kinds": [type(layer).__name__ for layer in module.modules()],
+            "warnings": [str(each.message) for each in caught],
+        },
+        folder / f"{name}-{trainer.global_rank}.pt",
+    )
+    return trainer
+
+
+def by_hand(folder: Path) -> None:
+    """fp and FedAvg, which the test computes by hand; and a silo whose update is lost."""
+    for name in ("first", "again"):
+        fit(folder, name, Plain(), callbacks=[FederatedAveraging()], shuffle=False)
+    fit(folder, "breaks", BreaksOnce(), callbacks=[FederatedAveraging(uplink="delta")], shuffle=False)
+    stopping = EarlyStopping("train_loss", patience=1, mode="max", check_on_train_epoch_end=True)
+    fit(folder, "stopped", Stops(), callbacks=[FederatedAveraging(3), stopping], max_epochs=9)
+    fit(folder, "told", Stops(at=(0, 3, 1)), callbacks=[FederatedAveraging(3)], max_epochs=9)
+
+
+def quantized(folder: Path) -> None:
+    """Lanes, checkpoints, validation, and the other entry points of the Trainer."""
+    modes = {0: "ptq", 1: "qat"}
+
+    def settings(every_n_epochs: int = 1) -> list[Any]:
+        monitor = {"monitor": "quantized/val_loss"} if every_n_epochs == 1 else {}
+        checkpoint = ModelCheckpoint(save_top_k=-1, filename="{epoch}", **monitor)
+        return [FederatedAveraging(every_n_epochs, "w4a8"), FixedAllocator(modes), checkpoint]
+
+    module, on = Module(), {"enable_checkpointing": True}
+    trainer = fit(
+        folder, "unbroken", module, callbacks=settings(), max_epochs=4, logger=CSVLogger(folder, "logs", "0"), **on
+    )
+    data = Data(False)
+    evaluated = {
+        "test": trainer.test(module, data, verbose=False)[0],
+        "validate": trainer.validate(module, data, verbose=False)[0],
+        "predicted": len(trainer.predict(module, data)),
+    }
+    torch.save(evaluated, folder / f"evaluated-{trainer.global_rank}.pt")
+    saved = folder / "logs/0/checkpoints/epoch=1.ckpt"
+    fit(folder, "resumed", Module(), callbacks=settings(), max_epochs=4, ckpt_path=saved, **on)
+    within: dict[str, Any] = {"max_epochs": 5, "limit_val_batches": 0, **on}
+    fit(folder, "unbroken-2", Module(), callbacks=settings(2), **within)
+    saved = folder / "unbroken-2/checkpoints/epoch=2.ckpt"
+    fit(folder, "resumed-2", Module(), callbacks=settings(2), ckpt_path=saved, **within)
+    fit(folder, "hybrid", Module(), callbacks=[FederatedAveraging(scheme="w4a8"), HybridAllocator()])
+
+
+def raises(folder: Path) -> None:
+    """A silo that fails while the other waits."""
+    fit(folder, "raises", Raises(), callbacks=[FederatedAveraging()])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {"by_hand": by_hand, "quantized": quantized, "raises": raises}[sys.argv[2]](Path(sys.argv[1]))
+    print(json.dumps("done"))
