@@ -1,12 +1,11 @@
 """Weights & Biases without prompts and noise."""
 
-import logging
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.quiet import libraries_quiet
 
 _CHANGED = ("WANDB_SILENT", "WANDB_ERROR_REPORTING", "WANDB_MODE")
 """By us, and the last by Lightning's logger, which would make later runs of the process offline too."""
@@ -15,17 +14,13 @@ _CHANGED = ("WANDB_SILENT", "WANDB_ERROR_REPORTING", "WANDB_MODE")
 @contextmanager
 def wandb_quietly() -> Iterator[None]:
     """Without the notices of wandb and of Lightning about wandb; errors still show. The environment stays as it was."""
-    before = logging.getLogger("wandb").level
     environment = {name: os.environ.get(name) for name in _CHANGED}
-    logging.getLogger("wandb").setLevel(logging.ERROR)
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"wandb\..*|lightning\.pytorch\.loggers\.wandb")
+        with libraries_quiet("wandb", warnings_of=[r"wandb\..*", r"lightning\.pytorch\.loggers\.wandb"]):
             yield
     finally:
-        logging.getLogger("wandb").setLevel(before)
         for name, value in environment.items():
             if value is None:
                 os.environ.pop(name, None)

@@ -1,10 +1,7 @@
 """The Optuna study of one run, kept as plain values so that it goes on bit for bit after a resume."""
 
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -12,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fedhq_lightning.allocation.boundary import Boundary
 from fedhq_lightning.files import write_atomically
+from fedhq_lightning.quiet import libraries_quiet
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -89,7 +87,7 @@ class BoundaryStudy:
             centre = getattr(incumbent, name)
             low, high = max(0.0, centre - _REACH * limit), min(limit, centre + _REACH * limit)
             space[name] = FloatDistribution(min(low, high), max(low, high))
-        with _quiet_optuna():
+        with libraries_quiet("optuna", warnings_of=[r"optuna\..*"]):
             study = self._study(_seed_of(self._seed, len(self.trials), attempt))
             found = study.ask(space).params
         return Boundary(slack=float(found["slack"]), share=float(found["share"]))
@@ -107,7 +105,7 @@ class BoundaryStudy:
         with tempfile.TemporaryDirectory() as folder:
             # Elsewhere, because a killed process would leave a lock beside the file that the next one waits for.
             written = Path(folder) / path.name
-            with _quiet_optuna():
+            with libraries_quiet("optuna", warnings_of=[r"optuna\..*"]):
                 self._study(0, JournalStorage(JournalFileBackend(str(written))))
             write_atomically(path, written.read_bytes())
 
@@ -137,17 +135,3 @@ class BoundaryStudy:
 def _seed_of(seed: int, number: int, attempt: int) -> int:
     digest = blake2b(f"study/{seed}/{number}/{attempt}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big")
-
-
-@contextmanager
-def _quiet_optuna() -> Iterator[None]:
-    """Without Optuna's notice of every study, and its remarks about what it calls experimental."""
-    logger = logging.getLogger("optuna")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"optuna\..*")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -86,7 +86,7 @@ def probe(
 
     Raises:
         ConfigurationError: Manual optimization, several optimizers, no loss, a scheduler that monitors what nobody
-            logs, a held-out loader without batches, batches too small for BatchNorm.
+            logs, a held-out loader without batches, batches too small for BatchNorm, layers made in a step or hook.
     """
     module = copy.deepcopy(template)
     trainer = ClientTrainer(module, options, torch.device("cpu"), autocast)
@@ -114,6 +114,12 @@ def probe(
         validation_names = list(trainer.evaluate([_first_batch(loader) for loader in loaders]))
         example_args = recorder.arguments
     _check_monitors(schedulers, train_names, validation_names)
+    late = [name for name in module.state_dict() if name not in template.state_dict()]
+    if late:
+        raise ConfigurationError(
+            f"{type(template).__name__} makes {', '.join(late[:3])} while it runs, so the server's model has no such "
+            "state; make layers and buffers in __init__, setup or configure_model, or a buffer with persistent=False"
+        )
     return Probe(
         costs,
         batch_size,

@@ -14,6 +14,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.exact_mean import ExactMean, padded
+from fedhq_lightning.quiet import libraries_quiet
 from fedhq_lightning.types import ClientId
 
 Item = TypeVar("Item")
@@ -25,15 +26,8 @@ def lightning_quiet() -> Iterator[None]:
 
     The last part of Lightning that is imported takes over what the others log.
     """
-    loggers = [logging.getLogger(name) for name in ("lightning.fabric", "lightning.pytorch")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
+    with libraries_quiet("lightning.fabric", "lightning.pytorch", level=logging.WARNING):
         yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def is_first_process() -> bool:

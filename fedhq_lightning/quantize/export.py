@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import os
-import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -24,6 +23,7 @@ from fedhq_lightning.quantize.integer_layers import INTEGER_TYPES, IntegerLayer
 from fedhq_lightning.quantize.lanes import restore, turn_off_fast_paths
 from fedhq_lightning.quantize.packing import pack, packed_bytes, unpack
 from fedhq_lightning.quantize.scheme import LayerScheme
+from fedhq_lightning.quiet import libraries_quiet
 
 PACKED_FORMAT = "fedhq-packed-model"
 PACKED_VERSION = 1
@@ -110,17 +110,14 @@ def _compress_text(path: Path) -> None:
 @contextmanager
 def _tracer_silent() -> Iterator[None]:
     """Without what torch prints on a module that it cannot trace: the error says it, and is handled."""
-    tracers = [logging.getLogger(name) for name in ("torch.export", "torch.fx", "torch._dynamo")]
-    levels = [tracer.level for tracer in tracers]
-    for tracer in tracers:
-        tracer.setLevel(logging.CRITICAL)
-    try:
-        with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of attributes that recurrent layers set; results are compared in the end
-            yield
-    finally:
-        for tracer, level in zip(tracers, levels, strict=True):
-            tracer.setLevel(level)
+    tracers = ("torch.export", "torch.fx", "torch._dynamo")
+    # Warnings are of attributes that recurrent layers set, anywhere; results are compared in the end.
+    with (
+        libraries_quiet(*tracers, level=logging.CRITICAL, warnings_of=[""]),
+        redirect_stderr(io.StringIO()),
+        redirect_stdout(io.StringIO()),
+    ):
+        yield
 
 
 def save_packed(converted: nn.Module, path: Path) -> None:

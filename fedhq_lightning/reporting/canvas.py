@@ -6,11 +6,11 @@ ids, and matplotlib's own defaults whatever style the user has set (which stays 
 
 import html
 import io
-import logging
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from fedhq_lightning.quiet import libraries_quiet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -128,7 +128,7 @@ def _drawn(
     legend_columns: int | None,
     transparent: bool,
 ) -> str:
-    with _quiet():
+    with libraries_quiet("matplotlib"):  # it remarks on its font cache
         import matplotlib.style
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
@@ -145,15 +145,3 @@ def _drawn(
                 figure.legend(handles=keys, loc="outside upper left", ncols=columns, **look)
             figure.savefig(file, format="svg", transparent=transparent, dpi=144, metadata=_NOTHING)
     return file.getvalue()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep matplotlib's remarks about its font cache off the terminal."""
-    logger = logging.getLogger("matplotlib")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

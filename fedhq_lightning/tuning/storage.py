@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import secrets
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.files import told_to_user
+from fedhq_lightning.quiet import libraries_quiet
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -157,12 +156,8 @@ def told(storage: str) -> Iterator[None]:
     Raises:
         ConfigurationError: In place of any error of Optuna's, of the disk's or of the database's.
     """
-    logger = logging.getLogger("optuna")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"optuna\..*|sqlalchemy\..*")
+        with libraries_quiet("optuna", warnings_of=[r"optuna\..*", r"sqlalchemy\..*"]):
             yield
     except ConfigurationError as error:
         raise ConfigurationError(f"storage {_shown(storage)}: {error}") from error
@@ -172,8 +167,6 @@ def told(storage: str) -> Iterator[None]:
         raise ConfigurationError(
             f"storage {_shown(storage)}: cannot be used: {type(error).__name__}: {_shown(text)[:300]}{hint}"
         ) from error
-    finally:
-        logger.setLevel(level)
 
 
 def _journal_lock(path: str) -> BaseJournalFileLock:

@@ -140,6 +140,18 @@ class HidesTrained(HidesFrozen):
         self.backbone.requires_grad_(True)
 
 
+class LateLayer(Plain):
+    def on_fit_start(self) -> None:
+        self.late = nn.Linear(NUM_CLASSES, NUM_CLASSES)
+
+
+class LateBuffer(Plain):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if not hasattr(self, "largest"):
+            self.register_buffer("largest", torch.zeros(2))
+        return super().training_step(batch, batch_idx)
+
+
 class OnlyEmbeddings(Plain):
     def __init__(self) -> None:
         super().__init__()
@@ -177,6 +189,11 @@ def compiled_whole() -> Any:
         (ExtraState, r"ExtraState: state '_extra_state' is a dict, .* make it a buffer"),
         (HidesFrozen, r"state_dict leaves out backbone\.weight.* set self\.strict_loading = False"),
         (HidesTrained, r"state_dict leaves out backbone\.weight.* are trained.* freeze them"),
+        (
+            LateLayer,
+            r"LateLayer makes late\.weight, late\.bias while it runs.* make layers and buffers in __init__, setup",
+        ),
+        (LateBuffer, r"LateBuffer makes largest while it runs.* or a buffer with persistent=False"),
         (OnlyEmbeddings, r"OnlyEmbeddings has nothing to quantize .* leave the scheme out"),
         (SilentDirection, r"'val_reward' does not tell .* set trainer\.monitor_mode to min or max"),
         (compiled_whole, r"got a compiled Plain; give the LightningModule itself"),

@@ -1,0 +1,28 @@
+"""Libraries kept off the user's terminal while we use them."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+
+@contextmanager
+def libraries_quiet(*loggers: str, level: int = logging.ERROR, warnings_of: Sequence[str] = ()) -> Iterator[None]:
+    """Without what some libraries log below a level, and without their warnings; afterwards all is as it was.
+
+    Args:
+        loggers: Names of the libraries' loggers.
+        level: What still shows.
+        warnings_of: Regular expressions for modules whose warnings are ignored.
+    """
+    before = {name: logging.getLogger(name).level for name in loggers}
+    for name in loggers:
+        logging.getLogger(name).setLevel(level)
+    try:
+        with warnings.catch_warnings():
+            for module in warnings_of:
+                warnings.filterwarnings("ignore", module=module)
+            yield
+    finally:
+        for name, own in before.items():
+            logging.getLogger(name).setLevel(own)

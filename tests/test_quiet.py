@@ -1,0 +1,27 @@
+"""Libraries are quiet while they are told to be, and no longer."""
+
+import logging
+import warnings
+
+import pytest
+
+from fedhq_lightning.quiet import libraries_quiet
+
+
+def test_what_shows_and_what_does_not(caplog):
+    logger = logging.getLogger("a_library")
+    before = logger.level
+
+    def speak() -> None:
+        with libraries_quiet("a_library", warnings_of=[__name__.replace(".", r"\.")]):
+            logger.warning("a remark")
+            logger.error("an error")
+            warnings.warn("advice", stacklevel=1)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        speak()
+    assert [record.message for record in caplog.records] == ["an error"]
+    assert logger.level == before
+    with pytest.warns(UserWarning, match="advice"):
+        warnings.warn("advice", stacklevel=1)
