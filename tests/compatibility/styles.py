@@ -18,15 +18,12 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from .data import (
     NUM_CLASSES,
     NUM_FEATURES,
-    NUM_WORDS,
     Clients,
     as_dataclass,
     as_dict,
-    as_model_inputs,
     as_named_tuple,
     as_nested,
     images,
-    sentences,
 )
 
 
@@ -360,52 +357,3 @@ class LogsNothing(Plain):
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
         return {"val_loss": F.cross_entropy(self(batch[0]), batch[1])}
-
-
-@style("forward(**batch), as Hugging Face models", lambda: Clients(sentences, as_model_inputs), exports=False)
-class LikeHuggingFace(L.LightningModule):
-    class Backbone(nn.Module):
-        """Takes keywords, and gives the loss with the scores."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.embeddings = nn.Embedding(NUM_WORDS, 16, padding_idx=0)
-            self.encoder = nn.Sequential(nn.Linear(16, 16), nn.GELU(), nn.LayerNorm(16), nn.Linear(16, 16))
-            self.classifier = nn.Linear(16, NUM_CLASSES)
-
-        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Any = None) -> Any:
-            hidden = self.encoder(self.embeddings(input_ids))
-            if attention_mask is not None:
-                hidden = hidden * attention_mask.unsqueeze(-1)
-            scores = self.classifier(hidden[:, 0] - hidden[:, -1])
-            return {"loss": None if labels is None else F.cross_entropy(scores, labels), "logits": scores}
-
-    def __init__(self, weight_decay: float = 0.01) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.model = self.Backbone()
-
-    def forward(self, **inputs: Any) -> Any:
-        return self.model(**inputs)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        outputs = self(**batch)
-        self.log("train_loss", outputs["loss"])
-        return outputs
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        outputs = self(**batch)
-        self.log("val_loss", outputs["loss"], prog_bar=True)
-        return {"loss": outputs["loss"], "preds": outputs["logits"].argmax(1), "labels": batch["labels"]}
-
-    def configure_optimizers(self) -> Any:
-        no_decay = ["bias", "LayerNorm.weight"]
-        named = list(self.model.named_parameters())
-        groups = [
-            {"params": [p for n, p in named if not any(each in n for each in no_decay)], "weight_decay": 0.01},
-            {"params": [p for n, p in named if any(each in n for each in no_decay)], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=0.01, eps=1e-8)
-        total = int(self.trainer.estimated_stepping_batches)
-        warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.1, 1 - step / total))
-        return [optimizer], [{"scheduler": warm_up, "interval": "step", "frequency": 1}]
