@@ -249,8 +249,8 @@ def pooled(found: Mapping[str, Sequence[Outcome]]) -> dict[str, list[Outcome]]:
         f"*{label}*": [
             replace(each, seed=1000 * number + each.seed) for number, name in enumerate(names) for each in found[name]
         ]
-        for label, names in subsets.items()
-        if len(names) > 1
+        for position, (label, names) in enumerate(subsets.items())
+        if len(names) > 1 and names not in list(subsets.values())[:position]
     }
 
 

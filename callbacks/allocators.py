@@ -25,21 +25,25 @@ class AllocatorCallback(pl.Callback):
     """Makes a callback of an allocator: `class Mine(AllocatorCallback, MyAllocator)`.
 
     `FederatedAveraging` calls the allocator's methods. The Trainer restores callbacks before the silos are known, so
-    that a state given to `load_state_dict` in a Trainer waits until `begin`.
+    that a state given to `load_state_dict` before `begin` waits for it. An evaluation leaves the allocator as it is.
     """
 
-    _is_waiting = False
+    _is_waiting = True
+    _is_evaluating = False
     _restored: Mapping[str, Any] = {}  # never changed in place
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Wait for `begin`.
+        """Wait for `begin`, where there is a fit.
 
         Raises:
             ConfigurationError: A fit without `FederatedAveraging`, which alone asks allocators.
         """
         from fedhq_lightning.callbacks.federated_averaging import FederatedAveraging
 
-        if stage == "fit" and not any(isinstance(each, FederatedAveraging) for each in callbacks_of(trainer)):
+        self._is_evaluating = stage != "fit"
+        if self._is_evaluating:
+            return
+        if not any(isinstance(each, FederatedAveraging) for each in callbacks_of(trainer)):
             raise ConfigurationError(
                 f"{type(self).__name__} without FederatedAveraging: nobody would ask it; add "
                 "fedhq_lightning.callbacks.FederatedAveraging(scheme='w4a8') and strategy='fedhq', or use "
@@ -50,10 +54,11 @@ class AllocatorCallback(pl.Callback):
     def begin(self, context: AllocationContext) -> None:
         """Take in the run, then what a checkpoint held."""
         super().begin(context)  # type: ignore[misc]  # the allocator's, next in line
-        if self._is_waiting:
-            self._is_waiting = False
-            if self._restored:
-                self.load_state_dict(dict(self._restored))
+        self._is_waiting = self._is_evaluating = False
+        restored = self._restored
+        if restored:
+            self._restored = {}
+            self.load_state_dict(restored)
 
     def state_dict(self) -> dict[str, Any]:
         """The allocator's state."""
@@ -63,6 +68,8 @@ class AllocatorCallback(pl.Callback):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint, at once or when the silos are known."""
+        if self._is_evaluating:
+            return
         if self._is_waiting:
             self._restored = state
         else:
@@ -86,11 +93,20 @@ class HybridAllocator(AllocatorCallback, _HybridAllocator):
     Among fewer than 8 silos of `lightning.pytorch.Trainer` the boundary chosen before round 1 stays.
     """
 
-    _is_coarse_here = False
+    _is_in_trainer = _is_coarse_here = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """See that clients are silos.
+
+        Raises:
+            ConfigurationError: A fit without `FederatedAveraging`.
+        """
+        super().setup(trainer, pl_module, stage)
+        self._is_in_trainer = True
 
     def begin(self, context: AllocationContext) -> None:
         """Analyse, choose the coarse boundary, and say where it stays."""
-        self._is_coarse_here = self._is_waiting and self.fine and len(context.client_ids) < _FEWEST_SILOS
+        self._is_coarse_here = self._is_in_trainer and self.fine and len(context.client_ids) < _FEWEST_SILOS
         if self._is_coarse_here:
             self.fine = False
         super().begin(context)
@@ -101,7 +117,7 @@ class HybridAllocator(AllocatorCallback, _HybridAllocator):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Be as before the fit."""
         self.fine = self.fine or self._is_coarse_here
-        self._is_coarse_here = False
+        self._is_in_trainer = self._is_coarse_here = False
 
 
 class FixedAllocator(AllocatorCallback, allocation.FixedAllocator):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
 
 from fedhq_lightning.devices import FleetSpec
@@ -17,18 +16,17 @@ from fedhq_lightning.federated.aggregators import Aggregator, FedAvg
 from fedhq_lightning.federated.link import Uplink
 from fedhq_lightning.federated.seeds import derive_seed, seed_generators
 from fedhq_lightning.in_trainer import silo_checkpoint
-from fedhq_lightning.in_trainer.copies import ForwardRecorder
-from fedhq_lightning.in_trainer.deployment import described_sizes, model_folder, write_deployed
-from fedhq_lightning.in_trainer.lanes import Lane, has_lazy_layers, refuse_unsupported
-from fedhq_lightning.in_trainer.quantized_validation import QuantizedValidation
-from fedhq_lightning.in_trainer.silo_checks import refuse_loaders, refuse_settings
+from fedhq_lightning.in_trainer.deployment import model_folder
+from fedhq_lightning.in_trainer.lanes import Lane, refuse_unsupported
+from fedhq_lightning.in_trainer.quantized_callback import QuantizedCallback, plain_scheme
+from fedhq_lightning.in_trainer.silo_checks import refuse_layers, refuse_loaders, refuse_settings
 from fedhq_lightning.in_trainer.silo_run import LocalWork, SiloRun
 from fedhq_lightning.in_trainer.silo_strategy import SiloStrategy
-from fedhq_lightning.in_trainer.trainer_parts import is_rehearsal, training_loaders
+from fedhq_lightning.in_trainer.trainer_parts import training_loaders
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
 
 
-class FederatedAveraging(pl.Callback):
+class FederatedAveraging(QuantizedCallback):
     """Makes a federation of the Trainer's processes: each trains on its own data, and rounds end in one average.
 
     Needs `Trainer(strategy="fedhq", use_distributed_sampler=False)`; with `devices=4` there are four silos. A silo's
@@ -87,23 +85,16 @@ class FederatedAveraging(pl.Callback):
                 "lanes.bias_correction needs a batch that a client keeps apart, as FederatedTrainer has it; leave it "
                 "out of FederatedAveraging"
             )
+        super().__init__(None if scheme is None else QuantScheme.parse(scheme), export, dirpath)
         self.every_n_epochs = every_n_epochs
-        self.scheme = None if scheme is None else QuantScheme.parse(scheme)
         self.uplink: Uplink = uplink
         self.lanes = lanes
         self.aggregator = aggregator or FedAvg()
         self.fleet = fleet
-        self.export = export
-        self.dirpath = dirpath
-        self.deployed_path: Path | None = None
         self._run: SiloRun | None = None
-        self._validation: QuantizedValidation | None = None
-        self._recorder: ForwardRecorder | None = None
         self._restored: dict[str, Any] = {}
         self._extras: dict[str, Any] | None = None
-        self._is_fitting = False
-        self._folder = self._logs = Path()
-        self._reported: tuple[int, dict[str, float]] = (-1, {})
+        self._logs = Path()
         self._local = LocalWork()
         self._lane: Lane | None = None
         self._term: Callable[[], None] | None = None
@@ -117,8 +108,7 @@ class FederatedAveraging(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         """Settings, and where the run stands; the same on every silo."""
         state: dict[str, Any] = dict(self._restored) if self._run is None else self._run.state_dict()
-        scheme = None if self.scheme is None else str(self.scheme)
-        return state | {"every_n_epochs": self.every_n_epochs, "scheme": scheme, "uplink": self.uplink}
+        return state | self._settings()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a checkpoint was written.
@@ -128,14 +118,7 @@ class FederatedAveraging(pl.Callback):
         """
         if not self._is_fitting:
             return
-        for name in ("every_n_epochs", "scheme", "uplink"):
-            given = self.state_dict()[name]
-            if state_dict.get(name) != given:
-                raise ConfigurationError(
-                    f"the checkpoint was trained with FederatedAveraging {name} {state_dict.get(name)!r}, this run has "
-                    f"{given!r}; give it the same to resume, or start a new fit without ckpt_path from the weights "
-                    "that load_from_checkpoint gives"
-                )
+        self._refuse_other_settings(state_dict, self._settings())
         self._restored = state_dict
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -144,20 +127,14 @@ class FederatedAveraging(pl.Callback):
         if self._is_fitting:
             refuse_settings(trainer, self.every_n_epochs, self.scheme)
             self._run, self._restored, self._extras = None, {}, None
-            self._reported = (-1, {})
-            self._folder = model_folder(trainer, self.dirpath)
             self._logs = model_folder(trainer).parent
         if self.scheme is not None and stage != "predict":
             refuse_unsupported(trainer, pl_module)
-            self._validation = QuantizedValidation(self.scheme)
+        self._begin(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check the layers, which are complete by now."""
-        if has_lazy_layers(pl_module):
-            raise ConfigurationError(
-                f"{type(pl_module).__name__} has lazy layers, which have no shape yet; call the module once on a batch "
-                "before fit, or write layers with their sizes"
-            )
+        refuse_layers(pl_module)
         refuse_unsupported(trainer, pl_module, self.scheme)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -167,9 +144,7 @@ class FederatedAveraging(pl.Callback):
         self._local = LocalWork(**self._extras["local"]) if self._extras else LocalWork()
         self._is_open = False
         self._restored, self._extras = {}, None
-        seen = None if self._validation is None else self._validation.example_args
-        if self.scheme is not None and seen is None and pl_module._compiler_ctx is None:
-            self._recorder = ForwardRecorder(pl_module)
+        self._record_arguments(pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin a round, or go on in it, in the silo's lane."""
@@ -199,15 +174,14 @@ class FederatedAveraging(pl.Callback):
         """End the round, so that validation sees the global model."""
         if self._is_open and not trainer.sanity_checking:
             self._end_epoch(trainer, pl_module, validates=True)
-        if self._validation is not None:
-            self._validation.start()
+        super().on_validation_start(trainer, pl_module)
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Keep the batch."""
-        if self._validation is not None and not trainer.sanity_checking:
-            self._validation.batch_start(trainer, pl_module, "validation", batch)
+        """Keep the batch, unless in a sanity check, when every silo has first weights of its own."""
+        if not trainer.sanity_checking:
+            super().on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
 
     def on_validation_batch_end(
         self,
@@ -219,50 +193,15 @@ class FederatedAveraging(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Evaluate the quantized model on the same batch."""
-        if self._validation is not None and not trainer.sanity_checking:
-            self._validation.batch_end(trainer, batch_idx)
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log `quantized/NAME`, averaged over silos."""
-        if self._validation is not None:
-            self._validation.epoch_end(pl_module)
+        if not trainer.sanity_checking:
+            super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tell the allocator of the round, with its metrics."""
         if self._run is not None and not trainer.sanity_checking:
-            self._reported = trainer.global_step, {k: float(v) for k, v in trainer.callback_metrics.items()}
+            super().on_validation_end(trainer, pl_module)
             results = trainer._results
             self._run.observe(trainer, {} if results is None else results.metrics(on_step=False)["callback"])
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forget an evaluation that was interrupted."""
-        if self._validation is not None:
-            self._validation.start()
-
-    def on_test_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Keep the batch."""
-        if self._validation is not None:
-            self._validation.batch_start(trainer, pl_module, "test", batch)
-
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Evaluate the quantized model on the same batch."""
-        if self._validation is not None:
-            self._validation.batch_end(trainer, batch_idx)
-
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log `quantized/NAME`, averaged over silos."""
-        if self._validation is not None:
-            self._validation.epoch_end(pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """End the round where no validation did."""
@@ -281,20 +220,6 @@ class FederatedAveraging(pl.Callback):
             run.observe(trainer, {})
         self._leave_lane(pl_module)
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the deployed model."""
-        if not self.export or self.scheme is None or is_rehearsal(trainer):
-            return
-        step, metrics = self._reported
-        seen = None if self._validation is None else self._validation.example_args
-        trained_on = None if self._recorder is None else self._recorder.arguments
-        example = None if pl_module.example_input_array is not None else seen or trained_on
-        metrics = metrics if step == trainer.global_step else {}
-        self.deployed_path = write_deployed(trainer, pl_module, self.scheme, self._folder, example, metrics)
-        rank_zero_info(
-            f"FederatedAveraging: {self.scheme} model written to {self._folder}: {described_sizes(self._folder)}"
-        )
-
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the lane, whatever happened."""
         self._leave_lane(pl_module)
@@ -302,8 +227,7 @@ class FederatedAveraging(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the module as it came."""
         self._leave_lane(pl_module)
-        if self._recorder is not None:
-            self._recorder.remove()
+        self._stop_reporting()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -348,6 +272,10 @@ class FederatedAveraging(pl.Callback):
         if self._extras:
             self._extras["received"] = received
             pl_module.load_state_dict(self._extras["model"], strict=False)
+
+    def _settings(self) -> dict[str, Any]:
+        """What a resumed run has to keep."""
+        return {"every_n_epochs": self.every_n_epochs, "uplink": self.uplink, **plain_scheme(self.scheme)}
 
     def _end_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, validates: bool) -> None:
         self._is_open = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,10 @@ import lightning as L
 import torch
 from torch.utils import _pytree as pytree
 
+from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import assembly, checks
+from fedhq_lightning.federated.clients import client_to_probe, plain_client_ids
 from fedhq_lightning.federated.deployment import metrics_of_program
 from fedhq_lightning.federated.evaluation import Evaluator
 from fedhq_lightning.federated.processes import Processes
@@ -20,8 +23,10 @@ from fedhq_lightning.inference import measure_inference
 from fedhq_lightning.model_files import ModelFiles, find_files, read_weights, recipe_of
 from fedhq_lightning.quantize import ExportError, load_packed
 from fedhq_lightning.quantize.export import computes_the_same, first_line, packed_size
+from fedhq_lightning.quiet import libraries_quiet
 from fedhq_lightning.recipe_parsing import resolve
 from fedhq_lightning.reporting.evaluation_tables import print_evaluation
+from fedhq_lightning.torch_threads import torch_threads
 from fedhq_lightning.trainer import FederatedTrainer
 from fedhq_lightning.types import StateDict
 
@@ -67,19 +72,21 @@ def evaluate_model(model: Path, recipe: str | None = None, overrides: Sequence[s
     resolved = resolve(name, text, overrides)
     with resolved.keys_named():
         trainer, module, datamodule = resolved.instantiate()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(trainer.threads)
-    try:
+    with torch_threads(trainer.threads):
         assembly.prepare_data(datamodule, "validate")
-        template = assembly.set_up_template(module, trainer.fit_options)
+        template = assembly.set_up_template(module, trainer.fit_options, lambda: _training_batch(datamodule))
         loaders = checks.validation_loaders(template, datamodule)
         if not loaders:
             raise ConfigurationError(f"{type(module).__name__} has no validation_step; add one that logs a metric")
         found = _evaluate(files, trainer, template, loaders, name)
-    finally:
-        torch.set_num_threads(threads)
     print_evaluation(found, trainer.threads)
     return found
+
+
+def _training_batch(datamodule: FederatedDataModule) -> Any:
+    """What lazy layers learn their sizes from, as at the start of the run."""
+    assembly.prepare_data(datamodule, "fit")
+    return datamodule.calibration_batch(client_to_probe(datamodule, plain_client_ids(datamodule.client_ids)))
 
 
 def _evaluate(
@@ -124,7 +131,8 @@ def _metrics_of_program(
     evaluator: Evaluator, state: StateDict, loaders: Sequence[Any], program: Path, wanted: str
 ) -> dict[str, float]:
     try:
-        torch.export.load(program)
+        with libraries_quiet("torch.export", level=logging.CRITICAL):  # which shows the traceback
+            torch.export.load(program)
     except Exception as error:  # a damaged archive fails in any of a dozen ways
         raise ConfigurationError(
             f"{program.name} is damaged, or written by another torch than {torch.__version__}: {first_line(error)}"

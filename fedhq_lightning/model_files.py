@@ -67,7 +67,7 @@ def recipe_of(files: ModelFiles, recipe: str | None) -> tuple[str, str]:
         return recipe_files.find(recipe)
     if files.recipe is None:
         raise ConfigurationError("no recipe.yaml of a run beside it; name the recipe: fedhq eval MODEL RECIPE")
-    text = files.recipe.read_text(encoding="utf-8")
+    text = recipe_files.read(files.recipe)
     if text.startswith(recipe_files.STARTED_FROM_PYTHON):
         raise ConfigurationError(
             "this run was started from Python; name a recipe with its model and data (fedhq eval MODEL RECIPE), or use "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,8 +63,8 @@ def write_model_folder(
     """Write a model so that it can be used without this package.
 
     `weights.safetensors` (float32) and `README.md` always; `model.pt2` with `load_model.py`, or, where torch cannot
-    export the module, `model.safetensors` (packed integers and scales). Files of another kind that an earlier call left
-    are removed.
+    export the module, `model.safetensors` (packed integers and scales). Files of another kind that an earlier call
+    left, and parts of files that a killed one left, are removed.
 
     Args:
         folder: Made if needed; its parent exists.
@@ -84,8 +85,10 @@ def write_model_folder(
     """
     with told_to_user(folder):
         folder.mkdir(exist_ok=True)
-        for file in (PROGRAM, PACKED, LOADER):
+        # The README too: it is the last to be written, and tells nothing of what is half written.
+        for file in (PROGRAM, PACKED, LOADER, README):
             (folder / file).unlink(missing_ok=True)
+        _remove_litter(folder)
     plain = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
     write_atomically(folder / WEIGHTS, safetensors.torch.save(plain))
     deployment = _write_model(folder, converted, example_args, evaluate)
@@ -97,9 +100,18 @@ def write_model_folder(
         fp_metrics or {},
         deployment.metrics or quantized_metrics or {},
         held_out,
+        leaves_out=converted is not None and not converted.strict_loading,
     )
     write_atomically(folder / README, text)
     return deployment
+
+
+def _remove_litter(folder: Path) -> None:
+    for path in folder.glob(".export-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for file in (WEIGHTS, PACKED, LOADER, README):
+        for path in folder.glob(f".{file}.*"):
+            path.unlink(missing_ok=True)
 
 
 def _write_model(

@@ -60,12 +60,12 @@ _PACKED_LIMITS = """- It needs `fedhq_lightning` and the code of {name}.
 
 _FLOAT = "There is no scheme: the model is float32, and its weights are all there is."
 
-_WEIGHTS = """`weights.safetensors` holds the same model's float32 weights, for further training:
+_WEIGHTS = """`weights.safetensors` holds the same model's float32 weights{parts}, for further training:
 
 ```python
 from safetensors.torch import load_file
 
-module.load_state_dict(load_file("weights.safetensors"))
+module.load_state_dict(load_file("weights.safetensors"){strict})
 ```"""
 
 
@@ -77,8 +77,12 @@ def text(
     fp_metrics: Mapping[str, float],
     quantized_metrics: Mapping[str, float],
     held_out: str,
+    leaves_out: bool = False,
 ) -> str:
-    """README of a folder whose other files are written; arguments as in `write_model_folder`."""
+    """README of a folder whose other files are written.
+
+    Arguments are as in `write_model_folder`; `leaves_out`: whether the state lacks parts of the module.
+    """
     torch_name, inputs = torch_version(), describe_inputs(deployment.example_args)
     if deployment.export == "float32":
         what, limits, file = _FLOAT, "", None
@@ -89,7 +93,10 @@ def text(
         what = _PROGRAM.format(torch=torch_name, inputs=inputs)
         limits, file = _PROGRAM_LIMITS.format(torch=torch_name, inputs=inputs), "model.pt2"
     figures = _figures(folder, file, scheme, fp_metrics, quantized_metrics, held_out)
-    parts = [f"# {name}, {scheme or 'float32'}", what, _WEIGHTS, "## Figures", figures]
+    weights = _WEIGHTS.format(parts="", strict="")
+    if leaves_out:
+        weights = _WEIGHTS.format(parts=", but for what its `state_dict` leaves out", strict=", strict=False")
+    parts = [f"# {name}, {scheme or 'float32'}", what, weights, "## Figures", figures]
     if limits:
         parts += ["## Limits", limits]
     return "\n\n".join(parts) + "\n"

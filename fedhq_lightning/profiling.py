@@ -32,6 +32,7 @@ from fedhq_lightning.quantize.convolution import output_positions
 from fedhq_lightning.quantize.kernel_choice import integers_pay_in_convolution, integers_pay_in_linear
 from fedhq_lightning.quantize.qat_layers import has_integer_forward
 from fedhq_lightning.timing import Clock, TimedBatches, Timing, Work, time_in_turns
+from fedhq_lightning.torch_threads import torch_threads
 from fedhq_lightning.types import Mode
 
 if TYPE_CHECKING:
@@ -68,13 +69,8 @@ def profile_host(
         raise ConfigurationError(
             "scheme is not set, so there are no ptq and qat lanes to measure; give one: --trainer.scheme=w4a8"
         )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(trainer.threads)
-    try:
-        with lightning_quiet():
-            return _Bench(trainer, assembly.set_up(trainer, module, datamodule)).profile(on_progress)
-    finally:
-        torch.set_num_threads(threads)
+    with torch_threads(trainer.threads), lightning_quiet():
+        return _Bench(trainer, assembly.set_up(trainer, module, datamodule)).profile(on_progress)
 
 
 def rule_kernel(mode: Mode, layer: nn.Module, grid: LayerScheme, inputs: Sequence[Tensor]) -> str:

@@ -29,11 +29,7 @@ def find(name_or_file: str) -> tuple[str, str]:
     """
     path = path_of(name_or_file)
     if path is not None:
-        try:
-            return path.stem, path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8 text"
-            raise ConfigurationError(f"recipe file {name_or_file}: {reason}") from error
+        return path.stem, read(path)
     recipes = shipped()
     if name_or_file not in recipes:
         raise ConfigurationError(
@@ -41,6 +37,19 @@ def find(name_or_file: str) -> tuple[str, str]:
             f"{nearest(name_or_file, recipes)}"
         )
     return name_or_file, recipes[name_or_file].read_text(encoding="utf-8")
+
+
+def read(path: Path) -> str:
+    """Text of a recipe file.
+
+    Raises:
+        ConfigurationError: It cannot be read, or is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigurationError(f"recipe file {path}: {reason}") from error
 
 
 def path_of(name_or_file: str) -> Path | None:

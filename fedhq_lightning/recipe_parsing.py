@@ -20,6 +20,8 @@ from fedhq_lightning.devices import Fleet
 from fedhq_lightning.devices.fleet import is_fleet_file
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.seeds import derive_seed, seed_generators
+from fedhq_lightning.federated.settings import check_settings
+from fedhq_lightning.quantize import QuantScheme
 from fedhq_lightning.recipe_errors import check_all_used, check_class_nodes, explain
 from fedhq_lightning.recipe_keys import locate, with_values
 from fedhq_lightning.trainer import FederatedTrainer, Recipe
@@ -71,14 +73,20 @@ class Resolved:
             return objects.trainer, objects.model, objects.data
         raise failure
 
-    def check_fleet(self) -> None:
-        """Refuse a fleet that cannot be read, which is otherwise read once a run begins.
+    def check_trainer(self) -> None:
+        """Refuse what the trainer refuses by its values alone, without making it, or by its fleet once a run begins.
 
         Raises:
-            ConfigurationError: No such device or file, or one with errors.
+            ConfigurationError: A value out of range; no such scheme; no such device or fleet file, or one with errors.
         """
+        values = self._values.trainer
         with self.keys_named():
-            Fleet.resolve(self._values.trainer.fleet, self._values.trainer.seed)
+            check_settings(vars(values))
+            if isinstance(values.scheme, Namespace):
+                QuantScheme(**vars(values.scheme))
+            elif values.scheme is not None:
+                QuantScheme.parse(values.scheme)
+            Fleet.resolve(values.fleet, values.seed)
 
     @contextmanager
     def keys_named(self) -> Iterator[None]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import torch
 import yaml
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -38,6 +37,7 @@ from fedhq_lightning.host_memory import keep_freed_memory
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
 from fedhq_lightning.quantize.compilation import has_compiler
 from fedhq_lightning.reporting.progress import ProgressDisplay
+from fedhq_lightning.torch_threads import torch_threads
 from fedhq_lightning.types import MonitorMode
 
 _SETTINGS_THAT_CHANGE_NO_BIT = frozenset(
@@ -192,12 +192,8 @@ class FederatedTrainer:
                 directory that cannot be written; another process in the run to go on from.
         """
         keep_freed_memory()
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        try:
+        with torch_threads(self.threads):
             self._fit(module, datamodule, None if ckpt_path is None else Path(ckpt_path))
-        finally:
-            torch.set_num_threads(threads)
 
     def validate(self, module: L.LightningModule, datamodule: L.LightningDataModule) -> dict[str, float]:
         """Metrics of `module` on the held-out batches, as `fp/NAME` and `quantized/NAME`."""
@@ -228,7 +224,8 @@ class FederatedTrainer:
             self.fabric.launch()
         evaluator = assembly.evaluator_of(self, template, Processes(self.fabric))
         model = evaluator.deployed if quantized and self.scheme is not None else evaluator.model
-        return prediction.predict(model(template.state_dict()), loaders, self.fit_options, self.fabric.device)
+        with torch_threads(self.threads):
+            return prediction.predict(model(template.state_dict()), loaders, self.fit_options, self.fabric.device)
 
     def _fit(self, module: L.LightningModule, datamodule: FederatedDataModule, ckpt_path: Path | None) -> None:
         assembly.check_types(module, datamodule)
@@ -340,7 +337,8 @@ class FederatedTrainer:
             self.fabric.launch()
         evaluator = assembly.evaluator_of(self, template, Processes(self.fabric))
         loaders = datamodule.val_dataloader() if stage == "validation" else datamodule.test_dataloader()
-        return evaluator.evaluate(template.state_dict(), checks.as_loaders(loaders), stage)
+        with torch_threads(self.threads):
+            return evaluator.evaluate(template.state_dict(), checks.as_loaders(loaders), stage)
 
 
 @dataclass(frozen=True)

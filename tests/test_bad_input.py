@@ -339,6 +339,22 @@ def test_on_the_command_line(capsys, tmp_path, override, expected):
     check(f"recipe bad: {expected}", refusal(capsys, "run", "bad.yaml", override))
 
 
+VALUES_OF_THE_TRAINER = {
+    "--trainer.scheme=w9a8": "trainer.scheme 'w9a8': weight bits must be 2..8; did you mean 'w8a8'?",
+    "--trainer.scheme={scheme: w4a8, overrides: {'*': w9}}": "override '*': scheme 'w9': weight bits must be 2..8...",
+    "--trainer.max_rounds=0": "trainer.max_rounds 0: must be a whole number, 1 or more",
+    "--trainer.fleet=mixd": "...mixd...did you mean 'mixed'?",
+}
+
+
+@pytest.mark.parametrize(("override", "expected"), VALUES_OF_THE_TRAINER.items(), ids=VALUES_OF_THE_TRAINER)
+def test_show_refuses_what_run_refuses(capsys, tmp_path, override, expected):
+    write_recipe(tmp_path / "bad.yaml")
+    said = refusal(capsys, "show", "bad.yaml", override)
+    check(f"recipe bad: {expected}", said)
+    assert said == refusal(capsys, "run", "bad.yaml", override)
+
+
 UNREADABLE = {
     "not YAML": ("model: [\n  a: b\n", "recipe bad: not readable as YAML, line 3: ..."),
     "tab": ("model:\n\tclass_path: x\n", "recipe bad: not readable as YAML, line 2: ..."),
@@ -355,6 +371,18 @@ def test_unreadable_recipe(capsys, tmp_path, command, content, expected):
     check(expected, refusal(capsys, command, "bad.yaml"))
 
 
+@pytest.mark.parametrize("command", ["resume", "eval", "report"])
+def test_a_run_with_a_damaged_recipe(capsys, tmp_path, command):
+    run_dir = tmp_path / "runs" / "mine" / "one"
+    (run_dir / "model").mkdir(parents=True)
+    (run_dir / "model" / "model.pt2").touch()
+    (run_dir / "rounds.jsonl").touch()
+    (run_dir / "summary.json").write_text("{}")
+    (run_dir / "recipe.yaml").write_bytes(b"\xff\xfe")
+    said = refusal(capsys, command, "runs/mine/one")
+    assert "recipe.yaml: not UTF-8 text" in said
+
+
 COMMANDS = {
     ("run", "digit-smoke"): "unknown recipe 'digit-smoke': shipped are ..., a file of your own ends in .yaml; ...",
     ("run", "mine.yaml"): "recipe file mine.yaml: No such file or directory",
@@ -363,7 +391,8 @@ COMMANDS = {
     "name another file",
     ("ls", "extra"): "unknown argument 'extra'; see fedhq ls --help",
     ("rn", "digits-smoke"): (
-        "unknown command 'rn'; allowed are ls, cp, show, run, resume, profile, tune, compare; did you mean 'run'?"
+        "unknown command 'rn'; allowed are ls, cp, show, run, resume, eval, report, profile, tune, compare, completion"
+        "; did you mean 'run'?"
     ),
     ("--verbose",): "unknown argument '--verbose'; see fedhq --help",
     ("run",): "the following arguments are required: NAME|FILE; see fedhq run --help",

@@ -1,6 +1,7 @@
 """`fedhq eval`: the deployed model beside its weights, and what it refuses."""
 
 import json
+import logging
 import re
 import shutil
 import sys
@@ -105,6 +106,15 @@ class TestWhatIsFound:
         assert "no weights.safetensors beside it" in shown
         assert "fp32" not in shown
 
+    def test_layers_that_learn_their_sizes_from_a_batch(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        user = f"{__package__}.user_code" if __package__ else "user_code"
+        write_recipe(tmp_path / "lazy.yaml", {"model": {"class_path": f"{user}.LazyMLP"}, "trainer.max_rounds": 1})
+        assert main(["run", "lazy.yaml"]) == 0
+        (lazy_run,) = (tmp_path / "runs/lazy").iterdir()
+        summary = json.loads((lazy_run / "summary.json").read_text())
+        assert evaluate_model(lazy_run).deployed_metrics["val_accuracy"] == summary["metric_quantized"]
+
     def test_weights_alone(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         found = evaluate_model(run.parents[1] / "plain/done")
         assert (found.scheme, found.deployed, found.deployed_metrics, found.inference) == (None, None, {}, None)
@@ -136,12 +146,23 @@ class TestRefusals:
         ("file", "kept"),
         [("model.pt2", 0.5), ("model.pt2", 0), ("weights.safetensors", 0.5), ("weights.safetensors", 0)],
     )
-    def test_a_damaged_file(self, run: Path, capsys: pytest.CaptureFixture[str], file: str, kept: float) -> None:
+    def test_a_damaged_file(
+        self,
+        run: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        file: str,
+        kept: float,
+    ) -> None:
+        # torch logs to the standard error of when it was imported, which capsys does not see.
+        monkeypatch.setattr(logging.getLogger("torch"), "handlers", [caplog.handler])
         path = run / "model" / file
         content = path.read_bytes()
         path.write_bytes(content[: int(len(content) * kept)])
         said = refusal(capsys, str(run))
         assert said.startswith(f"{file} is damaged, or" if file == "model.pt2" else f"{file} cannot be read as")
+        assert caplog.text == ""
 
     def test_another_model(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert refusal(capsys, str(run), "wide.yaml") == (

@@ -138,6 +138,23 @@ class TestReadme:
         shown = with_torch_alone(f"{script}\nprint(tuple(outputs.shape))", tmp_path / "model")
         assert shown == f"(3, {NUM_CLASSES})\n"
 
+    @pytest.mark.parametrize("strict", [True, False])
+    def test_its_weights_can_be_loaded_as_it_says(self, tmp_path: Path, strict: bool) -> None:
+        """Also where a module keeps a frozen part out of its state."""
+        module = SmallModule()
+        module.strict_loading = strict
+        weights = dict(module.state_dict())
+        if not strict:
+            del weights[next(iter(weights))]
+        inputs, converted = (torch.randn(5, NUM_FEATURES),), convert(module, SCHEME)
+        assert isinstance(converted, L.LightningModule)
+        folder = tmp_path / "model"
+        write_model_folder(folder, converted, weights, inputs, SCHEME, "SmallModule")
+        blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+        found = SmallModule()
+        exec(blocks[1].replace("weights.safetensors", str(folder / "weights.safetensors")), {"module": found})
+        assert same_bits({name: found.state_dict()[name] for name in weights}, weights)
+
     def test_metrics_of_the_written_program_stand_before_others(self, tmp_path: Path) -> None:
         seen: list[bool] = []
 
@@ -149,6 +166,29 @@ class TestReadme:
         assert (seen, done.metrics, done.export) == ([True], {"val_accuracy": 0.25}, "model.pt2")
         text = (tmp_path / "model" / "README.md").read_text()
         assert "| `val_accuracy` | not measured | 0.25 |" in text
+
+
+def test_a_killed_process_leaves_no_litter_for_the_next_and_no_readme_of_another_model(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "model"
+    write(folder, SmallModule())
+    (folder / "mine.txt").touch()
+    killed = """
+import os, sys, torch
+from tests.small_federation import SmallModule
+from tests.test_model_folder import write
+torch.export.save = lambda program, path: (path.write_bytes(b"PK"), os._exit(9))
+write(__import__("pathlib").Path(sys.argv[1]), SmallModule())
+"""
+    done = subprocess.run([sys.executable, "-c", killed, str(folder)], check=False)
+    assert done.returncode == 9
+    left = files(folder)
+    assert {name for name in left if not name.startswith(".export-")} == {"weights.safetensors", "mine.txt"}
+    assert len(left) == 3
+    (folder / ".weights.safetensors.half").touch()
+    write(folder, SmallModule())
+    assert files(folder) == {"model.pt2", "load_model.py", "weights.safetensors", "README.md", "mine.txt"}
 
 
 class TestOtherKinds:

@@ -22,6 +22,17 @@ class DigitsMLP(MLP):
         super().__init__(image_size=8, **settings)
 
 
+class LazyMLP(DigitsMLP):
+    """Nor with this one, whose layers learn their sizes from the first batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(10))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+
 class ManualOptimization(DigitsMLP):
     def __init__(self) -> None:
         super().__init__()

@@ -42,8 +42,7 @@ def explain(knowledge: "ClientKnowledge", choice: "CoarseChoice", given: Boundar
             f"A round lasts at least {choice.bottleneck:.3g} s (median over rounds); who is done in qat within "
             f"T = {choice.seconds:.3g} s (slack {boundary.slack:.3g}) trains in qat{_at_risk(level, boundary.share)}.",
             f"Expected: {choice.in_qat:.0%} of a round's clients in qat, with {choice.protected:.0%} of the risk "
-            f"({choice.protected_for_free:.0%} where qat is free); rounds {choice.slowdown:.1%} longer than with free "
-            "qat alone.",
+            f"({choice.protected_for_free:.0%} where qat is free){_longer(choice.slowdown)}.",
         ]
     )
 
@@ -65,6 +64,10 @@ def explain_start(noise_to_signal: float | None, rounds_in_ptq: int, is_given: b
         f" Rounding to the scheme destroys {noise_to_signal:.1%} of the power of the initial model's output, so "
         f"{begins or 'qat begins at once'}."
     )
+
+
+def _longer(slowdown: float) -> str:
+    return f"; rounds {slowdown:.1%} longer than with free qat alone" if slowdown >= 0.0005 else ""
 
 
 def _tier(name: str, own: Sequence[ClientFacts]) -> str:

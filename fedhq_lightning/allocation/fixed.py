@@ -50,6 +50,7 @@ class FixedAllocator(Allocator):
             raise ConfigurationError("FixedAllocator: by='divergence' says whom a share picks; give a number 0 to 1")
         self.allocation = allocation
         self.by = by
+        self.wants_label_divergence = by == "divergence"
         self._mode_of: Callable[[ClientId], Mode] | None = None
 
     def begin(self, context: AllocationContext) -> None:

@@ -105,6 +105,7 @@ class HybridAllocator(Allocator):
         self.fleet = fleet
         self.explanation = ""
         self.wanted_sensitivity = self.sensitivity
+        self.wants_label_divergence = divergence not in (None, "updates")
         self._given = None if boundary is None else Boundary(**boundary)
         self._knowledge: ClientKnowledge | None = None
 
@@ -210,18 +211,23 @@ class HybridAllocator(Allocator):
         """Go on where the checkpoint was written.
 
         Raises:
-            ConfigurationError: It is another allocator's.
+            ConfigurationError: It is another allocator's, or of another version of this package.
         """
         if set(state) != _STATE or self._knowledge is None:
             raise ConfigurationError(
                 f"HybridAllocator needs {', '.join(sorted(_STATE))}, but the checkpoint holds "
                 f"{', '.join(sorted(state)) or 'nothing'}; resume with the allocator that the run began with"
             )
-        self._knowledge.load_state_dict(state["knowledge"])
-        choice = dict(state["choice"])
-        self._choice = CoarseChoice(**{**choice, "boundary": Boundary(**choice["boundary"])})
-        self._fine.load_state_dict(state["fine"])
-        self._history = [dict(each) for each in state["history"]]
+        try:
+            self._knowledge.load_state_dict(state["knowledge"])
+            self._choice = CoarseChoice(**{**state["choice"], "boundary": Boundary(**state["choice"]["boundary"])})
+            self._fine.load_state_dict(state["fine"])
+            self._history = [dict(each) for each in state["history"]]
+        except (KeyError, TypeError) as error:
+            raise ConfigurationError(
+                f"HybridAllocator: the checkpoint is of another version of fedhq_lightning ({error}); resume with the "
+                "version that wrote it, or start a new run from its weights"
+            ) from error
         self._noise, self.explanation = state["noise"], state["explanation"]
         self._rounds_in_ptq = self._rounds_before_qat(self._context.max_rounds)
 

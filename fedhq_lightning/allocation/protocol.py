@@ -25,7 +25,8 @@ class AllocationContext:
         seed: The run's.
         client_seconds: Virtual seconds of a client's round under a mode, as the hardware analysis predicts them.
         divergence: A client's label distance to the global mix by a measure, 0 to 1; None where the data tell no label
-            counts. A client without labels raises ConfigurationError.
+            counts, or nobody sent them (see `Allocator.wants_label_divergence`). A client without labels raises
+            ConfigurationError.
         sensitivity: How much the scheme hurts the initial model on the client's calibration batch, by a measure (None
             where that is no number); None without a scheme.
         link_seconds: Virtual seconds of a client's download and upload, which every mode has alike.
@@ -69,10 +70,13 @@ class Allocator(ABC):
     Attributes:
         wanted_sensitivity: What every client of a cohort shall measure on the model it received, before it trains, for
             `ClientRecord.sensitivity`; None for nothing. Read after `begin`.
+        wants_label_divergence: Whether `begin` looks at `AllocationContext.divergence`. Silos of `lightning.Trainer`
+            count and send their labels only then; others need not set it. Read before `begin`.
         wants_update_divergence: Whether `ClientRecord.update_divergence` shall be found. Read after `begin`.
     """
 
     wanted_sensitivity: "SensitivityMeasure | None" = None
+    wants_label_divergence: bool = False
     wants_update_divergence: bool = False
 
     def begin(self, context: AllocationContext) -> None:

@@ -67,5 +67,5 @@ def _show(known: argparse.Namespace, rest: list[str]) -> None:
         from fedhq_lightning.recipe_parsing import resolve
 
         resolved = resolve(name, text, rest)
-        resolved.check_fleet()
+        resolved.check_trainer()
         print(resolved.recipe.text, end="")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedhq_lightning import recipe_files
 from fedhq_lightning.commands import completers
 from fedhq_lightning.commands.recipes import add_recipe
-from fedhq_lightning.commands.shared import AddCommand, completed_by, find_own_modules, naming
+from fedhq_lightning.commands.shared import AddCommand, completed_by, find_own_modules, is_first_process, naming
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.setup_notice import clear_notice, setting_up
 
 if TYPE_CHECKING:
     from fedhq_lightning.trainer import FederatedTrainer
@@ -55,22 +57,25 @@ def _resume(known: argparse.Namespace, rest: list[str]) -> None:
     if not recipe.is_file():
         found = "no recipe.yaml there" if run_dir.is_dir() else "no such folder"
         raise ConfigurationError(f"resume {run_dir}: {found}; give the directory of a run, such as runs/RECIPE/RUN")
-    if recipe.read_text(encoding="utf-8").startswith(recipe_files.STARTED_FROM_PYTHON):
+    text = recipe_files.read(recipe)
+    if text.startswith(recipe_files.STARTED_FROM_PYTHON):
         raise ConfigurationError(
             f"resume {run_dir}: this run was started from Python; go on there with "
             f"trainer.fit(module, datamodule, ckpt_path={str(run_dir)!r})"
         )
-    _fit(f"resume {run_dir}", run_dir.resolve().parent.name, recipe.read_text(encoding="utf-8"), rest, given)
+    _fit(f"resume {run_dir}", run_dir.resolve().parent.name, text, rest, given)
 
 
 def _fit(subject: str, name: str, text: str, overrides: list[str], ckpt_path: Path | None = None) -> None:
     find_own_modules()
-    with naming(subject):
+    with naming(subject), setting_up(name) if is_first_process() else nullcontext():
         from fedhq_lightning.recipe_parsing import resolve
 
         resolved = resolve(name, text, overrides)
         with resolved.keys_named():
             trainer, model, data = resolved.instantiate()
+            if not trainer.settings["enable_progress_bar"]:
+                clear_notice()  # nothing else would, before the end
             try:
                 trainer.fit(model, data, ckpt_path)
             except KeyboardInterrupt:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol
 
 from fedhq_lightning.errors import ConfigurationError, nearest
+from fedhq_lightning.setup_notice import clear_notice
 
 Function = Callable[[argparse.Namespace, list[str]], None]
 """Gets the known arguments and the others, which are `--KEY=VALUE` of a recipe."""
@@ -85,4 +86,5 @@ def is_first_process() -> bool:
 def complain(message: Any) -> None:
     """Print one line to stderr, once however many processes run."""
     if is_first_process():
+        clear_notice()
         print(f"fedhq: {message}", file=sys.stderr)

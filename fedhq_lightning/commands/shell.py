@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fedhq_lightning import __version__, recipe_files
 from fedhq_lightning.commands.shared import AddCommand
+from fedhq_lightning.errors import ConfigurationError
 
 _SHELLS = ("bash", "zsh", "fish")
 _EPILOG = """examples:
@@ -45,7 +46,7 @@ def next_steps() -> str:
         if (run / "summary.json").is_file():
             steps[0] = (f"fedhq eval {run}", "the latest run's model, measured here")
             steps.insert(1, (f"fedhq report {run}", "its report.html, written anew"))
-        elif not latest.read_text(encoding="utf-8").startswith(recipe_files.STARTED_FROM_PYTHON):
+        elif _is_of_recipe(latest):
             steps[0] = (f"fedhq resume {run}", "the latest run, which has not ended: go on with it")
     steps.append(("fedhq --help", "all commands; fedhq COMMAND --help has examples of each"))
     steps.append(('eval "$(fedhq completion bash)"', "words completed by Tab; zsh and fish too"))
@@ -53,3 +54,11 @@ def next_steps() -> str:
     lines = [f"  {step:<{width}}  {words}" if len(step) <= width else f"  {step}\n  {'':{width}}  {words}"
              for step, words in steps]  # fmt: skip
     return "\n".join([f"fedhq {__version__}: federated learning with hybrid quantization. What next?", "", *lines])
+
+
+def _is_of_recipe(file: Path) -> bool:
+    """Whether a run can be resumed from the command line: not one that was started from Python, nor a damaged one."""
+    try:
+        return not recipe_files.read(file).startswith(recipe_files.STARTED_FROM_PYTHON)
+    except ConfigurationError:
+        return False

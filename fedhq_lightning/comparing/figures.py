@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fedhq_lightning.comparing.cells import Cell
 from fedhq_lightning.comparing.results import Outcome
 from fedhq_lightning.comparing.statistics import value_at
+from fedhq_lightning.reporting.canvas import own_style
 from fedhq_lightning.reporting.figures import time_unit
 
 if TYPE_CHECKING:
@@ -88,12 +89,11 @@ def _colour(number: int) -> str:
 
 
 def _svg(draw: Callable[[Axes], None], height_inches: float) -> str:
-    import matplotlib.style
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
     file = io.StringIO()
-    with matplotlib.style.context(["default", _STYLE]):
+    with own_style(_STYLE):
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(7.0, height_inches), layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure.subplots())

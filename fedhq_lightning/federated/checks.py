@@ -114,7 +114,9 @@ def probe(
         validation_names = list(trainer.evaluate([_first_batch(loader) for loader in loaders]))
         example_args = recorder.arguments
     _check_monitors(schedulers, train_names, validation_names)
-    late = [name for name in module.state_dict() if name not in template.state_dict()]
+    # A buffer may be replaced; one that did not travel before is the client's own business.
+    known = {*template.state_dict(), *(name for name, _ in template.named_buffers())}
+    late = [name for name in module.state_dict() if name not in known]
     if late:
         raise ConfigurationError(
             f"{type(template).__name__} makes {', '.join(late[:3])} while it runs, so the server's model has no such "

@@ -11,10 +11,12 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from torch import nn
 from torch.utils.data.distributed import DistributedSampler
 
 from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.in_trainer.lanes import has_lazy_layers
 from fedhq_lightning.in_trainer.silo_strategy import SiloStrategy
 from fedhq_lightning.in_trainer.trainer_parts import callbacks_of, is_rehearsal, training_loaders
 from fedhq_lightning.quantize import QuantScheme
@@ -46,6 +48,27 @@ def refuse_settings(trainer: pl.Trainer, every_n_epochs: int, scheme: QuantSchem
             "one, such as FederatedAveraging(scheme='w4a8'), or leave the allocator out to train in fp"
         )
     return allocators[0] if allocators else None
+
+
+def refuse_layers(pl_module: pl.LightningModule) -> None:
+    """Refuse layers that silos cannot have.
+
+    Raises:
+        ConfigurationError: Lazy layers, or one that waits for the other processes in every step.
+    """
+    name_of_module = type(pl_module).__name__
+    if has_lazy_layers(pl_module):
+        raise ConfigurationError(
+            f"{name_of_module} has lazy layers, which have no shape yet; call the module once on a batch before fit, "
+            "or write layers with their sizes"
+        )
+    for name, layer in pl_module.named_modules():
+        if isinstance(layer, nn.SyncBatchNorm):
+            raise ConfigurationError(
+                f"{name_of_module}.{name} is a SyncBatchNorm, which waits for all silos in every step, and they hold "
+                "unequal numbers of batches; take nn.BatchNorm1d, 2d or 3d: FederatedAveraging averages batch "
+                "statistics at the end of a round"
+            )
 
 
 def refuse_loaders(trainer: pl.Trainer) -> None:

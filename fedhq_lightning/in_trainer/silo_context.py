@@ -108,7 +108,8 @@ class SiloFacts:
     Attributes:
         num_examples: Examples of one epoch.
         batch_size: Of its first batch.
-        labels: Examples per label, named; None where its data tell none. The counts alone leave the silo.
+        labels: Examples per label, named; None where its data tell none, or no allocator looks at them. The counts
+            alone leave the silo.
         costs: Layers of the model on its first batch, as plain values; empty where a step outside the Trainer failed.
         problem: Why it failed.
         sensitivities: By measure, on the first batch.
@@ -125,16 +126,21 @@ class SiloFacts:
 
 
 def own_facts(
-    trainer: pl.Trainer, probe: SiloProbe, grids: Mapping[str, LayerScheme], measures: Sequence[SensitivityMeasure]
+    trainer: pl.Trainer,
+    probe: SiloProbe,
+    grids: Mapping[str, LayerScheme],
+    measures: Sequence[SensitivityMeasure],
+    tells_labels: bool,
 ) -> SiloFacts:
-    """Look at this silo's data and measure on one of its batches."""
+    """Look at this silo's data and measure on one of its batches; labels are counted only where they are told."""
     loaders = training_loaders(trainer)
     batches, size = int(trainer.num_training_batches), probe.batch_size
     examples = batches * size
     if len(loaders) == 1:
         held = _length(getattr(loaders[0], "sampler", None)) or _length(getattr(loaders[0], "dataset", None))
         examples = min(examples, held) if held else examples
-    labels = label_counts(loaders[0].dataset) if len(loaders) == 1 and hasattr(loaders[0], "dataset") else None
+    dataset = getattr(loaders[0], "dataset", None) if len(loaders) == 1 else None
+    labels = label_counts(dataset) if tells_labels and dataset is not None else None
     quantized = {name.removesuffix(".weight"): grid.activation_bits is not None for name, grid in grids.items()}
     costs, problem, sensitivities = list[LayerCost](), "", dict[str, float | None]()
     try:

@@ -176,14 +176,16 @@ class SiloRun:
             ConfigurationError: Some silos validate and others do not.
         """
         self.epochs_in_round += 1
-        said = self.exchange.gather([bool(trainer.should_stop), validates])
-        if len({validates for _, validates in said}) > 1:
-            silent = ", ".join(str(rank) for rank, (_, validates) in enumerate(said) if not validates)
+        said = self.exchange.gather([bool(trainer.should_stop), validates, trainer.global_step])
+        if len({validates for _, validates, _ in said}) > 1:
+            silent = ", ".join(str(rank) for rank, (_, validates, _) in enumerate(said) if not validates)
             raise ConfigurationError(
                 f"silo {silent} goes on without validating after this epoch while others validate, as after an "
                 "on_train_batch_start that returned -1; let every silo do the same"
             )
-        trainer.should_stop = any(stops for stops, _ in said)
+        trainer.should_stop = any(stops for stops, _, _ in said)
+        # ModelCheckpoint writes it into names of files, which have to be the same on every silo.
+        trainer.callback_metrics["step"] = torch.tensor(said[0][2])
         is_last = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= trainer.max_epochs
         ends = trainer.should_stop and trainer.fit_loop._can_stop_early
         return is_last or ends or self.epochs_in_round >= self._settings.every_n_epochs
@@ -245,9 +247,11 @@ class SiloRun:
         """Exchange what the silos tell of themselves, and begin the allocator with it."""
         settings = self._settings
         self._allocator = next((each for each in callbacks_of(trainer) if isinstance(each, Allocator)), None)
-        wanted = getattr(self._allocator, "sensitivity", None)
-        measures = [] if self._allocator is None else list(dict.fromkeys(["sqnr", *([wanted] if wanted else [])]))
-        facts = gather_facts(self.exchange, own_facts(trainer, self._probe, self._grids, measures))
+        allocator = self._allocator
+        wanted = None if allocator is None else allocator.wanted_sensitivity
+        measures = [] if allocator is None else list(dict.fromkeys(["sqnr", *([wanted] if wanted else [])]))
+        tells_labels = allocator is not None and allocator.wants_label_divergence
+        facts = gather_facts(self.exchange, own_facts(trainer, self._probe, self._grids, measures, tells_labels))
         warn_of_same_data(facts)
         size = len(self.round.encode(pl_module, self.exchange.rank))
         self._clock = clock_of(
@@ -278,8 +282,14 @@ class SiloRun:
         self._allocator.begin(
             context_of(facts, self._clock, self.seed, trainer, settings.every_n_epochs, monitor_mode, resumes)
         )
+        name = type(self._allocator).__name__
         if explanation := getattr(self._allocator, "explanation", ""):
-            rank_zero_info(f"{type(self._allocator).__name__}: {explanation}")
+            rank_zero_info(f"{name}: {explanation}")
+        if self._monitor is None and getattr(self._allocator, "fine", False):
+            rank_zero_warn(
+                f"{name}: nothing is monitored, so it keeps the boundary chosen before round 1; add "
+                "ModelCheckpoint(monitor='quantized/NAME') with a metric that validation logs, or say fine=False"
+            )
 
     def _record(self, payloads: list[bytes], work: list[Work], found: Aggregated, exchanged: float) -> RoundRecord:
         clients = tuple(self._client(rank, payloads, work[rank], found) for rank in range(self.exchange.count))

@@ -26,6 +26,7 @@ from torchmetrics.metric import jit_distributed_available
 from typing_extensions import override
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.in_trainer.exchange import Exchange
 from fedhq_lightning.in_trainer.silo_results import average_epoch_ends, average_results
 from fedhq_lightning.in_trainer.trainer_parts import callbacks_of
 
@@ -77,6 +78,7 @@ class SiloStrategy(DDPStrategy):
         )
         self._watched: list[Metric] = []
         self._is_together = False
+        self._new_loaders = 0
 
     @property
     def is_in_step(self) -> bool:
@@ -107,6 +109,7 @@ class SiloStrategy(DDPStrategy):
             self._refuse(trainer)
             super().setup(trainer)
             _stop_each_for_itself(trainer)
+            _stop_together(trainer)
         else:
             super().setup(trainer)
         average_epoch_ends(trainer, self.average)
@@ -120,7 +123,16 @@ class SiloStrategy(DDPStrategy):
     @override
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         """As in DDP between batches; in a step the silo's own value."""
-        return tensor if self.is_in_step else super().reduce(tensor, group, reduce_op)
+        if self.is_in_step:
+            return tensor
+        self._compare_loaders()
+        return super().reduce(tensor, group, reduce_op)
+
+    @override
+    def process_dataloader(self, dataloader: object) -> object:
+        """Count it: afterwards Lightning reduces once for every loader."""
+        self._new_loaders += 1
+        return super().process_dataloader(dataloader)
 
     @override
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
@@ -173,6 +185,21 @@ class SiloStrategy(DDPStrategy):
                 "batches; leave it out: FederatedAveraging averages batch statistics at the end of a round"
             )
 
+    def _compare_loaders(self) -> None:
+        """See that no silo will wait for the length of a loader that another does not have.
+
+        Raises:
+            ConfigurationError: The silos' hooks gave unequal numbers of loaders.
+        """
+        if not self._new_loaders:
+            return
+        counts, self._new_loaders = Exchange(self.root_device).gather(self._new_loaders), 0
+        if len(set(counts)) > 1:
+            raise ConfigurationError(
+                f"silos have {', '.join(map(str, counts))} loaders in one stage, and wait for each other at the end of "
+                "each; give every silo as many, however few batches they have"
+            )
+
     def _watch_metrics(self, module: nn.Module) -> None:
         """Keep torchmetrics that are computed in a step from asking the other silos."""
         for metric in module.modules():
@@ -198,6 +225,20 @@ def _stop_each_for_itself(trainer: pl.Trainer) -> None:
 
     loop._broadcast_sigterm_tensor = stop_if_terminated
     connector._sigterm_notifier_fn = take_note
+
+
+def _stop_together(trainer: pl.Trainer) -> None:
+    """Where one silo asks to stop in any hook up to the end of an epoch, all stop: the others would wait for it."""
+    connector: Any = trainer._logger_connector
+    if "update_train_epoch_metrics" in vars(connector):
+        return
+    update = connector.update_train_epoch_metrics  # the last thing in an epoch
+
+    def agree_and_update() -> None:
+        trainer.should_stop = trainer.strategy.reduce_boolean_decision(trainer.should_stop, all=False)
+        update()
+
+    connector.update_train_epoch_metrics = agree_and_update
 
 
 SiloStrategy.register_strategies(StrategyRegistry)

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from fedhq_lightning import recipe_files
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.types import MODES, ClientId
 
@@ -188,8 +189,8 @@ def _deadline(path: Path) -> float | None:
     if not path.is_file():
         return None
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError:
+        recipe = yaml.safe_load(recipe_files.read(path))
+    except (ConfigurationError, yaml.YAMLError):
         return None
     trainer = recipe.get("trainer") if isinstance(recipe, dict) else None
     return _optional(trainer.get("round_deadline")) if isinstance(trainer, dict) else None

@@ -7,7 +7,9 @@ ids, and matplotlib's own defaults whatever style the user has set (which stays 
 import html
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fedhq_lightning.quiet import libraries_quiet
@@ -114,6 +116,22 @@ def file_svg(
     return f"{svg[:start]}\n {title}{svg[start:]}"
 
 
+@contextmanager
+def own_style(settings: Mapping[str, Any] = MappingProxyType({})) -> Iterator[None]:
+    """Matplotlib as it is by default, whatever the user's style, and without its remarks on fonts.
+
+    A "$" in the name of a client, a class or a metric is no formula: most would not be one that can be read.
+
+    Args:
+        settings: Other values of matplotlib's settings.
+    """
+    with libraries_quiet("matplotlib", warnings_of=[""]):
+        import matplotlib.style
+
+        with matplotlib.style.context(["default", {"text.parse_math": False, **settings}]):
+            yield
+
+
 def whole_numbers() -> "Locator":
     """Ticks for an axis of rounds."""
     from matplotlib.ticker import MaxNLocator
@@ -128,20 +146,18 @@ def _drawn(
     legend_columns: int | None,
     transparent: bool,
 ) -> str:
-    with libraries_quiet("matplotlib"):  # it remarks on its font cache
-        import matplotlib.style
+    file = io.StringIO()
+    # The ids inside an SVG are hashes with this salt; unsalted they would be random.
+    with own_style(_STYLE | {"svg.hashsalt": name}):
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
 
-        file = io.StringIO()
-        # The ids inside an SVG are hashes with this salt; unsalted they would be random.
-        with matplotlib.style.context(["default", _STYLE | {"svg.hashsalt": name}]):
-            figure = Figure(figsize=size_inches, layout="constrained")
-            FigureCanvasSVG(figure)
-            keys = draw(figure)
-            if keys:
-                columns = min(len(keys), legend_columns or len(keys))
-                look: dict[str, Any] = {"columnspacing": 1.2, "handlelength": 1.6}
-                figure.legend(handles=keys, loc="outside upper left", ncols=columns, **look)
-            figure.savefig(file, format="svg", transparent=transparent, dpi=144, metadata=_NOTHING)
+        figure = Figure(figsize=size_inches, layout="constrained")
+        FigureCanvasSVG(figure)
+        keys = draw(figure)
+        if keys:
+            columns = min(len(keys), legend_columns or len(keys))
+            look: dict[str, Any] = {"columnspacing": 1.2, "handlelength": 1.6}
+            figure.legend(handles=keys, loc="outside upper left", ncols=columns, **look)
+        figure.savefig(file, format="svg", transparent=transparent, dpi=144, metadata=_NOTHING)
     return file.getvalue()

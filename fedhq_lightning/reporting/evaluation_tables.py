@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedhq_lightning.reporting.overview import format_bytes, format_metric, format_seconds
-from fedhq_lightning.reporting.tables import aligned, on_terminal, speed_text
+from fedhq_lightning.reporting.overview import format_bytes, format_metric, format_seconds, speed_text
+from fedhq_lightning.reporting.tables import aligned, on_terminal
 
 if TYPE_CHECKING:
     from fedhq_lightning.evaluate_command import Evaluation

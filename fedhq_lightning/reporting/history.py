@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fedhq_lightning import recipe_files
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.records import ClientRecord, RoundRecord, read_rounds, tier_figures
 from fedhq_lightning.reporting.allocation_data import Allocation, read_allocation
@@ -101,7 +102,7 @@ def load_run(run_dir: Path) -> RunHistory:
     """Read a run's `summary.json`, `rounds.jsonl`, `recipe.yaml` and `allocation.json`.
 
     Raises:
-        ConfigurationError: `summary.json` or `rounds.jsonl` is missing or damaged.
+        ConfigurationError: `summary.json` or `rounds.jsonl` is missing or damaged, or `recipe.yaml` is no text.
     """
     summary = _read_summary(run_dir / "summary.json")
     rounds_path = run_dir / "rounds.jsonl"
@@ -119,7 +120,7 @@ def load_run(run_dir: Path) -> RunHistory:
     return RunHistory(
         name=run_dir.resolve().name,
         summary=summary,
-        recipe=recipe_path.read_text(encoding="utf-8") if recipe_path.is_file() else "",
+        recipe=recipe_files.read(recipe_path) if recipe_path.is_file() else "",
         rounds=rounds,
         clients=sorted(clients, key=lambda client: (order.get(client.tier, len(order)), *_natural(client.client_id))),
         tiers=tiers,

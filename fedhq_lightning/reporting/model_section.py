@@ -5,7 +5,7 @@ from typing import Any
 
 from fedhq_lightning.reporting.history import RunHistory
 from fedhq_lightning.reporting.model_figures import classes_svg, latency_svg, sizes_svg
-from fedhq_lightning.reporting.overview import format_bytes, format_metric, format_seconds
+from fedhq_lightning.reporting.overview import format_bytes, format_metric, format_seconds, speed_text
 from fedhq_lightning.reporting.page import figure, figures, folded, section, table
 
 _MOST_CLASSES = 30
@@ -105,19 +105,12 @@ def _latency(run: RunHistory, inference: Mapping[str, Any]) -> str:
     note = f"Wall time on this host's CPU, {threads} {'thread' if threads == 1 else 'threads'}. "
     for size, measured in batches.items():
         fp32, int8 = (format_seconds(float(measured[f"{kind}_ms"]) / 1e3) for kind in ("fp32", "int8"))
-        note += f"Batch of {size}: int8 {int8}, fp32 {fp32}{_pace(measured)}. "
+        note += f"Batch of {size}: int8 {int8}, fp32 {fp32} (int8 is {speed_text(_speedup(measured))}). "
     note += f"{run.metric_name}: int8 {format_metric(run.summary.get('metric_quantized'))}, "
     note += f"fp32 {format_metric(run.summary.get('metric_fp'))}. "
     note += "Median of one forward, with quartiles; int8 is model.pt2, fp32 the module in eager mode."
     svg = latency_svg("latency", f"Bars: wall time of one forward, fp32 and int8. {note}", batches)
     return figure("Inference time, wall", note, svg)
-
-
-def _pace(measured: Mapping[str, Any]) -> str:
-    speedup = _speedup(measured)
-    if speedup >= 1:
-        return f" (int8 is {speedup:.2g} times as fast)"
-    return f" (int8 takes {1 / speedup:.2g} times as long)" if speedup > 0 else ""
 
 
 def _speedup(measured: Mapping[str, Any]) -> float:

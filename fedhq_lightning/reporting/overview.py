@@ -41,6 +41,13 @@ def format_bytes(count: float) -> str:
     return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
 
 
+def speed_text(speedup: float) -> str:
+    """`1.8 times as fast`, or `4.2 times as slow`; `as fast` where the difference is under a twentieth."""
+    if abs(speedup - 1) < 0.05:
+        return "as fast"
+    return f"{speedup:.3g} times as fast" if speedup > 1 else f"{1 / speedup:.3g} times as slow"
+
+
 def format_metric(value: float | None) -> str:
     """Four decimals, or `not evaluated`."""
     if value is None:

@@ -15,6 +15,7 @@ from fedhq_lightning.federated.callback import RoundCallback
 from fedhq_lightning.federated.records import ClientRecord, RoundRecord
 from fedhq_lightning.reporting.overview import format_metric, format_modes, format_seconds
 from fedhq_lightning.reporting.tables import on_terminal
+from fedhq_lightning.setup_notice import clear_notice
 from fedhq_lightning.types import ClientId, Mode, Plan
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class ProgressDisplay(RoundCallback):
 
     def on_fit_start(self, trainer: "FederatedTrainer") -> None:
         """Begin the display."""
+        clear_notice()
         if not trainer.is_global_zero:
             return
         # Made here and not in the constructor: standard output may be another one by now.

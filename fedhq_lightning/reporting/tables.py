@@ -9,7 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from fedhq_lightning.federated.records import RoundRecord, tier_figures
-from fedhq_lightning.reporting.overview import TIER_HEADER, format_bytes, format_seconds, summary_rows, tier_rows
+from fedhq_lightning.reporting.overview import (
+    TIER_HEADER,
+    format_bytes,
+    format_seconds,
+    speed_text,
+    summary_rows,
+    tier_rows,
+)
 
 _TIERS_TITLE = "Tiers; virtual times, means of one local fit"
 
@@ -47,13 +54,6 @@ def inference_rows(inference: Mapping[str, Any] | None) -> list[tuple[str, str]]
             (f"inference, batch of {size}", f"int8 {int8}, fp32 {fp32} wall; int8 is {speed_text(times['speedup'])}")
         )
     return rows
-
-
-def speed_text(speedup: float) -> str:
-    """`1.8 times as fast`, or `4.2 times as slow`; `as fast` where the difference is under a twentieth."""
-    if abs(speedup - 1) < 0.05:
-        return "as fast"
-    return f"{speedup:.3g} times as fast" if speedup > 1 else f"{1 / speedup:.3g} times as slow"
 
 
 def _rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedhq_lightning.reporting.canvas import MODE_COLOURS, whole_numbers
+from fedhq_lightning.reporting.canvas import MODE_COLOURS, own_style, whole_numbers
 from fedhq_lightning.reporting.history import ClientHistory
 
 if TYPE_CHECKING:
@@ -28,19 +28,21 @@ def mode_picture(clients: Sequence[ClientHistory], rounds: Sequence[int]) -> tup
     Returns:
         A `PIL.Image.Image`, and what to write below it.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from PIL import Image
 
     most = sorted(range(len(clients)), key=lambda at: -len(clients[at].modes))[:MOST_ROWS]
     shown = [clients[at] for at in sorted(most)]
     height = 1.2 + min(8.0, 0.17 * max(len(shown), 6))
-    figure = Figure(figsize=(8.0, height), layout="constrained", dpi=_DOTS_PER_INCH)
-    FigureCanvasAgg(figure)
-    keys = _draw(figure.subplots(), shown, rounds)
-    figure.legend(handles=keys, loc="outside upper left", ncols=len(keys), frameon=False)
     file = io.BytesIO()
-    figure.savefig(file, format="png")
+    with own_style():
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(8.0, height), layout="constrained", dpi=_DOTS_PER_INCH)
+        FigureCanvasAgg(figure)
+        keys = _draw(figure.subplots(), shown, rounds)
+        figure.legend(handles=keys, loc="outside upper left", ncols=len(keys), frameon=False)
+        figure.savefig(file, format="png")
     caption = "Mode of each client in each round. Empty: not in the cohort. Ring: late, cross: quarantined."
     if len(shown) < len(clients):
         caption += f" The {len(shown)} clients that took part most, of {len(clients):,}."

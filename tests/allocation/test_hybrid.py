@@ -321,6 +321,18 @@ class TestResume:
         resumed.load_state_dict(json.loads(json.dumps(broken.state_dict())))
         assert [*begun, *play(resumed, range(stop + 1, 25), **logged)] == whole
 
+    @pytest.mark.parametrize(("part", "change"), [
+        ("choice", lambda choice: choice | {"budget": 1.0}),
+        ("choice", lambda choice: {name: value for name, value in choice.items() if name != "in_qat"}),
+        ("knowledge", lambda knowledge: {}),
+        ("fine", lambda fine: {}),
+    ])  # fmt: skip
+    def test_the_state_of_another_version_is_refused(self, part, change):
+        state = ready().state_dict()
+        state[part] = change(state[part])
+        with pytest.raises(ConfigurationError, match=r"another version.*start a new run"):
+            ready().load_state_dict(state)
+
     def test_the_files_of_a_resumed_run_are_whole(self, tmp_path):
         broken = ready()
         play(broken, range(1, 8))

@@ -97,6 +97,27 @@ class TestEvery:
         allocator.begin(context())
         assert allocator.last == 7
 
+    def test_an_evaluation_leaves_it_as_it_is(self) -> None:
+        """A checkpoint saved after `trainer.test` goes on as one saved before it."""
+        allocator = in_trainer(callbacks.HybridAllocator())
+        assert allocator.state_dict() == {}
+        allocator.begin(context())
+        allocator.propose(1, range(12))
+        allocator.observe(record(1, 0.5))
+        before = json.dumps(allocator.state_dict())
+        allocator.setup(pl.Trainer(accelerator="cpu", logger=False), pl.LightningModule(), "test")
+        allocator.load_state_dict({"another": "run's"})
+        assert json.dumps(allocator.state_dict()) == before
+        # As a FederatedTrainer would go on with it.
+        allocator.begin(context())
+        assert json.dumps(allocator.state_dict()) != before
+        allocator.load_state_dict(json.loads(before))
+        assert json.dumps(allocator.state_dict()) == before
+        unused = callbacks.HybridAllocator()
+        unused.setup(pl.Trainer(accelerator="cpu", logger=False), pl.LightningModule(), "validate")
+        unused.load_state_dict(json.loads(before))
+        assert unused.state_dict() == {}
+
 
 class TestHybrid:
     def test_a_restored_state_waits_until_begin(self) -> None:

@@ -18,9 +18,11 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from fedhq_lightning.callbacks import FederatedAveraging, FixedAllocator, HybridAllocator, QuantizedTraining
+from fedhq_lightning.callbacks import FederatedAveraging, FixedAllocator, HybridAllocator, QuantizedTraining, allocators
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.aggregators import FedProx
+from fedhq_lightning.in_trainer import silo_run
+from fedhq_lightning.in_trainer.silo_context import label_counts
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
 
 from ..in_trainer.silo_runs import one_silo
@@ -140,6 +142,12 @@ class TestRefusals:
         with pytest.raises(ConfigurationError, match="call the module once on a batch"):
             pl.Trainer(**silo, callbacks=[averaging()]).fit(Lazy(), loader())
 
+    def test_layers_that_wait_for_other_processes(self, silo: dict[str, Any]) -> None:
+        module = SmallModule()
+        module.net.append(nn.SyncBatchNorm(3))
+        with pytest.raises(ConfigurationError, match=r"SmallModule\.net\.\d+ is a SyncBatchNorm.*nn\.BatchNorm"):
+            pl.Trainer(**silo, callbacks=[averaging()]).fit(module, loader())
+
     def test_a_checkpoint_within_an_epoch(self, silo: dict[str, Any]) -> None:
         class Saves(pl.Callback):
             def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -193,6 +201,11 @@ class TestOneSilo:
         other = pl.Trainer(**silo | {"max_epochs": 3}, callbacks=[averaging(scheme="w8a8")])
         with pytest.raises(ConfigurationError, match="scheme 'w4a8', this run has 'w8a8'"):
             other.fit(SmallModule(), loader(), ckpt_path="last.ckpt")
+        edges = pl.Trainer(
+            **silo | {"max_epochs": 3}, callbacks=[averaging(scheme=QuantScheme("w4a8", edge_bits=None))]
+        )
+        with pytest.raises(ConfigurationError, match="edge_bits 8, this run has None"):
+            edges.fit(SmallModule(), loader(), ckpt_path="last.ckpt")
 
     def test_refuses_another_number_of_silos(self, silo: dict[str, Any]) -> None:
         trainer = pl.Trainer(**silo, callbacks=[averaging()])
@@ -217,6 +230,37 @@ class TestOneSilo:
         trainer = pl.Trainer(**silo | {"max_epochs": 3}, callbacks=[averaging()])
         trainer.fit(SmallModule(), loader(), ckpt_path="plain.ckpt")
         assert trainer.callback_metrics["fedhq/round"] == 1
+
+    def test_tells_an_allocator_that_cannot_refine(self, silo: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(allocators, "_FEWEST_SILOS", 1)
+        trainer = pl.Trainer(**silo, callbacks=[averaging(), HybridAllocator()])
+        with pytest.warns(UserWarning, match="HybridAllocator: nothing is monitored.*quantized/NAME"):
+            trainer.fit(SmallModule(), loader())
+
+    @pytest.mark.parametrize(
+        ("make", "asks"),
+        [
+            (HybridAllocator, True),
+            (lambda: HybridAllocator(divergence="updates"), False),
+            (lambda: FixedAllocator(0.5, by="divergence"), True),
+            (lambda: FixedAllocator("qat"), False),
+            (None, False),
+        ],
+    )
+    def test_labels_are_told_to_an_allocator_that_asks(
+        self, silo: dict[str, Any], monkeypatch: pytest.MonkeyPatch, make: Any, asks: bool
+    ) -> None:
+        told: list[Any] = []
+        gather = silo_run.gather_facts
+
+        def listen(exchange: Any, mine: Any) -> Any:
+            told.append(mine.labels)
+            return gather(exchange, mine)
+
+        monkeypatch.setattr(silo_run, "gather_facts", listen)
+        allocator = [] if make is None else [make()]
+        pl.Trainer(**silo | {"max_epochs": 1}, callbacks=[averaging(), *allocator]).fit(SmallModule(), loader())
+        assert told == [label_counts(examples(20, 1)) if asks else None]
 
     def test_manual_optimization_works_without_an_allocator(self, silo: dict[str, Any]) -> None:
         class Manual(BoringModel):

@@ -18,7 +18,7 @@ def shown(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def leave_run(path: Path, text: str, done: bool, age: int) -> None:
     path.mkdir(parents=True)
-    (path / "recipe.yaml").write_text(text)
+    (path / "recipe.yaml").write_text(text, encoding="utf-8", errors="surrogateescape")
     if done:
         (path / "summary.json").touch()
     os.utime(path / "recipe.yaml", (1e9 - age, 1e9 - age))
@@ -41,6 +41,7 @@ def test_in_an_empty_folder_a_first_run_one_of_your_own_and_help(capsys: pytest.
         ("a: 1\n", True, "fedhq eval runs/b/new"),
         ("a: 1\n", False, "fedhq resume runs/b/new"),
         (f"{recipe_files.STARTED_FROM_PYTHON}\na: 1\n", False, "fedhq run digits-smoke"),
+        ("\udcff damaged", False, "fedhq run digits-smoke"),
     ],
 )
 def test_after_runs_the_latest(capsys: pytest.CaptureFixture[str], text: str, done: bool, first: str) -> None:

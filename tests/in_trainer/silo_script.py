@@ -128,6 +128,13 @@ class Stops(Plain):
         return loss
 
 
+class StopsLate(Plain):
+    """Silo 0 alone asks to stop, after everything that a callback does at the end of an epoch."""
+
+    def on_train_epoch_end(self) -> None:
+        self.trainer.should_stop |= self.trainer.global_rank == 0 and self.trainer.current_epoch == 1
+
+
 class Raises(Plain):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         if self.trainer.global_rank == 1 and batch_idx == 2:
@@ -181,6 +188,7 @@ def by_hand(folder: Path) -> None:
     stopping = EarlyStopping("train_loss", patience=1, mode="max", check_on_train_epoch_end=True)
     fit(folder, "stopped", Stops(), callbacks=[FederatedAveraging(3), stopping], max_epochs=9)
     fit(folder, "told", Stops(at=(0, 3, 1)), callbacks=[FederatedAveraging(3)], max_epochs=9)
+    fit(folder, "late", StopsLate(), callbacks=[FederatedAveraging(3)], max_epochs=9)
 
 
 def quantized(folder: Path) -> None:
@@ -209,7 +217,12 @@ def quantized(folder: Path) -> None:
     fit(folder, "unbroken-2", Module(), callbacks=settings(2), **within)
     saved = folder / "unbroken-2/checkpoints/epoch=2.ckpt"
     fit(folder, "resumed-2", Module(), callbacks=settings(2), ckpt_path=saved, **within)
-    fit(folder, "hybrid", Module(), callbacks=[FederatedAveraging(scheme="w4a8"), HybridAllocator()])
+    best = ModelCheckpoint(monitor="val_loss")
+    allocated = [FederatedAveraging(scheme="w4a8"), HybridAllocator(), best]
+    trainer = fit(folder, "hybrid", Module(), callbacks=allocated, **on)
+    tested = trainer.test(Module(), data, ckpt_path="best", verbose=False)[0]["val_loss"]
+    found = {"path": best.best_model_path, "score": float(best.best_model_score), "tested": tested}
+    torch.save(found, folder / f"best-{trainer.global_rank}.pt")
 
 
 def raises(folder: Path) -> None:

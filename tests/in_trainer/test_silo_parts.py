@@ -4,19 +4,25 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.aggregators import FedAvg
 from fedhq_lightning.federated.exact_mean import ExactMean
-from fedhq_lightning.in_trainer import silo_checkpoint
+from fedhq_lightning.in_trainer import silo_checkpoint, silo_strategy
 from fedhq_lightning.in_trainer.exchange import Exchange
 from fedhq_lightning.in_trainer.silo_context import SiloFacts, examples_in, label_counts, warn_of_same_data
 from fedhq_lightning.in_trainer.silo_rounds import SiloRound, Work, frozen_names, put, snapshot
 from fedhq_lightning.quantize import QuantScheme
 
 from ..small_federation import same_bits
+
+
+class _Alone(LightningEnvironment):
+    def local_rank(self) -> int:
+        return 0
 
 
 class Tied(nn.Module):
@@ -191,3 +197,21 @@ def test_one_silo_talks_to_nobody() -> None:
     assert exchange.gather_bytes_on_first(b"") == [b""]
     assert exchange.from_first({"a": 1.5}) == {"a": 1.5}
     exchange.share_first_weights(nn.Linear(2, 2))
+
+
+def test_other_numbers_of_loaders_are_refused_before_anybody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning's own sums, one a loader, would wait for silos that have fewer."""
+
+    class Told(Exchange):
+        def gather(self, value: Any) -> list[Any]:
+            return [value, 1]
+
+    monkeypatch.setattr(silo_strategy, "Exchange", Told)
+    strategy = silo_strategy.SiloStrategy(parallel_devices=[torch.device("cpu")], cluster_environment=_Alone())
+    monkeypatch.setattr(silo_strategy.DDPStrategy, "reduce", lambda self, tensor, *_: tensor)
+    strategy.process_dataloader([])
+    assert strategy.reduce(3) == 3
+    for _ in range(2):
+        strategy.process_dataloader([])
+    with pytest.raises(ConfigurationError, match="silos have 2, 1 loaders"):
+        strategy.reduce(3)

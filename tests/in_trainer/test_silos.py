@@ -86,7 +86,7 @@ class TestByHand:
             ["ok", "ok"],
         ]
 
-    @pytest.mark.parametrize(("name", "epochs", "rounds"), [("stopped", 2, 1), ("told", 4, 2)])
+    @pytest.mark.parametrize(("name", "epochs", "rounds"), [("stopped", 2, 1), ("told", 4, 2), ("late", 2, 1)])
     def test_a_fit_that_stops_within_a_round_ends_with_one_model(
         self, by_hand: Path, name: str, epochs: int, rounds: int
     ) -> None:
@@ -163,6 +163,13 @@ class TestQuantized:
         )
         assert same_bits(dict(after_one["state_dict"]), dict(within_two["state_dict"]))
         assert len(within_two[silo_checkpoint.KEY]) == 2
+
+    def test_the_best_checkpoint_has_one_name_on_every_silo(self, quantized: Path) -> None:
+        """Lightning puts the silo's own number of steps into it."""
+        first, second = (torch.load(quantized / f"best-{rank}.pt", weights_only=True) for rank in (0, 1))
+        assert first == second
+        assert Path(first["path"]).exists()
+        assert first["tested"] == first["score"]
 
     def test_the_allocator_stays_coarse_among_few(self, quantized: Path) -> None:
         found = json.loads((quantized / "hybrid" / "allocation.json").read_text())

@@ -265,11 +265,24 @@ def test_per_class_and_inference(tmp_path: Path) -> None:
     assert "Worst, quantized: class bee, 0.8000. Harmed most by quantization: class bee, -0.1000." in page.text
     assert markers(found["classes"])[0] == 2 * 3 + 2  # the class without examples has none; two in the legend
     assert {"ant (n=40)", "a class with a\N{HORIZONTAL ELLIPSIS} (n=20)", "<dog> (n=0)"} <= set(texts(found["classes"]))
-    assert "Batch of 1: int8 500 µs, fp32 200 µs (int8 takes 2.5 times as long)." in page.text
+    assert "Batch of 1: int8 500 µs, fp32 200 µs (int8 is 2.5 times as slow)." in page.text
     assert "Batch of 256: int8 16 ms, fp32 40 ms (int8 is 2.5 times as fast)." in page.text
     assert {"batch of 1", "batch of 256", "wall time of one forward (ms)"} <= set(texts(found["latency"]))
     assert "model.pt2 86.4 kB" in page.text
     assert {"model.pt2", "float32 weights", "packed weights"} <= set(texts(found["sizes"]))
+
+
+def test_dollars_in_names_are_no_formulas(tmp_path: Path) -> None:
+    name = "$\\x_{$ \N{CJK UNIFIED IDEOGRAPH-732B}"  # and no font of matplotlib's has the last
+    rounds = [
+        replace(each, clients=tuple(replace(client, client_id=name, tier=name) for client in each.clients[:1]))
+        for each in small_rounds(num_rounds=4)
+    ]
+    per_class = PER_CLASS | {"classes": [name, "b$", "c$"]}
+    text = write_report(write_run(tmp_path, rounds, metric_name=name, per_class=per_class)).read_text()
+    found = svgs(text)
+    assert name in texts(found["modes"])
+    assert any(each.startswith(name) for each in texts(found["classes"]))
 
 
 def test_the_model_of_a_run_without_scheme(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from fedhq_lightning.reporting.overview import (
     format_metric,
     format_modes,
     format_seconds,
+    speed_text,
     summary_rows,
 )
-from fedhq_lightning.reporting.tables import final_table, final_text, inference_rows, print_final, speed_text
+from fedhq_lightning.reporting.tables import final_table, final_text, inference_rows, print_final
 
 from ..small_run import small_rounds, small_summary, write_run
 

@@ -1,5 +1,6 @@
 """The picture of who trained how."""
 
+import matplotlib
 import numpy as np
 from matplotlib.colors import to_rgb
 
@@ -25,6 +26,14 @@ def test_every_fit_is_a_cell_in_the_colour_of_its_mode() -> None:
     assert shares["fp"] == 0
     assert 2.5 < shares["ptq"] / shares["qat"] < 4.5, "four cells to one, and the legend's"
     assert "of 2" not in caption
+
+
+def test_is_the_same_whatever_the_users_style_and_takes_any_name() -> None:
+    clients = [ClientHistory("$\\x_{$ \N{CJK UNIFIED IDEOGRAPH-732B}", "phone", {1: "ptq"})]
+    picture, _ = mode_picture(clients, [1, 2])
+    with matplotlib.rc_context({"text.parse_math": True, "figure.facecolor": "black", "font.size": 30}):
+        again, _ = mode_picture(clients, [1, 2])
+    assert np.array_equal(np.asarray(picture), np.asarray(again))
 
 
 def test_many_clients_are_capped_and_said() -> None:

@@ -139,7 +139,9 @@ def sync(run_dir: Path, address: str) -> str:
 
 @pytest.mark.usefixtures("quick")
 def test_killed_resumed_and_synced(tmp_path: Path, server: tuple[Received, str]) -> None:
-    killed = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, text=True, timeout=200)
+    # In this process's own wandb service the run would still be open, and its id in use.
+    alone = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    killed = subprocess.run([sys.executable, "-c", KILLED], env=alone, capture_output=True, text=True, timeout=200)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     (run_dir,) = tmp_path.glob("runs/*/*")
     wait_for_another_folder()

@@ -96,3 +96,26 @@ def test_refusals(done: FederatedTrainer) -> None:
         ConfigurationError, match=r"SmallModule has no predict_step, so its forward is called with .* \(list\), and"
     ):
         done.predict(SmallModule(), loader())
+
+
+def test_the_recipes_threads_hold_as_in_fit_and_not_afterwards() -> None:
+    class TellsThreads(Predicts):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("threads", float(torch.get_num_threads()))
+
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("threads", float(torch.get_num_threads()))
+
+        def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return torch.tensor(torch.get_num_threads())
+
+    class TestData(SmallData):
+        def test_dataloader(self) -> Any:
+            return loader()
+
+    there, before = trainer(threads=2), torch.get_num_threads()
+    assert before != 2
+    assert there.validate(TellsThreads(), TestData()) == {"fp/threads": 2.0}
+    assert there.test(TellsThreads(), TestData()) == {"fp/threads": 2.0}
+    assert [int(each) for each in there.predict(TellsThreads(), loader())] == [2, 2, 2]
+    assert torch.get_num_threads() == before
