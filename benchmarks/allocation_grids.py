@@ -151,9 +151,10 @@ GRIDS = {
         allocators=("all-ptq", "all-qat-fake", "all-qat", "free-qat", "coarse", "hybrid"),
         setting="Fashion-MNIST, 30 clients, 6 a round, 10 rounds, 15 local steps, batch 64, evaluated every second "
         "round; a vision transformer (16 tokens, width 192, depth 4) and a ResNet of width 32, kernels as the package "
-        "chooses them",
+        "chooses them. `hybrid` is that of the design grid",
         drawn=("vit-w4a8-0.3", "vit-w2a8-0.05"),
         tells_wall=True,
+        is_closed=True,
     ),
     "wide-vit": Grid(
         (("w4a8", 0.3),),

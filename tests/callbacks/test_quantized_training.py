@@ -299,11 +299,8 @@ class TestDeployment:
         with torch.no_grad():
             assert torch.equal(torch.export.load(path).module()(x), convert(best, QuantScheme("w4a8"))(x))
 
-    def test_fast_dev_run_leaves_nothing(self, tmp_path: Path) -> None:
+    def test_a_rehearsal_or_a_fit_without_export_leaves_nothing(self) -> None:
         fit(ScriptModule(), [quantized("qat", export=True)], fast_dev_run=True)
-        assert not list(Path.cwd().iterdir())
-
-    def test_without_export_leaves_nothing(self) -> None:
         fit(ScriptModule(), [quantized("qat")])
         assert not list(Path.cwd().iterdir())
 
@@ -393,12 +390,11 @@ def test_two_processes_under_ddp() -> None:
     subprocess.run([sys.executable, "script.py", "qat"], check=True, env=environment, timeout=120)
     first, second = (json.loads(Path(f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert first["lanes"] == second["lanes"] == ["QatLinear"]
-    assert first["plain"]
-    assert second["plain"]
+    assert all(each["plain"] for each in (first, second))
     for name in ("weights", "deployed", "best"):
         assert first[name] == second[name], name
     for name in ("quantized/val_loss", "quantized/val_accuracy"):
         assert first["metrics"][name] == second["metrics"][name] == first["validated"][name]
     assert Path(first["deployed"]).exists()
     written = load_file(Path(first["deployed"]).parent / "weights.safetensors")
-    assert [value.double().sum().item() for value in written.values()] != [0.0] * len(written)
+    assert sorted(value.double().sum().item() for value in written.values()) == sorted(first["weights"])
