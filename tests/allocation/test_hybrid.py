@@ -5,97 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from fedhq_lightning.allocation import AllocationContext, HybridAllocator
+from fedhq_lightning.allocation import HybridAllocator
 from fedhq_lightning.allocation.warm_start import trials_in
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.records import ClientRecord, RoundRecord
 
-CLIENTS = [*range(6), *(f"site-{letter}" for letter in "abcdef")]
-SECONDS = {"board": {"fp": 9.0, "ptq": 10.0, "qat": 13.0}, "phone": {"fp": 4.0, "ptq": 3.0, "qat": 5.0}}
-
-SLOWER = {"board": {"fp": 9.0, "ptq": 30.0, "qat": 33.0}, "phone": {"fp": 4.0, "ptq": 9.0, "qat": 11.0}}
-
-
-def tier(client_id) -> str:
-    return "board" if CLIENTS.index(client_id) % 3 == 0 else "phone"
-
-
-def cohort(round_number: int) -> list:
-    return [CLIENTS[(round_number + step) % 12] for step in range(6)]
-
-
-def context(**changes) -> AllocationContext:
-    given = AllocationContext(
-        client_ids=CLIENTS,
-        seed=5,
-        client_seconds=lambda client_id, mode: SECONDS[tier(client_id)][mode],
-        divergence=lambda client_id, measure: CLIENTS.index(client_id) / 12,
-        sensitivity=lambda client_id, measure: {"sqnr": 0.1, "loss": 1.0 + CLIENTS.index(client_id)}[measure],
-        tier=tier,
-        cohort=cohort,
-        max_rounds=30,
-    )
-    return replace(given, **changes)
-
-
-def ready(changes=None, **arguments) -> HybridAllocator:
-    allocator = HybridAllocator(**{"qat_from": 0.0, "slowdown": 0.1} | arguments)
-    allocator.begin(context(**(changes or {})))
-    return allocator
-
-
-def record(round_number, plan, metric=None, times=SECONDS, sensitivity=None, update_divergence=None) -> RoundRecord:
-    clients = tuple(
-        ClientRecord(
-            round=round_number,
-            client_id=client_id,
-            tier=tier(client_id),
-            mode=mode,
-            status="ok",
-            num_examples=10,
-            num_steps=1,
-            metrics={},
-            fit_wall_seconds=0.1,
-            download_seconds=0.0,
-            compute_seconds=times[tier(client_id)][mode],
-            upload_seconds=0.0,
-            uplink_bytes=1,
-            downlink_bytes=1,
-            sensitivity=None if sensitivity is None else sensitivity(client_id),
-            update_divergence=None if update_divergence is None else update_divergence(client_id),
-        )
-        for client_id, mode in plan.modes.items()
-    )
-    seconds = max(client.virtual_seconds for client in clients)
-    metric = 0.01 * round_number if metric is None else metric
-    return RoundRecord(
-        round=round_number,
-        metrics={},
-        metric_fp=metric,
-        metric_quantized=metric,
-        wall_seconds=1.0,
-        fit_wall_seconds=1.0,
-        allocator_seconds=0.0,
-        virtual_seconds=seconds,
-        total_wall_seconds=float(round_number),
-        total_virtual_seconds=10.0 * round_number,
-        uplink_bytes=1,
-        downlink_bytes=1,
-        mode_counts=plan.counts(),
-        quarantined=0,
-        late=0,
-        clients=clients,
-        reason=plan.reason,
-        allocation=dict(plan.logged),
-    )
-
-
-def play(allocator: HybridAllocator, rounds, **logged) -> list:
-    plans = []
-    for number in rounds:
-        plans.append(allocator.propose(number, cohort(number)))
-        allocator.observe(record(number, plans[-1], **logged))
-    return plans
+from .played import CLIENTS, SECONDS, SLOWER, cohort, context, play, ready, record, tier
 
 
 def test_both_modes_are_planned_and_the_boundary_is_logged():
@@ -117,42 +31,6 @@ def test_longer_rounds_pay_for_more_qat():
         return sum(plan.counts()["qat"] for plan in play(ready(fine=False, slowdown=slowdown), range(1, 10)))
 
     assert share_in_qat(0.0) < share_in_qat(0.2) <= share_in_qat(0.5)
-
-
-class TestStart:
-    def test_ptq_comes_first_where_rounding_destroys_much(self):
-        allocator = ready(qat_from=None)
-        assert "destroys 10.0% of the power" in allocator.explanation
-        assert "qat begins in round 16, ptq is for everybody before" in allocator.explanation
-        plans = play(allocator, range(1, 31), metric=0.5)
-        modes = [set(plan.modes.values()) for plan in plans]
-        assert modes[:15] == [{"ptq"}] * 15
-        assert {"ptq", "qat"} in modes[15:]
-        # No boundary was on trial while none counted.
-        assert {plan.logged["trial"] for plan in plans[:16]} == {0}
-        assert {plan.logged["seconds"] for plan in plans[:15]} == {0.0}
-        assert all(plan.logged["seconds"] > 0 for plan in plans[15:])
-
-    def test_it_begins_at_once_where_rounding_destroys_nothing(self):
-        allocator = ready({"sensitivity": lambda *_: 1e-4}, qat_from=None)
-        assert (
-            "destroys 0.0% of the power of the initial model's output, so qat begins at once." in allocator.explanation
-        )
-        assert allocator.propose(1, CLIENTS).counts()["qat"] > 0
-
-    def test_it_can_be_given(self):
-        allocator = ready(qat_from=0.1)
-        assert "As was given, qat begins in round 4" in allocator.explanation
-        assert [plan.counts()["qat"] > 0 for plan in play(allocator, range(1, 5))] == [False, False, False, True]
-
-    def test_a_resumed_run_begins_when_the_first_one_would(self):
-        first = ready(qat_from=None)
-        # Set-up need not measure the same to the last bit on another machine.
-        resumed = ready({"resumes": True, "sensitivity": lambda *_: 0.01}, qat_from=None)
-        resumed.load_state_dict(first.state_dict())
-        assert [resumed.propose(number, CLIENTS).modes for number in (15, 16)] == [
-            first.propose(number, CLIENTS).modes for number in (15, 16)
-        ]
 
 
 def test_a_device_without_the_memory_is_never_given_qat():
@@ -225,86 +103,6 @@ class TestData:
         allocator = ready({"sensitivity": lambda *_: None}, sensitivity="sqnr", qat_from=None)
         play(allocator, range(1, 4), sensitivity=lambda client_id: float("nan"))
         assert "not known" in allocator.explanation
-
-
-class TestTimes:
-    """The fleet's stated int8 gain is three times the real one, so that ptq is slower than predicted."""
-
-    def test_logged_times_correct_predicted_ones(self):
-        allocator = ready()
-        before = allocator.propose(1, CLIENTS).logged["seconds"]
-        play(allocator, range(1, 4), times=SLOWER)
-        assert allocator.propose(4, CLIENTS).logged["seconds"] > 2 * before
-
-    def test_the_coarse_boundary_does_not_learn(self):
-        allocator = ready(fine=False)
-        before = allocator.propose(1, CLIENTS).logged["seconds"]
-        play(allocator, range(1, 4), times=SLOWER)
-        assert allocator.propose(4, CLIENTS).logged["seconds"] == before
-
-    def test_right_predictions_change_nothing(self):
-        allocator = ready()
-        play(allocator, range(1, 4))
-        assert all(logged == predicted for _, _, logged, predicted in allocator.state_dict()["knowledge"]["times"])
-        assert [trial["number"] for trial in allocator.state_dict()["fine"]["trials"] if trial["value"] == 0.0] == [0]
-
-    def test_who_is_drawn_does_not_make_a_device_faster_or_slower(self):
-        """Clients of one tier differ in their links and sizes; their fits are three times as long as stated."""
-
-        def link(client_id) -> float:
-            return 1.0 + CLIENTS.index(client_id)
-
-        def compute(client_id, mode) -> float:
-            return (1 + CLIENTS.index(client_id) % 5) * SECONDS[tier(client_id)][mode]
-
-        allocator = ready(
-            {
-                "client_seconds": lambda client_id, mode: link(client_id) + compute(client_id, mode),
-                "link_seconds": link,
-            }
-        )
-        for number in range(1, 13):
-            plan = allocator.propose(number, cohort(number))
-            plain = record(number, plan)
-            clients = tuple(
-                replace(each, compute_seconds=3 * compute(each.client_id, each.mode)) for each in plain.clients
-            )
-            allocator.observe(replace(plain, clients=clients))
-        starts = [trial for trial in allocator.state_dict()["fine"]["trials"] if trial["value"] == 0.0]
-        assert len(starts) <= 3  # the first, and one or two once both modes have been seen
-
-    def test_late_clients_tell_no_times(self):
-        allocator = ready()
-        plan = allocator.propose(1, cohort(1))
-        plain = record(1, plan, times=SLOWER)
-        allocator.observe(replace(plain, clients=tuple(replace(each, status="late") for each in plain.clients)))
-        assert allocator.state_dict()["knowledge"]["times"] == []
-
-    def test_measuring_sensitivity_counts_against_the_deadline(self):
-        changes = {"round_deadline": 13.5, "analysis_seconds": lambda client_id: 1.0}
-        boundary = {"slack": 0, "share": 1}
-        assert ready(changes, boundary=boundary, fine=False).propose(1, CLIENTS).modes[0] == "qat"
-        measuring = ready(changes, boundary=boundary, fine=False, sensitivity="loss")
-        assert measuring.propose(1, CLIENTS).modes[0] == "ptq"
-
-    def test_a_mode_that_mis_statement_hides_is_tried(self):
-        """Stated: qat is the faster mode, so that nobody would ever train in ptq. Really ptq is."""
-        stated = {name: {"ptq": 2 * own["qat"], "qat": 1.2 * own["qat"]} for name, own in SECONDS.items()}
-        allocator = ready(
-            {"seconds_on": lambda fleet: lambda client_id, mode: stated[tier(client_id)][mode]}, fleet="mixed"
-        )
-        plans = play(allocator, range(1, 10))
-        assert plans[0].counts()["ptq"] == 0
-        assert plans[1].counts()["ptq"] == 2  # one a tier
-        assert "tries ptq" in plans[1].reason
-        assert plans[-1].logged["seconds"] == pytest.approx(SECONDS["board"]["ptq"], rel=0.2)
-
-    def test_a_stated_fleet_is_believed_until_then(self):
-        stated = {"board": {"ptq": 1.0, "qat": 1.1}, "phone": {"ptq": 1.0, "qat": 1.05}}
-        allocator = ready(
-            {"seconds_on": lambda fleet: lambda client_id, mode: stated[tier(client_id)][mode]}, fleet="mixed"
-        )
-        assert allocator.propose(1, CLIENTS).logged["seconds"] < 2
 
 
 class TestResume:
