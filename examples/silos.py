@@ -47,7 +47,7 @@ warnings.filterwarnings("ignore", message=".*(does not have many workers|isinsta
 epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
 
 L.seed_everything(0, verbose=False)
-silos = FederatedAveraging(every_n_epochs=1, scheme="w4a8")
+silos = FederatedAveraging(every_n_epochs=1, scheme="w4a8", fleet="mixed")
 allocator = HybridAllocator()
 trainer = L.Trainer(
     devices=2,

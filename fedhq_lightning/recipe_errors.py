@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ast
 import re
+import traceback
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import Parameter, signature
+from pathlib import Path
 from typing import Any
 
 from fedhq_lightning.errors import ConfigurationError, nearest
@@ -59,6 +61,9 @@ def explain(error: Exception, known_keys: Sequence[str]) -> str:
     while cause is not None:
         if isinstance(cause, ConfigurationError):
             return str(cause)
+        if failure := _failure_while_importing(cause):
+            key = _KEY.search(str(error))
+            return f"{key[1]}: {failure}" if key else failure
         cause = cause.__cause__ or cause.__context__
     text = str(error)
     if not isinstance(error, ArgumentError):
@@ -73,6 +78,22 @@ def explain(error: Exception, known_keys: Sequence[str]) -> str:
     found = list(_findings(_tree(text), _Finding()))
     depth = max(finding.depth for finding in found)
     return _sentence([finding for finding in found if finding.depth == depth], known_keys)
+
+
+def _failure_while_importing(cause: BaseException) -> str | None:
+    """File, line and error, where code of a module that a recipe names failed while it was imported."""
+    if isinstance(cause, SyntaxError):
+        return f"{_shown_path(cause.filename)}, line {cause.lineno}: {type(cause).__name__}: {cause.msg}"
+    frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if frame.name == "<module>"]
+    if not frames:
+        return None
+    said = (str(cause).splitlines() or [""])[0]
+    return f"{_shown_path(frames[-1].filename)}, line {frames[-1].lineno}: {type(cause).__name__}: {said}"
+
+
+def _shown_path(file: str | None) -> str:
+    path = Path(file or "?")
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def unknown_key(key: str, known_keys: Sequence[str]) -> str:

@@ -558,3 +558,26 @@ def test_a_mistake_in_user_code_keeps_its_traceback(tmp_path):
     write_recipe(tmp_path / "mine.yaml", {"model": user("Broken")})
     with pytest.raises(ZeroDivisionError, match="a mistake of the user's own"):
         main(["run", "mine.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import lightning as L\nclass Net(L.LightningModule:\n", "line 2: SyntaxError: "),
+        ("import lightnin\n", "line 1: ModuleNotFoundError: No module named 'lightnin'"),
+        ("\nvalue = undefined\n", "line 2: NameError: name 'undefined' is not defined"),
+    ],
+)
+def test_a_module_of_ones_own_that_cannot_be_imported(capsys, tmp_path, monkeypatch, request, code, said):
+    monkeypatch.chdir(tmp_path)
+    name = f"own_{abs(hash(code))}"
+    Path(f"{name}.py").write_text(code)
+    found = refusal(capsys, "run", "digits-smoke", f"--model={name}.Net")
+    assert found.startswith(f"recipe digits-smoke: model: {name}.py, {said}")
+
+
+def test_a_run_that_used_no_update_is_no_success(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_recipe(Path("mine.yaml"), {"model": user("Diverges")})
+    assert main(["run", "mine.yaml"]) == 2
+    assert "fedhq: no update was ever used, so the model is the initial one" in capsys.readouterr().err

@@ -74,6 +74,13 @@ class Broken(DigitsMLP):
         raise ZeroDivisionError("a mistake of the user's own")
 
 
+class Diverges(DigitsMLP):
+    """Its weights are no numbers after one step."""
+
+    def training_step(self, batch: Any, batch_index: int) -> Tensor:
+        return super().training_step(batch, batch_index) * float("nan")
+
+
 class RefusesItsValues(DigitsMLP):
     def __init__(self, depth: int = 1) -> None:
         raise ValueError(f"depth {depth} is too deep")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from fedhq_lightning import recipe_files
@@ -57,7 +58,7 @@ def _copy(known: argparse.Namespace, rest: list[str]) -> None:
         raise ConfigurationError(f"{target} is there already; name another file, or remove it") from None
     except OSError as error:
         raise ConfigurationError(f"{target} cannot be written: {error.strerror}; name another file") from error
-    print(f"{target} written; run it with: fedhq run {target}")
+    print(f"{target} written; run it with: fedhq run {shlex.quote(str(target))}")
 
 
 def _show(known: argparse.Namespace, rest: list[str]) -> None:

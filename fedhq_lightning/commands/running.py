@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 from contextlib import nullcontext
 from pathlib import Path
@@ -88,9 +89,15 @@ def _fit(subject: str, name: str, text: str, overrides: list[str], ckpt_path: Pa
 
         print_final(trainer.summary)
         print(f"model, report and records: {trainer.run_dir}")
+    left_out = trainer.summary["late"] + trainer.summary["quarantined"]
+    if left_out and left_out == sum(trainer.summary["mode_counts"].values()):
+        raise ConfigurationError(
+            "no update was ever used, so the model is the initial one; rounds.jsonl has the reason of each, and the loss, "
+            "the learning rate and round_deadline are where to look"
+        )
 
 
 def _how_to_go_on(trainer: FederatedTrainer) -> str:
     if any((trainer.run_dir / "checkpoints").glob("round-*.ckpt")):
-        return f"; go on with: fedhq resume {trainer.run_dir}"
+        return f"; go on with: fedhq resume {shlex.quote(str(trainer.run_dir))}"
     return " before the first checkpoint: there is nothing to resume"

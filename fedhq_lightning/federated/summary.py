@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from fedhq_lightning import __version__
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.federated.checks import as_loaders
 from fedhq_lightning.federated.evaluation import Evaluator
@@ -130,6 +131,8 @@ def _values_on_clients(
 
 
 def _version(package: str) -> str:
+    if package == "fedhq_lightning":
+        return __version__  # of a checkout too
     try:
         return version(package)
     except PackageNotFoundError:

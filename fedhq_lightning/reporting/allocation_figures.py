@@ -82,6 +82,8 @@ def describe_boundary(boundary: RoundBoundary, risks: Sequence[float]) -> str:
 
 
 def _limits(boundary: RoundBoundary, risks: Sequence[float]) -> str:
+    if boundary.seconds == 0:
+        return "qat has not begun, ptq for everybody"
     size, unit = time_unit(boundary.seconds)
     above_all = boundary.risk > max(risks, default=0.0)
     level = "rho above every client's risk" if above_all else f"rho = {boundary.risk:.3g}"

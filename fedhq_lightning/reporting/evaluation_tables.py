@@ -63,6 +63,8 @@ def _notes(found: Evaluation, threads: int) -> list[str]:
     notes = []
     if found.deployed and not found.deployed_metrics:
         notes.append("validation_step never calls the module's forward, so the deployed model was not evaluated")
+    if found.scheme and not found.deployed:
+        notes.append("no deployed model beside the weights: `fedhq resume` of the run writes it again")
     if not found.fp_metrics:
         notes.append("no weights.safetensors beside it: float32 was not evaluated, and nothing timed")
     if found.is_conversion is False:

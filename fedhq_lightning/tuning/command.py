@@ -88,7 +88,8 @@ def tune_recipe(
         )
     print(front_table(space, job.objectives, done))
     best = os.path.relpath(place.folder / "best.yaml")
-    print(f"trials, picture and recipes: {os.path.dirname(best)}; run the best with: fedhq run {best}")
+    print(f"trials, picture and recipes: {os.path.dirname(best)}; the best by {job.objectives[0].name} is run by")
+    print(f"fedhq run {shlex.quote(best)}")
     return place.folder
 
 

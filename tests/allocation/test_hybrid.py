@@ -169,7 +169,7 @@ def test_the_rounds_that_are_said_to_be_needed_are_needed(window, every, start):
 def test_nobody_in_qat_is_said():
     equal = {"ptq": 1.0, "qat": 2.0}
     allocator = ready({"client_seconds": lambda client_id, mode: equal[mode], "sensitivity": lambda *_: 0.0})
-    assert "By this boundary nobody trains in qat." in allocator.explanation
+    assert "By this boundary nobody trains in qat: " in allocator.explanation
     assert "nobody trains in qat" not in ready().explanation
 
 
