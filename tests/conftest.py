@@ -48,6 +48,19 @@ def _is_local(address: object) -> bool:
     return host in ("localhost", "::1", "") or host.startswith("127.")
 
 
+@pytest.fixture(autouse=True)
+def _one_process() -> Iterator[None]:
+    """What a launch leaves in the environment would make later ones wait for processes that nobody starts."""
+    launched = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+    before = {name: os.environ.get(name) for name in launched}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _no_network() -> Iterator[None]:
     """A test that reaches for the network fails at once instead of hanging or, worse, passing only online."""

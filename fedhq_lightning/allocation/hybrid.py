@@ -245,8 +245,8 @@ class HybridAllocator(Allocator):
     def _outlook(self) -> str:
         """What follows for the run, in a sentence or two."""
         nobody = (
-            " By this boundary nobody trains in qat: nobody is done in it before the slowest is done in ptq. `fleet` says "
-            "what the devices are, and `slowdown` allows longer rounds."
+            " By this boundary nobody trains in qat: nobody is done in it before the slowest is done in ptq. `fleet` "
+            "says what the devices are, and `slowdown` allows longer rounds."
         )
         return (nobody if self._choice.in_qat == 0 else "") + self._study_outlook()
 

@@ -92,8 +92,8 @@ def _fit(subject: str, name: str, text: str, overrides: list[str], ckpt_path: Pa
     left_out = trainer.summary["late"] + trainer.summary["quarantined"]
     if left_out and left_out == sum(trainer.summary["mode_counts"].values()):
         raise ConfigurationError(
-            "no update was ever used, so the model is the initial one; rounds.jsonl has the reason of each, and the loss, "
-            "the learning rate and round_deadline are where to look"
+            "no update was ever used, so the model is the initial one; rounds.jsonl has the reason of each, and the "
+            "loss, the learning rate and round_deadline are where to look"
         )
 
 
