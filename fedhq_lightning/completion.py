@@ -25,9 +25,16 @@ if TYPE_CHECKING:
 def complete(trainer: FederatedTrainer, rounds: RoundLoop, recipe_name: str) -> dict[str, Any]:
     """Write `model/`, `clients.parquet`, `summary.json` and `report.html`; the summary.
 
-    Safe to run again: a run that was killed here is completed by resuming it.
+    Safe to run again: a run that was killed here is completed by resuming it. Of a run whose `writes_model` is off only
+    the summary is written, from what its rounds logged.
     """
     job, state, directory = rounds.job, rounds.state, rounds.directory
+    # Clients are in `rounds.jsonl` alone, and may be many: whatever is told of them is read one round at a time.
+    tiers = tier_figures(directory.stream_rounds())
+    if not trainer.writes_model:
+        summary = _summary(trainer, rounds, tiers, recipe_name)
+        directory.write_summary(summary)
+        return summary
     deployment = deploy(
         rounds.evaluator,
         state.deployed,
@@ -37,31 +44,44 @@ def complete(trainer: FederatedTrainer, rounds: RoundLoop, recipe_name: str) -> 
         logged=next((record.metrics for record in state.records if record.round == state.best_round), None),
         held_out=f"the held-out data (`val_dataloader`) of {_name_of(job.datamodule)}",
     )
-    # Clients are in `rounds.jsonl` alone, and may be many: each of these reads one round at a time.
-    participants, tiers = distinct_clients(directory.stream_rounds()), tier_figures(directory.stream_rounds())
     worst = None
     if job.validation_loaders:
-        mode = str(trainer.monitor_mode)
+        mode, participants = str(trainer.monitor_mode), distinct_clients(directory.stream_rounds())
         worst = worst_client(rounds.evaluator, state, trainer.monitor, mode, job.datamodule, participants)
-    summary = summarize(
-        state,
-        trainer.monitor,
-        trainer.scheme,
-        job.grids,
-        trainer.seed,
-        deployment,
-        worst,
-        per_class_accuracy(rounds.evaluator, state.deployed, job.validation_loaders, trainer.monitor),
-        tiers,
-        _inference(rounds, deployment),
-        recipe_name,
-        trainer.run_dir,
-    )
+    per_class = per_class_accuracy(rounds.evaluator, state.deployed, job.validation_loaders, trainer.monitor)
+    inference = _inference(rounds, deployment)
+    summary = _summary(trainer, rounds, tiers, recipe_name, deployment, worst, per_class, inference)
     directory.write_clients()
     directory.write_summary(summary)
     write_report(directory.path)
     write_allocation_picture(directory.path)
     return summary
+
+
+def _summary(
+    trainer: FederatedTrainer,
+    rounds: RoundLoop,
+    tiers: list[dict[str, Any]],
+    recipe_name: str,
+    deployment: Deployment | None = None,
+    worst: dict[str, Any] | None = None,
+    per_class: dict[str, Any] | None = None,
+    inference: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    return summarize(
+        rounds.state,
+        trainer.monitor,
+        trainer.scheme,
+        rounds.job.grids,
+        trainer.seed,
+        deployment,
+        worst,
+        per_class,
+        tiers,
+        inference,
+        recipe_name,
+        trainer.run_dir,
+    )
 
 
 def _inference(rounds: RoundLoop, deployment: Deployment) -> dict[str, Any] | None:

@@ -95,6 +95,8 @@ class FederatedTrainer:
         run_dir: The run directory, once `fit` has begun.
         summary: What `summary.json` holds, after `fit`.
         should_stop: Set it in a callback to end the run after this round.
+        writes_model: Set it to False before `fit` where the rounds and their figures are all that is wanted: then there
+            is no `model/` and no report.
 
     Raises:
         ConfigurationError: A value that cannot work.
@@ -167,6 +169,7 @@ class FederatedTrainer:
         self.run_dir = self.default_root_dir
         self.summary: dict[str, Any] = {}
         self.should_stop = False
+        self.writes_model = True
         self._fitted: L.LightningModule | None = None
 
     @property

@@ -73,6 +73,7 @@ def run_job(job: Job) -> float:
         resolved = resolve(job.recipe_name, text)
         with resolved.keys_named(), labels:
             trainer, module, data = resolved.instantiate()
+            trainer.writes_model = job.keeps_run or bool(trainer.logger)
             trainer.fit(module, data, _stopped_run(job.runs))
     except ConfigurationError as error:
         raise ConfigurationError(f"{job.allocator}, seed {job.seed}: {error}") from error

@@ -34,7 +34,7 @@ def summarize(
     scheme: QuantScheme | None,
     grids: Mapping[str, LayerScheme],
     seed: int,
-    deployment: Deployment,
+    deployment: Deployment | None,
     worst_client: dict[str, Any] | None,
     per_class: dict[str, Any] | None,
     tiers: list[dict[str, Any]],
@@ -44,11 +44,12 @@ def summarize(
 ) -> dict[str, Any]:
     """Figures of the whole run; `metric_fp` and `metric_quantized` are those of the deployed round.
 
+    Without a deployment, a model that was not written, `metric_quantized` is what the round logged.
     Wall times cover the rounds and the evaluation before them, not set-up, export and report.
     """
     best = next((record for record in state.records if record.round == state.best_round), None)
     quantized = best.metric_quantized if best else None
-    if monitor is not None and monitor in deployment.metrics:
+    if deployment is not None and monitor is not None and monitor in deployment.metrics:
         quantized = deployment.metrics[monitor]
     rounds = [record for record in state.records if record.round > 0]
     return {
@@ -73,8 +74,8 @@ def summarize(
         "worst_client": worst_client,
         "per_class": per_class,
         "tiers": tiers,
-        "export": deployment.export,
-        "export_reason": deployment.reason,
+        "export": deployment.export if deployment else None,
+        "export_reason": deployment.reason if deployment else "not asked for",
         "inference": inference,
         "seed": seed,
         "compiled_kernels": has_compiler(),

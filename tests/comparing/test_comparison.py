@@ -3,6 +3,7 @@
 import json
 import os
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,10 @@ def comparison(allocators=ALL, seeds=(0,), changes=None, **settings) -> Comparis
 def run_dir(name: str, seed: int) -> Path:
     [found] = Path("compared/runs", f"{name}-seed-{seed}", "small").iterdir()
     return found
+
+
+def without(figures: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in figures.items() if name not in names}
 
 
 @pytest.fixture
@@ -123,6 +128,17 @@ class TestComparison:
         assert again.rounds["metric_quantized"] == whole.rounds["metric_quantized"]
         assert again.clients == whole.clients
         assert again.fingerprint == whole.fingerprint
+
+    def test_a_run_that_is_dropped_writes_no_model_and_gives_the_same_cell(self):
+        Compared(comparison(("half=half.yaml",))).run()
+        kept = read_cell(cell_path(Path("compared/cells"), "half", 0))
+        assert list(Path("compared/runs").glob("**/model.pt2"))
+        Compared(comparison(("half=half.yaml",), folder=Path("dropped"), keeps_runs=False)).run()
+        dropped = read_cell(cell_path(Path("dropped/cells"), "half", 0))
+        wall = [name for name in (*kept.rounds, *kept.summary) if "wall" in name or name == "allocator_seconds"]
+        assert without(dropped.rounds, wall) == without(kept.rounds, wall)
+        assert without(dropped.summary, wall) == without(kept.summary, wall)
+        assert dropped.clients == kept.clients
 
     def test_runs_can_be_dropped_and_random_ones_matched_all_the_same(self):
         Compared(comparison(("half=half.yaml",), keeps_runs=False)).run()
