@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from fedhq_lightning import __version__
 from fedhq_lightning.commands import GROUPS, shell
+from fedhq_lightning.commands.own_code import told_from_own_lines
 from fedhq_lightning.commands.shared import Function, Parser, complain, is_first_process, show_own_warnings
 from fedhq_lightning.errors import ConfigurationError
 
@@ -39,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Those of the command line unless given.
 
     Returns:
-        0; 2 for something that the user can mend; 130 after Ctrl-C.
+        0; 1 for a mistake in the user's own code; 2 for something else that the user can mend; 130 after Ctrl-C.
+
+    Raises:
+        Exception: What is neither, or anything with `--debug`.
     """
     parser = make_parser()
     if "_ARGCOMPLETE" in os.environ:
@@ -71,6 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         complain(f"interrupted{interruption}")
         return _INTERRUPTED
+    except Exception as error:
+        own = None if known.debug else told_from_own_lines(error)
+        if own is None:
+            raise
+        complain(f"your own code failed; --debug shows the whole traceback\n{own}")
+        return 1
     return 0
 
 

@@ -554,10 +554,28 @@ def test_debug_shows_the_traceback(capsys, tmp_path, arguments):
     assert "ConfigurationError: recipe bad: trainer.scheme 'w9a8': weight bits must be 2..8" in shown
 
 
-def test_a_mistake_in_user_code_keeps_its_traceback(tmp_path):
+def test_a_mistake_in_user_code_is_told_from_its_own_lines(capsys, tmp_path):
+    write_recipe(tmp_path / "mine.yaml", {"model": user("Broken")})
+    assert main(["run", "mine.yaml"]) == 1
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first == "fedhq: your own code failed; --debug shows the whole traceback"
+    assert [line.split()[-1] for line in lines if "File " in line] == ["training_step"], "no frame but the user's"
+    assert "user_code.py" in lines[0]
+    assert lines[-1] == "ZeroDivisionError: a mistake of the user's own"
+
+
+def test_a_mistake_in_the_rounds_names_round_and_client(capsys, tmp_path):
+    write_recipe(tmp_path / "mine.yaml", {"model": user("BreaksInRounds")})
+    assert main(["run", "mine.yaml"]) == 1
+    *_, raised, where = capsys.readouterr().err.splitlines()
+    assert raised == "ZeroDivisionError: a mistake that the first batch does not show"
+    assert re.fullmatch(r"while client \d+ trained in (ptq|qat), in round 1", where)
+
+
+def test_debug_raises_a_mistake_in_user_code(tmp_path):
     write_recipe(tmp_path / "mine.yaml", {"model": user("Broken")})
     with pytest.raises(ZeroDivisionError, match="a mistake of the user's own"):
-        main(["run", "mine.yaml"])
+        main(["run", "mine.yaml", "--debug"])
 
 
 @pytest.mark.parametrize(

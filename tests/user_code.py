@@ -68,10 +68,19 @@ class SilentMLP(NothingToQuantize):
 
 
 class Broken(DigitsMLP):
-    """A mistake in the user's own code, which needs its traceback."""
+    """A mistake in the user's own code."""
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         raise ZeroDivisionError("a mistake of the user's own")
+
+
+class BreaksInRounds(DigitsMLP):
+    """A mistake in the user's own code that its first batch does not show."""
+
+    def training_step(self, batch: Any, batch_index: int) -> Tensor:
+        if batch_index > 0:
+            raise ZeroDivisionError("a mistake that the first batch does not show")
+        return super().training_step(batch, batch_index)
 
 
 class Diverges(DigitsMLP):

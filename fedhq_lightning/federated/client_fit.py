@@ -130,7 +130,11 @@ class ClientFitter:
             sensitivity = self._analyst.sensitivity(client_id, self._wanted_sensitivity, received)
         started = time.perf_counter()
         if not late:
-            num_steps, metrics, payload = self._train(round_number, client_id, mode, received, learning_rate_scale)
+            try:
+                num_steps, metrics, payload = self._train(round_number, client_id, mode, received, learning_rate_scale)
+            except Exception as error:
+                error.add_note(f"while client {client_id} trained in {mode}, in round {round_number}")
+                raise
         record = ClientRecord(
             round=round_number,
             client_id=client_id,
