@@ -24,6 +24,7 @@ import results
 import yaml
 from allocation_grids import GRID_SEEDS, GRIDS, Grid
 
+from fedhq_lightning.comparing.cells import Cell
 from fedhq_lightning.comparing.comparison import Compared, Comparison, Kept
 from fedhq_lightning.comparing.figures import curves_svg
 from fedhq_lightning.comparing.results import Outcome, Row, outcomes, rows_of, straggler_bound
@@ -66,9 +67,9 @@ TIMES = """
 
 To the quantized accuracy that all-QAT `fake` of the same seed has at its end, less half a point: time of the first over
 that of the second, geometric mean over seeds with its 95 % interval. *n of m*: pairs in which both reached it. *Bound*:
-the straggler's t_ptq over its t_qat: how short all-PTQ's rounds are beside all-QAT's. A run that needs fewer rounds to
-the target comes below it. Wall times are given only where each run was pinned to a core of its own, with another such
-run on the other core.
+the straggler's t_ptq over its t_qat, `fake` or not: how short all-PTQ's rounds are beside all-QAT's. A run that needs
+fewer rounds to the target comes below it. Wall times are given only where each run was pinned to a core of its own,
+with another such run on the other core.
 
 {times}
 """
@@ -229,7 +230,7 @@ def times_of(grid_name: str, found: Mapping[str, Sequence[Outcome]], kept: Mappi
         return ""
     return TIMES.format(
         pictures=pictures(grid_name, list(found)),
-        times=time_table(found | pooled(found), {name: bound_of(each) for name, each in kept.items()}, grid.tells_wall),
+        times=time_table(found | pooled(found), kept, grid.tells_wall),
     )
 
 
@@ -300,25 +301,24 @@ def difference_table(found: Mapping[str, Sequence[Outcome]], pairs: Sequence[tup
     return results.table(("scheme, alpha", *columns, "hybrid - coarse, end"), rows)
 
 
-def time_table(found: Mapping[str, Sequence[Outcome]], bounds: Mapping[str, float], tells_wall: bool) -> str:
+def time_table(found: Mapping[str, Sequence[Outcome]], kept: Mapping[str, Kept], tells_wall: bool) -> str:
     """The whole system, the kernels alone and the allocation alone."""
     rows = []
     for setting, group in found.items():
         whole, alone = hybrid_against(group, "all-qat-fake"), hybrid_against(group, "all-qat")
         kernels = row_against(group, "all-qat", "all-qat-fake")
-        ratios = [
-            whole.virtual_ratio if whole else None,
-            whole.wall_ratio if whole and tells_wall else None,
-            kernels.wall_ratio if kernels and tells_wall else None,
-            alone.virtual_ratio if alone else None,
-        ]
-        bound = bounds.get(setting, math.nan)
-        rows.append([setting, *map(share, ratios), "" if math.isnan(bound) else f"{1 / bound:.2f}"])
-    columns = (
-        *("scheme, alpha", "hybrid / fake, virtual", "hybrid / fake, wall", "all-QAT / fake, wall"),
-        *("hybrid / all-QAT, virtual", "bound"),
-    )
-    return results.table(columns, rows)
+        cells = kept[setting].cells if setting in kept else []
+        row = {
+            "hybrid / fake, virtual": share(whole.virtual_ratio if whole else None),
+            "bound, fake": bound(cells, "all-qat-fake"),
+            "hybrid / all-QAT, virtual": share(alone.virtual_ratio if alone else None),
+            "bound": bound(cells, "all-qat"),
+        }
+        if tells_wall:
+            row["hybrid / fake, wall"] = share(whole.wall_ratio if whole else None)
+            row["all-QAT / fake, wall"] = share(kernels.wall_ratio if kernels else None)
+        rows.append({"scheme, alpha": setting, **row})
+    return results.table(list(rows[0]), [list(row.values()) for row in rows])
 
 
 def hybrid_against(group: Sequence[Outcome], other: str) -> Row | None:
@@ -332,10 +332,10 @@ def row_against(group: Sequence[Outcome], name: str, other: str) -> Row | None:
     return rows[name] if name in rows and other in rows else None
 
 
-def bound_of(kept: Kept) -> float:
-    """The straggler's t_qat over its t_ptq; NaN where it cannot be told."""
-    bound = straggler_bound(kept.cells)
-    return math.nan if bound is None else bound.mean
+def bound(cells: Sequence[Cell], against: str) -> str:
+    """The straggler's t_ptq over its t_qat; empty where it cannot be told."""
+    found = straggler_bound(cells, [against])
+    return f"{1 / found.mean:.2f}" if found else ""
 
 
 def points(difference: Difference) -> str:

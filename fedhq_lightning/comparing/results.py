@@ -218,18 +218,22 @@ def _row(name: str, own: dict[int, Outcome], baseline: dict[int, Outcome]) -> Ro
     )
 
 
-def straggler_bound(cells: Sequence[Cell]) -> Spread | None:
+def straggler_bound(cells: Sequence[Cell], against: Sequence[str] = ("all-qat", "all-qat-fake")) -> Spread | None:
     """How much faster than all-QAT any allocation can be in virtual time: the straggler's t_qat over t_ptq.
 
     A round of all-QAT lasts as long as the largest t_qat of its cohort, one of all-PTQ as long as the largest t_ptq;
-    the cohorts are the same. The mean of their ratio over the rounds, for each seed that has both cells, with `all-qat`
-    before `all-qat-fake`; None where no seed has.
+    the cohorts are the same. The mean of their ratio over the rounds, for each seed that has both cells; None where no
+    seed has.
+
+    Args:
+        cells: Of one comparison.
+        against: Names of all-QAT; the first that a seed has counts.
     """
     by_name = {(cell.allocator, cell.seed): cell for cell in cells}
     bounds = []
     for seed in dict.fromkeys(cell.seed for cell in cells):
         ptq = by_name.get(("all-ptq", seed))
-        qat = by_name.get(("all-qat", seed)) or by_name.get(("all-qat-fake", seed))
+        qat = next((by_name[name, seed] for name in against if (name, seed) in by_name), None)
         if ptq and qat:
             pairs = zip(qat.rounds["virtual_seconds"][1:], ptq.rounds["virtual_seconds"][1:], strict=False)
             ratios = [float(slow) / float(fast) for slow, fast in pairs if float(fast) > 0]

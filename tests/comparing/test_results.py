@@ -89,6 +89,10 @@ def test_rows_are_paired_by_seed():
 def test_bound_is_the_stragglers():
     assert straggler_bound(CELLS).mean == pytest.approx((15 / 10 + 40 / 20) / 2)
     assert straggler_bound([PTQ, QAT_1]) is None
+    fake = made_cell("all-qat-fake", 0, 30.0, [0.1, 0.5, 0.7, 0.9, 0.8])
+    assert straggler_bound([PTQ, fake]).mean == pytest.approx(3)
+    assert straggler_bound([PTQ, QAT, fake]).mean == pytest.approx(1.5)
+    assert straggler_bound([PTQ, QAT, fake], ["all-qat-fake"]).mean == pytest.approx(3)
 
 
 def test_default_baseline():
