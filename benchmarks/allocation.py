@@ -14,7 +14,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from fedhq_lightning.comparing.cells import Cell
 from fedhq_lightning.comparing.comparison import Compared, Comparison, Kept
 from fedhq_lightning.comparing.figures import curves_svg
 from fedhq_lightning.comparing.results import Outcome, Row, outcomes, rows_of, straggler_bound
-from fedhq_lightning.comparing.statistics import Difference, Ratio
+from fedhq_lightning.comparing.statistics import Difference, Ratio, Spread
 from fedhq_lightning.recipe_parsing import resolve
 
 FOLDER = Path(__file__).parent / "cells"
@@ -51,6 +51,16 @@ deviation.
 ### Quantized accuracy at the end
 
 {end}
+
+### What rounding costs
+
+Accuracy of the global model in float32 less that of the same model quantized, at the end, in points.
+
+{lost}
+
+### Length of the runs, virtual seconds
+
+{seconds}
 
 ### Paired differences of quantized accuracy at equal virtual time
 
@@ -95,6 +105,8 @@ def main() -> None:
             kept[name] = comparison(options, name, recipe(grid, model, scheme, alpha)).kept()
             if kept[name].missing:
                 print(f"{name}: {len(kept[name].missing)} cells are not there yet", flush=True)
+    if not any(each.cells for each in kept.values()):
+        raise SystemExit(f"--grid {options.grid}: no cells yet in {options.folder / options.grid}")
     body = section(options.grid, {name: each for name, each in kept.items() if each.cells})
     print(body)
     if not options.print_only:
@@ -216,8 +228,10 @@ def section(grid_name: str, kept: Mapping[str, Kept]) -> str:
         seeds=" to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))),
         command=" ".join(["python benchmarks/allocation.py", *sys.argv[1:]]),
         machine=machine.describe(threads=1),
-        at=metric_table(found, "metric_at", grid.allocators),
-        end=metric_table(found, "metric", grid.allocators),
+        at=spread_table(found, lambda each: 100 * each.metric_at, grid.allocators),
+        end=spread_table(found, lambda each: 100 * each.metric, grid.allocators),
+        lost=spread_table(found, lambda each: 100 * (each.metric_fp - each.metric), grid.allocators),
+        seconds=spread_table(found, lambda each: each.virtual_seconds, grid.allocators),
         differences=difference_table(found | pooled(found), grid.differences),
         more=times_of(grid_name, found, kept),
     )
@@ -279,13 +293,15 @@ def picture_of(grid_name: str, setting: str) -> str:
     return f"figures/allocation-{grid_name}-{setting}.svg"
 
 
-def metric_table(found: Mapping[str, Sequence[Outcome]], name: str, allocators: Sequence[str]) -> str:
-    """Settings down, allocators across."""
+def spread_table(
+    found: Mapping[str, Sequence[Outcome]], value: Callable[[Outcome], float], allocators: Sequence[str]
+) -> str:
+    """Settings down, allocators across: mean and standard deviation over the seeds."""
     rows, names = [], [each.partition("=")[0] for each in allocators]
     for setting, group in found.items():
-        by_name = {row.allocator: getattr(row, name) for row in rows_of(group, group[0].allocator)}
-        spreads = [by_name.get(each) for each in names]
-        rows.append([setting, *("" if s is None else f"{100 * s.mean:.1f} ± {100 * s.deviation:.1f}" for s in spreads)])
+        of_each = {name: [value(each) for each in group if each.allocator == name] for name in names}
+        spreads = [Spread.of(values) if values else None for values in of_each.values()]
+        rows.append([setting, *("" if s is None else f"{s.mean:.1f} ± {s.deviation:.1f}" for s in spreads)])
     return results.table(("scheme, alpha", *names), rows)
 
 

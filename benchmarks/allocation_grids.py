@@ -16,6 +16,7 @@ ALLOCATORS = (
 HARD_CELLS = (("w3a8", 0.3), ("w2a8", 0.3), ("w2a8", 0.05))
 """Those of the variations: where the choice of modes was seen to matter on the small grid."""
 VARIANTS = Path(__file__).parent / "variants"
+MISSTATED = Path(__file__).parent / "misstated"
 GRID_SEEDS = (100, 101)
 """Those by which `best-fixed` is chosen, whatever seeds are compared."""
 INT8_PTQ = {"layer_kernels": {"ptq": {"*": "int8"}}}
@@ -162,11 +163,11 @@ GRIDS = {
         _MNIST5K,
         num_clients=20,
         seeds=(0, 1),
-        trainer={"max_rounds": 8, "clients_per_round": 5, "local_steps": 10, "eval_every_n_rounds": 2},
+        trainer={"max_rounds": 10, "clients_per_round": 5, "local_steps": 15, "eval_every_n_rounds": 2},
         allocators=("all-ptq", "all-qat-fake", "all-qat", "hybrid"),
         setting="MNIST-5k, a vision transformer as large as that of the table of training steps (49 tokens, width 384, "
-        "depth 6), 20 clients, 5 a round, 8 rounds, 10 local steps, batch 32, evaluated every second round, kernels as "
-        "the package chooses them",
+        "depth 6), 20 clients, 5 a round, 10 rounds, 15 local steps, batch 32, Adam, evaluated every second round, "
+        "kernels as the package chooses them",
         differences=_AGAINST_PTQ,
         tells_wall=True,
     ),
@@ -184,6 +185,26 @@ GRIDS = {
         setting="as in the time grid, the vision transformer alone, on a fleet in which every device has int8 kernels: "
         "two phones (Snapdragon 855) to every laptop (Ryzen 7 7840U)",
         differences=_AGAINST_PTQ,
+    ),
+    "misstated": Grid(
+        (("w4a8", 0.3),),
+        {"vit": _VIT},
+        _FASHION,
+        num_clients=30,
+        seeds=(0, 1, 2),
+        trainer={
+            **{"max_rounds": 16, "clients_per_round": 8, "local_steps": 5, "eval_every_n_rounds": 2},
+            "fleet": {"phone-snapdragon-855": 5, "laptop-ryzen-7-7840u": 3},
+        },
+        allocators=(
+            *("coarse", "hybrid"),
+            *(f"{name}={MISSTATED / name}.yaml" for name in ("coarse-third", "hybrid-third")),
+            *(f"{name}={MISSTATED / name}.yaml" for name in ("coarse-triple", "hybrid-triple")),
+        ),
+        setting="Fashion-MNIST, a vision transformer (16 tokens, width 192, depth 4), 30 clients, five phones "
+        "(Snapdragon 855) to three laptops (Ryzen 7 7840U), 8 a round, 16 rounds, 5 local steps, batch 64, evaluated "
+        "every second round; `-third` and `-triple` are told a third and three times of the fleet's int8 gains",
+        differences=(("hybrid", "coarse"), ("hybrid-third", "coarse-third"), ("hybrid-triple", "coarse-triple")),
     ),
     "delta": _variation("`uplink: delta`", ("all-ptq", "all-qat", "coarse", "hybrid"), _AGAINST_PTQ, uplink="delta"),
     "ema": _variation(

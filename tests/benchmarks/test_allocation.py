@@ -46,10 +46,12 @@ def test_the_section_of_some_cells():
         cells.append(made_cell("hybrid", seed, 10.0, [0.1, 0.5 + gain, 0.5 + gain, 0.5 + gain]))
     text = allocation.section("small", {"w2a8-0.05": Kept(cells, [])})
     lines = [line for line in text.splitlines() if line.startswith("| w2a8-0.05")]
-    at, end, differences, times = lines
+    at, end, lost, seconds, differences, times = lines
     assert at.split(" | ")[2:4] == ["50.0 ± 0.0", "60.0 ± 0.0"]
     assert "61.0 ± 1.0" in end
+    assert lost.split(" | ")[2] == "1.0 ± 0.0"
+    assert seconds.split(" | ")[2:4] == ["30.0 ± 0.0", "60.0 ± 0.0"]
     # 11 points, deviation 1, three seeds: 4.303 / sqrt(3) on either side.
     assert differences.split(" | ")[1] == "**+11.0 [+8.5, +13.5]**"
     # 30 seconds against 60, and the straggler's times are 1 to 2.
-    assert times.split(" | ")[1:] == ["0.50 [0.50, 0.50]", "", "", "", "0.50 |"]
+    assert times.split(" | ")[1:] == ["0.50 [0.50, 0.50]", "0.50", "", " |"]
