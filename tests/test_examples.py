@@ -21,7 +21,7 @@ _PRINTS = {
 """What only a script that came to its end has printed."""
 
 _SLOW = ("compare_schemes", "silos")
-"""Ten runs; two processes."""
+"""Sixteen runs; two processes."""
 
 by_name = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 

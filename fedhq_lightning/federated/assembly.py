@@ -33,7 +33,7 @@ from fedhq_lightning.federated.clients import (
 )
 from fedhq_lightning.federated.evaluation import Evaluator
 from fedhq_lightning.federated.lazy_layers import build_lazy_layers, lazy_names, take_layers
-from fedhq_lightning.federated.link import Link
+from fedhq_lightning.federated.link import Link, warn_of_lost_changes
 from fedhq_lightning.federated.module_checks import (
     check_is_lightning_module,
     check_module,
@@ -171,6 +171,7 @@ def set_up(
         )
     )
     _check_allocation(trainer, allocator, with_data, clock)
+    warn_of_lost_changes(trainer.uplink, grids)
     if empty:
         names = ", ".join(str(client_ids[position]) for position in sorted(empty)[:5])
         rank_zero_warn(f"{len(empty)} of {len(client_ids)} clients hold no examples and are left out: {names}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from fedhq_lightning.errors import ConfigurationError
@@ -14,6 +15,17 @@ from fedhq_lightning.types import ClientId, StateDict
 
 Uplink: TypeAlias = Literal["weights", "delta"]
 Downlink: TypeAlias = Literal["fp32", "scheme"]
+_FEW_BITS = 2
+"""Where sending changes was better by eight points (`benchmarks/uplink.py`)."""
+
+
+def warn_of_lost_changes(uplink: Uplink, grids: Mapping[str, LayerScheme]) -> None:
+    """Say that local changes are lost where models are sent on a grid of 2 bits."""
+    if uplink == "weights" and any(grid.weight_bits <= _FEW_BITS for grid in grids.values()):
+        rank_zero_warn(
+            f"uplink 'weights' rounds every client's model to {_FEW_BITS} bits, and changes of less than half a step "
+            "are lost on the way; uplink 'delta' sends the change itself, in as many bytes"
+        )
 
 
 class Link:

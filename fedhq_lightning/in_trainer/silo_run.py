@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.analysis.updates import Sketcher
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated.link import warn_of_lost_changes
 from fedhq_lightning.federated.records import ClientRecord, RoundRecord
 from fedhq_lightning.federated.update_directions import sketcher_of
 from fedhq_lightning.history.rows import logged_values
@@ -110,6 +111,7 @@ class SiloRun:
             self.exchange.share_first_weights(pl_module)
         scheme = settings.scheme
         self._grids = {} if scheme is None else {f"{k}.weight": v for k, v in scheme.for_layers(pl_module).items()}
+        warn_of_lost_changes(settings.uplink, self._grids)
         received = _with_ties(pl_module, extras["received"]) if extras else snapshot(pl_module)
         self.round = SiloRound(self.round_number + 1, received, frozen_names(pl_module), self._grids, settings.uplink)
         self._pending: RoundRecord | None = None

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.link import Downlink, Link, Uplink
+from fedhq_lightning.federated.link import Downlink, Link, Uplink, warn_of_lost_changes
 from fedhq_lightning.federated.payload import PayloadError
 from fedhq_lightning.quantize import LayerScheme
 from fedhq_lightning.quantize.grid import round_to_grid
@@ -187,3 +187,12 @@ class TestWhatStaysTheServers:
         received, _ = there.down(with_complex, 1)
         assert received["filter"].dtype == torch.complex64
         assert "filter" not in there.receive(there.up(received, received, 1, 0), 1, 0)
+
+
+def test_only_models_on_two_bits_lose_changes() -> None:
+    few = {"inner.weight": LayerScheme(2, 8, None), "last.weight": LayerScheme(8, 8, None)}
+    with pytest.warns(UserWarning, match="uplink 'weights' rounds every client's model to 2 bits"):
+        warn_of_lost_changes("weights", few)
+    warn_of_lost_changes("delta", few)
+    warn_of_lost_changes("weights", {"linear.weight": LayerScheme(3, 8, None)})
+    warn_of_lost_changes("weights", {})

@@ -19,6 +19,7 @@ INT8 = {"ptq": {"*": "int8"}}
 LOW = QuantScheme("w2a8", edge_bits=None)
 
 
+@pytest.mark.filterwarnings("ignore:uplink 'weights' rounds")
 @pytest.mark.usefixtures("quick")
 class TestLanes:
     def test_small_layers_train_in_floating_point_unless_told_otherwise(self) -> None:

@@ -54,6 +54,7 @@ class TestOptions:
         assert "stopped after round 2" in stopping.reason
         assert checkpoint(done)["state"]["stopped"] is True
 
+    @pytest.mark.filterwarnings("ignore:uplink 'weights' rounds")
     def test_downlink_on_the_grid(self) -> None:
         received: list[int] = []
 
