@@ -38,6 +38,10 @@ _WIDE_VIT = {
     "class_path": "fedhq_lightning.models.ViT",
     "init_args": {"patch_size": 4, "width": 384, "depth": 6, "num_heads": 6, "lr": 0.001},
 }
+_WIDE_MLP = {
+    "class_path": "fedhq_lightning.models.MLP",
+    "init_args": {"hidden_sizes": [1024, 1024, 1024], "lr": 0.03, "momentum": 0.9},
+}
 _RESNET = {"class_path": "fedhq_lightning.models.ResNet20", "init_args": {"width": 32, "lr": 0.03}}
 
 
@@ -163,12 +167,27 @@ GRIDS = {
         _MNIST5K,
         num_clients=20,
         seeds=(0, 1),
-        trainer={"max_rounds": 10, "clients_per_round": 5, "local_steps": 15, "eval_every_n_rounds": 2},
+        trainer={"max_rounds": 8, "clients_per_round": 5, "local_steps": 10, "eval_every_n_rounds": 2},
         allocators=("all-ptq", "all-qat-fake", "all-qat", "hybrid"),
         setting="MNIST-5k, a vision transformer as large as that of the table of training steps (49 tokens, width 384, "
-        "depth 6), 20 clients, 5 a round, 10 rounds, 15 local steps, batch 32, Adam, evaluated every second round, "
-        "kernels as the package chooses them",
+        "depth 6), 20 clients, 5 a round, 8 rounds, 10 local steps, batch 32, evaluated every second round, kernels as "
+        "the package chooses them. Too short to learn anything",
         differences=_AGAINST_PTQ,
+        is_closed=True,
+    ),
+    "wide-mlp": Grid(
+        (("w4a8", 0.3), ("w2a8", 0.05)),
+        {"mlp-1024": _WIDE_MLP},
+        {"class_path": "fedhq_lightning.data.FashionMNIST", "init_args": {"batch_size": 256}},
+        num_clients=30,
+        seeds=(3, 4, 5, 6, 7),
+        trainer={"max_rounds": 20, "clients_per_round": 6, "local_steps": 20, "eval_every_n_rounds": 2},
+        allocators=("all-ptq", "all-qat-fake", "all-qat", "hybrid"),
+        setting="Fashion-MNIST (all 60,000 images), the multilayer perceptron of the table of training steps (three "
+        "layers of 1,024), 30 clients, 6 a round, 20 rounds, 20 local steps, batch 256, SGD with learning rate 0.03 "
+        "and momentum 0.9, evaluated every second round, kernels as the package chooses them",
+        differences=_AGAINST_PTQ,
+        drawn=("w4a8-0.3",),
         tells_wall=True,
     ),
     "int8-fleet": Grid(
