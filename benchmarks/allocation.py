@@ -11,11 +11,9 @@ was stopped. The settings are in `allocation_grids.py`; they were fixed before t
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +21,11 @@ import machine
 import results
 import yaml
 from allocation_grids import GRID_SEEDS, GRIDS, Grid
+from allocation_tables import difference_table, spread_table, time_table
 
-from fedhq_lightning.comparing.cells import Cell
 from fedhq_lightning.comparing.comparison import Compared, Comparison, Kept
 from fedhq_lightning.comparing.figures import curves_svg
-from fedhq_lightning.comparing.results import Outcome, Row, outcomes, rows_of, straggler_bound
-from fedhq_lightning.comparing.statistics import Difference, Ratio, Spread
+from fedhq_lightning.comparing.results import Outcome, outcomes
 from fedhq_lightning.recipe_parsing import resolve
 
 FOLDER = Path(__file__).parent / "cells"
@@ -65,8 +62,8 @@ Accuracy of the global model in float32 less that of the same model quantized, a
 ### Paired differences of quantized accuracy at equal virtual time
 
 The first less the second, in points, with the 95 % interval of the paired t test; **bold** where it leaves out 0; no
-interval of fewer than three seeds. The last column compares the end of the runs. Rows in italics pool pairs of several
-settings, as if they were independent. `hybrid` is coarse + fine.
+interval of fewer than three seeds. The last column compares the end of the runs. Rows in italics take several settings
+together: the value of a seed is its mean over them. `hybrid` is coarse + fine.
 
 {differences}
 {more}"""
@@ -232,7 +229,7 @@ def section(grid_name: str, kept: Mapping[str, Kept]) -> str:
         end=spread_table(found, lambda each: 100 * each.metric, grid.allocators),
         lost=spread_table(found, lambda each: 100 * (each.metric_fp - each.metric), grid.allocators),
         seconds=spread_table(found, lambda each: each.virtual_seconds, grid.allocators),
-        differences=difference_table(found | pooled(found), grid.differences),
+        differences=difference_table(found, grid.differences),
         more=times_of(grid_name, found, kept),
     )
 
@@ -244,29 +241,8 @@ def times_of(grid_name: str, found: Mapping[str, Sequence[Outcome]], kept: Mappi
         return ""
     return TIMES.format(
         pictures=pictures(grid_name, list(found)),
-        times=time_table(found | pooled(found), kept, grid.tells_wall),
+        times=time_table(found, kept, grid.tells_wall),
     )
-
-
-def pooled(found: Mapping[str, Sequence[Outcome]]) -> dict[str, list[Outcome]]:
-    """Pairs of several settings together, which says more than two or three seeds of each.
-
-    They are counted as independent, though those of one seed share partition and cohorts.
-    """
-    if len(found) < 2:
-        return {}
-    subsets = {
-        "all": list(found),
-        "alpha at most 0.3": [name for name in found if float(name.rpartition("-")[2]) <= 0.3],
-        "3 and 2 bits": [name for name in found if not name.startswith("w4")],
-    }
-    return {
-        f"*{label}*": [
-            replace(each, seed=1000 * number + each.seed) for number, name in enumerate(names) for each in found[name]
-        ]
-        for position, (label, names) in enumerate(subsets.items())
-        if len(names) > 1 and names not in list(subsets.values())[:position]
-    }
 
 
 def pictures(grid_name: str, settings: Sequence[str]) -> str:
@@ -291,89 +267,6 @@ def draw(grid_name: str, kept: Mapping[str, Kept], folder: Path) -> None:
 def picture_of(grid_name: str, setting: str) -> str:
     """File of a setting's curves, beside the page."""
     return f"figures/allocation-{grid_name}-{setting}.svg"
-
-
-def spread_table(
-    found: Mapping[str, Sequence[Outcome]], value: Callable[[Outcome], float], allocators: Sequence[str]
-) -> str:
-    """Settings down, allocators across: mean and standard deviation over the seeds."""
-    rows, names = [], [each.partition("=")[0] for each in allocators]
-    for setting, group in found.items():
-        of_each = {name: [value(each) for each in group if each.allocator == name] for name in names}
-        spreads = [Spread.of(values) if values else None for values in of_each.values()]
-        rows.append([setting, *("" if s is None else f"{s.mean:.1f} ± {s.deviation:.1f}" for s in spreads)])
-    return results.table(("scheme, alpha", *names), rows)
-
-
-def difference_table(found: Mapping[str, Sequence[Outcome]], pairs: Sequence[tuple[str, str]]) -> str:
-    """One allocator less another, at equal virtual time; and hybrid less coarse at the end."""
-    rows = []
-    for setting, group in found.items():
-        differences = [row_against(group, first, second) for first, second in pairs]
-        at_end = hybrid_against(group, "coarse")
-        cells = [points(each.metric_at_difference) if each else "" for each in differences]
-        rows.append([setting, *cells, points(at_end.metric_difference) if at_end else ""])
-    columns = [f"{first} - {second}" for first, second in pairs]
-    return results.table(("scheme, alpha", *columns, "hybrid - coarse, end"), rows)
-
-
-def time_table(found: Mapping[str, Sequence[Outcome]], kept: Mapping[str, Kept], tells_wall: bool) -> str:
-    """The whole system, the kernels alone and the allocation alone."""
-    rows = []
-    for setting, group in found.items():
-        whole, alone = hybrid_against(group, "all-qat-fake"), hybrid_against(group, "all-qat")
-        kernels = row_against(group, "all-qat", "all-qat-fake")
-        cells = kept[setting].cells if setting in kept else []
-        row = {
-            "hybrid / fake, virtual": share(whole.virtual_ratio if whole else None),
-            "bound, fake": bound(cells, "all-qat-fake"),
-            "hybrid / all-QAT, virtual": share(alone.virtual_ratio if alone else None),
-            "bound": bound(cells, "all-qat"),
-        }
-        if tells_wall:
-            row["hybrid / fake, wall"] = share(whole.wall_ratio if whole else None)
-            row["all-QAT / fake, wall"] = share(kernels.wall_ratio if kernels else None)
-        rows.append({"scheme, alpha": setting, **row})
-    return results.table(list(rows[0]), [list(row.values()) for row in rows])
-
-
-def hybrid_against(group: Sequence[Outcome], other: str) -> Row | None:
-    """Coarse + fine against another allocator; None where either is not there."""
-    return row_against(group, "hybrid", other)
-
-
-def row_against(group: Sequence[Outcome], name: str, other: str) -> Row | None:
-    """One allocator against another; None where either is not there."""
-    rows = {row.allocator: row for row in rows_of(group, other)}
-    return rows[name] if name in rows and other in rows else None
-
-
-def bound(cells: Sequence[Cell], against: str) -> str:
-    """The straggler's t_ptq over its t_qat; empty where it cannot be told."""
-    found = straggler_bound(cells, [against])
-    return f"{1 / found.mean:.2f}" if found else ""
-
-
-def points(difference: Difference) -> str:
-    """In points of a hundred."""
-    if not difference.count:
-        return ""
-    if math.isnan(difference.low):
-        return f"{100 * difference.mean:+.1f}"
-    text = f"{100 * difference.mean:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
-    return f"**{text}**" if difference.is_beyond_noise else text
-
-
-def share(ratio: Ratio | None) -> str:
-    """A ratio with its interval and how many pairs it is of."""
-    if ratio is None:
-        return ""
-    pairs = ratio.count + ratio.first_censored + ratio.second_censored
-    of = f" ({ratio.count} of {pairs})"
-    if math.isnan(ratio.mean):
-        return f"-{of}"
-    interval = "" if math.isnan(ratio.low) else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
-    return f"{ratio.mean:.2f}{interval}{of if ratio.count < pairs else ''}"
 
 
 if __name__ == "__main__":

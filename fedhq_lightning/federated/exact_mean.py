@@ -51,7 +51,7 @@ class ExactMean:
         self.total_weight += weight
         for key, value in digits.items():
             held = self.limbs.get(key)
-            self.limbs[key] = value * weight if held is None else _add(held, value * weight)
+            self.limbs[key] = value.mul_(weight) if held is None else _added(value.mul_(weight), held)
 
     def mean(self) -> StateDict:
         """Sum over weight, to within a few units of float64's last place, then rounded to float32.
@@ -86,9 +86,10 @@ def _digits(key: str, value: Tensor) -> Tensor:
         raise ValueError(f"{key}: not finite, or a magnitude of {MAX_VALUE:.0f} and more")
     digits = []
     for digit in range(_MAX_DIGITS):
-        place = (rest / _unit(digit)).trunc()
+        unit = _unit(digit)
+        place = (rest / unit).trunc_()
         digits.append(place.to(torch.int64))
-        rest = rest - place * _unit(digit)
+        rest -= place.mul_(unit)
         if not bool(rest.any()):
             break
     return torch.stack(digits)
@@ -107,13 +108,13 @@ def _carry(limbs: Tensor) -> Tensor:
     return digits
 
 
-def _add(left: Tensor, right: Tensor) -> Tensor:
+def _added(left: Tensor, right: Tensor) -> Tensor:
+    """The sum, in the place of the one with more digits."""
     longer, shorter = (left, right) if left.shape[0] >= right.shape[0] else (right, left)
-    result = longer.clone()
-    result[: shorter.shape[0]] += shorter
-    return result
+    longer[: shorter.shape[0]] += shorter
+    return longer
 
 
 def padded(limbs: Tensor, num_digits: int) -> Tensor:
     """The same sum with zero digits appended, (num_digits, *shape), so that processes can add theirs."""
-    return _add(limbs, limbs.new_zeros(num_digits, *limbs.shape[1:]))
+    return _added(limbs.new_zeros(num_digits, *limbs.shape[1:]), limbs)

@@ -1,0 +1,146 @@
+"""The tables of benchmarks/allocation.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+
+import results
+
+from fedhq_lightning.comparing.cells import Cell
+from fedhq_lightning.comparing.comparison import Kept
+from fedhq_lightning.comparing.results import Outcome, straggler_bound
+from fedhq_lightning.comparing.statistics import Difference, Ratio, Spread, paired_difference
+
+Settings = Sequence[Sequence[Outcome]]
+"""What the cells of one or several settings came to."""
+Value = Callable[[Outcome], float]
+
+
+def with_pools(found: Mapping[str, Sequence[Outcome]]) -> dict[str, Settings]:
+    """Each setting by itself, then several together, in italics: a seed then counts once, by its mean over them."""
+    subsets = {
+        "all": list(found),
+        "alpha at most 0.3": [name for name in found if float(name.rpartition("-")[2]) <= 0.3],
+        "3 and 2 bits": [name for name in found if not name.startswith("w4")],
+    }
+    pools: dict[str, Settings] = {}
+    for label, names in subsets.items():
+        group = [found[name] for name in names]
+        if len(group) > 1 and group not in pools.values():
+            pools[f"*{label}*"] = group
+    return {name: [group] for name, group in found.items()} | pools
+
+
+def spread_table(found: Mapping[str, Sequence[Outcome]], value: Value, allocators: Sequence[str]) -> str:
+    """Settings down, allocators across: mean and standard deviation over the seeds."""
+    rows, names = [], [each.partition("=")[0] for each in allocators]
+    for setting, group in found.items():
+        of_each = [[value(each) for each in group if each.allocator == name] for name in names]
+        spreads = [Spread.of(values) if values else None for values in of_each]
+        rows.append([setting, *("" if s is None else f"{s.mean:.1f} ± {s.deviation:.1f}" for s in spreads)])
+    return results.table(("scheme, alpha", *names), rows)
+
+
+def difference_table(found: Mapping[str, Sequence[Outcome]], pairs: Sequence[tuple[str, str]]) -> str:
+    """One allocator less another, at equal virtual time; and hybrid less coarse at the end."""
+    rows = []
+    for label, settings in with_pools(found).items():
+        cells = [points(difference(settings, *pair, lambda each: each.metric_at)) for pair in pairs]
+        rows.append([label, *cells, points(difference(settings, "hybrid", "coarse", lambda each: each.metric))])
+    columns = [f"{first} - {second}" for first, second in pairs]
+    return results.table(("scheme, alpha", *columns, "hybrid - coarse, end"), rows)
+
+
+def time_table(found: Mapping[str, Sequence[Outcome]], kept: Mapping[str, Kept], tells_wall: bool) -> str:
+    """The whole system, the kernels alone and the allocation alone."""
+    rows = []
+    for label, settings in with_pools(found).items():
+        cells = kept[label].cells if label in kept else []
+        row = {
+            "scheme, alpha": label,
+            "hybrid / fake, virtual": share(ratio(settings, "hybrid", "all-qat-fake", "virtual")),
+            "bound, fake": bound(cells, "all-qat-fake"),
+            "hybrid / all-QAT, virtual": share(ratio(settings, "hybrid", "all-qat", "virtual")),
+            "bound": bound(cells, "all-qat"),
+        }
+        if tells_wall:
+            row["hybrid / fake, wall"] = share(ratio(settings, "hybrid", "all-qat-fake", "wall"))
+            row["all-QAT / fake, wall"] = share(ratio(settings, "all-qat", "all-qat-fake", "wall"))
+        rows.append(row)
+    return results.table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def difference(settings: Settings, first: str, second: str, value: Value) -> Difference:
+    """The first less the second, over the seeds that both have in every setting; of a seed the mean over settings."""
+    pairs = [_pairs(group, first, second) for group in settings]
+    seeds = [seed for seed in pairs[0] if all(seed in each for each in pairs)]
+    return paired_difference(
+        [fmean(value(each[seed][0]) for each in pairs) for seed in seeds],
+        [fmean(value(each[seed][1]) for each in pairs) for seed in seeds],
+    )
+
+
+def ratio(settings: Settings, first: str, second: str, clock: str) -> Ratio | None:
+    """Time to target of the first over the second's; a seed's value is its geometric mean over the settings.
+
+    Args:
+        settings: What is compared.
+        first: Name of an allocator.
+        second: Another.
+        clock: "virtual" or "wall".
+
+    Returns:
+        With `count` the pairs in which both reached it, however many a seed has; None where nobody had a target.
+    """
+    logs: dict[int, list[float]] = {}
+    counts = {"both": 0, "not the first": 0, "not the second": 0}
+    for group in settings:
+        for seed, pair in _pairs(group, first, second).items():
+            found = [each.virtual_to_target if clock == "virtual" else each.wall_to_target for each in pair]
+            if found[0] is None or found[1] is None:
+                continue
+            if found[0].is_censored or found[1].is_censored:
+                counts["not the first" if found[0].is_censored else "not the second"] += 1
+            else:
+                counts["both"] += 1
+                logs.setdefault(seed, []).append(math.log(found[0].seconds / found[1].seconds))
+    if not any(counts.values()):
+        return None
+    mean = paired_difference([fmean(each) for each in logs.values()], [0.0] * len(logs))
+    return Ratio(math.exp(mean.mean), math.exp(mean.low), math.exp(mean.high), *counts.values())
+
+
+def _pairs(group: Sequence[Outcome], first: str, second: str) -> dict[int, tuple[Outcome, Outcome]]:
+    """By seed, where both are there."""
+    by_name = {name: {each.seed: each for each in group if each.allocator == name} for name in (first, second)}
+    return {seed: (own, by_name[second][seed]) for seed, own in by_name[first].items() if seed in by_name[second]}
+
+
+def bound(cells: Sequence[Cell], against: str) -> str:
+    """The straggler's t_ptq over its t_qat; empty where it cannot be told."""
+    found = straggler_bound(cells, [against])
+    return f"{1 / found.mean:.2f}" if found else ""
+
+
+def points(difference: Difference) -> str:
+    """In points of a hundred."""
+    if not difference.count:
+        return ""
+    if math.isnan(difference.low):
+        return f"{100 * difference.mean:+.1f}"
+    text = f"{100 * difference.mean:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    return f"**{text}**" if difference.is_beyond_noise else text
+
+
+def share(ratio: Ratio | None) -> str:
+    """A ratio with its interval and how many pairs it is of."""
+    if ratio is None:
+        return ""
+    pairs = ratio.count + ratio.first_censored + ratio.second_censored
+    of = f" ({ratio.count} of {pairs})"
+    if math.isnan(ratio.mean):
+        return f"-{of}"
+    interval = "" if math.isnan(ratio.low) else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
+    return f"{ratio.mean:.2f}{interval}{of if ratio.count < pairs else ''}"
