@@ -29,6 +29,7 @@ DIFFERENCES = tuple(
 
 _MNIST5K = {"class_path": "fedhq_lightning.data.MNIST5k", "init_args": {"batch_size": 32}}
 _FASHION = {"class_path": "fedhq_lightning.data.FashionMNIST", "init_args": {"batch_size": 64}}
+_FASHION_256 = {"class_path": "fedhq_lightning.data.FashionMNIST", "init_args": {"batch_size": 256}}
 _LENET = {"class_path": "fedhq_lightning.models.LeNet5", "init_args": {"lr": 0.03, "momentum": 0.9}}
 _VIT = {
     "class_path": "fedhq_lightning.models.ViT",
@@ -82,6 +83,12 @@ _SMALL_TRAINER = {"max_rounds": 20, "clients_per_round": 10, "local_epochs": 2, 
 _SMALL_SETTING = (
     "MNIST-5k, LeNet-5, 20 clients, 10 a round, 20 rounds, 2 local epochs, batch 32, SGD with learning rate 0.03 and "
     "momentum 0.9, PTQ in int8 in every layer"
+)
+_WIDE_MLP_TRAINER = {"max_rounds": 20, "clients_per_round": 6, "local_steps": 20, "eval_every_n_rounds": 2}
+_WIDE_MLP_SETTING = (
+    "Fashion-MNIST (all 60,000 images), the multilayer perceptron of the table of training steps (three layers of "
+    "1,024), 30 clients, 6 a round, 20 rounds, 20 local steps, batch 256, SGD with learning rate 0.03 and momentum 0.9, "
+    "evaluated every second round, kernels as the package chooses them"
 )
 _AGAINST_PTQ = (("hybrid", "all-ptq"), ("coarse", "all-ptq"), ("all-qat", "all-ptq"))
 
@@ -178,14 +185,12 @@ GRIDS = {
     "wide-mlp": Grid(
         (("w4a8", 0.3), ("w2a8", 0.05)),
         {"mlp-1024": _WIDE_MLP},
-        {"class_path": "fedhq_lightning.data.FashionMNIST", "init_args": {"batch_size": 256}},
+        _FASHION_256,
         num_clients=30,
         seeds=(3, 4, 5, 6, 7),
-        trainer={"max_rounds": 20, "clients_per_round": 6, "local_steps": 20, "eval_every_n_rounds": 2},
+        trainer=_WIDE_MLP_TRAINER,
         allocators=("all-ptq", "all-qat-fake", "all-qat", "hybrid"),
-        setting="Fashion-MNIST (all 60,000 images), the multilayer perceptron of the table of training steps (three "
-        "layers of 1,024), 30 clients, 6 a round, 20 rounds, 20 local steps, batch 256, SGD with learning rate 0.03 "
-        "and momentum 0.9, evaluated every second round, kernels as the package chooses them",
+        setting=_WIDE_MLP_SETTING,
         differences=_AGAINST_PTQ,
         drawn=("w4a8-0.3",),
         tells_wall=True,
@@ -204,6 +209,17 @@ GRIDS = {
         setting="as in the time grid, the vision transformer alone, on a fleet in which every device has int8 kernels: "
         "two phones (Snapdragon 855) to every laptop (Ryzen 7 7840U)",
         differences=_AGAINST_PTQ,
+    ),
+    "delta-mlp": Grid(
+        HARD_CELLS,
+        {"mlp-1024": _WIDE_MLP},
+        _FASHION_256,
+        num_clients=30,
+        seeds=(3, 4, 5, 6, 7),
+        trainer={**_WIDE_MLP_TRAINER, "uplink": "delta"},
+        allocators=("all-ptq", "hybrid"),
+        setting=f"{_WIDE_MLP_SETTING}; `uplink: delta`",
+        differences=(("hybrid", "all-ptq"),),
     ),
     "misstated": Grid(
         (("w4a8", 0.3),),
