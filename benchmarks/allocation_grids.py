@@ -87,8 +87,8 @@ _SMALL_SETTING = (
 _WIDE_MLP_TRAINER = {"max_rounds": 20, "clients_per_round": 6, "local_steps": 20, "eval_every_n_rounds": 2}
 _WIDE_MLP_SETTING = (
     "Fashion-MNIST (all 60,000 images), the multilayer perceptron of the table of training steps (three layers of "
-    "1,024), 30 clients, 6 a round, 20 rounds, 20 local steps, batch 256, SGD with learning rate 0.03 and momentum 0.9, "
-    "evaluated every second round, kernels as the package chooses them"
+    "1,024), 30 clients, 6 a round, 20 rounds, 20 local steps, batch 256, SGD with learning rate 0.03 and momentum "
+    "0.9, evaluated every second round, kernels as the package chooses them"
 )
 _AGAINST_PTQ = (("hybrid", "all-ptq"), ("coarse", "all-ptq"), ("all-qat", "all-ptq"))
 

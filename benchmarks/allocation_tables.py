@@ -35,12 +35,17 @@ def with_pools(found: Mapping[str, Sequence[Outcome]]) -> dict[str, Settings]:
 
 def spread_table(found: Mapping[str, Sequence[Outcome]], value: Value, allocators: Sequence[str]) -> str:
     """Settings down, allocators across: mean and standard deviation over the seeds."""
-    rows, names = [], [each.partition("=")[0] for each in allocators]
-    for setting, group in found.items():
-        of_each = [[value(each) for each in group if each.allocator == name] for name in names]
-        spreads = [Spread.of(values) if values else None for values in of_each]
-        rows.append([setting, *("" if s is None else f"{s.mean:.1f} ± {s.deviation:.1f}" for s in spreads)])
+    names = [each.partition("=")[0] for each in allocators]
+    rows = [
+        [setting, *(_spread([value(each) for each in group if each.allocator == name]) for name in names)]
+        for setting, group in found.items()
+    ]
     return results.table(("scheme, alpha", *names), rows)
+
+
+def _spread(values: Sequence[float]) -> str:
+    found = Spread.of(values)
+    return "" if not values else f"{found.mean:.1f}" + (f" ± {found.deviation:.1f}" if len(values) > 1 else "")
 
 
 def difference_table(found: Mapping[str, Sequence[Outcome]], pairs: Sequence[tuple[str, str]]) -> str:

@@ -26,6 +26,14 @@ def test_pools_are_named_once():
     assert list(allocation_tables.with_pools({"w4a8-0.3": []})) == ["w4a8-0.3"]
 
 
+def test_one_seed_has_no_deviation():
+    found = {"one": setting({0: 0.1}), "two": setting({0: 0.1, 1: 0.3})}
+    *_, one, two = allocation_tables.spread_table(found, lambda each: 100 * each.metric, ["hybrid", "coarse"]).split(
+        "\n"
+    )
+    assert (one, two) == ("| one | 60.0 |  |", "| two | 70.0 ± 14.1 |  |")
+
+
 def test_a_difference_has_one_value_a_seed():
     settings = [setting({0: 0.1, 1: 0.2, 2: 0.3, 3: 0.9}), setting({0: 0.3, 1: 0.2, 2: 0.1})]
     found = allocation_tables.difference(settings, "hybrid", "all-ptq", lambda each: each.metric)
