@@ -73,10 +73,10 @@ TIMES = """
 ### Time to target
 
 To the quantized accuracy that all-QAT `fake` of the same seed has at its end, less half a point: time of the first over
-that of the second, geometric mean over seeds with its 95 % interval. *n of m*: pairs in which both reached it. *Bound*:
-the straggler's t_ptq over its t_qat, `fake` or not: how short all-PTQ's rounds are beside all-QAT's. A run that needs
-fewer rounds to the target comes below it. Wall times are given only where each run was pinned to a core of its own,
-with another such run on the other core.
+that of the second, geometric mean over seeds with its 95 % interval; virtual time where nothing else is said. *n of m*:
+pairs in which both reached it. *Bound*: the straggler's t_ptq over its t_qat, `fake` or not: how short all-PTQ's rounds
+are beside all-QAT's. A run that needs fewer rounds to the target comes below it. Wall times are given only where each
+run was pinned to a core of its own, with another such run on the other core.
 
 {times}
 """

@@ -59,20 +59,23 @@ def difference_table(found: Mapping[str, Sequence[Outcome]], pairs: Sequence[tup
 
 
 def time_table(found: Mapping[str, Sequence[Outcome]], kept: Mapping[str, Kept], tells_wall: bool) -> str:
-    """The whole system, the kernels alone and the allocation alone."""
+    """The whole system, and beside it all-PTQ; the allocation alone, and the fine adjustment; the kernels alone."""
+    pairs = {
+        "hybrid / fake": ("hybrid", "all-qat-fake"),
+        "all-PTQ / fake": ("all-ptq", "all-qat-fake"),
+        "hybrid / all-QAT": ("hybrid", "all-qat"),
+        "hybrid / coarse": ("hybrid", "coarse"),
+    }
+    on_the_wall = {name: pairs[name] for name in ("hybrid / fake", "all-PTQ / fake")}
+    on_the_wall["all-QAT / fake"] = ("all-qat", "all-qat-fake")
     rows = []
     for label, settings in with_pools(found).items():
         cells = kept[label].cells if label in kept else []
-        row = {
-            "scheme, alpha": label,
-            "hybrid / fake, virtual": share(ratio(settings, "hybrid", "all-qat-fake", "virtual")),
-            "bound, fake": bound(cells, "all-qat-fake"),
-            "hybrid / all-QAT, virtual": share(ratio(settings, "hybrid", "all-qat", "virtual")),
-            "bound": bound(cells, "all-qat"),
-        }
+        row = {"scheme, alpha": label}
+        row |= {name: share(ratio(settings, *pair, "virtual")) for name, pair in pairs.items()}
+        row |= {"bound, fake": bound(cells, "all-qat-fake"), "bound": bound(cells, "all-qat")}
         if tells_wall:
-            row["hybrid / fake, wall"] = share(ratio(settings, "hybrid", "all-qat-fake", "wall"))
-            row["all-QAT / fake, wall"] = share(ratio(settings, "all-qat", "all-qat-fake", "wall"))
+            row |= {f"{name}, wall": share(ratio(settings, *pair, "wall")) for name, pair in on_the_wall.items()}
         rows.append(row)
     return results.table(list(rows[0]), [list(row.values()) for row in rows])
 
