@@ -23,6 +23,7 @@ import yaml
 from allocation_grids import GRID_SEEDS, GRIDS, Grid
 from allocation_tables import difference_table, spread_table, time_table
 
+from fedhq_lightning.comparing.cells import Cell
 from fedhq_lightning.comparing.comparison import Compared, Comparison, Kept
 from fedhq_lightning.comparing.figures import curves_svg
 from fedhq_lightning.comparing.results import Outcome, outcomes
@@ -63,7 +64,7 @@ Accuracy of the global model in float32 less that of the same model quantized, a
 
 The first less the second, in points, with the 95 % interval of the paired t test; **bold** where it leaves out 0; no
 interval of fewer than three seeds. The last column compares the end of the runs. Rows in italics take several settings
-together: the value of a seed is its mean over them. `hybrid` is coarse + fine.
+together: the value of a seed is its mean over them. `hybrid` is coarse + fine. {trials}
 
 {differences}
 {more}"""
@@ -230,7 +231,18 @@ def section(grid_name: str, kept: Mapping[str, Kept]) -> str:
         lost=spread_table(found, lambda each: 100 * (each.metric_fp - each.metric), grid.allocators),
         seconds=spread_table(found, lambda each: each.virtual_seconds, grid.allocators),
         differences=difference_table(found, grid.differences),
+        trials=trials([cell for each in kept.values() for cell in each.cells if cell.allocator == "hybrid"]),
         more=times_of(grid_name, found, kept),
+    )
+
+
+def trials(cells: Sequence[Cell]) -> str:
+    """What became of the boundary in the runs of the hybrid."""
+    taken_up = sum(any(cell.rounds["allocation/incumbent"][1:]) for cell in cells)
+    by_risk = sum(cell.rounds["allocation/share"][1] > 0 for cell in cells)
+    return (
+        f"Of its {len(cells)} runs {taken_up} took up a boundary\nthat they tried, and {by_risk} began with a `share` "
+        "above 0."
     )
 
 

@@ -44,9 +44,12 @@ def test_the_section_of_some_cells():
         cells.append(made_cell("all-ptq", seed, 10.0, [0.1, 0.5, 0.5, 0.5]))
         cells.append(made_cell("all-qat-fake", seed, 20.0, [0.1, 0.6, 0.6, 0.6]))
         cells.append(made_cell("hybrid", seed, 10.0, [0.1, 0.5 + gain, 0.5 + gain, 0.5 + gain]))
+        cells[-1].rounds.update({"allocation/incumbent": [None, 0, 0, 0], "allocation/share": [None, 0.0, 0.3, 0.0]})
+    cells[-1].rounds["allocation/incumbent"][3] = 1
     text = allocation.section("small", {"w2a8-0.05": Kept(cells, [])})
     lines = [line for line in text.splitlines() if line.startswith("| w2a8-0.05")]
     at, end, lost, seconds, differences, times = lines
+    assert "Of its 3 runs 1 took up a boundary\nthat they tried, and 0 began with a `share` above 0." in text
     assert at.split(" | ")[2:4] == ["50.0 ± 0.0", "60.0 ± 0.0"]
     assert "61.0 ± 1.0" in end
     assert lost.split(" | ")[2] == "1.0 ± 0.0"
