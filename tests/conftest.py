@@ -1,6 +1,7 @@
 """What every test runs under: one thread, no network, a home and a working directory of its own."""
 
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -46,6 +47,13 @@ def _is_local(address: object) -> bool:
         return True
     host = str(address[0])
     return host in ("localhost", "::1", "") or host.startswith("127.")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interruptible() -> None:
+    """A shell that starts tests in the background has them and their subprocesses ignore Ctrl-C."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
