@@ -241,7 +241,13 @@ GRIDS = {
         "every second round; `-third` and `-triple` are told a third and three times of the fleet's int8 gains",
         differences=(("hybrid", "coarse"), ("hybrid-third", "coarse-third"), ("hybrid-triple", "coarse-triple")),
     ),
-    "delta": _variation("`uplink: delta`", ("all-ptq", "all-qat", "coarse", "hybrid"), _AGAINST_PTQ, uplink="delta"),
+    "delta": _variation(
+        "`uplink: delta`",
+        ("all-ptq", "all-qat", "coarse", "hybrid"),
+        _AGAINST_PTQ,
+        seeds=(8, 9, 10, 11, 12),
+        uplink="delta",
+    ),
     "ema": _variation(
         "`ema_decay: 0.8`, the evaluated and deployed model is an average of the global models of about five rounds",
         ("all-ptq", "all-qat", "coarse", "hybrid"),

@@ -27,8 +27,8 @@ LAST_ROUNDS = 3
 PAGE = Path(__file__).parent.parent / "docs" / "uplink.md"
 TEXT = """# Uplink: weights or delta
 
-What a client sends: `uplink: weights` (default) sends its local model, rounded to the scheme's grid; `uplink: delta`
-sends the difference between its local model and the global model it received, on a grid of the same bits.
+What a client sends: `uplink: delta` (default) sends the difference between its local model and the global model it
+received, rounded to the scheme's bits; `uplink: weights` sends its local model, rounded to the scheme's grid.
 
 Printed by `{command}`, with the recipe `{recipe}` (MNIST-5k, LeNet-5, 20 clients, 10 a
 round, half of them in qat), {rounds} rounds and {seeds} seeds a cell. The metric is `val_accuracy` of the quantized

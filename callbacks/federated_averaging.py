@@ -40,7 +40,7 @@ class FederatedAveraging(QuantizedCallback):
     Args:
         every_n_epochs: Epochs to a round.
         scheme: Grid of the payloads and of the deployed model, such as "w4a8"; None sends fp32 and deploys nothing.
-        uplink: "weights": a silo sends its model. "delta": what it changed.
+        uplink: "delta": a silo sends what it changed. "weights": its model.
         lanes: How PTQ and QAT compute; None is `LaneOptions()`.
         aggregator: The step from the average to the next global model; None is `FedAvg()`.
         fleet: Devices of the silos, for virtual seconds and for the allocator: a name, a file or a list of profiles.
@@ -67,7 +67,7 @@ class FederatedAveraging(QuantizedCallback):
         self,
         every_n_epochs: int = 1,
         scheme: str | QuantScheme | None = None,
-        uplink: Uplink = "weights",
+        uplink: Uplink = "delta",
         lanes: LaneOptions | None = None,
         aggregator: Aggregator | None = None,
         fleet: FleetSpec = "uniform",

@@ -48,13 +48,13 @@ def run(scheme: str | QuantScheme | None, uplink: str, rounds: int) -> dict:
 
 rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 12
 warnings.filterwarnings("ignore", "uplink 'weights' rounds")  # that it loses changes at 2 bits is in the table
-print("| scheme | bytes of one update | share of fp32 | accuracy, deployed | the same, uplink delta |")
+print("| scheme | bytes of one update | share of fp32 | accuracy, deployed | the same, uplink weights |")
 print("|---|---|---|---|---|")
 fp32_bytes = 0.0
 for name, scheme in SCHEMES.items():
-    summaries = [run(scheme, uplink, rounds) for uplink in ("weights", "delta")]
+    summaries = [run(scheme, uplink, rounds) for uplink in ("delta", "weights")]
     update_bytes = summaries[0]["uplink_bytes"] / sum(summaries[0]["mode_counts"].values())
     fp32_bytes = fp32_bytes or update_bytes
     metric = "metric_fp" if scheme is None else "metric_quantized"
-    weights, delta = (f"{summary[metric]:.3f}" for summary in summaries)
-    print(f"| {name} | {update_bytes:,.0f} | {update_bytes / fp32_bytes:.2f} | {weights} | {delta} |")
+    delta, weights = (f"{summary[metric]:.3f}" for summary in summaries)
+    print(f"| {name} | {update_bytes:,.0f} | {update_bytes / fp32_bytes:.2f} | {delta} | {weights} |")

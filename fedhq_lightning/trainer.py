@@ -66,8 +66,8 @@ class FederatedTrainer:
         scheme: Deployment grid, such as "w4a8", or None for a model that stays fp32.
         lanes: How PTQ and QAT compute; None is `LaneOptions()`.
         aggregator: Server's step; FedAvg by default.
-        uplink: "weights": clients send their model rounded to the scheme's grid; "delta": its difference to the one
-            they received. Without a scheme, fp32.
+        uplink: "delta": clients send the difference of their model to the one they received, rounded to the bits of the
+            scheme; "weights": their model, rounded to its grid. Without a scheme, fp32.
         downlink: "fp32", or "scheme": the global model goes down rounded to the grid.
         fleet: Devices of the clients, for the virtual clock: a name, a file, or a list of profiles.
         monitor: Validation metric by which the best round is chosen; default: the first that validation logs.
@@ -111,7 +111,7 @@ class FederatedTrainer:
         scheme: str | QuantScheme | None = None,
         lanes: LaneOptions | None = None,
         aggregator: Aggregator | None = None,
-        uplink: Uplink = "weights",
+        uplink: Uplink = "delta",
         downlink: Downlink = "fp32",
         fleet: FleetSpec = "uniform",
         monitor: str | None = None,

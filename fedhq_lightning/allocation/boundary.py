@@ -16,13 +16,22 @@ from dataclasses import dataclass
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.types import ClientId, Mode
 
+LEAST_SLACK = -1.0
+"""Time lets nobody into `qat`."""
+
+
+def is_number(value: object) -> bool:
+    """Whether a number is given; truth values are none here."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
 
 @dataclass(frozen=True)
 class Boundary:
     """What separates `ptq` clients from `qat` clients.
 
     Args:
-        slack: How much longer than its bottleneck a round may last for the sake of `qat`, >= 0: 0.1 allows a tenth.
+        slack: How much longer than its bottleneck a round may last for the sake of `qat`: 0.1 allows a tenth. Below 0
+            `qat` is for those who are done so much earlier; -1, the least, is `qat` for nobody by time.
         share: Share of all clients, those with the highest risk, that train in `qat` whatever time it takes, 0 to 1.
             `slack` 0 and `share` 0 gives `qat` where it is free; `share` 1 gives it to everybody.
 
@@ -34,10 +43,14 @@ class Boundary:
     share: float
 
     def __post_init__(self) -> None:
-        if not (is_number(self.slack) and math.isfinite(self.slack) and self.slack >= 0):
-            raise ConfigurationError(f"boundary: slack {self.slack!r} must be a finite number, 0 or more")
+        if not (is_number(self.slack) and math.isfinite(self.slack) and self.slack >= LEAST_SLACK):
+            raise ConfigurationError(f"boundary: slack {self.slack!r} must be a finite number, -1 or more")
         if not (is_number(self.share) and 0 <= self.share <= 1):
             raise ConfigurationError(f"boundary: share {self.share!r} must be a number from 0 to 1")
+
+
+FREE = Boundary(0.0, 0.0)
+"""`qat` where it is free."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,21 @@ def bottleneck_seconds(facts: Iterable[ClientFacts], deadline: float | None = No
         deadline: Virtual seconds after which the round ends without those who are late.
     """
     slowest = max((each.least_seconds for each in facts), default=0.0)
+    return slowest if deadline is None else min(slowest, deadline)
+
+
+def round_seconds(
+    facts: Mapping[ClientId, ClientFacts], modes: Mapping[ClientId, Mode], deadline: float | None = None
+) -> float:
+    """Virtual seconds of a round: its slowest client in its mode, or the deadline.
+
+    Args:
+        facts: Of the round's clients.
+        modes: Of the same, `ptq` or `qat`.
+        deadline: Virtual seconds after which the round ends without those who are late.
+    """
+    own = ((facts[each].qat_seconds if mode == "qat" else facts[each].ptq_seconds) for each, mode in modes.items())
+    slowest = max(own, default=0.0)
     return slowest if deadline is None else min(slowest, deadline)
 
 
@@ -111,8 +139,3 @@ def allot(
         return "qat" if facts.can_qat and (facts.qat_seconds <= min(budget, latest) or at_risk) else "ptq"
 
     return {client_id: mode(facts) for client_id, facts in cohort.items()}, budget
-
-
-def is_number(value: object) -> bool:
-    """Whether a number is given; truth values are none here."""
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -47,23 +47,29 @@ def explain(knowledge: "ClientKnowledge", choice: "CoarseChoice", given: Boundar
     )
 
 
-def explain_start(noise_to_signal: float | None, rounds_in_ptq: int, is_given: bool) -> str:
+def explain_start(
+    noise_to_signal: float | None, rounds_in_ptq: int, is_given: bool, waits_for_proof: bool = False
+) -> str:
     """When `qat` begins and why, to follow the rest.
 
     Args:
         noise_to_signal: Noise over signal power of the rounded initial model; None where it could not be measured.
         rounds_in_ptq: Rounds before.
         is_given: Whether the user has set it.
+        waits_for_proof: Whether it begins only once rounding is seen to cost.
     """
     begins = f"qat begins in round {rounds_in_ptq + 1}, ptq is for everybody before" if rounds_in_ptq else ""
     if is_given:
         return f" As was given, {begins}." if begins else ""
-    if noise_to_signal is None:
-        return " What rounding destroys is not known, so qat begins at once."
-    return (
-        f" Rounding to the scheme destroys {noise_to_signal:.1%} of the power of the initial model's output, so "
-        f"{begins or 'qat begins at once'}."
-    )
+    known = "What rounding destroys is not known"
+    if noise_to_signal is not None:
+        known = f"Rounding to the scheme destroys {noise_to_signal:.1%} of the power of the initial model's output"
+    if waits_for_proof:
+        return (
+            f" {known}. So qat begins in round {rounds_in_ptq + 1} at the earliest, and only once the deployed model "
+            "is seen to be worse than its float32 original; before, ptq is for everybody."
+        )
+    return f" {known}, so {begins or 'qat begins at once'}."
 
 
 def _longer(slowdown: float) -> str:

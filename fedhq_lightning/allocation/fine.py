@@ -31,7 +31,7 @@ _FEWEST_VERDICTS = 2
 _LEAST_SLACK = 0.05
 """Width of the search where time keeps nobody from qat: corrected times may change that."""
 _MOST_ASKED = 10
-"""Boundaries asked for until one plans other modes than the incumbent."""
+"""Boundaries asked for until one is worth trying."""
 
 
 @dataclass
@@ -75,7 +75,7 @@ class FineAdjustment:
         seed: The run's.
         max_rounds: Rounds of the run; no challenger is taken up that could not be judged any more.
         sign: 1 where a larger monitored value is better, else -1.
-        differs: Whether a boundary plans other modes than another for the rounds from a number on.
+        is_worth_trying: Whether a boundary may challenge another in some rounds: plans other modes, and none too long.
         earlier: Trials of earlier runs.
     """
 
@@ -87,7 +87,7 @@ class FineAdjustment:
         seed: int,
         max_rounds: int,
         sign: float,
-        differs: Callable[[Boundary, Boundary, range], bool],
+        is_worth_trying: Callable[[Boundary, Boundary, range], bool],
         earlier: Sequence[Trial] = (),
     ) -> None:
         self._study = BoundaryStudy(seed, max(greatest_slack, _LEAST_SLACK))
@@ -97,7 +97,7 @@ class FineAdjustment:
         self._window = window
         self._max_rounds = max_rounds
         self._sign = sign
-        self._differs = differs
+        self._is_worth_trying = is_worth_trying
         self._standing = _Standing()
         self._told: dict[str, float] = {}
         self.reason = "the boundary chosen before round 1"
@@ -261,12 +261,12 @@ class FineAdjustment:
         incumbent, rounds = self.incumbent.boundary, range(round_number + 1, round_number + 1 + self._window)
         if standing.challenger is None:
             asked = (self._study.ask(incumbent, attempt) for attempt in range(_MOST_ASKED))
-            found = next((each for each in asked if self._differs(each, incumbent, rounds)), None)
+            found = next((each for each in asked if self._is_worth_trying(each, incumbent, rounds)), None)
             if found is not None:
                 standing.challenger = self._study.add(found, None).number
-        elif not self._differs(self._study.trials[standing.challenger].boundary, incumbent, rounds):
-            return f"trial {standing.challenger} would plan the next rounds as the incumbent does, so it waits"
+        elif not self._is_worth_trying(self._study.trials[standing.challenger].boundary, incumbent, rounds):
+            return f"trial {standing.challenger} would not change the next rounds, or make them too long: it waits"
         if standing.challenger is None:
-            return "no boundary nearby would plan the next rounds otherwise than the incumbent"
+            return "no boundary nearby would change the next rounds without making them too long"
         standing.on_trial = True
         return f"trial {standing.challenger} challenges trial {standing.incumbent}"

@@ -7,12 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from fedhq_lightning.allocation.boundary import Boundary, allot, is_number, risk_level
+from fedhq_lightning.allocation.boundary import FREE, Boundary, allot, is_number, risk_level, round_seconds
 from fedhq_lightning.allocation.coarse import CoarseChoice, choose_boundary, start_of_qat
 from fedhq_lightning.allocation.explanation import explain, explain_start
 from fedhq_lightning.allocation.fine import FineAdjustment
 from fedhq_lightning.allocation.knowledge import ClientKnowledge, Divergence
 from fedhq_lightning.allocation.protocol import AllocationContext, Allocator
+from fedhq_lightning.allocation.rounding_cost import FEWEST, RoundingCost
 from fedhq_lightning.allocation.study import Trial
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.files import write_atomically
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from fedhq_lightning.federated.records import RoundRecord
 
 _MEASURES = {"divergence": get_args(Divergence), "sensitivity": ("sqnr", "loss")}
-_STATE = {"knowledge", "choice", "fine", "history", "noise", "explanation"}
+_STATE = {"knowledge", "choice", "fine", "rounding", "history", "noise", "explanation"}
 _NUMBERS = ("trial", "incumbent", "judged")
 _MOST_ROUNDS_PREVIEWED = 50
 
@@ -34,18 +35,20 @@ class HybridAllocator(Allocator):
 
     Before round 1 the boundary comes from a hardware analysis (how long each client takes in each mode) and a data
     analysis (how far its data are from everybody's, and how much the scheme hurts the model on them). While the run
-    goes on, an Optuna study tries boundaries nearby for a few rounds each, by what was logged, and keeps the incumbent
-    unless it is beaten beyond noise; and devices that turn out faster or slower than predicted are corrected.
+    goes on, `qat` begins once rounding is seen to cost something, by what was logged; an Optuna study tries boundaries
+    nearby for a few rounds each, and keeps the incumbent unless it is beaten beyond noise; and devices that turn out
+    faster or slower than predicted are corrected.
 
     This is our reading of FedHQ (arXiv 2505.11982), whose abstract alone was at hand.
 
     Args:
-        fine: Whether to refine while training. False keeps the coarse boundary.
+        fine: Whether to refine while training. False keeps the coarse boundary, and begins `qat` unasked.
         boundary: `slack` and `share` to start with instead of the coarse ones (see `Boundary`).
-        slowdown: How much longer than with `qat` where it is free the coarse boundary may make rounds, >= 0: 0.1 allows
-            a tenth.
-        qat_from: Share of the rounds in which everybody trains in `ptq` before the boundary decides, 0 to 1; None: by
-            how much rounding destroys (see `start_of_qat`).
+        slowdown: How much longer than with `qat` where it is free the coarse boundary, and those that are tried, may
+            make rounds, >= 0: 0.1 allows a tenth.
+        qat_from: Share of the rounds in which everybody trains in `ptq` before the boundary decides, 0 to 1. None: by
+            how much rounding destroys (see `start_of_qat`), and not before rounding is seen to cost (see
+            `RoundingCost`).
         divergence: `total_variation`, `hellinger` or `jensen_shannon` of labels; `updates`, from the directions of the
             clients' updates, needs no labels; `auto` is total variation where labels are told, else `updates`; None
             leaves data out.
@@ -130,6 +133,8 @@ class HybridAllocator(Allocator):
         )
         self._noise = self._knowledge.measure_sensitivity()
         self._rounds_in_ptq = self._rounds_before_qat(context.max_rounds)
+        sign = 1.0 if context.monitor_mode == "max" else -1.0
+        self._rounding = RoundingCost(sign)
         self._choice = self._choose(self._given)
         self._history: list[dict[str, Any]] = []
         self._written: Sequence[Trial] = ()
@@ -139,12 +144,14 @@ class HybridAllocator(Allocator):
             self._rounds_to_a_window(),
             context.seed,
             context.max_rounds,
-            1.0 if context.monitor_mode == "max" else -1.0,
-            self._differs,
+            sign,
+            self._is_worth_trying,
             self._earlier_trials(),
         )
         self.explanation = explain(self._knowledge, self._choice, self._given)
-        self.explanation += explain_start(self._noise, self._rounds_in_ptq, self.qat_from is not None)
+        self.explanation += explain_start(
+            self._noise, self._rounds_in_ptq, self.qat_from is not None, self._waits_for_proof()
+        )
         self.explanation += self._outlook()
 
     def propose(self, round_number: int, cohort: Sequence[ClientId]) -> Plan:
@@ -153,7 +160,7 @@ class HybridAllocator(Allocator):
             raise RuntimeError("HybridAllocator.propose before begin: the trainer calls begin(context) once")
         trial = self._fine.current
         facts = self._knowledge.facts(cohort)
-        if round_number > self._rounds_in_ptq:
+        if self._has_begun(round_number):
             level, reason = self._level(trial.boundary), self._fine.reason
             probes = self._knowledge.probes(cohort)
             modes, budget = allot(trial.boundary, facts, level, self._context.round_deadline)
@@ -161,6 +168,8 @@ class HybridAllocator(Allocator):
             level, budget, probes = risk_level(self._risks(), 0.0), 0.0, {}
             modes = dict.fromkeys(cohort, "ptq")
             reason = f"ptq for everybody up to round {self._rounds_in_ptq}"
+            if round_number > self._rounds_in_ptq:
+                reason = "ptq for everybody, because rounding is not seen to cost anything"
         logged = {
             "slack": trial.boundary.slack,
             "share": trial.boundary.share,
@@ -169,6 +178,8 @@ class HybridAllocator(Allocator):
             "trial": float(trial.number),
             "incumbent": float(self._fine.incumbent.number),
         } | self._fine.take_verdict()
+        if self._rounding.mean is not None:
+            logged["rounding_cost"] = self._rounding.mean
         whole = {name: int(value) if name in _NUMBERS else value for name, value in logged.items()}
         self._history.append({"round": round_number, **whole, "reason": reason})
         tried = "".join(
@@ -183,7 +194,8 @@ class HybridAllocator(Allocator):
         if why and self._given is None:
             self._choice = self._choose(None)
             self._fine.restart(self._choice.boundary, self._choice.greatest_slack, why)
-        if self.fine and result.round >= self._rounds_in_ptq:
+        self._rounding.observe(result.metric_fp, result.metric_quantized)
+        if self.fine and self._has_begun(result.round + 1):
             # Waiting for clients to come back is nobody's merit or fault.
             self._fine.observe(result.round, result.virtual_seconds - result.wait_seconds, result.monitored)
 
@@ -202,6 +214,7 @@ class HybridAllocator(Allocator):
             "knowledge": self._knowledge.state_dict(),
             "choice": {**asdict(self._choice)},
             "fine": self._fine.state_dict(),
+            "rounding": self._rounding.state_dict(),
             "history": [dict(each) for each in self._history],
             "noise": self._noise,
             "explanation": self.explanation,
@@ -222,6 +235,7 @@ class HybridAllocator(Allocator):
             self._knowledge.load_state_dict(state["knowledge"])
             self._choice = CoarseChoice(**{**state["choice"], "boundary": Boundary(**state["choice"]["boundary"])})
             self._fine.load_state_dict(state["fine"])
+            self._rounding.load_state_dict(state["rounding"])
             self._history = [dict(each) for each in state["history"]]
         except (KeyError, TypeError) as error:
             raise ConfigurationError(
@@ -230,6 +244,20 @@ class HybridAllocator(Allocator):
             ) from error
         self._noise, self.explanation = state["noise"], state["explanation"]
         self._rounds_in_ptq = self._rounds_before_qat(self._context.max_rounds)
+
+    def _has_begun(self, round_number: int) -> bool:
+        """Whether the boundary decides in this round; before, everybody trains in ptq."""
+        if round_number <= self._rounds_in_ptq:
+            return False
+        if not self._waits_for_proof() or self._rounding.is_seen:
+            return True
+        # Where the first evaluation does not measure both models, none will.
+        return not self._rounding.is_known and round_number > self._context.eval_every_n_rounds
+
+    def _waits_for_proof(self) -> bool:
+        """Whether rounding must be seen to cost before qat begins: not in runs too short to see anything."""
+        context = self._context
+        return self.fine and self.qat_from is None and context.max_rounds > FEWEST * context.eval_every_n_rounds
 
     def _choose(self, given: Boundary | None) -> CoarseChoice:
         assert self._knowledge is not None
@@ -281,16 +309,19 @@ class HybridAllocator(Allocator):
         assert self._knowledge is not None
         return [self._knowledge.risk(client_id) for client_id in self._knowledge.sample]
 
-    def _differs(self, first: Boundary, second: Boundary, rounds: range) -> bool:
-        """Whether two boundaries plan other modes for the cohorts of some rounds, as far as these are known."""
+    def _is_worth_trying(self, challenger: Boundary, incumbent: Boundary, rounds: range) -> bool:
+        """Whether it plans other modes for the cohorts of some rounds, as far as these are known, and none too long."""
         assert self._knowledge is not None
         cohort, deadline = self._context.cohort, self._context.round_deadline
         cohorts = [self._knowledge.sample] if cohort is None else [cohort(number) for number in rounds]
-        levels = self._level(first), self._level(second)
-        return any(
-            allot(first, facts, levels[0], deadline)[0] != allot(second, facts, levels[1], deadline)[0]
-            for facts in map(self._knowledge.facts, cohorts)
-        )
+        differs, seconds = False, dict.fromkeys((challenger, incumbent, FREE), 0.0)
+        for facts in map(self._knowledge.facts, cohorts):
+            plans = {each: allot(each, facts, self._level(each), deadline)[0] for each in seconds}
+            differs = differs or plans[challenger] != plans[incumbent]
+            for each, modes in plans.items():
+                seconds[each] += round_seconds(facts, modes, deadline)
+        longest = max(seconds[incumbent], seconds[FREE] * (1 + self.slowdown))
+        return differs and seconds[challenger] <= longest * (1 + 1e-12)
 
     def _level(self, boundary: Boundary) -> float:
         return risk_level(self._risks(), boundary.share)

@@ -7,7 +7,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fedhq_lightning.allocation.boundary import Boundary
+from fedhq_lightning.allocation.boundary import LEAST_SLACK, Boundary
 from fedhq_lightning.files import write_atomically
 from fedhq_lightning.quiet import libraries_quiet
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 NAME = "fedhq"
 STARTUP_TRIALS = 3
 _REACH = 0.3
-"""How far from the incumbent a trial may lie, as a share of the range."""
+"""How far from the incumbent a trial may lie, as a share of the range; below it in slack, as far as there is."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class BoundaryStudy:
         return trial
 
     def ask(self, incumbent: Boundary, attempt: int = 0) -> Boundary:
-        """A boundary to try next, within reach of the incumbent; the study does not change.
+        """A boundary to try next, within reach of the incumbent or with less slack; the study does not change.
 
         Args:
             incumbent: What it challenges.
@@ -81,12 +81,13 @@ class BoundaryStudy:
         import optuna
         from optuna.distributions import FloatDistribution
 
-        limits = {"slack": self.greatest_slack, "share": 1.0}
-        space: dict[str, optuna.distributions.BaseDistribution] = {}
-        for name, limit in limits.items():
-            centre = getattr(incumbent, name)
-            low, high = max(0.0, centre - _REACH * limit), min(limit, centre + _REACH * limit)
-            space[name] = FloatDistribution(min(low, high), max(low, high))
+        slack, share = incumbent.slack, incumbent.share
+        # To give qat to fewer costs no time, so the search is open below: down to qat for nobody.
+        highest = max(slack, min(self.greatest_slack, slack + _REACH * self.greatest_slack))
+        space: dict[str, optuna.distributions.BaseDistribution] = {
+            "slack": FloatDistribution(LEAST_SLACK, highest),
+            "share": FloatDistribution(max(0.0, share - _REACH), min(1.0, share + _REACH)),
+        }
         with libraries_quiet("optuna", warnings_of=[r"optuna\..*"]):
             study = self._study(_seed_of(self._seed, len(self.trials), attempt))
             found = study.ask(space).params
@@ -118,7 +119,7 @@ class BoundaryStudy:
         study = optuna.create_study(storage=storage, sampler=sampler, study_name=NAME, direction="maximize")
         # Wide enough for trials of earlier runs, whose fleets may have had another range.
         widest = max([self.greatest_slack, *(trial.boundary.slack for trial in self.trials)])
-        whole = {"slack": FloatDistribution(0.0, widest), "share": FloatDistribution(0.0, 1.0)}
+        whole = {"slack": FloatDistribution(LEAST_SLACK, widest), "share": FloatDistribution(0.0, 1.0)}
         for trial in self.trials:
             study.add_trial(
                 create_trial(

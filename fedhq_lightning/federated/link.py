@@ -40,7 +40,8 @@ class Link:
         template: The module's state: names, shapes, dtypes, and which names share one tensor.
         grids: Grid of every quantized weight; empty without a scheme.
         uplink: "weights": the local model, rounded to the grids. "delta": its difference to the model received, rounded
-            to grids of the same bits.
+            to grids of the same bits. Where there are no grids the model travels as it is, so that one client's round
+            is a local fit to the last bit.
         downlink: "fp32", or "scheme": the global model, rounded to the grids.
         frozen: Names of parameters that no client trains.
 
@@ -62,7 +63,7 @@ class Link:
                 f"{', '.join(refused)}: complex tensors are not averaged; hold real and imaginary part in a float "
                 "tensor (torch.view_as_complex gives the complex one), or register a constant with persistent=False"
             )
-        self.uplink = uplink
+        self.uplink: Uplink = uplink if grids else "weights"
         self._down_grids = grids if downlink == "scheme" else {}
         self._grids = grids
         self._tied = _tied(template, grids)
@@ -83,7 +84,11 @@ class Link:
         """One client's payload."""
         state = {name: local[name].detach() for name in self._up_template}
         if self.uplink == "delta":
-            state = {name: value - received[name].to(value.device) for name, value in state.items()}
+            # What has grown is sent as it is: `receive` refuses it by name.
+            state = {
+                name: value - received[name].to(value.device) if value.shape == received[name].shape else value
+                for name, value in state.items()
+            }
         return encode(state, self._grids, Header(self.uplink, round_number, client_id))
 
     def receive(self, payload: bytes, round_number: int, client_id: ClientId) -> StateDict:

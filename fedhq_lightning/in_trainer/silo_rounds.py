@@ -119,7 +119,7 @@ class SiloRound:
         mean = _mean(decoded, weights)
         divergences: dict[Any, float | None] = {}
         if sketcher is not None:
-            directions = UpdateDirections(self._uplink, sketcher, names, self.received)
+            directions = UpdateDirections(link.uplink, sketcher, names, self.received)
             for rank, state in decoded.items():
                 directions.add(rank, state)
             divergences = directions.divergences(mean)

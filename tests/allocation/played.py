@@ -39,7 +39,9 @@ def ready(changes=None, **arguments) -> HybridAllocator:
     return allocator
 
 
-def record(round_number, plan, metric=None, times=SECONDS, sensitivity=None, update_divergence=None) -> RoundRecord:
+def record(
+    round_number, plan, metric=None, cost=0.0, times=SECONDS, sensitivity=None, update_divergence=None
+) -> RoundRecord:
     clients = tuple(
         ClientRecord(
             round=round_number,
@@ -66,7 +68,7 @@ def record(round_number, plan, metric=None, times=SECONDS, sensitivity=None, upd
     return RoundRecord(
         round=round_number,
         metrics={},
-        metric_fp=metric,
+        metric_fp=metric + cost,
         metric_quantized=metric,
         wall_seconds=1.0,
         fit_wall_seconds=1.0,

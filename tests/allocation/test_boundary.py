@@ -4,7 +4,14 @@ import math
 
 import pytest
 
-from fedhq_lightning.allocation.boundary import Boundary, ClientFacts, allot, bottleneck_seconds, risk_level
+from fedhq_lightning.allocation.boundary import (
+    Boundary,
+    ClientFacts,
+    allot,
+    bottleneck_seconds,
+    risk_level,
+    round_seconds,
+)
 from fedhq_lightning.errors import ConfigurationError
 
 COHORT = {
@@ -29,6 +36,18 @@ def test_without_slack_and_share_qat_goes_to_whom_it_costs_no_round_time():
 def test_slack_lets_in_whoever_is_done_in_the_longer_round():
     assert in_qat(0.2, 0) == {"fast", "risky"}
     assert in_qat(0.3, 0) == {"fast", "risky", "slow"}
+
+
+def test_slack_below_0_lets_in_whoever_is_done_earlier():
+    assert in_qat(-0.5, 0) == {"fast"}
+    assert in_qat(-0.7, 0) == in_qat(-1, 0) == set()
+    assert in_qat(-1, 0.25) == {"risky"}
+
+
+def test_a_round_lasts_as_long_as_its_slowest_client_in_its_mode():
+    modes, _ = allot(Boundary(0, 0.25), COHORT, risk_level(RISKS, 0.25))
+    assert round_seconds(COHORT, modes) == 12.0
+    assert round_seconds(COHORT, modes, deadline=11.0) == 11.0
 
 
 def test_a_client_at_risk_trains_in_qat_whatever_time_it_takes():
@@ -64,7 +83,7 @@ def test_the_risk_level_is_reached_by_the_share_of_clients(share, reached):
     assert sum(risk >= level for risk in RISKS) == reached
 
 
-@pytest.mark.parametrize(("slack", "share"), [(-0.1, 0), (math.inf, 0), (math.nan, 0), (0, 1.1), (0, -1), ("1", 0)])
+@pytest.mark.parametrize(("slack", "share"), [(-1.1, 0), (math.inf, 0), (math.nan, 0), (0, 1.1), (0, -1), ("1", 0)])
 def test_numbers_out_of_range_are_refused(slack, share):
     with pytest.raises(ConfigurationError, match="boundary"):
         Boundary(slack, share)

@@ -186,12 +186,13 @@ class TestStudy:
         study.add(START, 0.0)
         return study
 
-    def test_what_is_asked_lies_near_the_incumbent(self):
+    def test_what_is_asked_lies_near_the_incumbent_or_gives_qat_to_fewer(self):
         study = self.study()
-        for attempt in range(30):
-            asked = study.ask(START, attempt)
-            assert 0 <= asked.slack <= START.slack + 0.3 * 1.5
-            assert 0 <= asked.share <= START.share + 0.3
+        asked = [study.ask(START, attempt) for attempt in range(30)]
+        for each in asked:
+            assert -1 <= each.slack <= START.slack + 0.3 * 1.5
+            assert 0 <= each.share <= START.share + 0.3
+        assert any(each.slack < -0.8 for each in asked)
 
     def test_asking_again_gives_the_same(self):
         study = self.study()

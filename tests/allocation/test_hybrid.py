@@ -51,6 +51,16 @@ def test_refinement_tries_other_boundaries_and_logs_verdicts():
     assert any("objective" in plan.logged for plan in plans)
 
 
+def test_no_trial_makes_rounds_longer_than_slowdown_allows():
+    def seconds(plan) -> float:
+        return max(SECONDS[tier(client_id)][mode] for client_id, mode in plan.modes.items())
+
+    for seed in range(5):
+        plans = play(ready({"seed": seed}, slowdown=0.0), range(1, 31), metric=0.5)
+        assert any(plan.logged["trial"] > 0 for plan in plans)
+        assert {seconds(plan) for plan in plans} == {10.0}  # a board's in ptq
+
+
 class TestData:
     def test_without_labels_it_goes_by_updates_and_says_so(self):
         allocator = ready({"divergence": None})
@@ -207,7 +217,7 @@ class TestWarmStart:
         ({"window": 0}, "window 0 must be a whole number"),
         ({"window": True}, "window True must be"),
         ({"boundary": {"slack": 0.1}}, "it needs slack and share"),
-        ({"boundary": {"slack": -1, "share": 0.5}}, "slack -1 must be"),
+        ({"boundary": {"slack": -1.5, "share": 0.5}}, "slack -1.5 must be"),
     ],
 )
 def test_what_cannot_work_is_refused(arguments, message):

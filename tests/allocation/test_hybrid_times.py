@@ -77,7 +77,8 @@ class TestTimes:
         assert plans[0].counts()["ptq"] == 0
         assert plans[1].counts()["ptq"] == 2  # one a tier
         assert "tries ptq" in plans[1].reason
-        assert plans[-1].logged["seconds"] == pytest.approx(SECONDS["board"]["ptq"], rel=0.2)
+        of_the_incumbent = [plan for plan in plans if plan.logged["trial"] == plan.logged["incumbent"]]
+        assert of_the_incumbent[-1].logged["seconds"] == pytest.approx(SECONDS["board"]["ptq"], rel=0.2)
 
     def test_a_stated_fleet_is_believed_until_then(self):
         stated = {"board": {"ptq": 1.0, "qat": 1.1}, "phone": {"ptq": 1.0, "qat": 1.05}}

@@ -139,7 +139,7 @@ class TestHybrid:
 
     @pytest.mark.parametrize(("count", "is_fine"), [(7, False), (8, True)])
     def test_is_coarse_among_fewer_than_8_silos(self, count: int, is_fine: bool, tmp_path: Path) -> None:
-        allocator = in_trainer(callbacks.HybridAllocator())
+        allocator = in_trainer(callbacks.HybridAllocator(qat_from=0.0))
         allocator.begin(context(count))
         boundaries = set()
         for number in range(1, 16):

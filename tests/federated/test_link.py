@@ -90,6 +90,20 @@ def test_delta_is_closer_than_weights_for_a_small_step() -> None:
 
 
 @pytest.mark.parametrize("uplink", ["weights", "delta"])
+def test_without_grids_the_model_itself_comes_back(uplink: Uplink) -> None:
+    there = link(uplink, quantized=False)
+    update = there.receive(there.up(state(2), state(1), 3, 7), 3, 7)
+    assert same_bits(there.combine(update, state(1)), floats(state(2)))
+
+
+def test_a_tensor_that_has_grown_is_refused_by_name() -> None:
+    there = link("delta")
+    grown = state(2) | {"linear.bias": torch.zeros(5)}
+    with pytest.raises(PayloadError, match=r"linear\.bias"):
+        there.receive(there.up(grown, state(1), 3, 7), 3, 7)
+
+
+@pytest.mark.parametrize("uplink", ["weights", "delta"])
 def test_integer_buffers_stay_the_servers(uplink: Uplink) -> None:
     there = link(uplink)
     assert "norm.num_batches_tracked" not in there.receive(there.up(state(9), state(), 1, 0), 1, 0)

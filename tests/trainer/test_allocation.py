@@ -8,6 +8,7 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from fedhq_lightning import QuantScheme
 from fedhq_lightning.callbacks import HybridAllocator
 from fedhq_lightning.errors import ConfigurationError
 
@@ -21,8 +22,18 @@ RUN = {"max_rounds": 14, "clients_per_round": 3, "scheme": "w3a8", "fleet": "mix
 class TestHybridRun:
     def test_one_argument_is_all_that_a_script_needs(self) -> None:
         done, _ = fit(**RUN, callbacks=[HybridAllocator()])
-        assert done.summary["mode_counts"]["fp"] == 0
-        assert done.summary["mode_counts"]["qat"] > 0
+        assert done.summary["mode_counts"] == {
+            "fp": 0,
+            "ptq": 42,
+            "qat": 0,
+        }  # with edges at 8 bits rounding costs nothing
+
+    def test_qat_begins_once_rounding_is_seen_to_cost(self) -> None:
+        scheme = QuantScheme("w2a2", edge_bits=None)
+        done, _ = fit(**RUN | {"scheme": scheme}, callbacks=[HybridAllocator(slowdown=1.0)])
+        in_qat = [each.mode_counts["qat"] > 0 for each in records(done)[1:]]
+        assert in_qat[:3] == [False] * 3
+        assert any(in_qat[3:])
 
     def test_every_round_logs_its_boundary(self) -> None:
         done, _ = fit(**RUN, callbacks=HybridAllocator(window=1))

@@ -1,0 +1,61 @@
+"""Whether rounding is seen to cost anything, by what was logged: what `qat` could win back at most.
+
+`qat` is there to win back what a model loses by being rounded to the scheme. How much that is, every evaluation tells
+for nothing: the global model is measured in float32 and as deployed, on the same data, so their difference is far less
+noisy than either.
+"""
+
+import math
+from collections import deque
+from statistics import fmean, stdev
+
+EVALUATIONS = 5
+"""The last ones count: what rounding costs changes while a model trains."""
+FEWEST = 3
+"""Evaluations, before anything is said."""
+BEYOND = 3.0
+"""Standard errors by which the mean difference must exceed 0."""
+
+
+class RoundingCost:
+    """The monitored value in float32 less that of the same model as deployed, over the last evaluations.
+
+    Args:
+        sign: 1 where a larger monitored value is better, else -1.
+
+    Attributes:
+        is_seen: Whether the mean was positive beyond noise once; stays so, since `qat` then takes the difference away.
+    """
+
+    def __init__(self, sign: float) -> None:
+        self._sign = sign
+        self._last: deque[float] = deque(maxlen=EVALUATIONS)
+        self.is_seen = False
+
+    @property
+    def mean(self) -> float | None:
+        """Mean of the last evaluations, positive where rounding makes the model worse; None before there are three."""
+        return fmean(self._last) if len(self._last) >= FEWEST else None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether an evaluation ever measured both models."""
+        return bool(self._last)
+
+    def observe(self, metric_fp: float | None, metric_quantized: float | None) -> None:
+        """Take in one round; one without both values, or where one is not a number, says nothing."""
+        if metric_fp is None or metric_quantized is None or not math.isfinite(metric_fp - metric_quantized):
+            return
+        self._last.append(self._sign * (metric_fp - metric_quantized))
+        mean = self.mean
+        if mean is not None and mean > 0 and mean >= BEYOND * stdev(self._last) / math.sqrt(len(self._last)):
+            self.is_seen = True
+
+    def state_dict(self) -> dict[str, object]:
+        """Plain values."""
+        return {"last": list(self._last), "is_seen": self.is_seen}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Go on from `state_dict`."""
+        self._last = deque(state["last"], maxlen=EVALUATIONS)  # type: ignore[call-overload]  # a list of floats
+        self.is_seen = bool(state["is_seen"])
