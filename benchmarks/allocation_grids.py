@@ -249,9 +249,11 @@ GRIDS = {
         uplink="delta",
     ),
     "ema": _variation(
-        "`ema_decay: 0.8`, the evaluated and deployed model is an average of the global models of about five rounds",
+        "`ema_decay: 0.8`, the evaluated and deployed model is an average of the global models of about five rounds. "
+        "`hybrid` is that of the second rule",
         ("all-ptq", "all-qat", "coarse", "hybrid"),
         _AGAINST_PTQ,
+        is_closed=True,
         ema_decay=0.8,
     ),
     "late": _variation(

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from fedhq_lightning import __version__
 from fedhq_lightning.commands import GROUPS, shell
 from fedhq_lightning.commands.own_code import told_from_own_lines
-from fedhq_lightning.commands.shared import Function, Parser, complain, is_first_process, show_own_warnings
+from fedhq_lightning.commands.shared import Function, Parser, complain, is_first_process
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.quiet import show_own_warnings
 
 _EPILOG = """examples:
   fedhq ls                                          the shipped recipes
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command = f"fedhq {known.command}" if known.command else "fedhq"
             raise ConfigurationError(f"unknown argument {rest[0]!r}; see {command} --help")
         with warnings.catch_warnings():
-            show_own_warnings()
+            show_own_warnings(complain)
             known.function(known, rest)
     except ConfigurationError as error:
         if known.debug:

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -26,3 +26,15 @@ def libraries_quiet(*loggers: str, level: int = logging.ERROR, warnings_of: Sequ
     finally:
         for name, own in before.items():
             logging.getLogger(name).setLevel(own)
+
+
+def show_own_warnings(say: Callable[[str], None]) -> None:
+    """Warnings as one line each, and none from libraries, from now on: what a user cannot act on is noise.
+
+    Args:
+        say: Shows a line.
+    """
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", module=r"fedhq_lightning")
+    warnings.filterwarnings("default", module=r"lightning\.fabric\.utilities\.rank_zero", category=UserWarning)
+    warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from fedhq_lightning.quiet import libraries_quiet
+from fedhq_lightning.quiet import libraries_quiet, show_own_warnings
 
 
 def test_what_shows_and_what_does_not(caplog):
@@ -25,3 +25,12 @@ def test_what_shows_and_what_does_not(caplog):
     assert logger.level == before
     with pytest.warns(UserWarning, match="advice"):
         warnings.warn("advice", stacklevel=1)
+
+
+def test_own_warnings_are_a_line_and_those_of_libraries_none():
+    said = []
+    with warnings.catch_warnings():
+        show_own_warnings(said.append)
+        warnings.warn_explicit("ours", UserWarning, "assembly.py", 7, module="fedhq_lightning.federated.assembly")
+        warnings.warn_explicit("theirs", UserWarning, "other.py", 7, module="a_library.other")
+    assert said == ["warning: ours"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol
@@ -68,14 +67,6 @@ def find_own_modules() -> None:
     """Let class paths name modules in the current directory, after everything that is installed."""
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())
-
-
-def show_own_warnings() -> None:
-    """Warnings as one line each, and none from libraries: what a user cannot act on is noise."""
-    warnings.simplefilter("ignore")
-    warnings.filterwarnings("default", module=r"fedhq_lightning")
-    warnings.filterwarnings("default", module=r"lightning\.fabric\.utilities\.rank_zero", category=UserWarning)
-    warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
 
 
 def is_first_process() -> bool:

@@ -9,7 +9,6 @@ import signal
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from fedhq_lightning.comparing.cells import cell_of_run, write_cell
 from fedhq_lightning.comparing.lineup import Contestant
 from fedhq_lightning.comparing.settings import cell_recipe
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.quiet import show_own_warnings
 from fedhq_lightning.recipe_parsing import resolve
 from fedhq_lightning.tracking import labelled
 
@@ -138,8 +138,7 @@ def _prepare_worker(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # In order, so that loggers are closed and nothing of the system is left behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    warnings.simplefilter("ignore")
-    warnings.filterwarnings("once", module=r"fedhq_lightning")
+    show_own_warnings(lambda line: print(f"fedhq: {line}", file=sys.stderr))
 
     def watch() -> None:
         while os.getppid() == parent:

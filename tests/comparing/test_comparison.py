@@ -4,6 +4,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +166,15 @@ class TestComparison:
         assert kept.best_fixed == ("fixed:0:0" if better else "fixed:9:0")
 
     @pytest.mark.slow
-    def test_several_processes_compute_the_same(self):
-        Compared(comparison(seeds=(0, 1))).run(workers=2)
-        Compared(comparison(seeds=(0, 1), folder=Path("one"))).run()
-        many, one = (Compared(comparison(seeds=(0, 1), folder=Path(name))).kept().cells for name in ("compared", "one"))
+    @pytest.mark.filterwarnings("ignore:uplink 'weights'")
+    def test_several_processes_compute_the_same(self, capfd):
+        asked = comparison(seeds=(0, 1), changes={"trainer.scheme": {"scheme": "w2a8", "edge_bits": None}, "trainer.uplink": "weights"})
+        Compared(asked).run(workers=2)
+        said = capfd.readouterr().err.splitlines()
+        assert {line.partition(" 'weights'")[0] for line in said} == {"fedhq: warning: uplink"}
+        alone = replace(asked, folder=Path("one"), runs=None)
+        Compared(alone).run()
+        many, one = (Compared(each).kept().cells for each in (asked, alone))
         assert [cell.rounds["metric_quantized"] for cell in many] == [cell.rounds["metric_quantized"] for cell in one]
         assert [cell.clients for cell in many] == [cell.clients for cell in one]
 
