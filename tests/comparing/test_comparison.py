@@ -168,7 +168,8 @@ class TestComparison:
     @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:uplink 'weights'")
     def test_several_processes_compute_the_same(self, capfd):
-        asked = comparison(seeds=(0, 1), changes={"trainer.scheme": {"scheme": "w2a8", "edge_bits": None}, "trainer.uplink": "weights"})
+        few_bits = {"scheme": "w2a8", "edge_bits": None}
+        asked = comparison(seeds=(0, 1), changes={"trainer.scheme": few_bits, "trainer.uplink": "weights"})
         Compared(asked).run(workers=2)
         said = capfd.readouterr().err.splitlines()
         assert {line.partition(" 'weights'")[0] for line in said} == {"fedhq: warning: uplink"}
