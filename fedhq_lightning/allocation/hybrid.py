@@ -194,7 +194,8 @@ class HybridAllocator(Allocator):
         if why and self._given is None:
             self._choice = self._choose(None)
             self._fine.restart(self._choice.boundary, self._choice.greatest_slack, why)
-        self._rounding.observe(result.metric_fp, result.metric_quantized)
+        counts = result.round >= self._rounds_in_ptq
+        self._rounding.observe(result.metric_fp, result.metric_quantized, counts)
         if self.fine and self._has_begun(result.round + 1):
             # Waiting for clients to come back is nobody's merit or fault.
             self._fine.observe(result.round, result.virtual_seconds - result.wait_seconds, result.monitored)

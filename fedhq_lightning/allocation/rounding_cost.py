@@ -1,7 +1,7 @@
-"""Whether rounding is seen to cost anything, by what was logged: what `qat` could win back at most.
+"""Whether rounding is seen to cost anything, by what was logged.
 
 `qat` is there to win back what a model loses by being rounded to the scheme. How much that is, every evaluation tells
-for nothing: the global model is measured in float32 and as deployed, on the same data, so their difference is far less
+for nothing: the global model is measured in float32 and as deployed, on the same data, so their difference is less
 noisy than either.
 """
 
@@ -24,7 +24,8 @@ class RoundingCost:
         sign: 1 where a larger monitored value is better, else -1.
 
     Attributes:
-        is_seen: Whether the mean was positive beyond noise once; stays so, since `qat` then takes the difference away.
+        is_seen: Whether the mean was positive beyond noise when that counted; stays so, since `qat` then takes the
+            difference away.
     """
 
     def __init__(self, sign: float) -> None:
@@ -42,13 +43,19 @@ class RoundingCost:
         """Whether an evaluation ever measured both models."""
         return bool(self._last)
 
-    def observe(self, metric_fp: float | None, metric_quantized: float | None) -> None:
-        """Take in one round; one without both values, or where one is not a number, says nothing."""
+    def observe(self, metric_fp: float | None, metric_quantized: float | None, counts: bool = True) -> None:
+        """Take in one round; one without both values, or where one is not a number, says nothing.
+
+        Args:
+            metric_fp: Of the model in float32.
+            metric_quantized: Of the same model as deployed.
+            counts: Whether `is_seen` may become true now; a model that has hardly trained says little of the later one.
+        """
         if metric_fp is None or metric_quantized is None or not math.isfinite(metric_fp - metric_quantized):
             return
         self._last.append(self._sign * (metric_fp - metric_quantized))
         mean = self.mean
-        if mean is not None and mean > 0 and mean >= BEYOND * stdev(self._last) / math.sqrt(len(self._last)):
+        if counts and mean is not None and mean > 0 and mean >= BEYOND * stdev(self._last) / math.sqrt(len(self._last)):
             self.is_seen = True
 
     def state_dict(self) -> dict[str, object]:

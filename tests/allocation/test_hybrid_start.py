@@ -61,6 +61,11 @@ class TestByProof:
         assert modes_of(plans)[:15] == [{"ptq"}] * 15
         assert "qat" in modes_of(plans)[15]
 
+    def test_what_a_model_costs_that_has_hardly_trained_is_no_proof(self):
+        allocator = self.ready(noise=0.1)
+        plans = play(allocator, range(1, 9), cost=0.02) + play(allocator, range(9, 31), cost=-0.02)
+        assert modes_of(plans) == [{"ptq"}] * 30
+
     def test_a_smaller_value_may_be_the_better_one(self):
         assert modes_of(play(self.ready(monitor_mode="min"), range(1, 31), cost=0.02)) == [{"ptq"}] * 30
         assert {"ptq", "qat"} in modes_of(play(self.ready(monitor_mode="min"), range(1, 31), cost=-0.02))

@@ -32,6 +32,16 @@ def test_only_the_last_five_evaluations_count():
     assert after([-0.5] + [0.02] * 5).is_seen
 
 
+def test_what_comes_before_it_counts_is_only_remembered():
+    found = RoundingCost(1.0)
+    for _ in range(4):
+        found.observe(0.9, 0.88, counts=False)
+    assert not found.is_seen
+    assert found.mean == pytest.approx(0.02)
+    found.observe(0.9, 0.88)
+    assert found.is_seen
+
+
 def test_what_was_seen_stays_seen():
     found = after([0.02] * 3 + [-0.01] * 9)
     assert found.is_seen

@@ -69,7 +69,7 @@ def test_against_the_vectors_that_were_sent(uplink: Uplink, bits: int | None) ->
     start = template()
     grids = {} if bits is None else {"weight": LayerScheme(bits)}
     link, clients = Link(start, grids, uplink, "fp32", frozenset({"frozen"})), locals_of(start)
-    base = start if uplink == "weights" else {name: torch.zeros_like(value) for name, value in start.items()}
+    base = start if link.uplink == "weights" else {name: torch.zeros_like(value) for name, value in start.items()}
     vectors = torch.stack([flat(link.receive(link.up(each, start, 1, 0), 1, 0), base) for each in clients])
     mean = (torch.arange(10.0, 16.0, dtype=torch.float64)[:, None] * vectors).sum(0) / 75
     divergences = found(link, start, clients, [list(range(6))])
