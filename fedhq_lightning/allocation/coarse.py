@@ -47,7 +47,7 @@ def start_of_qat(noise_to_signal: float | None) -> float:
 
     Straight-through gradients through a forward pass that is mostly noise lead nowhere: with 2 bits, `qat` from round 1
     is less stable than `ptq`, and ends less accurate. So a 4-bit scheme begins at once and a 2-bit scheme, which
-    destroys a tenth of the power and more, with a model that `ptq` has half trained.
+    destroys about a tenth of the power, with a model that `ptq` has half trained.
 
     Args:
         noise_to_signal: Mean over clients of noise over signal power of the rounded initial model; None where unknown,
