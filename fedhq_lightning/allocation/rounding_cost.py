@@ -7,7 +7,9 @@ noisy than either.
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from statistics import fmean, stdev
+from typing import Any
 
 EVALUATIONS = 5
 """The last ones count: what rounding costs changes while a model trains."""
@@ -58,11 +60,11 @@ class RoundingCost:
         if counts and mean is not None and mean > 0 and mean >= BEYOND * stdev(self._last) / math.sqrt(len(self._last)):
             self.is_seen = True
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {"last": list(self._last), "is_seen": self.is_seen}
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`."""
-        self._last = deque(state["last"], maxlen=EVALUATIONS)  # type: ignore[call-overload]  # a list of floats
-        self.is_seen = bool(state["is_seen"])
+        self._last = deque(state["last"], maxlen=EVALUATIONS)
+        self.is_seen = state["is_seen"]
