@@ -15,6 +15,8 @@ BEATEN_BEYOND = 3.0
 more than once, and the noise itself is estimated, so two would let chance win in half of the longer runs."""
 PROMISING_BEYOND = 1.0
 """What earns a challenger another window."""
+_PRECISION = 2.0**-23
+"""Of a logged value, relative: metrics are float32 as a rule."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,13 @@ def noise_of(values: Sequence[float]) -> float:
         values: The logged curve, in order; numbers that are not finite are left out.
 
     Returns:
-        The estimate; infinite for less than four values, which tell nothing.
+        The estimate, no less than the last digit of a float32; infinite for less than four values, which tell nothing.
     """
     finite = [value for value in values if math.isfinite(value)]
     if len(finite) < 4:
         return math.inf
     second = [abs(a - 2 * b + c) for a, b, c in zip(finite, finite[1:], finite[2:], strict=False)]
-    return 1.4826 * median(second) / math.sqrt(6)
+    return max(1.4826 * median(second) / math.sqrt(6), _PRECISION * max(map(abs, finite)))
 
 
 def confidence(verdicts: Sequence[Verdict]) -> float:

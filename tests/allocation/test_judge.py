@@ -1,5 +1,6 @@
 """Whether a window beat its neighbours."""
 
+import itertools
 import math
 import random
 
@@ -59,7 +60,15 @@ def test_noise_is_found_whatever_the_trend(trend):
 
 def test_a_single_jump_does_not_pass_for_noise():
     values = [0.01 * k + (0.5 if k > 30 else 0) for k in range(60)]
-    assert noise_of(values) < 1e-9
+    assert noise_of(values) < 1e-6
+
+
+def test_last_digits_are_noise():
+    values = [0.1 * k for k in range(8)]
+    gains = [b - a for a, b in itertools.pairwise(values)]
+    before, challenger, after = (Window(0.3, gain) for gain in gains[-3:])
+    assert challenger.gain != before.gain  # though only by how 0.1 is stored
+    assert abs(confidence([compare(challenger, before, after, noise_of(values))])) < 0.5
 
 
 def test_too_few_values_tell_nothing():
