@@ -248,6 +248,15 @@ GRIDS = {
         seeds=(8, 9, 10, 11, 12),
         uplink="delta",
     ),
+    "small-delta": replace(
+        _SMALL,
+        seeds=(13, 14, 15),
+        trainer={**_SMALL_TRAINER, "uplink": "delta"},
+        allocators=("all-ptq", "all-qat-fake", "coarse", "hybrid"),
+        setting=f"{_SMALL_SETTING}; `uplink: delta`",
+        differences=(("hybrid", "all-ptq"), ("coarse", "all-ptq"), ("all-qat-fake", "all-ptq"), ("hybrid", "coarse")),
+        drawn=("w2a8-0.3",),
+    ),
     "ema": _variation(
         "`ema_decay: 0.8`, the evaluated and deployed model is an average of the global models of about five rounds. "
         "`hybrid` is that of the second rule",

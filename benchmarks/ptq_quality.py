@@ -159,9 +159,10 @@ def fit(make: Callable[[], nn.Module], images: Tensor, labels: Tensor, epochs: i
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
     for _ in range(epochs):
-        for rows in torch.randperm(len(images)).split(BATCH_SIZE):
+        for rows in torch.split(torch.randperm(len(images)), BATCH_SIZE):
             optimizer.zero_grad()
-            F.cross_entropy(model(images[rows]), labels[rows]).backward()
+            loss = F.cross_entropy(model(images[rows]), labels[rows])
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's own
             optimizer.step()
             schedule.step()
     return model.eval()
@@ -173,13 +174,14 @@ def convert_in_way(model: nn.Module, scheme: QuantScheme, way: Way, calibration:
         if way.is_corrected:
             model = copy.deepcopy(model)
             correct_bias(model, scheme, lambda module: module(calibration))
-        return convert(model, scheme)
+        converted: nn.Module = convert(model, scheme)
+        return converted
 
 
 def score(model: nn.Module, images: Tensor, labels: Tensor) -> Score:
     """Accuracy and loss of a model in evaluation mode."""
     with torch.no_grad():
-        logits = torch.cat([model(part) for part in images.split(500)])
+        logits = torch.cat([model(part) for part in torch.split(images, 500)])
     accuracy = 100 * (logits.argmax(1) == labels).double().mean()
     return Score(float(accuracy), float(F.cross_entropy(logits, labels)))
 

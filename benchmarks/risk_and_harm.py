@@ -282,7 +282,7 @@ def examples_of(data: FederatedDataModule, client_id: ClientId) -> tuple[Tensor,
 def score(model: nn.Module, images: Tensor, labels: Tensor) -> Score:
     """Loss and accuracy of a model in evaluation mode."""
     with torch.no_grad():
-        logits = torch.cat([model(part) for part in images.split(500)])
+        logits = torch.cat([model(part) for part in torch.split(images, 500)])
     accuracy = 100 * (logits.argmax(1) == labels).double().mean()
     return Score(float(F.cross_entropy(logits.double(), labels)), float(accuracy))
 
@@ -336,9 +336,10 @@ def harm_table(groups: Sequence[Group]) -> str:
 
 def deploy(template: Any, scheme: Any, state: StateDict) -> nn.Module:
     """The deployed model of a state."""
-    module = copy.deepcopy(template)
+    module: nn.Module = copy.deepcopy(template)
     module.load_state_dict(state)
-    return convert(module, scheme)
+    converted: nn.Module = convert(module, scheme)
+    return converted
 
 
 if __name__ == "__main__":

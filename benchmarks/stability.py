@@ -39,6 +39,7 @@ from fedhq_lightning.types import MODES, Mode
 SETTINGS = (("w3a8", 0.05), ("w3a4", 0.1), ("w2a8", 0.05))
 """Schemes and Dirichlet alphas: the two at which an early sketch of all-QAT collapsed, and a harder one."""
 ABLATION = (("w2a8", 0.05),)
+ON_THE_GRID: tuple[Mode, ...] = ("fp", "qat")
 GRIDS = ("max scale", "no search", "search")
 GROWTH_BITS = (4, 3, 2)
 NOISE = 0.1
@@ -128,7 +129,7 @@ def cells_of(seeds: int, ablation_seeds: int, rounds: int) -> Iterator[Cell]:
     for (scheme, alpha), mode, seed in itertools.product(SETTINGS, MODES, range(seeds)):
         yield Cell(scheme, alpha, mode, "shipped", seed, rounds)
     # The scale acts through the uplink in fp, and through the lane too in qat.
-    for (scheme, alpha), mode, seed in itertools.product(ABLATION, ("fp", "qat"), range(ablation_seeds)):
+    for (scheme, alpha), mode, seed in itertools.product(ABLATION, ON_THE_GRID, range(ablation_seeds)):
         yield Cell(scheme, alpha, mode, "max scale", seed, rounds)
 
 

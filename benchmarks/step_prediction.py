@@ -17,10 +17,11 @@ from pathlib import Path
 from statistics import median
 
 import machine
-import numpy as np
+import rank_correlation
 import results
 import torch
 import yaml
+from rank_correlation import vector
 from step_cases import LANES, MODELS, SCHEME, SEED_OF_WEIGHTS, Lane, Model, build_step
 from torch.nn import functional
 
@@ -202,9 +203,8 @@ def rows(judged: Sequence[Point], calibration: Calibration) -> list[list[str]]:
 
 def spearman(judged: Sequence[Point], calibration: Calibration) -> float:
     """Rank correlation of predicted and measured seconds."""
-    pairs = [(each.observation.predicted(calibration), each.observation.seconds) for each in judged]
-    ranks = [np.argsort(np.argsort(each)) for each in zip(*pairs, strict=True)]  # measured times have no ties
-    return float(np.corrcoef(*ranks)[0, 1])
+    predicted = vector([each.observation.predicted(calibration) for each in judged])
+    return float(rank_correlation.spearman(predicted, vector([each.observation.seconds for each in judged])))
 
 
 def ratio_errors(judged: Sequence[Point], calibration: Calibration) -> list[float]:

@@ -100,7 +100,8 @@ def run(scheme: str, alpha: float, uplink: str, seed: int, rounds: int) -> tuple
         trainer, model, data = resolve(*recipe_files.find(RECIPE), arguments).instantiate()
         trainer.fit(model, data)
         records = RunDirectory(trainer.run_dir).read_rounds()[1:]
-    metric = mean(record.metric_quantized for record in records[-LAST_ROUNDS:])
+    last = [record.metric_quantized for record in records[-LAST_ROUNDS:]]
+    metric = mean(each for each in last if each is not None)
     clients = [client for record in records for client in record.clients]
     return metric, mean(client.uplink_bytes for client in clients), clients[0].downlink_bytes
 
