@@ -125,6 +125,7 @@ _SMALL = Grid(
     trainer=_SMALL_TRAINER,
     allocators=ALLOCATORS,
     setting=_SMALL_SETTING,
+    differences=(("hybrid", "all-fp"), *DIFFERENCES),
     drawn=("w4a8-0.3", "w2a8-0.3"),
 )
 
@@ -136,6 +137,7 @@ GRIDS = {
         setting=f"{_SMALL_SETTING}. `hybrid` and `coarse` are as first built: QAT from round 1 on, and rounds that may "
         "get longer by the share of the output's power that rounding destroys. What the allocator does now was decided "
         "by these runs",
+        differences=DIFFERENCES,
         is_closed=True,
     ),
     "large": Grid(
