@@ -38,7 +38,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert code == 2, captured.err
     assert captured.out == ""
     assert captured.err.count("\n") == 1, "one line, no traceback"
-    left = [path for path in Path.cwd().rglob("*") if path not in before]
+    # Python itself leaves a __pycache__ beside a module of the user's own.
+    left = [path for path in Path.cwd().rglob("*") if path not in before and "__pycache__" not in path.parts]
     assert [path for path in left if path != Path.cwd() / "runs" and path.parent != Path.cwd() / "runs"] == []
     return captured.err.removeprefix("fedhq: ").rstrip("\n")
 
