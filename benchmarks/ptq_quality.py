@@ -162,7 +162,7 @@ def fit(make: Callable[[], nn.Module], images: Tensor, labels: Tensor, epochs: i
         for rows in torch.split(torch.randperm(len(images)), BATCH_SIZE):
             optimizer.zero_grad()
             loss = F.cross_entropy(model(images[rows]), labels[rows])
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+            loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
             optimizer.step()
             schedule.step()
     return model.eval()
