@@ -82,16 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         complain(f"your own code failed; --debug shows the whole traceback\n{own}")
         return 1
-    finally:
-        _leave_process_group()
     return 0
-
-
-def _leave_process_group() -> None:
-    """End gloo's threads, which else may abort the process on its way out, whatever its exit code was to be."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 def make_parser() -> Parser:

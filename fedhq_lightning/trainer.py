@@ -26,7 +26,7 @@ from fedhq_lightning.federated.client_analysis import load_weights
 from fedhq_lightning.federated.client_trainer import FitOptions
 from fedhq_lightning.federated.description import check_same, describe, text_of
 from fedhq_lightning.federated.link import Downlink, Uplink
-from fedhq_lightning.federated.processes import Processes, is_first_process, lightning_quiet
+from fedhq_lightning.federated.processes import Processes, is_first_process, launch
 from fedhq_lightning.federated.records import RoundRecord
 from fedhq_lightning.federated.rounds import RoundLoop
 from fedhq_lightning.federated.run_directory import RunDirectory, load_checkpoint
@@ -223,9 +223,7 @@ class FederatedTrainer:
             raise ConfigurationError("predict: no module; give one, or call fit before")
         template = assembly.set_up_template(module, self.fit_options)
         loaders = prediction.loaders_of(data)
-        with lightning_quiet():
-            self.fabric.launch()
-        evaluator = assembly.evaluator_of(self, template, Processes(self.fabric))
+        evaluator = assembly.evaluator_of(self, template, launch(self.fabric))
         model = evaluator.deployed if quantized and self.scheme is not None else evaluator.model
         with torch_threads(self.threads):
             return prediction.predict(model(template.state_dict()), loaders, self.fit_options, self.fabric.device)
@@ -257,9 +255,7 @@ class FederatedTrainer:
                 write_atomically(directory.recipe, recipe.text)
                 until_the_end.enter_context(directory.locked())
 
-            with lightning_quiet():
-                self.fabric.launch()
-            processes = Processes(self.fabric)
+            processes = launch(self.fabric)
             self.run_dir = Path(processes.broadcast(str(directory.path)))
             directory = RunDirectory(self.run_dir)
             if saved is None:
@@ -336,9 +332,7 @@ class FederatedTrainer:
             raise ConfigurationError(f"{type(module).__name__} has no {stage}_step; add one that logs a metric")
         assembly.prepare_data(datamodule, "validate" if stage == "validation" else "test")
         template = assembly.set_up_template(module, self.fit_options)
-        with lightning_quiet():
-            self.fabric.launch()
-        evaluator = assembly.evaluator_of(self, template, Processes(self.fabric))
+        evaluator = assembly.evaluator_of(self, template, launch(self.fabric))
         loaders = datamodule.val_dataloader() if stage == "validation" else datamodule.test_dataloader()
         with torch_threads(self.threads):
             return evaluator.evaluate(template.state_dict(), checks.as_loaders(loaders), stage)

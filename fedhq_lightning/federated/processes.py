@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,28 @@ def lightning_quiet() -> Iterator[None]:
 def is_first_process() -> bool:
     """Whether this is process 0, also before the others are started."""
     return bool(getattr(rank_zero_only, "rank", 0) == 0)
+
+
+def launch(fabric: Fabric) -> Processes:
+    """Start the processes that are not running yet; what they say to each other."""
+    with lightning_quiet():
+        fabric.launch()
+    leave_group_at_exit()
+    return Processes(fabric)
+
+
+def leave_group_at_exit() -> None:
+    """Have gloo's threads end before the interpreter does.
+
+    Else they may abort the process, whatever its exit code was to be. Lightning sees to it with nccl alone.
+    """
+    atexit.unregister(_leave_group)
+    atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class Processes:

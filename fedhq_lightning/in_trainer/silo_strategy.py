@@ -26,6 +26,7 @@ from torchmetrics.metric import jit_distributed_available
 from typing_extensions import override
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated.processes import leave_group_at_exit
 from fedhq_lightning.in_trainer.exchange import Exchange
 from fedhq_lightning.in_trainer.silo_results import average_epoch_ends, average_results
 from fedhq_lightning.in_trainer.trainer_parts import callbacks_of
@@ -97,6 +98,12 @@ class SiloStrategy(DDPStrategy):
             average_results(results, self.root_device)
         finally:
             self._is_together = before
+
+    @override
+    def setup_environment(self) -> None:
+        """As in DDP; and the silos part before they end."""
+        super().setup_environment()
+        leave_group_at_exit()
 
     @override
     def setup(self, trainer: pl.Trainer) -> None:

@@ -1,6 +1,8 @@
 """What the tests of silos run in two processes: `python silo_script.py FOLDER JOB`, several fits one after another."""
 
+import atexit
 import json
+import os
 import sys
 import time
 import warnings
@@ -225,6 +227,12 @@ def quantized(folder: Path) -> None:
     torch.save(found, folder / f"best-{trainer.global_rank}.pt")
 
 
+def tell_of_the_group(folder: Path) -> None:
+    """Called as the process ends, after what was registered later."""
+    rank = os.environ.get("LOCAL_RANK", "0")
+    (folder / f"group-{rank}.json").write_text(json.dumps(torch.distributed.is_initialized()))
+
+
 def raises(folder: Path) -> None:
     """A silo that fails while the other waits."""
     fit(folder, "raises", Raises(), callbacks=[FederatedAveraging()])
@@ -232,5 +240,6 @@ def raises(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    atexit.register(tell_of_the_group, Path(sys.argv[1]))
     {"by_hand": by_hand, "quantized": quantized, "raises": raises}[sys.argv[2]](Path(sys.argv[1]))
     print(json.dumps("done"))

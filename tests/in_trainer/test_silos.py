@@ -98,6 +98,10 @@ class TestByHand:
     def test_the_silo_that_asked_to_stop_stopped_at_once(self, by_hand: Path) -> None:
         assert [found["steps"] for found in left(by_hand, "told")] == [3 * 3 + 2, 4 * 7]
 
+    def test_silos_part_before_their_processes_end(self, by_hand: Path) -> None:
+        """What is left of gloo may abort a process on its way out."""
+        assert [json.loads((by_hand / f"group-{rank}.json").read_text()) for rank in (0, 1)] == [False, False]
+
 
 class TestQuantized:
     def test_validation_sees_the_global_model_in_fp(self, quantized: Path) -> None:

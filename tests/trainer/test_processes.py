@@ -25,6 +25,13 @@ SMOKE = [
     *("--trainer.logger=false", "--trainer.max_rounds=4", "--trainer.enable_progress_bar=false"),
 ]
 
+TELLS_OF_THE_GROUP = """
+import atexit, sys, torch
+from fedhq_lightning import cli
+atexit.register(lambda: print("in a group at exit:", torch.distributed.is_initialized()))  # after what comes later
+sys.exit(cli.main())
+"""
+
 
 def free_port() -> str:
     with socket.socket() as found:
@@ -32,9 +39,10 @@ def free_port() -> str:
         return str(found.getsockname()[1])
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str, script: Path | None = None) -> subprocess.Popen[str]:
+    program = ["-m", "fedhq_lightning.cli"] if script is None else [str(script)]
     return subprocess.Popen(
-        [sys.executable, "-m", "fedhq_lightning.cli", *arguments],
+        [sys.executable, *program, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -73,9 +81,13 @@ class TestProcesses:
         assert not list(roots["killed"].glob("*/*/summary.json")), "it was killed too late"
         run_here("resume", str(only_run(roots["killed"])))
         run_here("run", *SMOKE, f"--trainer.default_root_dir={roots['one']}")
-        two = start("run", *SMOKE, "--trainer.devices=2", f"--trainer.default_root_dir={roots['two']}")
+        script = root / "script.py"
+        script.write_text(TELLS_OF_THE_GROUP)
+        arguments = [*SMOKE, "--trainer.devices=2", f"--trainer.default_root_dir={roots['two']}"]
+        two = start("run", *arguments, script=script)
         output, _ = two.communicate(timeout=120)
         assert two.returncode == 0, output
+        assert output.count("in a group at exit: False") == 2, "what is left of gloo may abort the process"
         return {name: only_run(each) for name, each in roots.items()}
 
     @pytest.mark.parametrize("name", ["two", "killed"])
