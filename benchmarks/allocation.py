@@ -21,7 +21,7 @@ import machine
 import results
 import yaml
 from allocation_grids import GRID_SEEDS, GRIDS, Grid
-from allocation_tables import difference_table, spread_table, time_table
+from allocation_tables import difference_table, spread_table, time_table, wall_table
 
 from fedhq_lightning.comparing.cells import Cell
 from fedhq_lightning.comparing.comparison import Compared, Comparison, Kept
@@ -80,6 +80,11 @@ are beside all-QAT's. A run that needs fewer rounds to the target comes below it
 run was pinned to a core of its own, with another such run on the other core.
 
 {times}
+"""
+WALL = """
+### Wall seconds of the runs
+
+{table}
 """
 
 
@@ -251,10 +256,11 @@ def times_of(grid_name: str, found: Mapping[str, Sequence[Outcome]], kept: Mappi
     grid = GRIDS[grid_name]
     if "all-qat-fake" not in grid.allocators:
         return ""
-    return TIMES.format(
+    text = TIMES.format(
         pictures=pictures(grid_name, list(found)),
         times=time_table(found, kept, grid.tells_wall),
     )
+    return text + WALL.format(table=wall_table(kept, grid.allocators)) if grid.tells_wall else text
 
 
 def pictures(grid_name: str, settings: Sequence[str]) -> str:

@@ -48,6 +48,20 @@ def _spread(values: Sequence[float]) -> str:
     return "" if not values else f"{found.mean:.1f}" + (f" ± {found.deviation:.1f}" if len(values) > 1 else "")
 
 
+def wall_table(kept: Mapping[str, Kept], allocators: Sequence[str]) -> str:
+    """Wall seconds of the runs, and what local fits take of them: mean and standard deviation over the seeds."""
+    parts: dict[str, Callable[[Cell], float]] = {
+        "whole runs": lambda cell: cell.rounds["total_wall_seconds"][-1],
+        "local fits": lambda cell: sum(cell.rounds["fit_wall_seconds"]),
+    }
+    rows = []
+    for setting, each in kept.items():
+        for part, of in parts.items():
+            values = ([of(cell) for cell in each.cells if cell.allocator == name] for name in allocators)
+            rows.append([f"{setting}, {part}", *map(_spread, values)])
+    return results.table(("scheme, alpha", *allocators), rows)
+
+
 def difference_table(found: Mapping[str, Sequence[Outcome]], pairs: Sequence[tuple[str, str]]) -> str:
     """One allocator less another, at equal virtual time; and hybrid less coarse at the end."""
     rows = []

@@ -5,6 +5,7 @@ import math
 import allocation_tables
 import pytest
 
+from fedhq_lightning.comparing.comparison import Kept
 from fedhq_lightning.comparing.results import Outcome, outcomes
 
 from ..comparing.made_cells import made_cell
@@ -32,6 +33,14 @@ def test_one_seed_has_no_deviation():
         "\n"
     )
     assert (one, two) == ("| one | 60.0 |  |", "| two | 70.0 ± 14.1 |  |")
+
+
+def test_wall_seconds_are_of_whole_runs_and_of_their_fits():
+    cells = [made_cell("hybrid", seed, seconds, [0.1, 0.2, 0.3]) for seed, seconds in ((0, 10.0), (1, 30.0))]
+    kept = {"one": Kept(cells, [])}
+    *_, whole, fits = allocation_tables.wall_table(kept, ["hybrid", "coarse"]).split("\n")
+    assert whole == "| one, whole runs | 4.0 ± 2.8 |  |"
+    assert fits == "| one, local fits | 2.0 ± 1.4 |  |"
 
 
 def test_a_difference_has_one_value_a_seed():

@@ -33,6 +33,7 @@ def made_cell(
             "virtual_seconds": per_round,
             "total_virtual_seconds": total,
             "total_wall_seconds": [each / 10 for each in total],
+            "fit_wall_seconds": [each / 20 for each in per_round],
             "fp": [0] * count,
             "ptq": [0] + [2 - qat] * (count - 1),
             "qat": [0] + [qat] * (count - 1),
