@@ -178,7 +178,8 @@ GRIDS = {
         seeds=(2, 3, 4),
         trainer={"max_rounds": 10, "clients_per_round": 6, "local_steps": 15, "eval_every_n_rounds": 2},
         allocators=("all-ptq", "all-qat-fake", "all-qat", "hybrid"),
-        setting="as in the time grid, on fresh seeds; `hybrid` is what the allocator does now",
+        setting="As in the time grid, on fresh seeds; `hybrid` is what the allocator does now. The ResNet learns next to "
+        "nothing in so few steps",
         differences=_AGAINST_PTQ,
         drawn=("vit-w4a8-0.3", "resnet-w4a8-0.3"),
         tells_wall=True,
