@@ -28,6 +28,7 @@ DIFFERENCES = tuple(
 )
 
 _MNIST5K = {"class_path": "fedhq_lightning.data.MNIST5k", "init_args": {"batch_size": 32}}
+_MNIST5K_64 = {"class_path": "fedhq_lightning.data.MNIST5k", "init_args": {"batch_size": 64}}
 _FASHION = {"class_path": "fedhq_lightning.data.FashionMNIST", "init_args": {"batch_size": 64}}
 _FASHION_256 = {"class_path": "fedhq_lightning.data.FashionMNIST", "init_args": {"batch_size": 256}}
 _LENET = {"class_path": "fedhq_lightning.models.LeNet5", "init_args": {"lr": 0.03, "momentum": 0.9}}
@@ -178,10 +179,28 @@ GRIDS = {
         seeds=(2, 3, 4),
         trainer={"max_rounds": 10, "clients_per_round": 6, "local_steps": 15, "eval_every_n_rounds": 2},
         allocators=("all-ptq", "all-qat-fake", "all-qat", "hybrid"),
-        setting="As in the time grid, on fresh seeds; `hybrid` is what the allocator does now. The ResNet learns next to "
-        "nothing in so few steps",
+        setting="As in the time grid, on fresh seeds; `hybrid` is what the allocator does now. The ResNet learns next "
+        "to nothing in so few steps",
         differences=_AGAINST_PTQ,
         drawn=("vit-w4a8-0.3", "resnet-w4a8-0.3"),
+        tells_wall=True,
+    ),
+    "resnet": Grid(
+        (("w4a8", 0.3),),
+        {"resnet": _RESNET},
+        _MNIST5K_64,
+        num_clients=10,
+        seeds=(0, 1, 2),
+        trainer={
+            **{"max_rounds": 20, "clients_per_round": 5, "local_steps": 20, "eval_every_n_rounds": 2},
+            "uplink": "delta",
+        },
+        allocators=("all-ptq", "all-qat-fake", "all-qat", "hybrid"),
+        setting="MNIST-5k, the ResNet of *large-models* (width 32) with more rounds, so that it learns: 10 clients, 5 "
+        "a round, 20 rounds, 20 local steps, batch 64, SGD with learning rate 0.03 and momentum 0.9, evaluated every "
+        "second round, kernels as the package chooses them; `uplink: delta`",
+        differences=_AGAINST_PTQ,
+        drawn=("w4a8-0.3",),
         tells_wall=True,
     ),
     "wide-vit": Grid(
