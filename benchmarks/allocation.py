@@ -23,11 +23,11 @@ import yaml
 from allocation_grids import GRID_SEEDS, GRIDS, Grid
 from allocation_tables import difference_table, spread_table, time_table, wall_table
 
-from fedhq_lightning.comparing.cells import Cell
-from fedhq_lightning.comparing.comparison import Compared, Comparison, Kept
-from fedhq_lightning.comparing.figures import curves_svg
-from fedhq_lightning.comparing.results import Outcome, outcomes
-from fedhq_lightning.recipe_parsing import resolve
+from fedhq_lightning.experiments.cells import Cell
+from fedhq_lightning.experiments.comparison import Compared, Comparison, Kept
+from fedhq_lightning.experiments.comparison_figures import curves_svg
+from fedhq_lightning.experiments.outcomes import Outcome, outcomes
+from fedhq_lightning.launch.resolve import resolve
 
 FOLDER = Path(__file__).parent / "cells"
 TEXT = """## Allocation, {grid} grid

@@ -8,10 +8,10 @@ from statistics import fmean
 
 import results
 
-from fedhq_lightning.comparing.cells import Cell
-from fedhq_lightning.comparing.comparison import Kept
-from fedhq_lightning.comparing.results import Outcome, straggler_bound
-from fedhq_lightning.comparing.statistics import Difference, Ratio, Spread, paired_difference
+from fedhq_lightning.experiments.cells import Cell
+from fedhq_lightning.experiments.comparison import Kept
+from fedhq_lightning.experiments.outcomes import Outcome, straggler_bound
+from fedhq_lightning.experiments.statistics import Difference, Ratio, Spread, paired_difference
 
 Settings = Sequence[Sequence[Outcome]]
 """What the cells of one or several settings came to."""

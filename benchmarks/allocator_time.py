@@ -26,9 +26,9 @@ from fedhq_lightning import FederatedTrainer
 from fedhq_lightning.callbacks import HybridAllocator
 from fedhq_lightning.data import PartitionedDataModule
 from fedhq_lightning.data.idx import FashionMNIST
-from fedhq_lightning.federated.records import RoundRecord
-from fedhq_lightning.federated.run_directory import RunDirectory
 from fedhq_lightning.models import LeNet5
+from fedhq_lightning.run.directory import RunDirectory
+from fedhq_lightning.run.records import RoundRecord
 
 TARGET = 0.01
 TEXT = """## Wall time of the allocator

@@ -31,17 +31,17 @@ from rank_correlation import RESAMPLES, Vector, mean_rho, shown, vector
 from torch import Tensor, nn
 
 from fedhq_lightning import FederatedTrainer
-from fedhq_lightning.analysis import Coverage, DivergenceMeasure, LabelStatistics, SensitivityMeasure
 from fedhq_lightning.callbacks import FixedAllocator
 from fedhq_lightning.data import FederatedDataModule, PartitionedDataModule
 from fedhq_lightning.data.mnist5k import MNIST5k
-from fedhq_lightning.federated import assembly
+from fedhq_lightning.federated import setup
 from fedhq_lightning.federated.client_analysis import ClientAnalyst
 from fedhq_lightning.federated.exact_mean import ExactMean
-from fedhq_lightning.federated.run_directory import RunDirectory, load_checkpoint
 from fedhq_lightning.federated.update_directions import UpdateDirections, sketcher_of
 from fedhq_lightning.models import LeNet5
 from fedhq_lightning.quantize import LaneOptions, convert
+from fedhq_lightning.risk import Coverage, DivergenceMeasure, LabelStatistics, SensitivityMeasure
+from fedhq_lightning.run.directory import RunDirectory, load_checkpoint
 from fedhq_lightning.types import ClientId, Mode, StateDict
 
 SCHEMES = ("w3a8", "w2a8")
@@ -214,8 +214,8 @@ def examine(
         held_out: Images and labels.
     """
     assert trainer.scheme is not None
-    job = assembly.set_up(trainer, module, data)
-    fitter = assembly.fitter_of(trainer, job)
+    job = setup.set_up(trainer, module, data)
+    fitter = setup.fitter_of(trainer, job)
     received, size = job.link.down(state, round_number)
     clients: Sequence[ClientId] = job.sampler.with_data()
     directions = UpdateDirections(trainer.uplink, sketcher_of(trainer.seed), job.parameter_names, received)

@@ -25,16 +25,16 @@ from rank_correlation import vector
 from step_cases import LANES, MODELS, SCHEME, SEED_OF_WEIGHTS, Lane, Model, build_step
 from torch.nn import functional
 
-from fedhq_lightning.analysis.calibration import PLAIN, Calibration, shipped_calibration
-from fedhq_lightning.analysis.costs import measure_costs
-from fedhq_lightning.analysis.fitting import Observation, fit
-from fedhq_lightning.analysis.kernels import LaneKernels
-from fedhq_lightning.devices.profile import shipped_file
-from fedhq_lightning.host_device import HostDevice, measure_host, repeated
-from fedhq_lightning.host_memory import keep_freed_memory
+from fedhq_lightning.devices.calibration import PLAIN, Calibration, shipped_calibration
+from fedhq_lightning.devices.calibration_fit import Observation, fit
+from fedhq_lightning.devices.device_profile import shipped_file
+from fedhq_lightning.devices.lane_kernels import LaneKernels
+from fedhq_lightning.devices.layer_costs import measure_costs
 from fedhq_lightning.models import MLP, LeNet5, ResNet20, ViT
+from fedhq_lightning.profiling.host_device import HostDevice, measure_host, repeated
+from fedhq_lightning.profiling.timing import Clock, time_in_turns
 from fedhq_lightning.quantize import LaneOptions
-from fedhq_lightning.timing import Clock, time_in_turns
+from fedhq_lightning.support.memory import keep_freed_memory
 from fedhq_lightning.types import Mode
 
 FIT_MODELS = {
@@ -77,7 +77,7 @@ ROUNDS = 15
 TEXT = """
 ## Step times: predicted and measured
 
-A training step's time on this host by the model behind the virtual clock (`fedhq_lightning/analysis/hardware.py`),
+A training step's time on this host by the model behind the virtual clock (`fedhq_lightning/devices/roofline.py`),
 and as measured: forward, loss, backward, fused SGD with momentum; scheme w4a8, fp32; the fastest of {rounds} blocks
 that take turns, in ms of processor time of the one thread that runs, so that others on the machine count less. The
 model gets the layers of the module as counted on one batch, six figures of this host that are measured in two seconds
@@ -221,7 +221,7 @@ def ratio_errors(judged: Sequence[Point], calibration: Calibration) -> list[floa
 def write_calibration(calibration: Calibration, command: str, described: str) -> None:
     """Put factors where the package ships them."""
     head = [
-        "Factors on the terms of the roofline, the same for every device (see analysis/calibration.py).",
+        "Factors on the terms of the roofline, the same for every device (see devices/calibration.py).",
         f"Fitted by `{command}` to steps of {len(FIT_MODELS)} models in {len(LANE_MODES)} lanes on:",
         *(f"  {line.removeprefix('- ')}" for line in described.splitlines()),
         "Measured on one processor: for other devices they are an assumption.",

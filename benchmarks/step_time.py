@@ -36,7 +36,7 @@ from step_statistics import (
     target_table,
 )
 
-from fedhq_lightning.host_memory import keep_freed_memory
+from fedhq_lightning.support.memory import keep_freed_memory
 
 WARM_UP_STEPS = 3
 BLOCK_SECONDS = 0.2

@@ -15,9 +15,9 @@ import tempfile
 from pathlib import Path
 from statistics import mean
 
-from fedhq_lightning import recipe_files
-from fedhq_lightning.federated.run_directory import RunDirectory
-from fedhq_lightning.recipe_parsing import resolve
+from fedhq_lightning.launch.resolve import resolve
+from fedhq_lightning.recipe import files as recipe_files
+from fedhq_lightning.run.directory import RunDirectory
 
 RECIPE = "mnist5k-hybrid"
 SCHEMES = ("w4a8", "w2a8")

@@ -1,7 +1,8 @@
-"""Callbacks for `FederatedTrainer` and `lightning.pytorch.Trainer`. Each is imported when its name is first used."""
+"""Callbacks for `FederatedTrainer` and `lightning.pytorch.Trainer`."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fedhq_lightning.support.lazy import on_first_use
 
 if not __name__.startswith("fedhq_lightning."):
     raise ImportError(
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from fedhq_lightning.callbacks.federated_averaging import FederatedAveraging
     from fedhq_lightning.callbacks.quantized_training import QuantizedTraining
     from fedhq_lightning.federated.callback import RoundCallback
-    from fedhq_lightning.reporting.progress import ProgressDisplay
+    from fedhq_lightning.report.progress import ProgressDisplay
 
 __all__ = [
     "AllocatorCallback",
@@ -35,25 +36,20 @@ __all__ = [
     "RoundCallback",
 ]
 
-_MODULES = {
-    "AllocatorCallback": "fedhq_lightning.callbacks.allocators",
-    "EarlyStopping": "fedhq_lightning.callbacks.early_stopping",
-    "FederatedAveraging": "fedhq_lightning.callbacks.federated_averaging",
-    "FixedAllocator": "fedhq_lightning.callbacks.allocators",
-    "FreeQatAllocator": "fedhq_lightning.callbacks.allocators",
-    "HybridAllocator": "fedhq_lightning.callbacks.allocators",
-    "MatchedRandomAllocator": "fedhq_lightning.callbacks.allocators",
-    "ProgressDisplay": "fedhq_lightning.reporting.progress",
-    "QuantizedTraining": "fedhq_lightning.callbacks.quantized_training",
-    "RoundCallback": "fedhq_lightning.federated.callback",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = on_first_use(
+    __name__,
+    {
+        "fedhq_lightning.callbacks.allocators": [
+            "AllocatorCallback",
+            "FixedAllocator",
+            "FreeQatAllocator",
+            "HybridAllocator",
+            "MatchedRandomAllocator",
+        ],
+        "fedhq_lightning.callbacks.early_stopping": ["EarlyStopping"],
+        "fedhq_lightning.callbacks.federated_averaging": ["FederatedAveraging"],
+        "fedhq_lightning.callbacks.quantized_training": ["QuantizedTraining"],
+        "fedhq_lightning.federated.callback": ["RoundCallback"],
+        "fedhq_lightning.report.progress": ["ProgressDisplay"],
+    },
+)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.callback import RoundCallback
-from fedhq_lightning.federated.records import RoundRecord
+from fedhq_lightning.run.records import RoundRecord
 
 if TYPE_CHECKING:
     from fedhq_lightning.trainer import FederatedTrainer

@@ -11,19 +11,19 @@ import lightning.pytorch as pl
 from torch.optim import Optimizer
 
 from fedhq_lightning.devices import FleetSpec
+from fedhq_lightning.drop_in.deployed_model import model_folder
+from fedhq_lightning.drop_in.lane_swap import Lane, refuse_unsupported
+from fedhq_lightning.drop_in.quantized_callback import QuantizedCallback, plain_scheme
+from fedhq_lightning.drop_in.trainer_parts import training_loaders
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.federated.aggregators import Aggregator, FedAvg
-from fedhq_lightning.federated.link import Uplink
-from fedhq_lightning.federated.seeds import derive_seed, seed_generators
-from fedhq_lightning.in_trainer import silo_checkpoint
-from fedhq_lightning.in_trainer.deployment import model_folder
-from fedhq_lightning.in_trainer.lanes import Lane, refuse_unsupported
-from fedhq_lightning.in_trainer.quantized_callback import QuantizedCallback, plain_scheme
-from fedhq_lightning.in_trainer.silo_checks import refuse_layers, refuse_loaders, refuse_settings
-from fedhq_lightning.in_trainer.silo_run import LocalWork, SiloRun
-from fedhq_lightning.in_trainer.silo_strategy import SiloStrategy
-from fedhq_lightning.in_trainer.trainer_parts import training_loaders
+from fedhq_lightning.federated.wire import Uplink
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
+from fedhq_lightning.silos import silo_checkpoint
+from fedhq_lightning.silos.silo_checks import refuse_layers, refuse_loaders, refuse_settings
+from fedhq_lightning.silos.silo_run import LocalWork, SiloRun
+from fedhq_lightning.silos.silo_strategy import SiloStrategy
+from fedhq_lightning.support.seeds import derive_seed, seed_generators
 
 
 class FederatedAveraging(QuantizedCallback):

@@ -7,13 +7,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from fedhq_lightning.drop_in.deployed_model import model_file, write_model
+from fedhq_lightning.drop_in.lane_swap import Lane, has_lazy_layers, refuse_unsupported
+from fedhq_lightning.drop_in.quantized_callback import QuantizedCallback, plain_scheme
+from fedhq_lightning.drop_in.trainer_parts import callbacks_of
 from fedhq_lightning.errors import ConfigurationError, nearest
-from fedhq_lightning.host_memory import keep_freed_memory
-from fedhq_lightning.in_trainer.deployment import model_file, write_model
-from fedhq_lightning.in_trainer.lanes import Lane, has_lazy_layers, refuse_unsupported
-from fedhq_lightning.in_trainer.quantized_callback import QuantizedCallback, plain_scheme
-from fedhq_lightning.in_trainer.trainer_parts import callbacks_of
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
+from fedhq_lightning.support.memory import keep_freed_memory
 from fedhq_lightning.types import MODES, Mode
 
 

@@ -23,8 +23,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from fedhq_lightning.recipe_files import find
-from fedhq_lightning.reporting.report_command import report_runs
+from fedhq_lightning.cli.report_runs import report_runs
+from fedhq_lightning.recipe.files import find
 
 FIGURES = Path(__file__).parent / "figures"
 LARGEST = 300_000  # bytes of a picture
@@ -70,7 +70,7 @@ def make_runs(folder: Path) -> list[Path]:
 
 def fedhq() -> list[str]:
     """The command line of this tree."""
-    return [sys.executable, "-m", "fedhq_lightning.cli"]
+    return [sys.executable, "-m", "fedhq_lightning.cli.main"]
 
 
 def environment() -> dict[str, str]:

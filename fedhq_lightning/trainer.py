@@ -15,29 +15,30 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from fedhq_lightning import tracking
 from fedhq_lightning.allocation import Allocator
-from fedhq_lightning.completion import complete
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.devices import Fleet, FleetSpec
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated import assembly, checks, prediction
+from fedhq_lightning.federated import checks, setup
 from fedhq_lightning.federated.aggregators import Aggregator, FedAvg
 from fedhq_lightning.federated.callback import RoundCallback
 from fedhq_lightning.federated.client_analysis import load_weights
-from fedhq_lightning.federated.client_trainer import FitOptions
-from fedhq_lightning.federated.description import check_same, describe, text_of
-from fedhq_lightning.federated.link import Downlink, Uplink
-from fedhq_lightning.federated.processes import Processes, is_first_process, launch
-from fedhq_lightning.federated.records import RoundRecord
 from fedhq_lightning.federated.rounds import RoundLoop
-from fedhq_lightning.federated.run_directory import RunDirectory, load_checkpoint
-from fedhq_lightning.federated.run_state import RunState
 from fedhq_lightning.federated.settings import check_settings, make_fabric, split_callbacks
-from fedhq_lightning.files import write_atomically
-from fedhq_lightning.host_memory import keep_freed_memory
+from fedhq_lightning.federated.wire import Downlink, Uplink
+from fedhq_lightning.finish.complete import complete
+from fedhq_lightning.local import prediction
+from fedhq_lightning.local.client_trainer import FitOptions
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
 from fedhq_lightning.quantize.compilation import has_compiler
-from fedhq_lightning.reporting.progress import ProgressDisplay
-from fedhq_lightning.torch_threads import torch_threads
+from fedhq_lightning.report.progress import ProgressDisplay
+from fedhq_lightning.run.description import check_same, describe, text_of
+from fedhq_lightning.run.directory import RunDirectory, load_checkpoint
+from fedhq_lightning.run.records import RoundRecord
+from fedhq_lightning.run.state import RunState
+from fedhq_lightning.support.atomic_files import write_atomically
+from fedhq_lightning.support.collectives import Processes, is_first_process, launch
+from fedhq_lightning.support.memory import keep_freed_memory
+from fedhq_lightning.support.threads import torch_threads
 from fedhq_lightning.types import MonitorMode
 
 _SETTINGS_THAT_CHANGE_NO_BIT = frozenset(
@@ -221,15 +222,15 @@ class FederatedTrainer:
         module = module or self._fitted
         if module is None:
             raise ConfigurationError("predict: no module; give one, or call fit before")
-        template = assembly.set_up_template(module, self.fit_options)
+        template = setup.set_up_template(module, self.fit_options)
         loaders = prediction.loaders_of(data)
-        evaluator = assembly.evaluator_of(self, template, launch(self.fabric))
+        evaluator = setup.evaluator_of(self, template, launch(self.fabric))
         model = evaluator.deployed if quantized and self.scheme is not None else evaluator.model
         with torch_threads(self.threads):
             return prediction.predict(model(template.state_dict()), loaders, self.fit_options, self.fabric.device)
 
     def _fit(self, module: L.LightningModule, datamodule: FederatedDataModule, ckpt_path: Path | None) -> None:
-        assembly.check_types(module, datamodule)
+        setup.check_types(module, datamodule)
         described = {"trainer": self.settings, "model": describe(module), "data": describe(datamodule)}
         described["device"] = self.fabric.device.type
         described["virtual_fleet"] = f"content {Fleet.resolve(self.fleet, self.seed).digest}"
@@ -245,7 +246,7 @@ class FederatedTrainer:
                     until_the_end.enter_context(directory.locked())
                 saved = _load_same(file, described)
                 records = directory.rounds_until(saved["state"]["round"])
-            job = assembly.set_up(self, module, datamodule, resumes=saved is not None)
+            job = setup.set_up(self, module, datamodule, resumes=saved is not None)
             self.monitor, self.monitor_mode = job.monitor, job.monitor_mode
             tracking.check_logger(self.logger)
             recipe = self.recipe or Recipe(type(module).__name__.lower(), text_of(described))
@@ -274,7 +275,7 @@ class FederatedTrainer:
     def _run(
         self,
         module: L.LightningModule,
-        job: assembly.Job,
+        job: setup.Job,
         processes: Processes,
         directory: RunDirectory,
         state: RunState,
@@ -304,7 +305,7 @@ class FederatedTrainer:
             rounds.run()
             self.summary = processes.from_first(lambda: complete(self, rounds, recipe_name))
             tracking.finish(loggers, self.summary, self.run_dir)
-            assembly.build_like(module, job.template, self.fit_options)
+            setup.build_like(module, job.template, self.fit_options)
             load_weights(module, state.deployed)
             self._fitted = module
             self.call("on_fit_end")
@@ -330,9 +331,9 @@ class FederatedTrainer:
     ) -> dict[str, float]:
         if not is_overridden(f"{stage}_step", module):
             raise ConfigurationError(f"{type(module).__name__} has no {stage}_step; add one that logs a metric")
-        assembly.prepare_data(datamodule, "validate" if stage == "validation" else "test")
-        template = assembly.set_up_template(module, self.fit_options)
-        evaluator = assembly.evaluator_of(self, template, launch(self.fabric))
+        setup.prepare_data(datamodule, "validate" if stage == "validation" else "test")
+        template = setup.set_up_template(module, self.fit_options)
+        evaluator = setup.evaluator_of(self, template, launch(self.fabric))
         loaders = datamodule.val_dataloader() if stage == "validation" else datamodule.test_dataloader()
         with torch_threads(self.threads):
             return evaluator.evaluate(template.state_dict(), checks.as_loaders(loaders), stage)

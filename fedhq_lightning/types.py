@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, get_args
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
 ClientId: TypeAlias = int | str
 """One data holder; stable over the run."""
@@ -20,6 +21,9 @@ StateDict: TypeAlias = "dict[str, Tensor]"
 
 MonitorMode: TypeAlias = Literal["min", "max"]
 """Whether a smaller or a larger monitored value is better."""
+
+AnyModule = TypeVar("AnyModule", bound="Module")
+"""A module goes in, and one of the same class comes out."""
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 

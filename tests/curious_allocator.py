@@ -3,7 +3,7 @@
 from typing import Any
 
 from fedhq_lightning.allocation import FixedAllocator
-from fedhq_lightning.analysis import SensitivityMeasure
+from fedhq_lightning.risk import SensitivityMeasure
 
 
 class Curious(FixedAllocator):

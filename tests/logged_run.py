@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fedhq_lightning import tracking
-from fedhq_lightning.federated.records import RoundRecord
-from fedhq_lightning.federated.run_directory import RunDirectory
+from fedhq_lightning.run.directory import RunDirectory
+from fedhq_lightning.run.records import RoundRecord
 
 from .small_run import small_summary, write_run
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedhq_lightning.federated.records import ClientRecord, RoundRecord, tier_figures
+from fedhq_lightning.run.records import ClientRecord, RoundRecord, tier_figures
 
 # name, compute seconds of one fit, bits per second
 TIERS = (("server", 1.5, 1e8), ("phone", 14.0, 1e7), ("board", 55.0, 2e6))

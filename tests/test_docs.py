@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedhq_lightning import recipe_files
+from fedhq_lightning.recipe import files as recipe_files
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -145,7 +145,7 @@ def test_every_key_of_the_summary_is_explained(page_run: Path) -> None:
 
 
 def test_every_field_of_the_records_is_explained() -> None:
-    from fedhq_lightning.federated.records import ClientRecord, RoundRecord
+    from fedhq_lightning.run.records import ClientRecord, RoundRecord
 
     names = set(_quoted(_section(ROOT / "docs" / "run-directory.md", "rounds.jsonl, metrics.csv, clients.parquet")))
     assert {field.name for record in (RoundRecord, ClientRecord) for field in fields(record)} <= names
@@ -172,7 +172,7 @@ def page_run(monkeypatch: pytest.MonkeyPatch) -> Path:
 def _check_recipe(content: dict[str, object]) -> None:
     """A whole recipe as it is; a part of one in the place of digits-smoke's."""
     from fedhq_lightning.devices import Fleet
-    from fedhq_lightning.recipe_parsing import resolve
+    from fedhq_lightning.launch.resolve import resolve
 
     base = yaml.safe_load(recipe_files.find("digits-smoke")[1])
     tune = content.pop("tune", None)
@@ -190,10 +190,10 @@ def _check_recipe(content: dict[str, object]) -> None:
 
 
 def _check_search(recipe: dict[str, object], tune: dict[str, object]) -> None:
-    from fedhq_lightning.recipe_parsing import resolve
-    from fedhq_lightning.tuning.objectives import parse_objectives
-    from fedhq_lightning.tuning.section import parse_section
-    from fedhq_lightning.tuning.space import make_space
+    from fedhq_lightning.experiments.objectives import parse_objectives
+    from fedhq_lightning.experiments.search_space import make_space
+    from fedhq_lightning.experiments.study_section import parse_section
+    from fedhq_lightning.launch.resolve import resolve
 
     section = parse_section(tune)
     objectives = parse_objectives(section.objectives, "max")
@@ -215,8 +215,8 @@ def _check_device_file(block: Block) -> None:
 
 def _check_command(line: str, words: list[str]) -> None:
     """Words in capitals stand for a name of the reader's; a command without arguments is only mentioned."""
-    from fedhq_lightning.cli import main, make_parser
-    from fedhq_lightning.recipe_parsing import resolve
+    from fedhq_lightning.cli.main import main, make_parser
+    from fedhq_lightning.launch.resolve import resolve
 
     command, *arguments = words
     assert command in make_parser().commands, line
@@ -246,8 +246,8 @@ def _check_command(line: str, words: list[str]) -> None:
 
 def _compare_overrides(words: list[str]) -> list[str]:
     """The recipe and the overrides among the words of a `fedhq compare`; its allocators have to exist."""
-    from fedhq_lightning.cli import make_parser
-    from fedhq_lightning.comparing.lineup import BEST_FIXED, check_names, contestant
+    from fedhq_lightning.cli.main import make_parser
+    from fedhq_lightning.experiments.contestants import BEST_FIXED, check_names, contestant
 
     if len(words) == 1:
         return []
@@ -260,8 +260,8 @@ def _compare_overrides(words: list[str]) -> list[str]:
 
 def _tune_overrides(words: list[str]) -> list[str]:
     """The recipe and the overrides among the words of a `fedhq tune`; its search has to be there."""
-    from fedhq_lightning.cli import make_parser
-    from fedhq_lightning.tuning.section import read_section
+    from fedhq_lightning.cli.main import make_parser
+    from fedhq_lightning.experiments.study_section import read_section
 
     if len(words) == 1:
         return []

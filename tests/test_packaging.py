@@ -89,7 +89,7 @@ def test_recipes_are_resources():
 def test_version_is_one_and_in_the_changelog():
     pyproject = read_pyproject()
     assert "version" in pyproject["project"]["dynamic"]
-    assert pyproject["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "fedhq_lightning.__version__"}
+    assert pyproject["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "fedhq_lightning.version.__version__"}
     assert f"[{fedhq_lightning.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 

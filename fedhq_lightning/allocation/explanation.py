@@ -8,7 +8,7 @@ from fedhq_lightning.allocation.boundary import Boundary, ClientFacts, risk_leve
 
 if TYPE_CHECKING:
     from fedhq_lightning.allocation.coarse import CoarseChoice
-    from fedhq_lightning.allocation.knowledge import ClientKnowledge
+    from fedhq_lightning.allocation.known_clients import ClientKnowledge
 
 _WORDS = {
     "total_variation": "the total variation of its labels",

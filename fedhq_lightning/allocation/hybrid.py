@@ -11,18 +11,18 @@ from fedhq_lightning.allocation.boundary import FREE, Boundary, allot, is_number
 from fedhq_lightning.allocation.coarse import CoarseChoice, choose_boundary, start_of_qat
 from fedhq_lightning.allocation.explanation import explain, explain_start
 from fedhq_lightning.allocation.fine import FineAdjustment
-from fedhq_lightning.allocation.knowledge import ClientKnowledge, Divergence
+from fedhq_lightning.allocation.known_clients import ClientKnowledge, Divergence
 from fedhq_lightning.allocation.protocol import AllocationContext, Allocator
 from fedhq_lightning.allocation.rounding_cost import FEWEST, RoundingCost
 from fedhq_lightning.allocation.study import Trial
 from fedhq_lightning.errors import ConfigurationError, nearest
-from fedhq_lightning.files import write_atomically
+from fedhq_lightning.support.atomic_files import write_atomically
 from fedhq_lightning.types import ClientId, Plan
 
 if TYPE_CHECKING:
-    from fedhq_lightning.analysis.sensitivity import SensitivityMeasure
     from fedhq_lightning.devices import FleetSpec
-    from fedhq_lightning.federated.records import RoundRecord
+    from fedhq_lightning.risk.sensitivity import SensitivityMeasure
+    from fedhq_lightning.run.records import RoundRecord
 
 _MEASURES = {"divergence": get_args(Divergence), "sensitivity": ("sqnr", "loss")}
 _STATE = {"knowledge", "choice", "fine", "rounding", "history", "noise", "explanation"}

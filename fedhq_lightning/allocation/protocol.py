@@ -10,10 +10,10 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.types import ClientId, Mode, MonitorMode, Plan
 
 if TYPE_CHECKING:
-    from fedhq_lightning.analysis.data import DivergenceMeasure
-    from fedhq_lightning.analysis.sensitivity import SensitivityMeasure
     from fedhq_lightning.devices import FleetSpec
-    from fedhq_lightning.federated.records import RoundRecord
+    from fedhq_lightning.risk.divergence import DivergenceMeasure
+    from fedhq_lightning.risk.sensitivity import SensitivityMeasure
+    from fedhq_lightning.run.records import RoundRecord
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedhq_lightning.allocation.boundary import LEAST_SLACK, Boundary
-from fedhq_lightning.files import write_atomically
-from fedhq_lightning.quiet import libraries_quiet
+from fedhq_lightning.support.atomic_files import write_atomically
+from fedhq_lightning.support.quiet import libraries_quiet
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -57,7 +57,7 @@ def earlier_trials(runs: Sequence[str]) -> list[Trial]:
     Raises:
         ConfigurationError: One cannot be read, or logged no boundary.
     """
-    from fedhq_lightning.history import read_history
+    from fedhq_lightning.run import read_history
 
     trials = []
     for run in runs:

@@ -1,7 +1,8 @@
-"""Data over clients, and ready data modules. Each is imported when its name is first used."""
+"""Data over clients, and ready data modules."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fedhq_lightning.support.lazy import on_first_use
 
 if TYPE_CHECKING:
     from fedhq_lightning.data.digits import Digits
@@ -13,21 +14,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Digits", "FashionMNIST", "FederatedDataModule", "HuggingFaceDataModule", "MNIST5k", "PartitionedDataModule"]
 
-_MODULES = {
-    "Digits": "digits",
-    "FashionMNIST": "idx",
-    "FederatedDataModule": "federated",
-    "HuggingFaceDataModule": "hugging_face",
-    "MNIST5k": "mnist5k",
-    "PartitionedDataModule": "partitioned",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = on_first_use(
+    __name__,
+    {
+        "fedhq_lightning.data.digits": ["Digits"],
+        "fedhq_lightning.data.federated": ["FederatedDataModule"],
+        "fedhq_lightning.data.hugging_face": ["HuggingFaceDataModule"],
+        "fedhq_lightning.data.idx": ["FashionMNIST"],
+        "fedhq_lightning.data.mnist5k": ["MNIST5k"],
+        "fedhq_lightning.data.partitioned": ["PartitionedDataModule"],
+    },
+)

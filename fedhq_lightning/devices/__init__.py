@@ -1,47 +1,43 @@
-"""The fleet's devices: profiles in YAML, each figure with its source, and how a fleet deals them to clients."""
+"""What *time* a round takes: device profiles, fleets, traces, the roofline, and the virtual clock.
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+A profile is a YAML file in which each figure has its source. A device changes virtual time only, never values.
+"""
+
+from typing import TYPE_CHECKING
+
+from fedhq_lightning.support.lazy import on_first_use
 
 if TYPE_CHECKING:
+    from fedhq_lightning.devices.device_profile import DeviceProfile, available_profiles, load_profile
     from fedhq_lightning.devices.fleet import Fleet, FleetSpec, TracedFleet, available_fleets
-    from fedhq_lightning.devices.profile import DeviceProfile, available_profiles, load_profile
+    from fedhq_lightning.devices.layer_costs import LayerCost, measure_costs
+    from fedhq_lightning.devices.roofline import ClientTime, round_seconds, step_seconds
     from fedhq_lightning.devices.trace import Availability, Trace
 
 __all__ = [
     "Availability",
+    "ClientTime",
     "DeviceProfile",
     "Fleet",
     "FleetSpec",
+    "LayerCost",
     "Trace",
     "TracedFleet",
     "available_fleets",
     "available_profiles",
     "load_profile",
+    "measure_costs",
+    "round_seconds",
+    "step_seconds",
 ]
 
-_MODULE_OF_NAME = {
-    "Availability": "fedhq_lightning.devices.trace",
-    "DeviceProfile": "fedhq_lightning.devices.profile",
-    "Fleet": "fedhq_lightning.devices.fleet",
-    "FleetSpec": "fedhq_lightning.devices.fleet",
-    "Trace": "fedhq_lightning.devices.trace",
-    "TracedFleet": "fedhq_lightning.devices.fleet",
-    "available_fleets": "fedhq_lightning.devices.fleet",
-    "available_profiles": "fedhq_lightning.devices.profile",
-    "load_profile": "fedhq_lightning.devices.profile",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Load a public name on first use (PEP 562) and keep it."""
-    if name not in _MODULE_OF_NAME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_MODULE_OF_NAME[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """List the public names, loaded or not."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = on_first_use(
+    __name__,
+    {
+        "fedhq_lightning.devices.device_profile": ["DeviceProfile", "available_profiles", "load_profile"],
+        "fedhq_lightning.devices.fleet": ["Fleet", "FleetSpec", "TracedFleet", "available_fleets"],
+        "fedhq_lightning.devices.layer_costs": ["LayerCost", "measure_costs"],
+        "fedhq_lightning.devices.roofline": ["ClientTime", "round_seconds", "step_seconds"],
+        "fedhq_lightning.devices.trace": ["Availability", "Trace"],
+    },
+)

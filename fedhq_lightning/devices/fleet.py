@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from typing_extensions import override
 
-from fedhq_lightning.devices.profile import (
+from fedhq_lightning.devices.device_profile import (
     FLEET_PREFIX,
     DeviceProfile,
     is_path,

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhq_lightning.devices.profile import DeviceProfile
+from fedhq_lightning.devices.device_profile import DeviceProfile
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
-from fedhq_lightning.devices.profile import DeviceProfile, is_path, load_profile
+from fedhq_lightning.devices.device_profile import DeviceProfile, is_path, load_profile
 from fedhq_lightning.devices.trace import Availability, Trace
 from fedhq_lightning.errors import ConfigurationError, nearest
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from fedhq_lightning.federated.records import ClientRecord, RoundRecord
+from fedhq_lightning.run.records import ClientRecord, RoundRecord
 from fedhq_lightning.types import ClientId, Mode, Plan
 
 if TYPE_CHECKING:

@@ -21,11 +21,11 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedhq_lightning.analysis.hardware import LayerCost, measure_costs
 from fedhq_lightning.data import FederatedDataModule
+from fedhq_lightning.devices.roofline import LayerCost, measure_costs
 from fedhq_lightning.errors import ConfigurationError, nearest
-from fedhq_lightning.federated.client_trainer import ClientTrainer, FitOptions
 from fedhq_lightning.federated.clients import num_examples
+from fedhq_lightning.local.client_trainer import ClientTrainer, FitOptions
 from fedhq_lightning.types import ClientId, MonitorMode
 
 # Words of a metric's name that tell which way is better; a number may follow, as in map50.

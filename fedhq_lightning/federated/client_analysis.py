@@ -11,10 +11,10 @@ import lightning as L
 import torch
 from torchmetrics import Metric
 
-from fedhq_lightning.analysis.sensitivity import SensitivityMeasure, generators_kept, quantization_sensitivity
 from fedhq_lightning.data import FederatedDataModule
-from fedhq_lightning.federated.client_trainer import ClientTrainer, FitOptions
+from fedhq_lightning.local.client_trainer import ClientTrainer, FitOptions
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
+from fedhq_lightning.risk.sensitivity import SensitivityMeasure, generators_kept, quantization_sensitivity
 from fedhq_lightning.types import ClientId, StateDict
 
 

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from fedhq_lightning import tracking
-from fedhq_lightning.analysis.updates import Sketcher
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated import assembly
+from fedhq_lightning.federated import setup
 from fedhq_lightning.federated.client_fit import Update
 from fedhq_lightning.federated.exact_mean import ExactMean
 from fedhq_lightning.federated.payload import PayloadError
-from fedhq_lightning.federated.processes import Processes
-from fedhq_lightning.federated.records import ClientRecord, RoundRecord
-from fedhq_lightning.federated.run_directory import RunDirectory
-from fedhq_lightning.federated.run_state import RunState
 from fedhq_lightning.federated.update_directions import UpdateDirections, sketcher_of
+from fedhq_lightning.risk.update_sketch import Sketcher
+from fedhq_lightning.run.directory import RunDirectory
+from fedhq_lightning.run.records import ClientRecord, RoundRecord
+from fedhq_lightning.run.state import RunState
+from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.types import MODES, Plan, StateDict
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class RoundLoop:
     def __init__(
         self,
         trainer: FederatedTrainer,
-        job: assembly.Job,
+        job: setup.Job,
         processes: Processes,
         directory: RunDirectory,
         state: RunState,
@@ -57,8 +57,8 @@ class RoundLoop:
         self.job = job
         self.directory = directory
         self.state = state
-        self.evaluator = assembly.evaluator_of(trainer, job.template, processes)
-        self._fitter = assembly.fitter_of(trainer, job)
+        self.evaluator = setup.evaluator_of(trainer, job.template, processes)
+        self._fitter = setup.fitter_of(trainer, job)
         self._trainer = trainer
         self._processes = processes
         self._loggers = loggers

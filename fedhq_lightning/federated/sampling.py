@@ -7,7 +7,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from fedhq_lightning.devices import Availability
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.seeds import derive_seed
+from fedhq_lightning.support.seeds import derive_seed
 from fedhq_lightning.types import ClientId
 
 

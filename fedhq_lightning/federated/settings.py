@@ -12,7 +12,7 @@ from lightning.fabric.strategies.launchers.subprocess_script import _SubprocessS
 from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.federated.callback import RoundCallback
-from fedhq_lightning.federated.processes import lightning_quiet
+from fedhq_lightning.support.collectives import lightning_quiet
 
 _WHOLE = (
     "max_rounds",

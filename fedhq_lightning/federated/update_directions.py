@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fedhq_lightning.analysis.updates import Sketcher, direction_divergence
-from fedhq_lightning.federated.link import Uplink
-from fedhq_lightning.federated.seeds import derive_seed
+from fedhq_lightning.federated.wire import Uplink
+from fedhq_lightning.risk.update_sketch import Sketcher, direction_divergence
+from fedhq_lightning.support.seeds import derive_seed
 from fedhq_lightning.types import ClientId, StateDict
 
 

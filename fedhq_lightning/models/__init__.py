@@ -1,7 +1,8 @@
-"""Reference LightningModules: small image classifiers. Each is imported when its name is first used."""
+"""Reference LightningModules: small image classifiers."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fedhq_lightning.support.lazy import on_first_use
 
 if TYPE_CHECKING:
     from fedhq_lightning.models.classifier import ImageClassifier
@@ -12,14 +13,13 @@ if TYPE_CHECKING:
 
 __all__ = ["MLP", "ImageClassifier", "LeNet5", "ResNet20", "ViT"]
 
-_MODULES = {"ImageClassifier": "classifier", "LeNet5": "lenet", "MLP": "mlp", "ResNet20": "resnet", "ViT": "vit"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = on_first_use(
+    __name__,
+    {
+        "fedhq_lightning.models.classifier": ["ImageClassifier"],
+        "fedhq_lightning.models.lenet": ["LeNet5"],
+        "fedhq_lightning.models.mlp": ["MLP"],
+        "fedhq_lightning.models.resnet": ["ResNet20"],
+        "fedhq_lightning.models.vit": ["ViT"],
+    },
+)

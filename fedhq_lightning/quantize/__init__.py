@@ -1,45 +1,58 @@
-"""Schemes, the training lanes of each mode, and the deployed model; names load on first use."""
+"""Schemes, the training lanes of each mode, and the conversion to what is deployed."""
 
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
-_MODULES = {
-    "LaneOptions": "lane_options",
-    "LayerScheme": "scheme",
-    "QuantScheme": "scheme",
-    "dequantize_weight": "grid",
-    "quantize_activation": "grid",
-    "quantize_weight": "grid",
-    "round_to_grid": "grid",
-    "pack": "packing",
-    "packed_bytes": "packing",
-    "unpack": "packing",
-    "IntegerInferenceConfig": "conversion",
-    "PtqTrainingConfig": "lanes",
-    "QatTrainingConfig": "lanes",
-    "ExportError": "export",
-    "IntegerConv1d": "integer_layers",
-    "IntegerConv2d": "integer_layers",
-    "IntegerLayer": "integer_layers",
-    "IntegerLinear": "integer_layers",
-    "convert": "conversion",
-    "correct_bias": "bias_correction",
-    "export_program": "export",
-    "load_packed": "export",
-    "prepare": "lanes",
-    "restore": "lanes",
-    "packed_size": "export",
-    "save_packed": "export",
-}
+from fedhq_lightning.support.lazy import on_first_use
 
-__all__ = sorted(_MODULES)
+if TYPE_CHECKING:
+    from fedhq_lightning.quantize.bias_correction import correct_bias
+    from fedhq_lightning.quantize.conversion import IntegerInferenceConfig, convert
+    from fedhq_lightning.quantize.grid import dequantize_weight, quantize_activation, quantize_weight, round_to_grid
+    from fedhq_lightning.quantize.integer_layers import IntegerConv1d, IntegerConv2d, IntegerLayer, IntegerLinear
+    from fedhq_lightning.quantize.lane_options import LaneOptions
+    from fedhq_lightning.quantize.lanes import PtqTrainingConfig, QatTrainingConfig, prepare, restore
+    from fedhq_lightning.quantize.packing import pack, packed_bytes, unpack
+    from fedhq_lightning.quantize.scheme import LayerScheme, QuantScheme
 
+__all__ = [
+    "IntegerConv1d",
+    "IntegerConv2d",
+    "IntegerInferenceConfig",
+    "IntegerLayer",
+    "IntegerLinear",
+    "LaneOptions",
+    "LayerScheme",
+    "PtqTrainingConfig",
+    "QatTrainingConfig",
+    "QuantScheme",
+    "convert",
+    "correct_bias",
+    "dequantize_weight",
+    "pack",
+    "packed_bytes",
+    "prepare",
+    "quantize_activation",
+    "quantize_weight",
+    "restore",
+    "round_to_grid",
+    "unpack",
+]
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *_MODULES]
+__getattr__, __dir__ = on_first_use(
+    __name__,
+    {
+        "fedhq_lightning.quantize.bias_correction": ["correct_bias"],
+        "fedhq_lightning.quantize.conversion": ["IntegerInferenceConfig", "convert"],
+        "fedhq_lightning.quantize.grid": [
+            "dequantize_weight",
+            "quantize_activation",
+            "quantize_weight",
+            "round_to_grid",
+        ],
+        "fedhq_lightning.quantize.integer_layers": ["IntegerConv1d", "IntegerConv2d", "IntegerLayer", "IntegerLinear"],
+        "fedhq_lightning.quantize.lane_options": ["LaneOptions"],
+        "fedhq_lightning.quantize.lanes": ["PtqTrainingConfig", "QatTrainingConfig", "prepare", "restore"],
+        "fedhq_lightning.quantize.packing": ["pack", "packed_bytes", "unpack"],
+        "fedhq_lightning.quantize.scheme": ["LayerScheme", "QuantScheme"],
+    },
+)

@@ -10,6 +10,7 @@ from fedhq_lightning.quantize.integer_layers import INTEGER_TYPES
 from fedhq_lightning.quantize.lanes import named, restore, turn_off_fast_paths
 from fedhq_lightning.quantize.scheme import LayerScheme, QuantScheme
 from fedhq_lightning.quantize.torchao_quietly import AOBaseConfig, quantize_, register_quantize_module_handler
+from fedhq_lightning.types import AnyModule
 
 
 @dataclass
@@ -46,7 +47,7 @@ def become_integer(layer: nn.Module, scheme: LayerScheme) -> nn.Module:
     return layer.eval()
 
 
-def convert(module: nn.Module, scheme: QuantScheme) -> nn.Module:
+def convert(module: AnyModule, scheme: QuantScheme) -> AnyModule:
     """The deployed model: one conversion to the scheme's grid, the same for every mode.
 
     Args:
@@ -69,7 +70,7 @@ def convert(module: nn.Module, scheme: QuantScheme) -> nn.Module:
     return converted
 
 
-def copy_without_trainer(module: nn.Module) -> nn.Module:
+def copy_without_trainer(module: AnyModule) -> AnyModule:
     """A deep copy of a module; a LightningModule's comes without its trainer."""
     # A LightningModule refers to its trainer, and through it to data and optimizer states.
     left_out: dict[int, Any] = {}

@@ -22,7 +22,7 @@ from fedhq_lightning.quantize.lane_options import LaneOptions, PtqKernel, QatKer
 from fedhq_lightning.quantize.qat_layers import QatConv1d, QatConv2d, QatLayer, QatLinear
 from fedhq_lightning.quantize.scheme import QUANTIZABLE_TYPES, LayerScheme, QuantScheme, plain_type
 from fedhq_lightning.quantize.torchao_quietly import AOBaseConfig, quantize_, register_quantize_module_handler
-from fedhq_lightning.types import MODES, Mode
+from fedhq_lightning.types import MODES, AnyModule, Mode
 
 _PTQ_TYPES: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: PtqLinear,
@@ -104,7 +104,7 @@ def _to_qat(layer: nn.Module, config: QatTrainingConfig) -> nn.Module:
     return layer
 
 
-def prepare(module: nn.Module, mode: Mode, scheme: QuantScheme, options: LaneOptions | None = None) -> nn.Module:
+def prepare(module: AnyModule, mode: Mode, scheme: QuantScheme, options: LaneOptions | None = None) -> AnyModule:
     """Make a module train in a mode.
 
     Args:
@@ -141,7 +141,7 @@ def prepare(module: nn.Module, mode: Mode, scheme: QuantScheme, options: LaneOpt
     return module
 
 
-def restore(module: nn.Module) -> nn.Module:
+def restore(module: AnyModule) -> AnyModule:
     """Undo `prepare`, in place; a module that no lane prepared stays as it is."""
     for layer in list(module.modules()):
         kind = plain_type(layer)

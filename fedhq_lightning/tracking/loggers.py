@@ -10,12 +10,12 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from fedhq_lightning.federated.records import RoundRecord
-from fedhq_lightning.history.rows import logged_values
+from fedhq_lightning.run.logged_rows import logged_values
+from fedhq_lightning.run.records import RoundRecord
+from fedhq_lightning.support.wandb_session import wandb_quietly
 from fedhq_lightning.tracking import wandb_mode, wandb_run
-from fedhq_lightning.tracking.config import tracked_config
-from fedhq_lightning.tracking.labels import current_labels
-from fedhq_lightning.wandb_session import wandb_quietly
+from fedhq_lightning.tracking.run_labels import current_labels
+from fedhq_lightning.tracking.tracked_config import tracked_config
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedhq_lightning.reporting.canvas import MODE_COLOURS, own_style, whole_numbers
-from fedhq_lightning.reporting.history import ClientHistory
+from fedhq_lightning.report.picture_style import MODE_COLOURS, own_style, whole_numbers
+from fedhq_lightning.run.finished_run import ClientHistory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.history.rows import logged_values
-from fedhq_lightning.reporting.allocation_data import read_allocation
-from fedhq_lightning.reporting.history import ClientHistory, load_run
+from fedhq_lightning.run.allocation import read_allocation
+from fedhq_lightning.run.finished_run import ClientHistory, load_run
+from fedhq_lightning.run.logged_rows import logged_values
 from fedhq_lightning.tracking.mode_picture import mode_picture
 
 MOST_ROWS = 10_000

@@ -7,7 +7,7 @@ import os
 from lightning.pytorch.loggers import WandbLogger
 
 from fedhq_lightning.errors import ConfigurationError, nearest
-from fedhq_lightning.wandb_session import api_host, is_logged_in, wandb_quietly
+from fedhq_lightning.support.wandb_session import api_host, is_logged_in, wandb_quietly
 
 _MODES = {
     "online": "online",

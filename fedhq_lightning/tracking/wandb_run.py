@@ -12,10 +12,10 @@ from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
 
-from fedhq_lightning.history.offline_wandb import is_complete, mend
-from fedhq_lightning.history.rows import CLOCK, MONITOR_MODE, OVER_VIRTUAL_TIME, ROUND
+from fedhq_lightning.run.logged_rows import CLOCK, MONITOR_MODE, OVER_VIRTUAL_TIME, ROUND
+from fedhq_lightning.run.offline_wandb import is_complete, mend
 from fedhq_lightning.tracking import wandb_media
-from fedhq_lightning.tracking.labels import Labels
+from fedhq_lightning.tracking.run_labels import Labels
 from fedhq_lightning.tracking.wandb_artifacts import log_artifacts
 from fedhq_lightning.tracking.wandb_mode import mode
 

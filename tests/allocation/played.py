@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from fedhq_lightning.allocation import AllocationContext, HybridAllocator
-from fedhq_lightning.federated.records import ClientRecord, RoundRecord
+from fedhq_lightning.run.records import ClientRecord, RoundRecord
 
 CLIENTS = [*range(6), *(f"site-{letter}" for letter in "abcdef")]
 SECONDS = {"board": {"fp": 9.0, "ptq": 10.0, "qat": 13.0}, "phone": {"fp": 4.0, "ptq": 3.0, "qat": 5.0}}

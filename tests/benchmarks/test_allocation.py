@@ -4,11 +4,11 @@ import allocation
 import pytest
 import yaml
 
-from fedhq_lightning.comparing.comparison import Kept
-from fedhq_lightning.comparing.lineup import BEST_FIXED, contestant
-from fedhq_lightning.recipe_parsing import resolve
+from fedhq_lightning.experiments.comparison import Kept
+from fedhq_lightning.experiments.contestants import BEST_FIXED, contestant
+from fedhq_lightning.launch.resolve import resolve
 
-from ..comparing.made_cells import made_cell
+from ..experiments.made_cells import made_cell
 
 
 @pytest.mark.parametrize("name", allocation.GRIDS)

@@ -5,10 +5,10 @@ import math
 import allocation_tables
 import pytest
 
-from fedhq_lightning.comparing.comparison import Kept
-from fedhq_lightning.comparing.results import Outcome, outcomes
+from fedhq_lightning.experiments.comparison import Kept
+from fedhq_lightning.experiments.outcomes import Outcome, outcomes
 
-from ..comparing.made_cells import made_cell
+from ..experiments.made_cells import made_cell
 
 
 def setting(gains: dict[int, float], seconds: float = 10.0) -> list[Outcome]:

@@ -10,7 +10,7 @@ import pytest
 from fedhq_lightning import allocation, callbacks
 from fedhq_lightning.allocation import AllocationContext, Allocator
 from fedhq_lightning.callbacks import AllocatorCallback
-from fedhq_lightning.federated.records import RoundRecord
+from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.types import ClientId, Mode, Plan
 
 NAMES = ["FixedAllocator", "FreeQatAllocator", "HybridAllocator", "MatchedRandomAllocator"]

@@ -21,11 +21,11 @@ from torch.utils.data.distributed import DistributedSampler
 from fedhq_lightning.callbacks import FederatedAveraging, FixedAllocator, HybridAllocator, QuantizedTraining, allocators
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.aggregators import FedProx
-from fedhq_lightning.in_trainer import silo_run
-from fedhq_lightning.in_trainer.silo_context import label_counts
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
+from fedhq_lightning.silos import silo_run
+from fedhq_lightning.silos.silo_context import label_counts
 
-from ..in_trainer.silo_runs import one_silo
+from ..silos.silo_runs import one_silo
 from ..small_federation import SmallModule, examples, same_bits
 
 # Lightning's own, about loaders without worker processes and the like.

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from fedhq_lightning import completion, model_folder
-from fedhq_lightning.quantize import ExportError, compilation
+from fedhq_lightning.deploy import ExportError, model_folder
+from fedhq_lightning.finish import complete
+from fedhq_lightning.quantize import compilation
 
 
 @pytest.fixture(autouse=True)
@@ -17,8 +18,8 @@ def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the report and the measurement of the deployed model's speed."""
-    monkeypatch.setattr(completion, "write_report", lambda path: None)
-    monkeypatch.setattr(completion, "measure_inference", lambda *arguments: None)
+    monkeypatch.setattr(complete, "write_report", lambda path: None)
+    monkeypatch.setattr(complete, "measure_inference", lambda *arguments: None)
 
 
 @pytest.fixture

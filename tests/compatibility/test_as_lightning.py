@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from fedhq_lightning.federated.assembly import set_up_template
-from fedhq_lightning.federated.client_trainer import ClientTrainer, FitOptions
-from fedhq_lightning.federated.module_checks import copied
+from fedhq_lightning.federated.setup import set_up_template
+from fedhq_lightning.local.client_trainer import ClientTrainer, FitOptions
+from fedhq_lightning.local.module_checks import copied
 
 from ..beside_lightning import lightning_fit, lightning_validate
 from ..small_federation import same_bits

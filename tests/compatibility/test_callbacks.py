@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from fedhq_lightning.callbacks import FederatedAveraging, QuantizedTraining
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.silent_logger import SilentLogger
+from fedhq_lightning.local.silent_logger import SilentLogger
 from fedhq_lightning.quantize import QuantScheme
 
 from ..beside_lightning import lightning_trainer, without_advice

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 
 from fedhq_lightning.devices import Fleet, available_fleets, load_profile
-from fedhq_lightning.devices.profile import shipped_file
+from fedhq_lightning.devices.device_profile import shipped_file
 from fedhq_lightning.errors import ConfigurationError
 
 

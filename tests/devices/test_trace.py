@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from fedhq_lightning.devices import Availability, Fleet, TracedFleet, load_profile
-from fedhq_lightning.devices.profile import shipped_file
+from fedhq_lightning.devices.device_profile import shipped_file
 from fedhq_lightning.errors import ConfigurationError
 
 HEADER = "client,device,uplink_mbit_per_second,downlink_mbit_per_second,available_from_seconds,available_until_seconds"

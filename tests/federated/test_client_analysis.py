@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from fedhq_lightning.analysis import SensitivityMeasure, quantization_sensitivity
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.client_analysis import ClientAnalyst
-from fedhq_lightning.federated.client_trainer import ClientTrainer, FitOptions
-from fedhq_lightning.federated.seeds import seed_generators
+from fedhq_lightning.local.client_trainer import ClientTrainer, FitOptions
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
+from fedhq_lightning.risk import SensitivityMeasure, quantization_sensitivity
+from fedhq_lightning.support.seeds import seed_generators
 from fedhq_lightning.types import ClientId
 
 from ..small_federation import SmallData, SmallModule, same_bits

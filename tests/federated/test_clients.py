@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.checks import Probe
-from fedhq_lightning.federated.client_trainer import FitOptions
 from fedhq_lightning.federated.clients import (
     check_last_batches,
     client_to_probe,
@@ -18,6 +17,7 @@ from fedhq_lightning.federated.clients import (
     num_examples,
     plain_client_ids,
 )
+from fedhq_lightning.local.client_trainer import FitOptions
 from fedhq_lightning.types import ClientId
 
 from ..small_federation import SmallData, examples

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from fedhq_lightning.federated.records import ClientRecord
 from fedhq_lightning.federated.rounds import learning_rate_scale, train_metrics
+from fedhq_lightning.run.records import ClientRecord
 
-from .test_records import CLIENT
+from ..run.test_records import CLIENT
 
 
 def client(num_examples: int, num_steps: int = 3, **metrics: float) -> ClientRecord:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedhq_lightning.analysis import direction_divergence
 from fedhq_lightning.federated.exact_mean import ExactMean
-from fedhq_lightning.federated.link import Link, Uplink
 from fedhq_lightning.federated.update_directions import UpdateDirections, sketcher_of
+from fedhq_lightning.federated.wire import Link, Uplink
 from fedhq_lightning.quantize import LayerScheme
+from fedhq_lightning.risk import direction_divergence
 from fedhq_lightning.types import StateDict
 
 PARAMETERS = frozenset({"weight", "bias"})

@@ -88,7 +88,7 @@ import torch
 from torch import nn
 
 from fedhq_lightning.quantize.conversion import convert
-from fedhq_lightning.quantize.export import export_program
+from fedhq_lightning.deploy.export import export_program
 from fedhq_lightning.quantize.integer_convolution import has_convolution_kernel
 from fedhq_lightning.quantize.integer_matmul import has_exact_kernel, integer_matmul
 from fedhq_lightning.quantize.kernel_choice import has_fast_integers

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedhq_lightning.deploy.export import export_program
 from fedhq_lightning.quantize import qat_layers
 from fedhq_lightning.quantize.conversion import convert
 from fedhq_lightning.quantize.convolution import pad, padding_amounts
-from fedhq_lightning.quantize.export import export_program
 from fedhq_lightning.quantize.grid import quantize_activation, quantize_weight
 from fedhq_lightning.quantize.integer_layers import INTEGER_TYPES
 from fedhq_lightning.quantize.lane_options import LaneOptions

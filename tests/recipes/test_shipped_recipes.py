@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from fedhq_lightning.data import FederatedDataModule
-from fedhq_lightning.recipe_files import description
-from fedhq_lightning.recipe_parsing import resolve
+from fedhq_lightning.launch.resolve import resolve
+from fedhq_lightning.recipe.files import description
 from fedhq_lightning.trainer import FederatedTrainer
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.y*ml"))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedhq_lightning.history.offline_wandb import _records, _update
+from fedhq_lightning.run.offline_wandb import _records, _update
 
 
 class Logged:

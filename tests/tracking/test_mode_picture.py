@@ -4,8 +4,8 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import to_rgb
 
-from fedhq_lightning.reporting.canvas import MODE_COLOURS
-from fedhq_lightning.reporting.history import ClientHistory
+from fedhq_lightning.report.picture_style import MODE_COLOURS
+from fedhq_lightning.run.finished_run import ClientHistory
 from fedhq_lightning.tracking.mode_picture import MOST_ROWS, mode_picture
 
 

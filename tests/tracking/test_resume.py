@@ -19,9 +19,9 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from fedhq_lightning import tracking
 from fedhq_lightning.callbacks import HybridAllocator
-from fedhq_lightning.federated.records import RoundRecord
-from fedhq_lightning.history import read_history
-from fedhq_lightning.history.offline_wandb import mend, read_log
+from fedhq_lightning.run import read_history
+from fedhq_lightning.run.offline_wandb import mend, read_log
+from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.trainer import FederatedTrainer
 
 from ..logged_run import SETTINGS, log_offline, wait_for_another_folder, write_logged_run

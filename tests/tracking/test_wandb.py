@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from fedhq_lightning import tracking
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.reporting.allocation_figures import write_allocation_picture
+from fedhq_lightning.report.allocation_figures import write_allocation_picture
 from fedhq_lightning.tracking.wandb_run import _wait_until_written, rounds_held
 
 from ..logged_run import SETTINGS, log_offline, write_logged_run

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from fedhq_lightning import completion, model_folder
-from fedhq_lightning.quantize import ExportError
+from fedhq_lightning.deploy import ExportError, model_folder
+from fedhq_lightning.finish import complete
 
 
 @pytest.fixture
@@ -16,4 +16,4 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ExportError("left out")
 
     monkeypatch.setattr(model_folder, "export_program", left_out)
-    monkeypatch.setattr(completion, "write_report", lambda path: None)
+    monkeypatch.setattr(complete, "write_report", lambda path: None)

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from fedhq_lightning.allocation import FixedAllocator
-from fedhq_lightning.analysis import SensitivityMeasure
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.records import ClientRecord
-from fedhq_lightning.federated.run_directory import RunDirectory, load_checkpoint
+from fedhq_lightning.risk import SensitivityMeasure
+from fedhq_lightning.run.directory import RunDirectory, load_checkpoint
+from fedhq_lightning.run.records import ClientRecord
 from fedhq_lightning.types import ClientId
 
 from ..curious_allocator import Curious

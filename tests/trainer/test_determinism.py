@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from fedhq_lightning.callbacks import FixedAllocator
 from fedhq_lightning.federated.aggregators import FedAvg, FedOpt, FedProx
-from fedhq_lightning.federated.seeds import derive_seed, seed_generators
+from fedhq_lightning.support.seeds import derive_seed, seed_generators
 
 from ..beside_lightning import lightning_fit
 from ..small_federation import SmallData, SmallModule, same_bits, trainer

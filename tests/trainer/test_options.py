@@ -15,9 +15,9 @@ from fedhq_lightning.callbacks import EarlyStopping, FixedAllocator
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.aggregators import FedAvg, FedOpt
 from fedhq_lightning.federated.client_fit import Update
-from fedhq_lightning.federated.link import Link
-from fedhq_lightning.federated.records import ClientRecord, RoundRecord
+from fedhq_lightning.federated.wire import Link
 from fedhq_lightning.quantize import QuantScheme
+from fedhq_lightning.run.records import ClientRecord, RoundRecord
 from fedhq_lightning.trainer import FederatedTrainer
 from fedhq_lightning.types import Plan, StateDict
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedhq_lightning import cli
-from fedhq_lightning.federated.run_directory import RunDirectory, load_checkpoint
+from fedhq_lightning.cli import main as cli
+from fedhq_lightning.run.directory import RunDirectory, load_checkpoint
 
 from ..small_federation import same_bits
 
@@ -40,7 +40,7 @@ def free_port() -> str:
 
 
 def start(*arguments: str, script: Path | None = None) -> subprocess.Popen[str]:
-    program = ["-m", "fedhq_lightning.cli"] if script is None else [str(script)]
+    program = ["-m", "fedhq_lightning.cli.main"] if script is None else [str(script)]
     return subprocess.Popen(
         [sys.executable, *program, *arguments],
         stdout=subprocess.PIPE,

@@ -16,8 +16,8 @@ from fedhq_lightning.callbacks import EarlyStopping, FixedAllocator, HybridAlloc
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.aggregators import FedOpt, FedProx
 from fedhq_lightning.federated.callback import RoundCallback
-from fedhq_lightning.federated.records import RoundRecord
-from fedhq_lightning.federated.run_directory import RunDirectory
+from fedhq_lightning.run.directory import RunDirectory
+from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.trainer import FederatedTrainer
 
 from ..small_federation import SmallData, SmallModule, same_bits, trainer

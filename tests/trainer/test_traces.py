@@ -7,7 +7,7 @@ import pytest
 
 from fedhq_lightning.callbacks import FixedAllocator
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.records import ClientRecord, RoundRecord
+from fedhq_lightning.run.records import ClientRecord, RoundRecord
 from fedhq_lightning.trainer import FederatedTrainer
 
 from ..small_federation import SmallData, SmallModule, same_bits, trainer

@@ -1,0 +1,51 @@
+"""What Tab completes an argument to. Called by argcomplete, which filters by what was typed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fedhq_lightning.recipe import files as recipe_files
+
+
+def shipped_recipes(**_: Any) -> list[str]:
+    """Names."""
+    return list(recipe_files.shipped())
+
+
+def recipes(prefix: str = "", **_: Any) -> list[str]:
+    """Names of shipped recipes, the user's YAML files, and folders on the way to them."""
+    return [*recipe_files.shipped(), *_paths(prefix, (".yaml", ".yml"))]
+
+
+def run_directories(prefix: str = "", **_: Any) -> list[str]:
+    """Run directories below `runs/`, the latest first; elsewhere folders."""
+    return _runs(prefix) or list(_paths(prefix, ()))
+
+
+def models(prefix: str = "", **_: Any) -> list[str]:
+    """Run directories; elsewhere .pt2 files."""
+    runs = _runs(prefix)
+    return runs if runs and prefix else [*runs, *_paths(prefix, (".pt2",))]
+
+
+def _runs(prefix: str) -> list[str]:
+    found = [file.parent for file in Path("runs").glob("*/*/recipe.yaml")]
+    names = [str(run) for run in sorted(found, key=lambda run: run.name, reverse=True)]
+    return [name for name in names if name.startswith(prefix)]
+
+
+def _paths(prefix: str, suffixes: tuple[str, ...]) -> Iterator[str]:
+    folder = prefix.rpartition("/")[0] + "/" if "/" in prefix else ""
+    try:
+        entries = sorted(Path(folder or ".").iterdir())
+    except OSError:
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield f"{folder}{entry.name}/"
+        elif entry.suffix in suffixes:
+            yield f"{folder}{entry.name}"

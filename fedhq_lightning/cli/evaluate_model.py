@@ -1,0 +1,144 @@
+"""`fedhq eval`: a deployed model beside its float32 weights, on a recipe's held-out data and this host's CPU."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils import _pytree as pytree
+
+from fedhq_lightning.cli.evaluation_tables import print_evaluation
+from fedhq_lightning.data import FederatedDataModule
+from fedhq_lightning.deploy import ExportError, load_packed
+from fedhq_lightning.deploy.export import computes_the_same, packed_size
+from fedhq_lightning.deploy.from_state import metrics_of_program
+from fedhq_lightning.deploy.model_files import ModelFiles, find_files, read_weights, recipe_of
+from fedhq_lightning.deploy.speed import measure_inference
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated import checks, setup
+from fedhq_lightning.federated.clients import client_to_probe, plain_client_ids
+from fedhq_lightning.launch.resolve import resolve
+from fedhq_lightning.local.evaluation import Evaluator
+from fedhq_lightning.support.collectives import Processes
+from fedhq_lightning.support.quiet import libraries_quiet
+from fedhq_lightning.support.text import first_line
+from fedhq_lightning.support.threads import torch_threads
+from fedhq_lightning.trainer import FederatedTrainer
+from fedhq_lightning.types import StateDict
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `fedhq eval` has found.
+
+    Attributes:
+        model: Name of the module's class.
+        scheme: The recipe's, or None.
+        deployed: Which file was evaluated: "model.pt2" or its name, "model.safetensors", or None for weights alone.
+        fp_metrics: By name, of the float32 weights; empty without them.
+        deployed_metrics: By name, of the deployed model; empty where there is none, or validation never calls it.
+        inference: As `measure_inference` returns it, or None.
+        is_conversion: Whether the program computes, bit for bit, what the scheme makes of the weights; None where
+            there is nothing to compare.
+    """
+
+    model: str
+    scheme: str | None
+    deployed: str | None
+    fp_metrics: dict[str, float]
+    deployed_metrics: dict[str, float]
+    inference: dict[str, Any] | None
+    is_conversion: bool | None = None
+
+
+def evaluate_model(model: Path, recipe: str | None = None, overrides: Sequence[str] = ()) -> Evaluation:
+    """Evaluate, measure and print.
+
+    Args:
+        model: A run directory, its `model/`, or a .pt2 file.
+        recipe: A shipped recipe's name or a file; default: the run's own.
+        overrides: As `fedhq run` takes them.
+
+    Raises:
+        ConfigurationError: No model there, a damaged file, no recipe, a recipe that `fedhq run` would refuse, or one of
+            another model.
+    """
+    files = find_files(model)
+    name, text = recipe_of(files, recipe)
+    resolved = resolve(name, text, overrides)
+    with resolved.keys_named():
+        trainer, module, datamodule = resolved.instantiate()
+    with torch_threads(trainer.threads):
+        setup.prepare_data(datamodule, "validate")
+        template = setup.set_up_template(module, trainer.fit_options, lambda: _training_batch(datamodule))
+        loaders = checks.validation_loaders(template, datamodule)
+        if not loaders:
+            raise ConfigurationError(f"{type(module).__name__} has no validation_step; add one that logs a metric")
+        found = _evaluate(files, trainer, template, loaders, name)
+    print_evaluation(found, trainer.threads)
+    return found
+
+
+def _training_batch(datamodule: FederatedDataModule) -> Any:
+    """What lazy layers learn their sizes from, as at the start of the run."""
+    setup.prepare_data(datamodule, "fit")
+    return datamodule.calibration_batch(client_to_probe(datamodule, plain_client_ids(datamodule.client_ids)))
+
+
+def _evaluate(
+    files: ModelFiles, trainer: FederatedTrainer, template: L.LightningModule, loaders: Sequence[Any], recipe: str
+) -> Evaluation:
+    evaluator = setup.evaluator_of(trainer, template, Processes(trainer.fabric))
+    kind = type(template).__name__
+    state = template.state_dict() if files.weights is None else read_weights(files.weights, template, recipe)
+    deployed: Path | None = files.program or files.packed
+    if deployed is not None and evaluator.scheme is None:
+        raise ConfigurationError(f"recipe {recipe} has no scheme, but {deployed.name} is quantized: not its model")
+    fp_metrics, example_args = dict[str, float](), None
+    plain = evaluator.model(state)
+    if files.weights is not None:
+        recorder = checks.ForwardRecorder(plain)
+        fp_metrics = evaluator.metrics_of(plain, loaders, autocast=trainer.fabric.autocast)
+        example_args = recorder.arguments
+    metrics = dict[str, float]()
+    if files.program is not None:
+        metrics = _metrics_of_program(evaluator, state, loaders, files.program, f"the {kind} of recipe {recipe}")
+    elif files.packed is not None:
+        metrics = evaluator.metrics_of(load_packed(files.packed, template), loaders)
+    inference, is_conversion = None, None
+    if files.program is not None and files.weights is not None and example_args is not None:
+        converted = evaluator.deployed(state).cpu()
+        example_args = pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, example_args)
+        is_conversion = computes_the_same(files.program, converted, example_args)
+        packed_bytes = packed_size(converted) if is_conversion else None
+        inference = measure_inference(plain.cpu(), example_args, files.program, files.weights, packed_bytes)
+    return Evaluation(
+        kind,
+        None if evaluator.scheme is None else str(evaluator.scheme),
+        None if deployed is None else deployed.name,
+        fp_metrics,
+        metrics,
+        inference,
+        is_conversion,
+    )
+
+
+def _metrics_of_program(
+    evaluator: Evaluator, state: StateDict, loaders: Sequence[Any], program: Path, wanted: str
+) -> dict[str, float]:
+    try:
+        with libraries_quiet("torch.export", level=logging.CRITICAL):  # which shows the traceback
+            torch.export.load(program)
+    except Exception as error:  # a damaged archive fails in any of a dozen ways
+        raise ConfigurationError(
+            f"{program.name} is damaged, or written by another torch than {torch.__version__}: {first_line(error)}"
+        ) from error
+    try:
+        return metrics_of_program(evaluator, state, loaders, program)
+    except ExportError as error:
+        raise ConfigurationError(f"{program.name} does not do what {wanted} does: {error}") from error

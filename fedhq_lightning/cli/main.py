@@ -1,0 +1,129 @@
+"""`fedhq`: the command line. Its subcommands are in `fedhq_lightning.cli`; torch is imported by what needs it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+
+from fedhq_lightning.cli import GROUPS, shell
+from fedhq_lightning.cli.own_code import told_from_own_lines
+from fedhq_lightning.cli.parser import Function, Parser, complain, is_first_process
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.support.quiet import show_own_warnings
+from fedhq_lightning.version import __version__
+
+_EPILOG = """examples:
+  fedhq ls                                          the shipped recipes
+  fedhq run mnist5k-hybrid                          run one
+  fedhq run mnist5k-hybrid --trainer.max_rounds=5   with another value
+  fedhq cp mnist5k-hybrid mine.yaml                 copy one to edit; then: fedhq run mine.yaml
+  fedhq resume runs/mnist5k-hybrid/RUN              go on where a run was stopped
+  fedhq eval runs/mnist5k-hybrid/RUN                its deployed model beside its float32 weights
+  fedhq report runs/mnist5k-hybrid/*                several runs in one report
+  fedhq profile mnist5k-hybrid                      measure its lanes and kernels on this host
+  fedhq tune digits-tune                            search for better values by an Optuna study over whole runs
+  fedhq compare digits-smoke --allocators all-ptq all-qat free-qat
+
+fedhq COMMAND --help tells more.
+"""
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand.
+
+    Args:
+        arguments: Those of the command line unless given.
+
+    Returns:
+        0; 1 for a mistake in the user's own code; 2 for something else that the user can mend; 130 after Ctrl-C.
+
+    Raises:
+        Exception: What is neither, or anything with `--debug`.
+    """
+    parser = make_parser()
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser, always_complete_options=False)  # ends the process
+    known, rest = parser.parse_known_args(arguments)
+    if known.command is None and not rest:
+        print(shell.next_steps())
+        return 0
+    try:
+        if rest and not (known.command and known.takes_overrides):
+            command = f"fedhq {known.command}" if known.command else "fedhq"
+            raise ConfigurationError(f"unknown argument {rest[0]!r}; see {command} --help")
+        with warnings.catch_warnings():
+            show_own_warnings(complain)
+            known.function(known, rest)
+    except ConfigurationError as error:
+        if known.debug:
+            traceback.print_exception(error)
+        else:
+            complain(error)
+        return 2
+    except KeyboardInterrupt as interruption:
+        if not is_first_process():
+            # A failure here would make Lightning kill the first process, which may still be closing its files; and
+            # the first passes the interruption on, which may be the second one to arrive.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            return 0
+        complain(f"interrupted{interruption}")
+        return _INTERRUPTED
+    except Exception as error:
+        own = None if known.debug else told_from_own_lines(error)
+        if own is None:
+            raise
+        complain(f"your own code failed; --debug shows the whole traceback\n{own}")
+        return 1
+    return 0
+
+
+def make_parser() -> Parser:
+    """The parser of every subcommand."""
+    parser = Parser(
+        prog="fedhq",
+        description="Federated learning with hybrid quantization.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"fedhq_lightning {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+
+    def add_command(
+        name: str, function: Function, help_text: str, epilog: str, takes_overrides: bool = True
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=help_text,
+            description=help_text,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        # Suppressed, or the default here would undo `fedhq --debug COMMAND`.
+        command.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+        )
+        command.set_defaults(function=function, takes_overrides=takes_overrides)
+        return command
+
+    for group in GROUPS:
+        group.add(add_command)
+    for command in commands.choices.values():
+        if command.get_default("takes_overrides"):
+            command.usage = f"{command.format_usage().removeprefix('usage: ').strip()} [--KEY=VALUE ...]"
+    parser.commands = list(commands.choices)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

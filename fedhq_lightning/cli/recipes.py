@@ -1,0 +1,72 @@
+"""`fedhq ls`, `cp` and `show`: recipes, looked at and copied."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+from fedhq_lightning.cli import completers
+from fedhq_lightning.cli.parser import AddCommand, completed_by, find_own_modules, naming
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.recipe import files as recipe_files
+
+_LS_EPILOG = """example:
+  fedhq ls
+"""
+_CP_EPILOG = """examples:
+  fedhq cp digits-smoke              write digits-smoke.yaml here
+  fedhq cp digits-smoke mine.yaml    under another name; then: fedhq run mine.yaml
+"""
+_SHOW_EPILOG = """examples:
+  fedhq show digits-smoke                          every key with its value, defaults included
+  fedhq show digits-smoke --trainer.scheme=w8a8    with another value
+  fedhq show digits-smoke > mine.yaml              the whole of it as a recipe of your own
+"""
+
+
+def add(add_command: AddCommand) -> None:
+    """Declare the subcommands."""
+    add_command("ls", _list, "List the shipped recipes.", _LS_EPILOG, takes_overrides=False)
+    copy = add_command("cp", _copy, "Copy a shipped recipe to a file of your own.", _CP_EPILOG, takes_overrides=False)
+    completed_by(copy.add_argument("recipe", metavar="NAME", help="a shipped recipe"), completers.shipped_recipes)
+    copy.add_argument("file", metavar="FILE", nargs="?", help="default: NAME.yaml; an existing file is left alone")
+    show = add_command("show", _show, "Print a recipe with every default filled in; it can be run.", _SHOW_EPILOG)
+    add_recipe(show)
+
+
+def add_recipe(command: argparse.ArgumentParser, nargs: str | None = None, default: str = "") -> None:
+    """The argument that names a recipe; `default` says what happens without one."""
+    text = "a shipped recipe, or a file that ends in .yaml" + (f"; default: {default}" if default else "")
+    completed_by(command.add_argument("recipe", metavar="NAME|FILE", nargs=nargs, help=text), completers.recipes)
+
+
+def _list(known: argparse.Namespace, rest: list[str]) -> None:
+    recipes = recipe_files.shipped()
+    width = max(map(len, recipes))
+    for name, file in recipes.items():
+        print(f"{name:<{width}}  {recipe_files.description(file.read_text(encoding='utf-8'))}")
+
+
+def _copy(known: argparse.Namespace, rest: list[str]) -> None:
+    name, text = recipe_files.find(known.recipe)
+    target = Path(known.file or f"{name}.yaml")
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ConfigurationError(f"{target} is there already; name another file, or remove it") from None
+    except OSError as error:
+        raise ConfigurationError(f"{target} cannot be written: {error.strerror}; name another file") from error
+    print(f"{target} written; run it with: fedhq run {shlex.quote(str(target))}")
+
+
+def _show(known: argparse.Namespace, rest: list[str]) -> None:
+    name, text = recipe_files.find(known.recipe)
+    find_own_modules()
+    with naming(f"recipe {name}"):
+        from fedhq_lightning.launch.resolve import resolve
+
+        resolved = resolve(name, text, rest)
+        resolved.check_trainer()
+        print(resolved.recipe.text, end="")

@@ -1,1 +1,0 @@
-"""`fedhq compare`: allocators side by side on one recipe, paired by seed."""

@@ -1,0 +1,244 @@
+"""Files of the deployed model: an exported program that torch alone runs, or packed integers for our loader."""
+
+import io
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.quantize.conversion import become_integer, copy_without_trainer
+from fedhq_lightning.quantize.integer_layers import INTEGER_TYPES, IntegerLayer
+from fedhq_lightning.quantize.lanes import restore, turn_off_fast_paths
+from fedhq_lightning.quantize.packing import pack, packed_bytes, unpack
+from fedhq_lightning.quantize.scheme import LayerScheme
+from fedhq_lightning.support.quiet import libraries_quiet
+from fedhq_lightning.support.text import first_line
+from fedhq_lightning.types import AnyModule
+
+PACKED_FORMAT = "fedhq-packed-model"
+PACKED_VERSION = 1
+
+
+class ExportError(RuntimeError):
+    """A module cannot be written as an exported program; the message has the cause's first line."""
+
+
+class _ForwardOnly(nn.Module):
+    """A module without the attributes that a LightningModule has beside its layers, which export would trip over."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any) -> Any:
+        return self.module(*args)
+
+
+def export_program(converted: nn.Module, example_args: tuple[Any, ...], path: Path) -> None:
+    """Write a module as a program that `torch.export.load(path).module()` runs without this package.
+
+    Args:
+        converted: A module in evaluation mode, as `convert` returns it.
+        example_args: Positional arguments of one forward call. The first dimension of every tensor is the batch and
+            may vary in the program; nothing else may. Their values are compared, not stored.
+        path: File to write, whole or not at all. By custom `*.pt2`.
+
+    Raises:
+        ExportError: The module cannot be exported with a batch of any size, or the program that was read back differs
+            from the module by a single bit, on the example or on its first sample alone.
+    """
+    path, kind = Path(path), type(converted).__name__
+    tensors = [leaf for leaf in pytree.tree_leaves(example_args) if isinstance(leaf, Tensor) and leaf.dim()]
+    if not tensors or any(tensor.shape[0] == 0 for tensor in tensors):
+        raise ExportError("the example must have tensors with at least one sample")
+    with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder, torch.no_grad():
+        written = Path(folder) / path.name
+        try:
+            with _tracer_silent():
+                program = _program(_ForwardOnly(converted), example_args)
+            torch.export.save(program, written)
+            _compress_text(written)
+            loaded = torch.export.load(written).module()
+        except Exception as error:  # export raises whatever the traced code and a dozen of its own passes raise
+            raise ExportError(f"{kind} cannot be exported: {first_line(error)}") from error
+        single = pytree.tree_map(lambda leaf: leaf[:1] if _has_batch(leaf) else leaf, example_args)
+        for args, what in ((example_args, "the example"), (single, "a batch of one")):
+            try:
+                same = _equal(loaded(*args), converted(*args))
+            except Exception as error:  # likewise: a program's guards have no common type of error
+                raise ExportError(
+                    f"{type(converted).__name__}, exported, fails on {what}: {first_line(error)}"
+                ) from error
+            if not same:
+                raise ExportError(f"{type(converted).__name__}, exported, differs from the module on {what}")
+        os.replace(written, path)
+
+
+def _program(module: nn.Module, example_args: tuple[Any, ...]) -> torch.export.ExportedProgram:
+    # Zeros, two samples of them: programs carry their example, which is somebody's data, and a batch of one would be
+    # taken for a constant.
+    args = pytree.tree_map(lambda leaf: torch.zeros_like(leaf[:1].expand(2, *leaf.shape[1:])).contiguous()
+                           if _has_batch(leaf) else leaf, example_args)  # fmt: skip
+    batch = torch.export.Dim("batch", min=1)
+    shapes = pytree.tree_map(lambda leaf: {0: batch} if _has_batch(leaf) else None, args)
+    program = torch.export.export(module, args, dynamic_shapes=(shapes,))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # names folders of this machine
+    return program
+
+
+def _compress_text(path: Path) -> None:
+    """Deflate a program's graph, which is text: as torch writes it, it is larger than the weights of a small model."""
+    smaller = path.with_name(f"{path.name}.zip")
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(smaller, "w") as compressed:
+        for entry in archive.infolist():
+            is_text = entry.filename.endswith(".json")
+            compressed.writestr(entry, archive.read(entry), zipfile.ZIP_DEFLATED if is_text else zipfile.ZIP_STORED)
+    os.replace(smaller, path)
+
+
+@contextmanager
+def _tracer_silent() -> Iterator[None]:
+    """Without what torch prints on a module that it cannot trace: the error says it, and is handled."""
+    tracers = ("torch.export", "torch.fx", "torch._dynamo")
+    # Warnings are of attributes that recurrent layers set, anywhere; results are compared in the end.
+    with (
+        libraries_quiet(*tracers, level=logging.CRITICAL, warnings_of=[""]),
+        redirect_stderr(io.StringIO()),
+        redirect_stdout(io.StringIO()),
+    ):
+        yield
+
+
+def save_packed(converted: nn.Module, path: Path) -> None:
+    """Write a converted module's state as safetensors, integers packed to their bits.
+
+    For every integer layer `<name>.packed_weight` (see `packing`), `<name>.scale` and `<name>.bias`; everything else as
+    in `state_dict()`. The header's `layers` has each layer's scheme and weight shape.
+
+    Args:
+        converted: As `convert` returns it.
+        path: File to write, whole or not at all.
+
+    Raises:
+        ConfigurationError: Nothing in the module is quantized, or its state holds something other than tensors.
+    """
+    path = Path(path)
+    layers = {name: layer for name, layer in converted.named_modules() if isinstance(layer, IntegerLayer)}
+    if not layers:
+        raise ConfigurationError(f"{type(converted).__name__} has no integer layer; convert it first")
+    state: dict[str, Tensor] = {}
+    for key, value in nn.Module.state_dict(converted).items():  # whole, where a module's own leaves frozen parts out
+        if not isinstance(value, Tensor):
+            raise ConfigurationError(f"state {key!r} is a {type(value).__name__}; only tensors can be packed")
+        # Copies, because safetensors refuses tensors that share memory.
+        state[key] = value.detach().to("cpu", copy=True).contiguous()
+    for name, layer in layers.items():
+        state[_key(name, "packed_weight")] = pack(state.pop(_key(name, "quantized_weight")), layer.scheme.weight_bits)
+    described = {name: {"scheme": str(layer.scheme), "shape": layer.weight_shape} for name, layer in layers.items()}
+    header = {"format": PACKED_FORMAT, "version": str(PACKED_VERSION), "layers": json.dumps(described, sort_keys=True)}
+    with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+        written = Path(folder) / path.name
+        safetensors.torch.save_file(state, written, metadata=header)
+        os.replace(written, path)
+
+
+def computes_the_same(program: Path, converted: nn.Module, example_args: tuple[Any, ...]) -> bool:
+    """Whether a written program computes bit for bit what a converted module does, on one example on the CPU."""
+    with torch.no_grad():
+        return _equal(torch.export.load(program).module()(*example_args), converted.eval()(*example_args))
+
+
+def packed_size(converted: nn.Module) -> int:
+    """Bytes that a converted module's tensors take in `save_packed`'s file, its header left out."""
+    size = sum(value.nbytes for value in converted.state_dict().values() if isinstance(value, Tensor))
+    for layer in converted.modules():
+        if isinstance(layer, IntegerLayer):
+            count = torch.Size(layer.weight_shape).numel()
+            size += packed_bytes(count, layer.scheme.weight_bits) - count
+    return size
+
+
+def load_packed(path: Path, module: AnyModule) -> AnyModule:
+    """Read what `save_packed` wrote.
+
+    Args:
+        path: The file.
+        module: The model before conversion, with any weights; it stays as it is.
+
+    Returns:
+        The converted model, in evaluation mode, on the CPU; its results are bitwise those of the model saved.
+
+    Raises:
+        ConfigurationError: The file is missing, damaged, of another format or version, or made for another model.
+    """
+    path = Path(path)
+    try:
+        state = safetensors.torch.load_file(path)
+        with safe_open(path, framework="pt") as file:
+            header: Mapping[str, str] = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ConfigurationError(f"{path}: cannot be read as safetensors: {first_line(error)}") from error
+    if header.get("format") != PACKED_FORMAT or header.get("version") != str(PACKED_VERSION):
+        raise ConfigurationError(
+            f"{path}: format {header.get('format')!r} version {header.get('version')!r}; "
+            f"this reads {PACKED_FORMAT!r} version {PACKED_VERSION}"
+        )
+    loaded = restore(copy_without_trainer(module)).cpu().eval()
+    turn_off_fast_paths(loaded)
+    try:
+        for name, description in json.loads(header["layers"]).items():
+            _take_layer(loaded, name, LayerScheme.parse(description["scheme"]), tuple(description["shape"]), state)
+        loaded.load_state_dict(state)
+    except (AttributeError, KeyError, RuntimeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{path}: was not made for this {type(module).__name__}: {first_line(error)}"
+        ) from error
+    return loaded
+
+
+def _take_layer(
+    module: nn.Module, name: str, scheme: LayerScheme, shape: tuple[int, ...], state: dict[str, Tensor]
+) -> None:
+    layer = module.get_submodule(name)
+    found = tuple(layer.get_parameter("weight").shape)
+    if type(layer) not in INTEGER_TYPES or found != shape:
+        raise ValueError(f"layer {name!r} is a {type(layer).__name__} of shape {found}, not {shape}")
+    become_integer(layer, scheme)
+    count = torch.Size(shape).numel()
+    integers = unpack(state.pop(_key(name, "packed_weight")), scheme.weight_bits, count)
+    state[_key(name, "quantized_weight")] = integers.view(shape[0], -1)
+
+
+def _key(layer: str, tensor: str) -> str:
+    return f"{layer}.{tensor}" if layer else tensor
+
+
+def _has_batch(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0
+
+
+def _equal(first: Any, second: Any) -> bool:
+    left, right = pytree.tree_leaves(first), pytree.tree_leaves(second)
+    return len(left) == len(right) and all(_same_leaf(a, b) for a, b in zip(left, right, strict=True))
+
+
+def _same_leaf(a: Any, b: Any) -> bool:
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return bool(a == b)
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    # A model that has diverged yields NaN in both, which is not equal to itself.
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())

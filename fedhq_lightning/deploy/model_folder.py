@@ -1,0 +1,148 @@
+"""The folder `model/`: a deployed model, its weights, a loader that needs torch alone, and what to know about them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import safetensors.torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fedhq_lightning.deploy import ExportError, export_program, model_readme, save_packed
+from fedhq_lightning.deploy.export import packed_size
+from fedhq_lightning.quantize import QuantScheme
+from fedhq_lightning.support.atomic_files import told_to_user, write_atomically
+from fedhq_lightning.types import StateDict
+
+PROGRAM = "model.pt2"
+PACKED = "model.safetensors"
+WEIGHTS = "weights.safetensors"
+LOADER = "load_model.py"
+README = "README.md"
+
+Evaluate = Callable[[Path], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What was written.
+
+    Attributes:
+        export: "model.pt2", "packed", or "float32" for a model without a scheme.
+        reason: Why there is no `model.pt2`, or empty.
+        metrics: What the module logs with the written program in place of its `forward`; empty where it was not used.
+        example_args: Arguments with which the program was checked, on the CPU; None where there is no program.
+        packed_bytes: What the deployed tensors take when each weight has its scheme's bits; None without a scheme.
+    """
+
+    export: str
+    reason: str
+    metrics: dict[str, float]
+    example_args: tuple[Any, ...] | None = field(default=None, compare=False, repr=False)
+    packed_bytes: int | None = None
+
+
+def write_model_folder(
+    folder: Path,
+    converted: L.LightningModule | None,
+    weights: StateDict,
+    example_args: tuple[Any, ...] | None,
+    scheme: QuantScheme | None,
+    name: str,
+    *,
+    evaluate: Evaluate | None = None,
+    fp_metrics: Mapping[str, float] | None = None,
+    quantized_metrics: Mapping[str, float] | None = None,
+    held_out: str = "the held-out data",
+) -> Deployment:
+    """Write a model so that it can be used without this package.
+
+    `weights.safetensors` (float32) and `README.md` always; `model.pt2` with `load_model.py`, or, where torch cannot
+    export the module, `model.safetensors` (packed integers and scales). Files of another kind that an earlier call
+    left, and parts of files that a killed one left, are removed.
+
+    Args:
+        folder: Made if needed; its parent exists.
+        converted: What `fedhq_lightning.quantize.convert` returned, or None for a model that stays float32.
+        weights: The module's state before conversion; any device.
+        example_args: Arguments of the module's `forward`, the first dimension of tensors being the batch; None: the
+            module's `example_input_array`.
+        scheme: Grid of `converted`; None if that is None.
+        name: What the model is called, by custom its class.
+        evaluate: Called with the path of the written program; its metrics on held-out data. An ExportError of it means
+            that the program is of no use, and the model is packed instead.
+        fp_metrics: Metrics of the float32 weights by name, for the README.
+        quantized_metrics: Those of `converted`, for the README, where `evaluate` gives none.
+        held_out: What the metrics were measured on.
+
+    Raises:
+        ConfigurationError: Nothing in `converted` is quantized, or a file cannot be written.
+    """
+    with told_to_user(folder):
+        folder.mkdir(exist_ok=True)
+        # The README too: it is the last to be written, and tells nothing of what is half written.
+        for file in (PROGRAM, PACKED, LOADER, README):
+            (folder / file).unlink(missing_ok=True)
+        _remove_litter(folder)
+    plain = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
+    write_atomically(folder / WEIGHTS, safetensors.torch.save(plain))
+    deployment = _write_model(folder, converted, example_args, evaluate)
+    text = model_readme.text(
+        folder,
+        name,
+        None if scheme is None else str(scheme),
+        deployment,
+        fp_metrics or {},
+        deployment.metrics or quantized_metrics or {},
+        held_out,
+        leaves_out=converted is not None and not converted.strict_loading,
+    )
+    write_atomically(folder / README, text)
+    return deployment
+
+
+def _remove_litter(folder: Path) -> None:
+    for path in folder.glob(".export-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for file in (WEIGHTS, PACKED, LOADER, README):
+        for path in folder.glob(f".{file}.*"):
+            path.unlink(missing_ok=True)
+
+
+def _write_model(
+    folder: Path, converted: L.LightningModule | None, example_args: tuple[Any, ...] | None, evaluate: Evaluate | None
+) -> Deployment:
+    if converted is None:
+        return Deployment("float32", "", {})
+    converted, path = converted.cpu(), folder / PROGRAM
+    try:
+        example_args = _example(converted, example_args)
+        export_program(converted, example_args, path)
+        metrics = dict(evaluate(path)) if evaluate is not None else {}
+    except ExportError as error:
+        path.unlink(missing_ok=True)
+        save_packed(converted, folder / PACKED)
+        return Deployment("packed", str(error), {}, packed_bytes=packed_size(converted))
+    write_atomically(folder / LOADER, model_readme.LOADER_TEXT)
+    return Deployment(PROGRAM, "", metrics, example_args, packed_size(converted))
+
+
+def _example(module: L.LightningModule, example_args: tuple[Any, ...] | None) -> tuple[Any, ...]:
+    """The arguments given, or the module's own example, on the CPU."""
+    if example_args is None:
+        example_args = _as_arguments(module.example_input_array)
+    if example_args is None:
+        raise ExportError("validation_step does not call its forward by position, and it has no example_input_array")
+    on_cpu: tuple[Any, ...] = pytree.tree_map_only(Tensor, Tensor.cpu, example_args)
+    return on_cpu
+
+
+def _as_arguments(example: Any) -> tuple[Any, ...] | None:
+    if example is None or isinstance(example, dict):
+        return None
+    return example if isinstance(example, tuple) else (example,)

@@ -1,0 +1,172 @@
+"""How long the modelled fleet would take, and what its devices can hold. Devices change time only, never values."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+from fedhq_lightning.devices import DeviceProfile, Fleet, training_memory
+from fedhq_lightning.devices.calibration import Calibration, shipped_calibration
+from fedhq_lightning.devices.lane_kernels import LaneKernels
+from fedhq_lightning.devices.roofline import ClientTime, LayerCost, Precision, step_seconds_by_scale
+from fedhq_lightning.local.client_trainer import FitOptions
+from fedhq_lightning.types import ClientId, Mode
+
+_PROFILES_KEPT = 4096
+
+
+class VirtualClock:
+    """Predicts each client's round: download, local fit, upload.
+
+    Args:
+        fleet: Device of every client.
+        client_ids: All clients, in the order in which devices are dealt.
+        costs: Layers of the model, measured on one batch.
+        batch_size: Examples in that batch, a full one.
+        num_examples: Examples per client.
+        options: Length of a local fit.
+        download_bytes: Payload down.
+        upload_bytes: Payload up.
+        precision: Format of the floating-point products.
+        drop_last: Whether loaders drop a last batch that is not full.
+        kernels: What the recipe says of each layer's kernels; None is the static rule everywhere.
+        calibration: Corrects the roofline; None is the shipped one.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        client_ids: Sequence[ClientId],
+        costs: Sequence[LayerCost],
+        batch_size: int,
+        num_examples: Callable[[ClientId], int],
+        options: FitOptions,
+        download_bytes: int,
+        upload_bytes: int,
+        precision: Precision = "fp32",
+        drop_last: bool = False,
+        kernels: LaneKernels | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
+        self._client_ids = client_ids
+        self._positions = None if isinstance(client_ids, range) else {each: i for i, each in enumerate(client_ids)}
+        self._costs = costs
+        self._batch_size = batch_size
+        self._num_examples = num_examples
+        self._options = options
+        self._download_bytes = download_bytes
+        self._upload_bytes = upload_bytes
+        self._precision = precision
+        self._drop_last = drop_last
+        self._kernels = LaneKernels() if kernels is None else kernels
+        self._calibration = shipped_calibration() if calibration is None else calibration
+        # By identity, since hashing a profile takes longer than all the rest; each entry keeps its profile alive.
+        self._step_seconds: dict[tuple[int, Mode], tuple[DeviceProfile, list[float]]] = {}
+        self._bytes: dict[tuple[int, Mode, int], tuple[DeviceProfile, float]] = {}
+        self._deal(fleet)
+
+    def on(self, fleet: Fleet) -> VirtualClock:
+        """The same clients on other devices; cheap.
+
+        Args:
+            fleet: Device of every client.
+        """
+        other = copy.copy(self)
+        other._deal(fleet)
+        return other
+
+    def position(self, client_id: ClientId) -> int:
+        """The client's place among all clients."""
+        return self._client_ids.index(client_id) if self._positions is None else self._positions[client_id]
+
+    def profile(self, client_id: ClientId) -> DeviceProfile:
+        """The client's device."""
+        return self._profile_at(self.position(client_id))
+
+    def tier(self, client_id: ClientId) -> str:
+        """Name of the client's device."""
+        return self.profile(client_id).name
+
+    def time(self, client_id: ClientId, mode: Mode) -> ClientTime:
+        """Virtual seconds of the client's round in `mode`."""
+        position = self.position(client_id)
+        profile, device = self._profile_at(position), self._device_at(position)
+        return ClientTime(
+            download_seconds=8 * self._download_bytes / profile.downlink_bits_per_second,
+            compute_seconds=sum(
+                count * self._step(device, mode, examples) for count, examples in self._batches(client_id) if count
+            ),
+            upload_seconds=8 * self._upload_bytes / profile.uplink_bits_per_second,
+        )
+
+    def seconds(self, client_id: ClientId, mode: Mode) -> float:
+        """`time(...).total`."""
+        return self.time(client_id, mode).total
+
+    def link_seconds(self, client_id: ClientId) -> float:
+        """Virtual seconds of download and upload, the same in every mode."""
+        profile = self.profile(client_id)
+        return (
+            8 * self._download_bytes / profile.downlink_bits_per_second
+            + 8 * self._upload_bytes / profile.uplink_bits_per_second
+        )
+
+    def analysis_seconds(self, client_id: ClientId) -> float:
+        """Virtual seconds of measuring a sensitivity: a forward pass as the model is, and one on the grid."""
+        return self.forward_seconds(client_id, "fp") + self.forward_seconds(client_id, "qat")
+
+    def forward_seconds(self, client_id: ClientId, mode: Mode = "fp") -> float:
+        """Virtual seconds of one forward pass over the client's first batch: a third of a step in that mode."""
+        num_examples = min(self._num_examples(client_id), self._batch_size)
+        device = self._device_at(self.position(client_id))
+        return self._step(device, mode, num_examples) / 3 if num_examples else 0.0
+
+    def fits(self, client_id: ClientId, mode: Mode) -> bool:
+        """Whether the client's device can hold training in `mode`, on the largest of its batches."""
+        profile = self._device_at(self.position(client_id))
+        examples = min(self._num_examples(client_id), self._batch_size)
+        key = id(profile), mode, examples
+        if key not in self._bytes:
+            scale = examples / self._batch_size
+            needed = training_memory.training_bytes(profile, mode, self._costs, scale, kernels=self._kernels)
+            self._bytes[key] = profile, needed
+        return training_memory.fits(profile, self._bytes[key][1])
+
+    def _deal(self, fleet: Fleet) -> None:
+        self._profile_at = lru_cache(_PROFILES_KEPT)(fleet.profile)
+        # Without the client's own link, one object a tier: what the steps' times and bytes are kept by.
+        self._device_at = lru_cache(_PROFILES_KEPT)(fleet.device)
+
+    def _step(self, profile: DeviceProfile, mode: Mode, num_examples: int) -> float:
+        """Virtual seconds of a step on so many examples, 1 to a full batch; all of them are found at once and kept."""
+        key = id(profile), mode
+        if key not in self._step_seconds:
+            seconds = step_seconds_by_scale(
+                profile,
+                mode,
+                self._costs,
+                [count / self._batch_size for count in range(1, self._batch_size + 1)],
+                precision=self._precision,
+                kernels=self._kernels,
+                calibration=self._calibration,
+            )
+            self._step_seconds[key] = profile, seconds
+        return self._step_seconds[key][1][num_examples - 1]
+
+    def _batches(self, client_id: ClientId) -> tuple[tuple[int, int], ...]:
+        """Batches of one local fit: (how many, of how many examples), full ones and those that end an epoch."""
+        options, examples = self._options, self._num_examples(client_id)
+        full, rest = divmod(examples, self._batch_size)
+        if self._drop_last:
+            rest = 0
+        per_epoch = full + bool(rest)
+        if not per_epoch:
+            return ()
+        if options.local_steps is None:
+            epochs, more = options.local_epochs or 0, 0
+        else:
+            # A step ends with its epoch, however few batches it then has; those of the last epoch are full.
+            epochs, steps = divmod(options.local_steps, -(-per_epoch // options.accumulate_grad_batches))
+            more = steps * options.accumulate_grad_batches
+        return (epochs * full + more, self._batch_size), (epochs if rest else 0, rest)

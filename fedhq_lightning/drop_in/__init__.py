@@ -1,0 +1,1 @@
+"""Quantized training inside `lightning.Trainer`, one callback."""

@@ -1,0 +1,1 @@
+"""Many runs in one folder: comparisons of allocators, Optuna studies, and runs side by side."""

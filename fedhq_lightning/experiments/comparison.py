@@ -1,0 +1,277 @@
+"""A comparison: which cells it has, which are kept already, and running the others."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.experiments import contestants
+from fedhq_lightning.experiments.cell_runs import Job, run_jobs
+from fedhq_lightning.experiments.cells import Cell, cell_path, read_cell
+from fedhq_lightning.experiments.comparison_settings import cell_recipe, fingerprint, keep_settings, shared_settings
+from fedhq_lightning.experiments.contestants import BEST_FIXED, Contestant
+from fedhq_lightning.experiments.statistics import value_at
+from fedhq_lightning.launch.resolve import resolve
+
+OnEnd = Callable[[Job, float, int, int], None]
+"""Told of a cell that has ended, its wall seconds, how many have ended, and of how many."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Allocators on one recipe, paired by seed.
+
+    Cells of one seed share initial weights, partition, devices, cohorts and everything else of the recipe.
+
+    Attributes:
+        recipe_name: Name of the recipe.
+        text: The resolved recipe; its allocator and its seeds are replaced.
+        allocators: As `fedhq compare --allocators` takes them.
+        seeds: One run of each allocator a seed.
+        folder: Where cells are kept, in `cells/`; made if it is not there.
+        reference: Name of the allocator to which random ones are matched; None for `hybrid`, else `coarse`.
+        grid_seeds: Seeds by which `best-fixed` is chosen; None for two that follow the largest of `seeds`.
+        runs: Where runs are made; None for `folder/runs`.
+        keeps_runs: Whether run directories stay once their cells are kept.
+    """
+
+    recipe_name: str
+    text: str
+    allocators: Sequence[str]
+    seeds: Sequence[int]
+    folder: Path
+    reference: str | None = None
+    grid_seeds: Sequence[int] | None = None
+    runs: Path | None = None
+    keeps_runs: bool = True
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The cells of a comparison that are there.
+
+    Attributes:
+        cells: In the order of allocators, then of seeds; those of `best-fixed` under that name.
+        missing: Names of cells that are not there yet.
+        best_fixed: The boundary that `best-fixed` stands for, once it is known.
+    """
+
+    cells: Sequence[Cell]
+    missing: Sequence[str]
+    best_fixed: str | None = None
+
+
+class Compared:
+    """A comparison, checked.
+
+    Args:
+        comparison: What is compared.
+
+    Raises:
+        ConfigurationError: Unknown allocators, no seeds, a recipe that does not work or has no scheme, the folder of
+            another comparison, or a cell in it that was run with other settings.
+    """
+
+    def __init__(self, comparison: Comparison) -> None:
+        contestants.check_names(comparison.allocators)
+        _check_seeds("seeds", comparison.seeds)
+        self._comparison = comparison
+        self._seeds = list(comparison.seeds)
+        names = [name for name in comparison.allocators if name != BEST_FIXED]
+        self._contestants = [contestants.contestant(name) for name in names]
+        contestants.check_names([each.name for each in self._contestants] or [BEST_FIXED])
+        self._reference = contestants.reference_of(self._contestants, comparison.reference)
+        self._has_best_fixed = BEST_FIXED in comparison.allocators
+        self._order = [
+            BEST_FIXED if name == BEST_FIXED else contestants.contestant(name).name for name in comparison.allocators
+        ]
+        self._grid_seeds = self._checked_grid_seeds()
+        settings = shared_settings(comparison.recipe_name, comparison.text)
+        self._check_instantiable()
+        self._settings = keep_settings(comparison.folder, comparison.recipe_name, settings)
+        self._cells = comparison.folder / "cells"
+        self._cells.mkdir(exist_ok=True)
+        for job in self._all_jobs():
+            if job.cell.exists():
+                self._read(job)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from running cells of the same folder.
+
+        Raises:
+            ConfigurationError: Another process does.
+        """
+        folder = self._comparison.folder
+        with (folder / ".lock").open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigurationError(
+                    f"{folder}: another process is running this comparison; let it end, or stop it, first"
+                ) from None
+            except OSError:
+                pass  # a file system without locks
+            yield
+
+    def run(self, workers: int = 1, limit: int | None = None, on_end: OnEnd = lambda *_: None) -> None:
+        """Run the cells that are not there yet.
+
+        Args:
+            workers: Processes at once.
+            limit: At most so many cells now; None for all.
+            on_end: Told of every cell that has ended.
+
+        Raises:
+            ConfigurationError: A cell cannot be run.
+        """
+        with self.locked():
+            done = 0
+
+            def run_missing(jobs: Sequence[Job], more: int) -> None:
+                nonlocal done
+                missing = [job for job in jobs if not job.cell.exists()]
+                missing = missing[: None if limit is None else max(0, limit - done)]
+                total = done + len(missing) + more
+
+                def ended(job: Job, seconds: float) -> None:
+                    nonlocal done
+                    done += 1
+                    on_end(job, seconds, done, total if limit is None else min(total, limit))
+
+                run_jobs(missing, workers, ended)
+
+            run_missing(self._all_jobs(), len(self._seeds) if self._has_best_fixed else 0)
+            if self._has_best_fixed and self.best_fixed() is not None:
+                run_missing(self._best_fixed_jobs(), 0)
+
+    def kept(self) -> Kept:
+        """The cells that are there."""
+        found: dict[tuple[str, int], Cell] = {}
+        missing = []
+        best = self.best_fixed() if self._has_best_fixed else None
+        jobs = [job for job in self._all_jobs() if job.seed in self._seeds and job.allocator in self._order]
+        for job in jobs:
+            if job.cell.exists():
+                found[job.allocator, job.seed] = self._read(job)
+            else:
+                missing.append(f"{job.allocator}, seed {job.seed}")
+        for seed in self._seeds if self._has_best_fixed else ():
+            path = cell_path(self._cells, best.name, seed) if best else None
+            if path is not None and path.exists():
+                found[BEST_FIXED, seed] = replace(read_cell(path), allocator=BEST_FIXED)
+            else:
+                missing.append(f"{BEST_FIXED}, seed {seed}")
+        order = [found[name, seed] for name in self._order for seed in self._seeds if (name, seed) in found]
+        return Kept(order, missing, best.name if best else None)
+
+    def best_fixed(self) -> Contestant | None:
+        """The boundary of the grid with the best quantized metric at equal virtual time, on the grid's seeds.
+
+        Equal is the shortest total virtual time among the grid's runs of a seed; of equals the smaller slack and share
+        wins. None while cells of the grid are missing.
+        """
+        scores: dict[str, list[float]] = {}
+        for seed in self._grid_seeds:
+            cells = []
+            for each in contestants.grid():
+                path = cell_path(self._cells, each.name, seed)
+                if not path.exists():
+                    return None
+                cells.append(read_cell(path))
+            at = min(float(cell.summary["virtual_seconds"]) for cell in cells)
+            for cell in cells:
+                sign = 1 if cell.larger_is_better else -1
+                scores.setdefault(cell.allocator, []).append(sign * value_at(*cell.curve("virtual"), at))
+        return max(contestants.grid(), key=lambda each: fmean(scores[each.name]))
+
+    def _checked_grid_seeds(self) -> list[int]:
+        given = self._comparison.grid_seeds
+        if not self._has_best_fixed:
+            if given is not None:
+                raise ConfigurationError(f"grid seeds are for {BEST_FIXED}, which is not among the allocators; add it")
+            return []
+        if given is None:
+            return [max(self._seeds) + 1, max(self._seeds) + 2]
+        _check_seeds("grid seeds", given)
+        if both := sorted(set(given) & set(self._seeds)):
+            raise ConfigurationError(
+                f"grid seeds {both}: {BEST_FIXED} is chosen on other seeds than it is compared on; give others"
+            )
+        return list(given)
+
+    def _check_instantiable(self) -> None:
+        """Find before the first run what is wrong with an allocator's class and arguments, if it has not run yet."""
+        cells, seeds = self._comparison.folder / "cells", [*self._seeds, *self._grid_seeds]
+        for each in [*self._contestants, *(contestants.grid()[:1] if self._has_best_fixed else [])]:
+            if any(cell_path(cells, each.name, seed).exists() for seed in seeds):
+                continue
+            reference = self._comparison.folder if each.matched else None
+            text = cell_recipe(self._comparison.text, each, self._seeds[0], self._comparison.folder, reference)
+            try:
+                resolved = resolve(self._comparison.recipe_name, text)
+                with resolved.keys_named():
+                    trainer, _, _ = resolved.instantiate()
+            except ConfigurationError as error:
+                raise ConfigurationError(f"allocator {each.name!r}: {error}") from error
+            if trainer.allocator is None:
+                raise ConfigurationError(f"allocator {each.name!r}: {each.class_path} is no Allocator")
+
+    def _all_jobs(self) -> list[Job]:
+        """By seed, so that what is there early can be compared; random allocators after the one they are matched to."""
+        jobs = []
+        for seed in self._seeds:
+            reference = self._job(self._reference, seed) if self._reference else None
+            ordered = sorted(self._contestants, key=lambda each: each.matched is not None)
+            jobs += [self._job(each, seed, reference if each.matched else None) for each in ordered]
+        jobs += [self._job(each, seed) for seed in self._grid_seeds for each in contestants.grid()]
+        return list({job.cell: job for job in jobs}.values())
+
+    def _best_fixed_jobs(self) -> list[Job]:
+        best = self.best_fixed()
+        return [] if best is None else [self._job(best, seed) for seed in self._seeds]
+
+    def _job(self, contestant: Contestant, seed: int, reference: Job | None = None) -> Job:
+        comparison = self._comparison
+        cell = cell_path(self._cells, contestant.name, seed)
+        runs = (comparison.runs or comparison.folder / "runs") / cell.stem
+        matched_to = reference.cell if reference else None
+        described: dict[str, Any] = contestant.described()
+        if reference is not None:
+            described["matched_to"] = reference.allocator
+        return Job(
+            contestant.name,
+            seed,
+            comparison.recipe_name,
+            comparison.text,
+            contestant,
+            described,
+            fingerprint(self._settings, contestant, seed, reference.fingerprint if reference else None),
+            cell,
+            runs,
+            matched_to,
+            f"compare-{comparison.folder.absolute().name}",
+            comparison.keeps_runs,
+        )
+
+    def _read(self, job: Job) -> Cell:
+        cell = read_cell(job.cell)
+        if cell.fingerprint != job.fingerprint:
+            raise ConfigurationError(
+                f"{job.cell} was run with other settings: its allocator was {dict(cell.described)}, now it is "
+                f"{job.described}; name another --folder, or remove the file to run the cell again"
+            )
+        return cell
+
+
+def _check_seeds(name: str, seeds: Sequence[int]) -> None:
+    if not seeds:
+        raise ConfigurationError(f"{name}: none given; give at least one, such as --seeds 0 1 2")
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ConfigurationError(f"{name} {list(seeds)}: each once, and none below 0")

@@ -1,0 +1,175 @@
+"""`fedhq compare`: run what is missing, then show, write and draw the results."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from fedhq_lightning.errors import ConfigurationError, nearest
+from fedhq_lightning.experiments import comparison_figures, comparison_tables, outcomes
+from fedhq_lightning.experiments.cell_runs import Job
+from fedhq_lightning.experiments.comparison import Compared, Comparison, Kept
+from fedhq_lightning.launch.resolve import resolve
+from fedhq_lightning.recipe import files as recipe_files
+from fedhq_lightning.support.atomic_files import write_atomically
+
+
+def compare_recipe(known: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Run `fedhq compare` as the command line gave it.
+
+    Args:
+        known: Its own options.
+        overrides: Values of the recipe.
+
+    Raises:
+        ConfigurationError: Something in them cannot work; what can be known is raised before the first run.
+    """
+    name, text = recipe_files.find(known.recipe)
+    at = _number("at", known.at, smallest=0.0)
+    target = _number("target", known.target)
+    resolved = resolve(name, text, overrides)
+    folder = known.folder or Path("comparisons") / name
+    comparison = Comparison(
+        name,
+        resolved.recipe.text,
+        known.allocators,
+        [_seed(each) for each in known.seeds],
+        folder,
+        known.reference,
+        None if known.grid_seeds is None else [_seed(each) for each in known.grid_seeds],
+        keeps_runs=not known.drop_runs,
+    )
+    workers, limit = _count("workers", known.workers), None if known.cells is None else _count("cells", known.cells)
+    with resolved.keys_named():
+        compared = Compared(comparison)
+    names = [each.partition("=")[0] for each in comparison.allocators]
+    if known.baseline is not None and known.baseline not in names:
+        raise ConfigurationError(
+            f"baseline {known.baseline!r}: compared are {', '.join(names)}{nearest(known.baseline, names)}"
+        )
+
+    def on_end(job: Job, seconds: float, done: int, total: int) -> None:
+        print(f"{job.allocator}, seed {job.seed}: {seconds:.0f} s ({done} of {total})", flush=True)
+
+    try:
+        compared.run(workers, limit, on_end)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"; finished cells are in {folder}: the same command goes on from there") from None
+    kept = compared.kept()
+    if kept.missing:
+        more = f" and {len(kept.missing) - 3} more" if len(kept.missing) > 3 else ""
+        print(f"not run yet: {'; '.join(kept.missing[:3])}{more}")
+    if kept.cells:
+        write_results(kept, folder, at, target, known.baseline, Console())
+
+
+def write_results(
+    kept: Kept,
+    folder: Path,
+    at: float | None = None,
+    target: float | None = None,
+    baseline: str | None = None,
+    console: Console | None = None,
+) -> str:
+    """Compare cells; write `table.md`, `cells.csv`, `metric-over-time.svg` and `time-to-target.svg`.
+
+    Args:
+        kept: Cells, one at least.
+        folder: Where the files go.
+        at: As in `outcomes.outcomes`.
+        target: Likewise.
+        baseline: Whom differences are against; None for all-ptq, else all-qat, else the first.
+        console: Where the tables are printed; None for nowhere.
+
+    Returns:
+        The content of `table.md`.
+    """
+    found = outcomes.outcomes(kept.cells, at, target)
+    names = list(dict.fromkeys(each.allocator for each in found))
+    if baseline is None or baseline not in names:
+        baseline = outcomes.default_baseline(names)
+    rows = outcomes.rows_of(found, baseline)
+    shown = comparison_tables.all_tables(rows, kept.cells[0].metric_name, baseline)
+    remarks = _remarks(kept, found, at, target)
+    page = "\n".join([*map(comparison_tables.markdown, shown), *(f"{remark}\n" for remark in remarks)])
+    write_atomically(folder / "table.md", page)
+    write_atomically(folder / "cells.csv", comparison_tables.cells_csv(found))
+    written = ["table.md", "cells.csv", "metric-over-time.svg"]
+    write_atomically(folder / "metric-over-time.svg", comparison_figures.curves_svg(kept.cells))
+    if picture := comparison_figures.time_to_target_svg(found):
+        write_atomically(folder / "time-to-target.svg", picture)
+        written.append("time-to-target.svg")
+    if console is not None:
+        for table in shown:
+            comparison_tables.print_table(table, console)
+        for remark in remarks:
+            console.print(remark, markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{', '.join(written)} in {folder}", markup=False, highlight=False, soft_wrap=True)
+    return page
+
+
+def _remarks(kept: Kept, found: Sequence[outcomes.Outcome], at: float | None, target: float | None) -> list[str]:
+    """What the tables mean: times, target, bound, and which boundary best-fixed stands for."""
+    times = [each.at_seconds for each in found]
+    equal = f"{at:,.6g}" if at is not None else f"those of the shortest run of the same seed, {_range(times)}"
+    remarks = [f"Equal virtual time: {equal} virtual seconds. Metrics are means over three evaluations."]
+    targets = [each.target for each in found if each.target is not None]
+    if target is not None:
+        remarks.append(f"Target: {target:g}.")
+    elif targets:
+        source = next(name for name in outcomes.TARGET_FROM if any(each.allocator == name for each in found))
+        remarks.append(
+            f"Target: half a point short of what {source} of the same seed had at its end, {_range(targets)}."
+        )
+    else:
+        remarks.append("No target: add all-qat-fake or all-qat, or give --target.")
+    if bound := outcomes.straggler_bound(kept.cells):
+        remarks.append(
+            f"Bound: the straggler's round in qat takes {bound.mean:.3g} times its round in ptq (virtual, mean over "
+            "rounds and seeds); no allocation can be faster than all-QAT by more."
+        )
+    if kept.best_fixed:
+        remarks.append(f"best-fixed is {kept.best_fixed}, chosen on other seeds.")
+    remarks.append(
+        f"Over {len({each.seed for each in found})} seeds: mean and standard deviation, paired differences, geometric "
+        "means of paired ratios, two-sided p of the paired t test and of Wilcoxon's signed ranks (from five seeds)."
+    )
+    remarks.append("'> x (k of n)': k of n seeds reached the target; x counts the others with their whole run.")
+    remarks.append(
+        "Wall seconds are of the host that ran the cells, evaluation included, and of whatever else ran there."
+    )
+    return remarks
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,.4g}" if low == high else f"{low:,.4g} to {high:,.4g}"
+
+
+def _number(option: str, text: str | None, smallest: float = -math.inf) -> float | None:
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= smallest):
+        kind = "a number" if smallest == -math.inf else f"a number not below {smallest:g}"
+        raise ConfigurationError(f"--{option} {text!r}: must be {kind}")
+    return value
+
+
+def _count(option: str, text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigurationError(f"--{option} {text!r}: must be a whole number from 1")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise ConfigurationError(f"--seeds {text!r}: seeds are whole numbers from 0")
+    return int(text)

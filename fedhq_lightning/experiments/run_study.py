@@ -1,0 +1,247 @@
+"""`fedhq tune`: check a search, run its trials in one or several processes, and write what came of them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shlex
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.experiments.objectives import Direction, parse_objectives
+from fedhq_lightning.experiments.search_space import Space, make_space
+from fedhq_lightning.experiments.study_results import complete_trials, front_table, write_results
+from fedhq_lightning.experiments.study_section import Section, parse_section, pruning_as_json, read_section
+from fedhq_lightning.experiments.study_storage import default_place, join, load, told
+from fedhq_lightning.experiments.study_worker import Job, Worker, check_one_process
+from fedhq_lightning.experiments.trial_claims import Claims
+from fedhq_lightning.federated import checks, setup
+from fedhq_lightning.launch.resolve import resolve
+from fedhq_lightning.recipe import files as recipe_files
+from fedhq_lightning.trainer import _SETTINGS_THAT_CHANGE_NO_BIT
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+
+def tune_recipe(
+    recipe: str,
+    overrides: Sequence[str] = (),
+    search: str | None = None,
+    trials: int | None = None,
+    workers: int = 1,
+    storage: str | None = None,
+) -> Path:
+    """Run a study over a recipe, or go on with one.
+
+    Args:
+        recipe: A shipped recipe's name, or a file.
+        overrides: As `fedhq run` takes them; they hold for every trial.
+        search: File in place of the recipe's `tune` section.
+        trials: Trials of the study in all, in place of the section's.
+        workers: Processes that run trials.
+        storage: A tune folder, a journal file, or a database's URL; a new folder by default.
+
+    Returns:
+        The tune folder.
+
+    Raises:
+        ConfigurationError: What can be known before the first trial to be wrong with recipe, search or storage; or
+            every trial failed.
+        KeyboardInterrupt: Ctrl-C; the message says how to go on.
+    """
+    if workers < 1:
+        raise ConfigurationError(f"--workers {workers} must be 1 or more")
+    job, name = _prepare(recipe, overrides, search, trials, storage)
+    space = job.space()
+    study, place = join(job.place, _design(job, name), job.objectives)
+    job = Job(job.content, job.section, job.objectives, place, job.seed)
+    _enqueue_own_values(study, space, job)
+    print(f"study {place.folder.name}: {_plan(job, study)}; storage {place.storage}", flush=True)
+    try:
+        if workers == 1:
+            Worker(job, lambda line: print(line, flush=True)).run()
+        else:
+            _run_workers(job, workers)
+    except KeyboardInterrupt:
+        _write(job, name, space)
+        again = ["fedhq", "tune", recipe, *(["--search", search] if search else []), *overrides]
+        again += [*(["--trials", str(trials)] if trials else []), "--storage", place.storage]
+        raise KeyboardInterrupt(f"; go on with: {shlex.join(again)}") from None
+    done = _write(job, name, space)
+    if not complete_trials(done):
+        failed = [trial for trial in done if "reason" in trial.user_attrs]
+        if not failed:
+            raise ConfigurationError("no trial has ended yet; those that run go on in other processes")
+        first = failed[0]
+        raise ConfigurationError(
+            f"all {len(failed)} trials failed; the first, trial {first.number}: {first.user_attrs['reason']}"
+        )
+    print(front_table(space, job.objectives, done))
+    best = os.path.relpath(place.folder / "best.yaml")
+    print(f"trials, picture and recipes: {os.path.dirname(best)}; the best by {job.objectives[0].name} is run by")
+    print(f"fedhq run {shlex.quote(best)}")
+    return place.folder
+
+
+def _prepare(
+    recipe: str, overrides: Sequence[str], search: str | None, trials: int | None, storage: str | None
+) -> tuple[Job, str]:
+    """Everything that can be checked before there is a study."""
+    name, text = recipe_files.find(recipe)
+    resolved = resolve(name, text, overrides)
+    content: dict[str, Any] = yaml.safe_load(resolved.recipe.text)
+    given = read_section(text, search)
+    with _naming_section(search):
+        section = parse_section(given, trials)
+        space = make_space(content, section.search)
+    mode = _check_start(name, space)
+    with _naming_section(search):
+        objectives = parse_objectives(section.objectives, mode)
+        if section.pruning is not None:
+            section.pruning.check(objectives)
+        _check_candidates(name, space)
+    place = default_place(Path(content["trainer"]["default_root_dir"]), name, storage)
+    seed = content["trainer"]["seed"] if section.seed is None else section.seed
+    return Job(content, section, objectives, place, seed), name
+
+
+@contextmanager
+def _naming_section(search: str | None) -> Iterator[None]:
+    try:
+        yield
+    except ConfigurationError as error:
+        raise ConfigurationError(f"tune: {error}" if search is None else f"--search {search}: {error}") from error
+
+
+def _check_start(name: str, space: Space) -> Direction:
+    """Set up a run with the recipe's own values, where it has some; the direction of its metric."""
+    resolved = resolve(name, yaml.safe_dump(space.start(), sort_keys=False))
+    with resolved.keys_named():
+        trainer, model, data = resolved.instantiate()
+        check_one_process(trainer)
+        found = setup.set_up(trainer, model, data).probe
+        monitor = checks.resolve_monitor(trainer.monitor, found)
+        mode = checks.resolve_monitor_mode(monitor, trainer.monitor_mode)
+    return "min" if mode == "min" else "max"
+
+
+def _check_candidates(name: str, space: Space) -> None:
+    """Refuse values that the recipe's classes refuse."""
+    for key, value, content in space.variations():
+        try:
+            resolved = resolve(name, yaml.safe_dump(content, sort_keys=False))
+            with resolved.keys_named():
+                resolved.instantiate()
+        except ConfigurationError as error:
+            raise ConfigurationError(f"search: {key}: the recipe refuses {value!r}: {error}") from error
+
+
+def _design(job: Job, name: str) -> dict[str, Any]:
+    """What makes this study another than others; settings that change no bit of a run are left out."""
+    content = {part: dict(values) for part, values in job.content.items()}
+    for key in _SETTINGS_THAT_CHANGE_NO_BIT:
+        content["trainer"].pop(key.removeprefix("trainer."), None)
+    section: Section = job.section
+    return {
+        "format": 1,
+        "recipe": {"name": name, **content},
+        "search": dict(section.search),
+        "objectives": {each.name: each.direction for each in job.objectives},
+        "sampler": dict(section.sampler),
+        "seed": job.seed,
+        "pruning": pruning_as_json(section.pruning),
+    }
+
+
+def _enqueue_own_values(study: Study, space: Space, job: Job) -> None:
+    """Try the recipe as it is first, where the search holds it."""
+    own = space.own_values()
+    claims = Claims(study, job.place.storage, job.place.folder, 0, job.sampler)
+    with claims.alone(), told(job.place.storage):
+        if own is not None and not study.get_trials(deepcopy=False):
+            study.enqueue_trial(own)
+
+
+def _plan(job: Job, study: Study) -> str:
+    from optuna.trial import TrialState
+
+    with told(job.place.storage):
+        done = sum(each.state != TrialState.WAITING for each in study.get_trials(deepcopy=False))
+    names = ", ".join(f"{each.name} ({each.direction})" for each in job.objectives)
+    return f"{job.section.trials} trials{f', {done} of them there already' if done else ''}; {names}"
+
+
+def _write(job: Job, name: str, space: Space) -> list[Any]:
+    """The study's files, as of now; its trials."""
+    study = load(job.place)
+    claims = Claims(study, job.place.storage, job.place.folder, 0, job.sampler)
+    with claims.alone():
+        with told(job.place.storage):
+            trials = study.get_trials(deepcopy=False)
+        write_results(job.place.folder, name, space, job.objectives, trials)
+    return trials
+
+
+def _run_workers(job: Job, workers: int) -> None:
+    """Processes that share the trials; one that dies does not end the others.
+
+    Raises:
+        ConfigurationError: Every one ended with an error; that of the first.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    context = multiprocessing.get_context("spawn")
+    pipes = [context.Pipe(duplex=False) for _ in range(workers)]
+    processes = [context.Process(target=_work, args=(job, pipe[1], list(sys.path))) for pipe in pipes]
+    for process in processes:
+        process.start()
+    for _, end in pipes:
+        end.close()
+    try:
+        for process in processes:
+            process.join()
+    except KeyboardInterrupt:
+        # Ctrl-C reaches every process, but a signal to the first one alone does not.
+        for process in processes:
+            if process.is_alive() and process.pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGINT)
+        for process in processes:
+            process.join()
+        raise
+    errors = []
+    for number, (process, (reader, _)) in enumerate(zip(processes, pipes, strict=True), start=1):
+        with suppress(EOFError):
+            errors.append(reader.recv())
+        if process.exitcode not in (0, 2):
+            print(
+                f"worker {number} ended early (exit code {process.exitcode}); its trial is taken up by the others, "
+                "or when the study goes on",
+                flush=True,
+            )
+    if len(errors) == workers:
+        raise ConfigurationError(errors[0])
+    if all(process.exitcode != 0 for process in processes):
+        raise ConfigurationError("no worker got to the end of the study; go on with it by the same --storage")
+
+
+def _work(job: Job, pipe: Connection, path: list[str]) -> None:
+    """A worker's process."""
+    sys.path[:] = path
+    warnings.simplefilter("ignore")
+    try:
+        Worker(job, lambda line: print(line, flush=True)).run()
+    except ConfigurationError as error:
+        pipe.send(str(error))
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

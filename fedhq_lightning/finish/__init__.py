@@ -1,0 +1,1 @@
+"""The end of a run: the model folder, the summary and the report."""

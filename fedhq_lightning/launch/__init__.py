@@ -1,0 +1,1 @@
+"""From a recipe to objects: trainer, module and data."""

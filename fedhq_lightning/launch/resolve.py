@@ -1,0 +1,228 @@
+"""From a recipe to trainer, model and data, with jsonargparse as LightningCLI does it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from fedhq_lightning.data import FederatedDataModule
+from fedhq_lightning.devices import Fleet
+from fedhq_lightning.devices.fleet import is_fleet_file
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated.settings import check_settings
+from fedhq_lightning.quantize import QuantScheme
+from fedhq_lightning.recipe.errors import check_all_used, check_class_nodes, explain
+from fedhq_lightning.recipe.keys import locate, with_values
+from fedhq_lightning.support.seeds import derive_seed, seed_generators
+from fedhq_lightning.trainer import FederatedTrainer, Recipe
+
+_INTO_LIST = re.compile(r"--(trainer\.callbacks\.(?:\d+|[A-Z]\w*)\.[^=]+)=(.*)", re.DOTALL)
+"""jsonargparse reaches into a list only where one entry alone has the argument."""
+_FOLDERS = ("root", "cache_dir")
+"""Arguments of the shipped data modules that name a folder."""
+_FLEETS = ("trainer.fleet", "init_args.fleet")
+_RUNS = ("init_args.warm_start", "init_args.reference")
+"""Arguments of allocators, as they are called inside a list of callbacks."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe with every default filled in.
+
+    Attributes:
+        recipe: Its name and text, which can be run again.
+    """
+
+    recipe: Recipe
+    _parser: ArgumentParser
+    _values: Namespace
+
+    def instantiate(self) -> tuple[FederatedTrainer, L.LightningModule, FederatedDataModule]:
+        """Trainer, model and data; initial weights come from `trainer.seed`.
+
+        Raises:
+            ConfigurationError: A class refuses its arguments.
+        """
+        seed_generators(derive_seed(self._values.trainer.seed, "model"))
+        failures: list[Exception] = []
+
+        def make(class_type: type, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return _instantiate(class_type, *args, **kwargs)
+            except Exception as error:
+                failures.append(error)
+                raise
+
+        try:
+            objects = self._parser.instantiate(self._values, instantiators=[(make, object, True)])
+        except Exception as error:
+            # jsonargparse may have made one of its own of it, about types, without the traceback.
+            failure = failures[0] if failures else error
+        else:
+            objects.trainer.recipe = self.recipe
+            return objects.trainer, objects.model, objects.data
+        raise failure
+
+    def check_trainer(self) -> None:
+        """Refuse what the trainer refuses by its values alone, without making it, or by its fleet once a run begins.
+
+        Raises:
+            ConfigurationError: A value out of range; no such scheme; no such device or fleet file, or one with errors.
+        """
+        values = self._values.trainer
+        with self.keys_named():
+            check_settings(vars(values))
+            if isinstance(values.scheme, Namespace):
+                QuantScheme(**vars(values.scheme))
+            elif values.scheme is not None:
+                QuantScheme.parse(values.scheme)
+            Fleet.resolve(values.fleet, values.seed)
+
+    @contextmanager
+    def keys_named(self) -> Iterator[None]:
+        """Give errors the recipe's dotted key: `scheme 'w9a8': ...` becomes `trainer.scheme 'w9a8': ...`."""
+        try:
+            yield
+        except ConfigurationError as error:
+            raise ConfigurationError(self._with_key(str(error))) from error
+
+    def _with_key(self, message: str) -> str:
+        """The message itself where it does not begin with a key's last part, or several keys end so."""
+        word = message.partition(" ")[0].rstrip(":")
+        keys = [key for key in _dotted_keys(self._values.as_dict()) if key.rpartition(".")[2] == word]
+        return keys[0] + message.removeprefix(word) if len(keys) == 1 else message
+
+
+def resolve(name: str, text: str, overrides: Sequence[str] = ()) -> Resolved:
+    """Check a recipe and fill in defaults.
+
+    Args:
+        name: For the run directory.
+        text: YAML with `model`, `data` and `trainer`; `tune`, which is `fedhq tune`'s, is left out.
+        overrides: Command-line arguments such as `--trainer.max_rounds=5`.
+
+    Raises:
+        ConfigurationError: Unreadable, an unknown key, a wrong type, no such class.
+    """
+    parser = recipe_parser()
+    content = _read(text)
+    content.pop("tune", None)
+    keys = [action.dest for action in parser._actions if action.dest.rpartition(".")[2] != "help"]
+    check_class_nodes(content)
+    try:
+        base = parser.parse_object(content)
+        own, rest = _split(overrides)
+        if own:
+            resolved = base.as_dict()
+            placed = {locate(resolved, key): yaml.safe_load(value) for key, value in own}
+            base = parser.parse_object(with_values(resolved, placed))
+        values = parser.parse_args(rest, namespace=base) if rest else base
+    except ConfigurationError:
+        raise
+    # jsonargparse lets whatever a class's import raises through as an error of its own.
+    except Exception as error:
+        raise ConfigurationError(explain(error, keys)) from error
+    check_all_used(content, base.as_dict())
+    header = "".join(line + "\n" for line in takewhile(lambda line: line.startswith("#"), text.splitlines()))
+    return Resolved(Recipe(name, header + parser.dump(_rooted(values), skip_unset=False)), parser, values)
+
+
+def _split(overrides: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Overrides that name an entry of a list by its class or position, as (key, value), and the others."""
+    matches = [_INTO_LIST.fullmatch(override) for override in overrides]
+    own = [(match[1], match[2]) for match in matches if match]
+    return own, [override for override, match in zip(overrides, matches, strict=True) if not match]
+
+
+def recipe_parser() -> ArgumentParser:
+    """The keys of a recipe."""
+    parser = ArgumentParser(prog="fedhq run RECIPE", exit_on_error=False, allow_abbrev=False, default_env=False)
+    parser.add_subclass_arguments(L.LightningModule, "model", required=True)
+    parser.add_subclass_arguments(FederatedDataModule, "data", required=True)
+    parser.add_class_arguments(FederatedTrainer, "trainer")
+    return parser
+
+
+def _rooted(values: Namespace) -> Namespace:
+    """The same, with relative paths to what is there made whole: a run may go on from another folder."""
+    rooted = values.clone()
+    for key, value in values.items():
+        name = key.rpartition(".")[2]
+        if key in _FLEETS:
+            rooted[key] = _rooted_fleet(value)
+        elif key in _RUNS:
+            rooted[key] = _rooted_runs(value)
+        elif isinstance(value, list):
+            rooted[key] = [_rooted(each) if isinstance(each, Namespace) else each for each in value]
+        elif name in _FOLDERS and isinstance(value, str | Path) and Path(value).is_dir():
+            rooted[key] = os.path.abspath(value)
+    return rooted
+
+
+def _rooted_fleet(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_rooted_fleet(each) for each in value]
+    if isinstance(value, Mapping):
+        return {_rooted_fleet(device): weight for device, weight in value.items()}
+    is_file = isinstance(value, str | Path) and is_fleet_file(value) and Path(value).is_file()
+    return os.path.abspath(value) if is_file else value
+
+
+def _rooted_runs(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_rooted_runs(each) for each in value]
+    return os.path.abspath(value) if isinstance(value, str | Path) and Path(value).exists() else value
+
+
+def _read(text: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigurationError(f"not readable as YAML{line}: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        found = "nothing" if content is None else f"a {type(content).__name__}"
+        raise ConfigurationError(f"holds {found}; a recipe has the keys model, data and trainer")
+    for part in ("model", "data"):
+        if content.get(part) is None:
+            raise ConfigurationError(f"{part} is missing; give it by class_path and init_args")
+    return content
+
+
+def _instantiate(class_type: type, *args: Any, **kwargs: Any) -> Any:
+    """Make one object of a recipe; values that its class refuses are the user's to mend, as in our own classes."""
+    try:
+        return class_type(*args, **kwargs)
+    except ConfigurationError:
+        raise
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{class_type.__name__}: {str(error) or 'ValueError'} (--debug shows where)"
+        ) from error
+    except ModuleNotFoundError as error:  # Lightning's loggers say so of packages that only they need
+        needed = str(error).partition("\n")[0].rstrip(".")
+        raise ConfigurationError(f"{class_type.__name__} needs a package that is not installed: {needed}") from error
+
+
+def _dotted_keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Every key, in the short form that the command line takes too: without `init_args` and list positions."""
+    keys = []
+    for key, value in values.items():
+        path = prefix.removesuffix(".") if key == "init_args" else f"{prefix}{key}"
+        keys.append(path)
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, Mapping):
+                keys += _dotted_keys(each, f"{path}.")
+    return list(dict.fromkeys(keys))

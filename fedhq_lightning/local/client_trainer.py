@@ -1,0 +1,354 @@
+"""The small trainer that each resident LightningModule sees: local fits and evaluations, without Lightning's Trainer.
+
+Under bare Fabric `self.log` and most of `self.trainer` do not work. `ClientTrainer` stands in for the Trainer, so that
+an unmodified module trains on one client as it would train in Lightning, with one process of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loops.optimization.automatic import ClosureResult
+from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch.utilities.types import LRSchedulerConfig
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.local.logged_values import LoggedValues, plain
+from fedhq_lightning.local.optimizers import configured_optimizer, scale_learning_rate
+from fedhq_lightning.local.trainer_on_module import attach, detach, evaluating, lightnings_log, step_arguments
+from fedhq_lightning.local.trainer_surface import TrainerSurface, one_process
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What one local fit does, the same for every client.
+
+    Attributes:
+        local_epochs: Passes over the client's data, or None where `local_steps` counts.
+        local_steps: Optimizer steps; the client's data are repeated as needed.
+        gradient_clip_val: Norm to clip gradients to, or None.
+        accumulate_grad_batches: Batches to one optimizer step.
+    """
+
+    local_epochs: int | None = 1
+    local_steps: int | None = None
+    gradient_clip_val: float | None = None
+    accumulate_grad_batches: int = 1
+
+
+class ClientTrainer(TrainerSurface):
+    """Stands in for `lightning.pytorch.Trainer` on one resident module.
+
+    Args:
+        module: The resident module; its `trainer` and `log` are set on the instance, its class is left alone.
+        options: What a local fit does.
+        device: Where batches go.
+        autocast: Context in which steps run; evaluation of an integer model runs without.
+    """
+
+    def __init__(
+        self,
+        module: L.LightningModule,
+        options: FitOptions,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self.lightning_module = self.model = module
+        self.options = options
+        self.device = device
+        self.max_epochs = -1 if options.local_epochs is None else options.local_epochs
+        self.max_steps = options.local_steps or -1
+        self.gradient_clip_val = options.gradient_clip_val
+        self.accumulate_grad_batches = options.accumulate_grad_batches
+        self.optimizers: list[Optimizer] = []
+        self.train_dataloader: Any = None
+        self.lr_scheduler_configs: list[LRSchedulerConfig] = []
+        self.strategy = one_process(device, self.optimizers)
+        self.precision_plugin = SimpleNamespace(clip_gradients=self._clip_gradients)
+        self.should_stop = self.is_last_batch = False
+        self.callback_metrics: dict[str, Tensor] = {}
+        self.current_epoch = self.global_step = self.num_training_batches = 0
+        self.estimated_stepping_batches: float = 0
+        self._autocast = autocast
+        self._values = LoggedValues()
+        self._current_batch: Any = None
+        self._batch_size: int | None = None
+        self._output: Any = None
+        self._dataloader_idx: int | None = None
+        self._in_batches = False
+        vars(self).update(lightnings_log(self.log))
+        attach(module, self)
+
+    def detach(self) -> None:
+        """Leave the module as if no trainer had been there."""
+        detach(self.lightning_module)
+
+    @property
+    def logged_metrics(self) -> dict[str, Tensor]:
+        """The same as `callback_metrics`."""
+        return self.callback_metrics
+
+    def fit(
+        self,
+        loader: Sequence[Any] | DataLoader[Any],
+        learning_rate_scale: float = 1.0,
+        after_backward: Callable[[], None] | None = None,
+    ) -> tuple[int, dict[str, float]]:
+        """Train the module on one client.
+
+        Args:
+            loader: The client's batches. Without any (`drop_last` on a small client) nothing is done at all.
+            learning_rate_scale: Factor on every learning rate in this fit.
+            after_backward: Called once an optimizer step, before clipping, for client-side gradient terms.
+
+        Returns:
+            Optimizer steps taken, and what was logged in the last local epoch.
+
+        Raises:
+            ConfigurationError: The module wants manual optimization or several optimizers.
+        """
+        if not len(loader):
+            return 0, {}
+        module, self.train_dataloader = self.lightning_module, loader
+        self._start_fit(len(loader))
+        optimizer, self.lr_scheduler_configs = configured_optimizer(module)
+        self.optimizers[:] = [optimizer]
+        scale_learning_rate(optimizer, self.lr_scheduler_configs, learning_rate_scale)
+        metrics: dict[str, float] = {}
+        module.on_fit_start()
+        module.on_train_start()
+        while not self._fit_is_over():
+            module.on_train_epoch_start()
+            self._in_batches = True
+            complete = self._run_epoch(loader, optimizer, after_backward)
+            self._in_batches = False
+            self._reduce_so_far()
+            module.on_train_epoch_end()
+            metrics = self._finish_epoch()
+            if complete:
+                self._step_schedulers("epoch", self.current_epoch + 1, on_plateau=True)
+            self.current_epoch += 1
+        module.on_train_end()
+        module.on_fit_end()
+        self.training = False
+        optimizer.zero_grad(set_to_none=True)
+        self.optimizers.clear()
+        self.train_dataloader = None
+        return self.global_step, metrics
+
+    def evaluate(self, loaders: Iterable[Any], stage: str = "validation") -> dict[str, float]:
+        """Run the module's validation or test steps over all batches.
+
+        Args:
+            loaders: One or more loaders; names logged from several get Lightning's `/dataloader_idx_N`.
+            stage: "validation" or "test".
+
+        Returns:
+            What was logged, reduced over each loader, in the order of logging.
+        """
+        module, loaders = self.lightning_module, list(loaders)
+        step = getattr(module, f"{stage}_step")
+        hook = partial(self._call_hook, stage)
+        self.validating, self.testing, self._values = stage == "validation", stage == "test", LoggedValues()
+        with evaluating(module, stage), torch.no_grad():
+            hook("start")
+            hook("epoch_start")
+            for index, loader in enumerate(loaders):
+                self._dataloader_idx = index if len(loaders) > 1 else None
+                for batch_idx, batch in enumerate(loader):
+                    indices = (batch_idx, index) if len(loaders) > 1 else (batch_idx,)
+                    batch = self._to_device(batch, index)
+                    hook("batch_start", batch, *indices)
+                    with self._autocast():
+                        output = step(*step_arguments(step, batch, *indices))
+                    hook("batch_end", output, batch, *indices)
+            self._dataloader_idx = None
+            self._reduce_so_far()
+            hook("epoch_end")
+            hook("end")
+        self.validating = self.testing = False
+        return self._finish_epoch()
+
+    def run_step(self, batch: Any) -> Tensor | None:
+        """One training step of the module without an optimizer step or anything logged.
+
+        Returns:
+            Its loss over the number of batches to an optimizer step, or None where the step gave none.
+        """
+        self._values = LoggedValues()
+        loss = self._training_step(self._to_device(batch, 0), 0).loss
+        self._values = LoggedValues()
+        return loss
+
+    def log(
+        self,
+        name: str,
+        value: Any,
+        prog_bar: bool = False,
+        logger: bool | None = None,
+        on_step: bool | None = None,
+        on_epoch: bool | None = None,
+        reduce_fx: str | Callable[..., Any] = "mean",
+        enable_graph: bool = False,
+        sync_dist: bool = False,
+        sync_dist_group: Any = None,
+        add_dataloader_idx: bool = True,
+        batch_size: int | None = None,
+        metric_attribute: str | None = None,
+        rank_zero_only: bool = False,
+    ) -> None:
+        """`LightningModule.log` on this trainer; a client is one process, so nothing is ever synchronized."""
+        if self._dataloader_idx is not None and add_dataloader_idx:
+            name = f"{name}/dataloader_idx_{self._dataloader_idx}"
+        # As in Lightning, the hook that logs decides what was not said.
+        by_step = self._in_batches if on_step is None else on_step
+        both = by_step and (not self._in_batches if on_epoch is None else on_epoch)
+        self._values.add(name, value, batch_size or self._current_batch_size(), reduce_fx, both)
+        self.callback_metrics.update(self._values.last)
+
+    def _start_fit(self, num_batches: int) -> None:
+        self._values, self.callback_metrics = LoggedValues(), {}
+        self.current_epoch = self.global_step = 0
+        self.should_stop, self.training = False, True
+        self.num_training_batches = num_batches
+        self.is_last_batch = False
+        steps_per_epoch = -(-num_batches // self.accumulate_grad_batches)
+        options = self.options
+        self.estimated_stepping_batches = options.local_steps or steps_per_epoch * (options.local_epochs or 0)
+
+    def _fit_is_over(self) -> bool:
+        options = self.options
+        if self.should_stop:
+            return True
+        if options.local_steps is not None:
+            return self.global_step >= options.local_steps
+        return self.current_epoch >= (options.local_epochs or 0)
+
+    def _run_epoch(
+        self, loader: Iterable[Any], optimizer: Optimizer, after_backward: Callable[[], None] | None
+    ) -> bool:
+        """Train on the loader's batches, in the order of Lightning's loop; whether the epoch was not cut short."""
+        module, every = self.lightning_module, self.accumulate_grad_batches
+        for batch_idx, batch in enumerate(loader):
+            count = batch_idx + 1
+            batch = self._to_device(batch, 0)
+            if module.on_train_batch_start(batch, batch_idx) == -1:
+                self._step_schedulers("epoch", self.current_epoch + 1)
+                return True
+            first, complete = batch_idx % every == 0, count == self.num_training_batches
+            self.is_last_batch = complete
+            last = count % every == 0 or complete
+            closure = partial(self._closure, batch, batch_idx, optimizer, first, after_backward if last else None, last)
+            if last:
+                module.optimizer_step(self.current_epoch, batch_idx, optimizer, closure)
+                self.global_step += 1
+                self._step_schedulers("step", count)
+            else:
+                closure()
+            if complete:
+                self._step_schedulers("epoch", self.current_epoch + 1)
+            module.on_train_batch_end(self._output, batch, batch_idx)
+            if last:
+                self._step_schedulers("step", count, on_plateau=True)
+            if self.should_stop or self.options.local_steps == self.global_step:
+                return complete
+        return True
+
+    def _closure(
+        self,
+        batch: Any,
+        batch_idx: int,
+        optimizer: Optimizer,
+        first: bool,
+        after_backward: Callable[[], None] | None,
+        last: bool,
+    ) -> Tensor | None:
+        """Forward and backward of one batch, in the order of Lightning's closure."""
+        module = self.lightning_module
+        result = self._training_step(batch, batch_idx)
+        loss, self._output = result.closure_loss, {} if result.loss is None else result.asdict()
+        if first:
+            module.on_before_zero_grad(optimizer)
+            module.optimizer_zero_grad(self.current_epoch, batch_idx, optimizer)
+        if loss is not None:
+            module.on_before_backward(loss)
+            module.backward(loss)
+            module.on_after_backward()
+        if last:
+            if after_backward is not None:
+                after_backward()
+            module.on_before_optimizer_step(optimizer)
+            module.configure_gradient_clipping(optimizer, self.gradient_clip_val, None)
+        return loss
+
+    def _training_step(self, batch: Any, batch_idx: int) -> ClosureResult:
+        step = self.lightning_module.training_step
+        with self._autocast():
+            output = step(*step_arguments(step, batch, batch_idx))
+        try:
+            return ClosureResult.from_training_step_output(output, self.accumulate_grad_batches)
+        except MisconfigurationException as error:
+            raise ConfigurationError(
+                f"training_step returned {type(output).__name__}; return the loss tensor, a dict with 'loss', or None"
+            ) from error
+
+    def _to_device(self, batch: Any, dataloader_idx: int) -> Any:
+        module = self.lightning_module
+        batch = module.on_before_batch_transfer(batch, dataloader_idx)
+        batch = module.transfer_batch_to_device(batch, self.device, dataloader_idx)
+        batch = module.on_after_batch_transfer(batch, dataloader_idx)
+        self._current_batch = batch
+        self._batch_size = None
+        return batch
+
+    def _current_batch_size(self) -> int:
+        """Examples in the batch; 1 where it is of a kind that does not tell, as every batch then weighs the same."""
+        if self._batch_size is None:
+            try:
+                self._batch_size = extract_batch_size(self._current_batch)
+            except MisconfigurationException:
+                self._batch_size = 1
+        return self._batch_size
+
+    def _reduce_so_far(self) -> None:
+        """What hooks at the end of an epoch find in `callback_metrics` is the epoch's, not the last batch's."""
+        self.callback_metrics.update(self._values.so_far())
+
+    def _finish_epoch(self) -> dict[str, float]:
+        values = self._values.finish()
+        self.callback_metrics.update(values)
+        return plain(values)
+
+    def _step_schedulers(self, interval: str, count: int, on_plateau: bool = False) -> None:
+        for config in self.lr_scheduler_configs:
+            if config.interval != interval or count % config.frequency or config.reduce_on_plateau != on_plateau:
+                continue
+            metric = None
+            if config.reduce_on_plateau:
+                metric = self.callback_metrics.get(str(config.monitor))
+                if metric is None:  # whether anybody logs it is asked before round 1
+                    continue
+            self.lightning_module.lr_scheduler_step(config.scheduler, metric)
+
+    def _call_hook(self, stage: str, name: str, *arguments: Any) -> None:
+        getattr(self.lightning_module, f"on_{stage}_{name}")(*arguments)
+
+    def _clip_gradients(self, optimizer: Optimizer, clip_val: float, algorithm: Any = None) -> None:
+        if not clip_val:
+            return
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if getattr(algorithm, "value", algorithm) == "value":
+            torch.nn.utils.clip_grad_value_(parameters, clip_val)
+        else:
+            torch.nn.utils.clip_grad_norm_(parameters, clip_val)

@@ -1,0 +1,89 @@
+"""Metrics of the global model, as it is and as it will be deployed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import lightning as L
+import torch
+
+from fedhq_lightning.federated.client_analysis import load_weights
+from fedhq_lightning.local.client_trainer import ClientTrainer, FitOptions
+from fedhq_lightning.quantize import QuantScheme, convert
+from fedhq_lightning.support.collectives import Processes
+from fedhq_lightning.support.seeds import derive_seed, seed_generators
+from fedhq_lightning.types import StateDict
+
+
+class Evaluator:
+    """Evaluates states on the server's held-out batches.
+
+    The fp and the quantized model are two jobs, dealt over the processes; each job runs whole on one process, so its
+    bits do not depend on their number.
+
+    Args:
+        template: The user's module, set up; copied, never changed.
+        scheme: Deployment grid, or None: then there is no quantized model.
+        options: Only to build a `ClientTrainer`.
+        processes: For dealing the jobs and sharing their results.
+        device: Where the fp model runs; the deployed model runs there too.
+        autocast: Context of the fp model's steps.
+        seed: The run's seed; evaluation that draws random numbers draws the same at every call.
+    """
+
+    def __init__(
+        self,
+        template: L.LightningModule,
+        scheme: QuantScheme | None,
+        options: FitOptions,
+        processes: Processes,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        seed: int,
+    ) -> None:
+        self._template = template
+        self.scheme = scheme
+        self._options = options
+        self._processes = processes
+        self._device = device
+        self.autocast = autocast
+        self._seed = seed
+
+    def evaluate(self, state: StateDict, loaders: Sequence[Any], stage: str = "validation") -> dict[str, float]:
+        """`fp/NAME` and `quantized/NAME` for every name that the module logs; the same on every process."""
+        kinds = ["fp"] if self.scheme is None else ["fp", "quantized"]
+        mine: dict[str, dict[str, float]] = {}
+        for index, kind in enumerate(kinds):
+            if index % self._processes.count == self._processes.rank:
+                module = self.model(state) if kind == "fp" else self.deployed(state)
+                mine[kind] = self.metrics_of(module, loaders, stage, self.autocast if kind == "fp" else nullcontext)
+        shared: dict[str, dict[str, float]] = {}
+        for part in self._processes.gather(mine):
+            shared |= part
+        return {f"{kind}/{name}": value for kind in kinds for name, value in shared[kind].items()}
+
+    def metrics_of(
+        self,
+        module: L.LightningModule,
+        loaders: Sequence[Any],
+        stage: str = "validation",
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> dict[str, float]:
+        """What one module logs on `loaders`, on this process and on the device where the module is."""
+        seed_generators(derive_seed(self._seed, "evaluate"))
+        return ClientTrainer(module, self._options, module.device, autocast).evaluate(loaders, stage)
+
+    def model(self, state: StateDict) -> L.LightningModule:
+        """The module with `state` as its weights."""
+        module = copy.deepcopy(self._template)
+        load_weights(module, state)
+        return module.to(self._device)
+
+    def deployed(self, state: StateDict) -> L.LightningModule:
+        """The same, converted to the scheme's grid."""
+        if self.scheme is None:
+            raise ValueError("no scheme: there is no deployed model")
+        return convert(self.model(state), self.scheme)

@@ -1,0 +1,84 @@
+"""How a client's trainer is put on a LightningModule, on the instance alone, and how a step is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torchmetrics import Metric
+
+if TYPE_CHECKING:
+    from fedhq_lightning.local.client_trainer import ClientTrainer
+
+_OPTIONS = ("on_step", "on_epoch", "reduce_fx", "add_dataloader_idx", "batch_size")
+
+
+def attach(module: L.LightningModule, trainer: ClientTrainer) -> None:
+    """Make `trainer` the module's, and keep its metrics from talking to other processes."""
+    for each in module.modules():
+        if isinstance(each, L.LightningModule):
+            each._trainer = trainer  # type: ignore[assignment]  # a stand-in, not a subclass
+            if type(each).log is not L.LightningModule.log:
+                each._current_fx_name = "training_step"  # where Lightning's own `log` allows everything
+            elif "log" not in vars(each) or _is_ours(each):
+                each.log = trainer.log  # type: ignore[method-assign]  # on this instance only
+        elif isinstance(each, Metric):
+            each.sync_on_compute = each._to_sync = False
+
+
+def detach(module: L.LightningModule) -> None:
+    """Leave the module as if no trainer had been there."""
+    for each in module.modules():
+        if isinstance(each, L.LightningModule):
+            each._trainer = each._current_fx_name = None
+            if _is_ours(each):
+                del each.log
+
+
+def lightnings_log(log: Callable[..., None]) -> dict[str, Any]:
+    """What `LightningModule.log` itself looks for on a trainer, so that a module's own `log` may call it by `super()`.
+
+    Args:
+        log: Takes what is logged.
+    """
+
+    def take(fx: str, name: str, value: Any, **options: Any) -> None:
+        log(name, value, **{key: options[key] for key in _OPTIONS})
+
+    return {
+        "_results": SimpleNamespace(log=take),
+        "_logger_connector": SimpleNamespace(should_reset_tensors=lambda fx: False),
+        "_accelerator_connector": SimpleNamespace(is_distributed=False),
+    }
+
+
+def step_arguments(step: Callable[..., Any], batch: Any, batch_idx: int, *dataloader_idx: int) -> tuple[Any, ...]:
+    """What a step is called with: some leave the batch's number out."""
+    takes_batch_idx = is_param_in_hook_signature(step, "batch_idx", min_args=2)
+    return (batch, batch_idx, *dataloader_idx) if takes_batch_idx else (batch, *dataloader_idx)
+
+
+@contextmanager
+def evaluating(module: L.LightningModule, stage: str) -> Iterator[None]:
+    """The module in evaluation mode as its hooks make it, then each part in its mode of before."""
+    modes = {name: each.training for name, each in module.named_modules()}
+    getattr(module, f"on_{stage}_model_eval")()
+    try:
+        yield
+    finally:
+        for name, each in module.named_modules():
+            each.training = modes.get(name, each.training)
+        if is_overridden(f"on_{stage}_model_train", module):
+            getattr(module, f"on_{stage}_model_train")()
+
+
+def _is_ours(module: torch.nn.Module) -> bool:
+    from fedhq_lightning.local.client_trainer import ClientTrainer
+
+    return isinstance(getattr(vars(module).get("log"), "__self__", None), ClientTrainer)

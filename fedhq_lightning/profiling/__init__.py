@@ -1,0 +1,1 @@
+"""What lanes and kernels take on this host."""

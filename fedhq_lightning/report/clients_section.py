@@ -1,0 +1,81 @@
+"""The report's section on the clients: who trained how, and what it cost in virtual time."""
+
+from fedhq_lightning.report.client_figures import ClientRow, ModeMap, mode_map_svg, split_svg
+from fedhq_lightning.report.formats import TIER_HEADER, format_modes, format_seconds, tier_rows, worst_client_text
+from fedhq_lightning.report.page import figure, figures, paragraph, section, table
+from fedhq_lightning.run.finished_run import ClientHistory, RunHistory
+
+_MOST_ROWS_IN_MAP = 120
+_MOST_BARS = 30
+_LONGEST_LABEL = 14
+
+
+def clients_section(run: RunHistory) -> str:
+    """Modes of each client by round, its times, and both by tier."""
+    title = "Clients and modes"
+    if not run.clients:
+        return section(title, paragraph("No client took part."))
+    tiers = table(
+        "Device tiers. Virtual times are means of one local fit; slowest tier first.", TIER_HEADER, tier_rows(run.tiers)
+    )
+    return section(title, f"{figures([_mode_map(run), _time_split(run)])}\n<h3>Tiers</h3>\n{tiers}\n{_worst(run)}")
+
+
+def _worst(run: RunHistory) -> str:
+    worst = run.summary.get("worst_client")
+    if not worst:
+        return paragraph("The metric was not measured for single clients.")
+    return paragraph(f"Worst client: {worst_client_text(worst, run.metric_name)}.")
+
+
+def _mode_map(run: RunHistory) -> str:
+    shown = sorted(run.clients, key=lambda client: -len(client.modes))[:_MOST_ROWS_IN_MAP]
+    kept = {client.client_id for client in shown}
+    clients = [client for client in run.clients if client.client_id in kept]
+    rounds = [record.round for record in run.rounds if record.round > 0]
+    column = {number: position for position, number in enumerate(rounds)}
+    modes = ModeMap(
+        rows=[_row(client) for client in clients],
+        rounds=rounds,
+        cells={(row, column[at]): mode for row, client in enumerate(clients) for at, mode in client.modes.items()},
+        left_out={
+            (row, column[at]): word for row, client in enumerate(clients) for at, word in client.left_out.items()
+        },
+    )
+    totals = format_modes(run.summary.get("mode_counts") or {})
+    late, quarantined = (f"{int(run.summary.get(key) or 0):,} {key}" for key in ("late", "quarantined"))
+    note = f"Local fits: {totals}; {late} (ring), {quarantined} (cross). Empty: not in the round's cohort."
+    if len(clients) < len(run.clients):
+        note += f" The {len(clients)} clients that took part most, of {len(run.clients):,}."
+    svg = mode_map_svg("modes", f"Map of the mode of each client in each round. {note}", modes)
+    return figure("Mode of each client in each round", note, svg)
+
+
+def _time_split(run: RunHistory) -> str:
+    slowest = sorted(run.clients, key=lambda client: -_mean_total(client))[:_MOST_BARS]
+    kept = {client.client_id for client in slowest}
+    clients = [client for client in run.clients if client.client_id in kept]
+    download, compute, upload = zip(*(client.mean_seconds for client in clients), strict=True)
+    analysis = [client.mean_analysis_seconds for client in clients]
+    longest = format_seconds(_mean_total(slowest[0]))
+    note = f"Mean of one local fit, virtual. Slowest: client {slowest[0].client_id} ({slowest[0].tier}), {longest}."
+    if len(clients) < len(run.clients):
+        note += f" The {len(clients)} slowest of {len(run.clients):,} clients."
+    parts = {"download": download, "analysis": analysis, "compute": compute, "upload": upload}
+    if not any(analysis):
+        del parts["analysis"]
+    *others, last = parts
+    description = f"Bars: virtual time of each client, split in {', '.join(others)} and {last}. {note}"
+    svg = split_svg("split", description, [_row(client) for client in clients], parts)
+    return figure("Virtual time of each client", note, svg)
+
+
+def _mean_total(client: ClientHistory) -> float:
+    return sum(client.mean_seconds) + client.mean_analysis_seconds
+
+
+def _row(client: ClientHistory) -> ClientRow:
+    """Its name cut so that a long one leaves room for the picture; the tables have it whole."""
+    name = str(client.client_id)
+    short = name if len(name) <= _LONGEST_LABEL else f"{name[: _LONGEST_LABEL - 1]}\N{HORIZONTAL ELLIPSIS}"
+    return ClientRow(short, client.tier)

@@ -1,0 +1,120 @@
+"""The table that ends a run on the terminal."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fedhq_lightning.report.formats import (
+    TIER_HEADER,
+    format_bytes,
+    format_seconds,
+    speed_text,
+    summary_rows,
+    tier_rows,
+)
+from fedhq_lightning.run.records import RoundRecord, tier_figures
+
+_TIERS_TITLE = "Tiers; virtual times, means of one local fit"
+
+
+def on_terminal(console: Console) -> bool:
+    """Whether someone watches a terminal that can redraw; FORCE_COLOR alone does not make a log file one."""
+    return console.is_terminal and console.file.isatty() and not console.is_dumb_terminal
+
+
+def _tiers(summary: Mapping[str, Any], rounds: Iterable[RoundRecord]) -> list[tuple[str, ...]]:
+    tiers = summary.get("tiers")
+    return tier_rows(tier_figures(rounds) if tiers is None else tiers)
+
+
+def _heading(summary: Mapping[str, Any]) -> str:
+    return " ".join(str(summary[key]) for key in ("recipe", "run_dir") if summary.get(key)) or "run"
+
+
+def inference_rows(inference: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Label and text of each line on inference.
+
+    Args:
+        inference: What `summary.json` holds under that key.
+
+    Returns:
+        The size, and a line for each batch size; nothing where it was not measured.
+    """
+    if not inference:
+        return []
+    sizes = [format_bytes(inference[key]) for key in ("int8_bytes", "fp32_bytes", "packed_bytes")]
+    rows = [("size of the model", f"int8 {sizes[0]}, fp32 {sizes[1]} (packed to the scheme's bits: {sizes[2]})")]
+    for size, times in inference["batch_sizes"].items():
+        int8, fp32 = (format_seconds(times[f"{kind}_ms"] / 1e3) for kind in ("int8", "fp32"))
+        rows.append(
+            (f"inference, batch of {size}", f"int8 {int8}, fp32 {fp32} wall; int8 is {speed_text(times['speedup'])}")
+        )
+    return rows
+
+
+def _rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """All lines, those on inference below the deployable model's."""
+    rows = summary_rows(summary)
+    labels = [label for label, _ in rows]
+    place = labels.index("deployable model") + 1 if "deployable model" in labels else len(rows)
+    return [*rows[:place], *inference_rows(summary.get("inference")), *rows[place:]]
+
+
+def final_table(summary: Mapping[str, Any], rounds: Iterable[RoundRecord] = ()) -> RenderableType:
+    """The run's result as rich tables.
+
+    Args:
+        summary: What `summary.json` holds.
+        rounds: The run's records; read only where the summary has no `tiers`.
+
+    Returns:
+        A summary table and, where clients took part, a table of tiers.
+    """
+    table = Table(title=Text(_heading(summary)), box=box.SIMPLE_HEAD, show_header=False, title_justify="left")
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for position, (label, text) in enumerate(_rows(summary)):
+        table.add_row(Text(label), Text(text, style="bold green" if position == 0 else ""))
+    rows = _tiers(summary, rounds)
+    if not rows:
+        return table
+    tiers = Table(title=_TIERS_TITLE, box=box.SIMPLE_HEAD, title_justify="left", show_edge=False, padding=(0, 1, 0, 0))
+    # Seven columns in 80 characters: the title says which clock, and modes stand below each other.
+    for column in TIER_HEADER:
+        name = (
+            column.removesuffix(", virtual").replace("fits by mode", "fits by\nmode").replace("left out", "left\nout")
+        )
+        justify: Literal["left", "right"] = "left" if name.startswith(("tier", "fits")) else "right"
+        tiers.add_column(name, justify=justify, overflow="fold", no_wrap=name != "tier")
+    for row in rows:
+        tiers.add_row(*(Text(cell.replace(", ", "\n") if index == 2 else cell) for index, cell in enumerate(row)))
+    return Group(table, tiers)
+
+
+def final_text(summary: Mapping[str, Any], rounds: Iterable[RoundRecord] = ()) -> str:
+    """The same as aligned plain text, for a log file or a pipe; arguments as for `final_table`."""
+    lines = [_heading(summary), *aligned(_rows(summary))]
+    if rows := _tiers(summary, rounds):
+        lines += [_TIERS_TITLE.lower(), *aligned([TIER_HEADER, *rows])]
+    return "\n".join(lines)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table as plain text, each indented by two spaces."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+def print_final(summary: Mapping[str, Any], rounds: Iterable[RoundRecord] = (), console: Console | None = None) -> None:
+    """Print the result: tables on a terminal (NO_COLOR is respected), plain aligned text elsewhere."""
+    console = console or Console()
+    if on_terminal(console):
+        console.print(final_table(summary, rounds))
+    else:
+        console.print(final_text(summary, rounds), markup=False, highlight=False, emoji=False, soft_wrap=True)

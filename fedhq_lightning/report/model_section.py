@@ -1,0 +1,139 @@
+"""The report's section on the deployable model: accuracy on each class, and int8 inference beside float32."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedhq_lightning.report.formats import format_bytes, format_metric, format_seconds, speed_text
+from fedhq_lightning.report.model_figures import classes_svg, latency_svg, sizes_svg
+from fedhq_lightning.report.page import figure, figures, folded, section, table
+from fedhq_lightning.run.finished_run import RunHistory
+
+_MOST_CLASSES = 30
+_LONGEST_LABEL = 16
+_INFERENCE_HEADER = (
+    "batch size",
+    "fp32, wall ms",
+    "fp32, quartiles",
+    "int8, wall ms",
+    "int8, quartiles",
+    "fp32 / int8",
+    "repetitions",
+)
+
+
+def model_section(run: RunHistory) -> str:
+    """What is known of the deployed model beyond its metric; empty where nothing is."""
+    pictures, tables = _classes(run)
+    if (inference := run.summary.get("inference")) and inference.get("batch_sizes"):
+        pictures += [_latency(run, inference), _sizes(run, inference)]
+        tables.append(_inference_table(inference))
+    if not pictures:
+        return ""
+    return section("The deployable model", f"{figures(pictures)}\n" + "\n".join(tables))
+
+
+def _classes(run: RunHistory) -> tuple[list[str], list[str]]:
+    told: Mapping[str, Any] = run.summary.get("per_class") or {}
+    names, fp, quantized = told.get("classes"), told.get("fp"), told.get("quantized")
+    if not names or not fp:
+        return [], []
+    examples: Sequence[int | None] = told.get("examples") or [None] * len(names)
+    changes = [_change(fp[row], None if quantized is None else quantized[row]) for row in range(len(names))]
+    chosen = sorted(range(len(names)), key=lambda row: -abs(changes[row] or 0.0))[:_MOST_CLASSES]
+    kept = sorted(chosen)
+    labels = [_label(names[row], examples[row]) for row in kept]
+    note = _classes_note(names, fp, quantized, changes)
+    if len(kept) < len(names):
+        note += f" The {len(kept)} classes that quantization changes most, of {len(names):,}."
+    svg = classes_svg(
+        "classes",
+        f"Dots: accuracy on each class, of the fp and of the quantized model. {note}",
+        labels,
+        [fp[row] for row in kept],
+        None if quantized is None else [quantized[row] for row in kept],
+    )
+    rows = [
+        (
+            str(names[row]),
+            "-" if examples[row] is None else f"{examples[row]:,}",
+            "-" if quantized is None else _accuracy(quantized[row]),
+            _accuracy(fp[row]),
+            "-" if changes[row] is None else f"{changes[row]:+.4f}",
+        )
+        for row in range(len(names))
+    ]
+    header = ("class", "held-out examples", "quantized", "fp", "quantized - fp")
+    title = "Accuracy on each class"
+    return [figure(title, note, svg)], [folded("Every class", table(title, header, rows))]
+
+
+def _classes_note(
+    names: Sequence[Any], fp: Sequence[Any], quantized: Sequence[Any] | None, changes: Sequence[float | None]
+) -> str:
+    """The class that is told worst, and the one that quantization harms most."""
+    model, values = ("fp", fp) if quantized is None else ("quantized", quantized)
+    known = [row for row in range(len(names)) if values[row] is not None]
+    note = "On the held-out examples of the best round."
+    if known:
+        worst = min(known, key=lambda row: values[row])
+        note += f" Worst, {model}: class {names[worst]}, {_accuracy(values[worst])}."
+    harmed = min((row for row in known if changes[row] is not None), key=lambda row: changes[row] or 0.0, default=None)
+    if harmed is not None:
+        change = changes[harmed] or 0.0
+        what = f"class {names[harmed]}, {change:+.4f}" if change < 0 else "none"
+        note += f" Harmed most by quantization: {what}."
+    return note
+
+
+def _change(fp: float | None, quantized: float | None) -> float | None:
+    return None if fp is None or quantized is None else quantized - fp
+
+
+def _accuracy(value: float | None) -> str:
+    return "no example" if value is None else format_metric(value)
+
+
+def _label(name: Any, count: int | None) -> str:
+    text = str(name)
+    short = text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 1].rstrip()}\N{HORIZONTAL ELLIPSIS}"
+    return short if count is None else f"{short} (n={count:,})"
+
+
+def _latency(run: RunHistory, inference: Mapping[str, Any]) -> str:
+    batches: Mapping[str, Mapping[str, Any]] = inference["batch_sizes"]
+    threads = inference.get("threads")
+    note = f"Wall time on this host's CPU, {threads} {'thread' if threads == 1 else 'threads'}. "
+    for size, measured in batches.items():
+        fp32, int8 = (format_seconds(float(measured[f"{kind}_ms"]) / 1e3) for kind in ("fp32", "int8"))
+        note += f"Batch of {size}: int8 {int8}, fp32 {fp32} (int8 is {speed_text(_speedup(measured))}). "
+    note += f"{run.metric_name}: int8 {format_metric(run.summary.get('metric_quantized'))}, "
+    note += f"fp32 {format_metric(run.summary.get('metric_fp'))}. "
+    note += "Median of one forward, with quartiles; int8 is model.pt2, fp32 the module in eager mode."
+    svg = latency_svg("latency", f"Bars: wall time of one forward, fp32 and int8. {note}", batches)
+    return figure("Inference time, wall", note, svg)
+
+
+def _speedup(measured: Mapping[str, Any]) -> float:
+    return float(measured.get("speedup") or measured["fp32_ms"] / measured["int8_ms"])
+
+
+def _sizes(run: RunHistory, inference: Mapping[str, Any]) -> str:
+    labels = {"fp32_bytes": "float32 weights", "int8_bytes": "model.pt2", "packed_bytes": "packed weights"}
+    sizes = {label: int(inference[key]) for key, label in labels.items() if inference.get(key)}
+    said = ", ".join(f"{label} {format_bytes(count)}" for label, count in sizes.items())
+    note = f"{said[:1].upper()}{said[1:]}. model.pt2 holds integers as int8 whatever their bits, and the program;"
+    note += f" packed is what the weights take at {run.summary.get('scheme')}, scales included."
+    return figure("Size", note, sizes_svg("sizes", f"Bars: size of the model. {note}", sizes))
+
+
+def _inference_table(inference: Mapping[str, Any]) -> str:
+    rows = []
+    for size, each in inference["batch_sizes"].items():
+        cells = [size]
+        for kind in ("fp32", "int8"):
+            quartiles = each.get(f"{kind}_ms_quartiles")
+            cells.append(f"{each[f'{kind}_ms']:.3g}")
+            cells.append("-" if quartiles is None else f"{quartiles[0]:.3g} to {quartiles[1]:.3g}")
+        rows.append((*cells, f"{_speedup(each):.2f}", str(each.get("repetitions", "-"))))
+    caption = "Wall milliseconds of one forward of the whole batch"
+    return folded("Every inference time", table(caption, _INFERENCE_HEADER, rows))

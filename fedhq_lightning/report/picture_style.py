@@ -1,0 +1,163 @@
+"""What the report's pictures share: colours of the page, matplotlib's style, and the finished SVG.
+
+Drawn by matplotlib, imported when the first picture is drawn. The same figures give the same bytes: no dates, fixed
+ids, and matplotlib's own defaults whatever style the user has set (which stays as it was).
+"""
+
+import html
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from fedhq_lightning.support.quiet import libraries_quiet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import Locator
+
+RUN_COLOURS = ("#1f6fb8", "#c2590c", "#1b7f5c", "#a3337f", "#6b5bc4", "#8a6d00", "#c22f3d")
+"""Of the runs of a comparison, on a light background."""
+# matplotlib writes fixed colours: the first of each three. In the finished SVG stands the page's CSS variable, or in a
+# file of its own, which nobody knows the background of, the third on white.
+_COLOURS = {
+    "text": ("#010101", "currentColor", "#1d2330"),
+    "grid": ("#010102", "var(--grid)", "#e4e8ee"),
+    "quantized": ("#010103", "var(--first)", "#1f6fb8"),
+    "fp": ("#010104", "var(--second)", "#c2590c"),
+    "download": ("#010105", "var(--third)", "#6b7685"),
+    "compute": ("#010106", "var(--first)", "#1f6fb8"),
+    "upload": ("#010107", "var(--second)", "#c2590c"),
+    "analysis": ("#010110", "var(--run-4)", "#6b5bc4"),
+    "card": ("#010108", "var(--card)", "#ffffff"),
+    **{
+        f"run-{number}": (f"#{0x010109 + number:06x}", f"var(--run-{number})", colour)
+        for number, colour in enumerate(RUN_COLOURS)
+    },
+}
+COLOURS = {name: written for name, (written, _, _) in _COLOURS.items()}
+"""What a picture is drawn with, by what it means."""
+MODE_COLOURS = {"fp": "#7b8490", "ptq": "#2a6fb5", "qat": "#d0761c"}
+"""Cells of the map are an image inside the SVG, so these are fixed: a contrast of at least 3 to the page's light and
+its dark cards (WCAG 2.2, 1.4.11), and ptq darker than qat, which shows in grey too."""
+
+_WIDTH_INCHES = 4.4  # 422 px: text stays readable when a phone shrinks it to 360 px
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4,
+    **{
+        key: COLOURS["text"]
+        for key in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")
+    },
+    "grid.color": COLOURS["grid"],
+}
+
+_NOTHING = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+
+
+def page_svg(
+    name: str,
+    description: str,
+    draw: "Callable[[Figure], list[Any]]",
+    height_inches: float,
+    legend_columns: int | None = None,
+) -> str:
+    """A picture for the report's page: it follows the page's colours, light or dark, and its width.
+
+    Args:
+        name: Prefix of the ids inside, unique on the page.
+        description: What the picture shows, for those who do not see it.
+        draw: Draws on a fresh figure; returns the legend's keys, none for no legend.
+        height_inches: Height at a width of 4.4 inches.
+        legend_columns: Keys in a line of the legend; all in one line by default.
+
+    Returns:
+        An `<svg>` element.
+    """
+    svg = _drawn(name, draw, (_WIDTH_INCHES, height_inches), legend_columns, transparent=True)
+    svg = svg[svg.index("<svg") :]
+    view_box = re.search(r'viewBox="[^"]*"', svg)
+    body = svg[svg.index(">") + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL).replace("xlink:href=", "href=")
+    body = re.sub(r'(\bid="|url\(#|href="#)', lambda match: f"{match[0]}{name}-", body)
+    for colour, page, _ in _COLOURS.values():
+        body = body.replace(colour, page)
+    label = html.escape(description, quote=True)
+    return f'<svg role="img" aria-label="{label}" {view_box[0] if view_box else ""}>{body.rstrip()}'
+
+
+def file_svg(
+    name: str,
+    description: str,
+    draw: "Callable[[Figure], list[Any]]",
+    size_inches: tuple[float, float],
+    legend_columns: int | None = None,
+) -> str:
+    """A picture as a file of its own, on white; arguments as for `page_svg`, but with the width.
+
+    Returns:
+        The file's content.
+    """
+    svg = _drawn(name, draw, size_inches, legend_columns, transparent=False)
+    for colour, _, own in _COLOURS.values():
+        svg = svg.replace(colour, own)
+    title = f"<title>{html.escape(description)}</title>"
+    start = svg.index(">", svg.index("<svg")) + 1
+    return f"{svg[:start]}\n {title}{svg[start:]}"
+
+
+@contextmanager
+def own_style(settings: Mapping[str, Any] = MappingProxyType({})) -> Iterator[None]:
+    """Matplotlib as it is by default, whatever the user's style, and without its remarks on fonts.
+
+    A "$" in the name of a client, a class or a metric is no formula: most would not be one that can be read.
+
+    Args:
+        settings: Other values of matplotlib's settings.
+    """
+    with libraries_quiet("matplotlib", warnings_of=[""]):
+        import matplotlib.style
+
+        with matplotlib.style.context(["default", {"text.parse_math": False, **settings}]):
+            yield
+
+
+def whole_numbers() -> "Locator":
+    """Ticks for an axis of rounds."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=8, integer=True)
+
+
+def _drawn(
+    name: str,
+    draw: "Callable[[Figure], list[Any]]",
+    size_inches: tuple[float, float],
+    legend_columns: int | None,
+    transparent: bool,
+) -> str:
+    file = io.StringIO()
+    # The ids inside an SVG are hashes with this salt; unsalted they would be random.
+    with own_style(_STYLE | {"svg.hashsalt": name}):
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=size_inches, layout="constrained")
+        FigureCanvasSVG(figure)
+        keys = draw(figure)
+        if keys:
+            columns = min(len(keys), legend_columns or len(keys))
+            look: dict[str, Any] = {"columnspacing": 1.2, "handlelength": 1.6}
+            figure.legend(handles=keys, loc="outside upper left", ncols=columns, **look)
+        figure.savefig(file, format="svg", transparent=transparent, dpi=144, metadata=_NOTHING)
+    return file.getvalue()

@@ -1,0 +1,207 @@
+"""Live progress of a federated run on the terminal, or one plain line a round elsewhere."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fedhq_lightning.federated.callback import RoundCallback
+from fedhq_lightning.report.final_table import on_terminal
+from fedhq_lightning.report.formats import format_metric, format_modes, format_seconds
+from fedhq_lightning.run.records import ClientRecord, RoundRecord
+from fedhq_lightning.support.setup_notice import clear_notice
+from fedhq_lightning.types import ClientId, Mode, Plan
+
+if TYPE_CHECKING:
+    from fedhq_lightning.trainer import FederatedTrainer
+
+_ROUNDS_FOR_ETA = 10
+_REFRESHES_PER_SECOND = 4
+
+
+class ProgressDisplay(RoundCallback):
+    """Shows rounds, clients within the round and who trains, the monitored metric, both clocks and the ETA.
+
+    The metric is that of the quantized and of the fp model. Before the first round, once, comes the allocator's
+    explanation of its plan, where it has one.
+
+    On a terminal a display that redraws itself; without one (a pipe, a log file, TERM=dumb) one plain line a round.
+    NO_COLOR is respected. Only the first process shows anything; it counts the clients that it trains itself, and
+    those of other processes arrive at the end of the round.
+
+    Args:
+        console: Where to show; standard output by default.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console
+        self._output = console
+        self._live: Live | None = None
+        self._view = _View()
+
+    def on_fit_start(self, trainer: "FederatedTrainer") -> None:
+        """Begin the display."""
+        clear_notice()
+        if not trainer.is_global_zero:
+            return
+        # Made here and not in the constructor: standard output may be another one by now.
+        self._output = self._console or Console()
+        self._view = _View(trainer.max_rounds, trainer.monitor or "metric", lambda: trainer.should_stop)
+        explanation = str(getattr(getattr(trainer, "allocator", None), "explanation", "") or "")
+        if explanation:
+            watched = on_terminal(self._output)
+            text = Text(explanation, style="dim" if watched else "")
+            self._output.print(text, soft_wrap=not watched, highlight=False, emoji=False)
+        if on_terminal(self._output):
+            self._live = Live(self._view, console=self._output, refresh_per_second=_REFRESHES_PER_SECOND)
+            self._live.start()
+
+    def on_round_start(self, trainer: "FederatedTrainer", round_number: int, plan: Plan) -> None:
+        """Show the round's cohort."""
+        if trainer.is_global_zero:
+            self._view.start_round(round_number, plan)
+
+    def on_client_start(self, trainer: "FederatedTrainer", client_id: ClientId, mode: Mode) -> None:
+        """Show who trains."""
+        if trainer.is_global_zero:
+            self._view.doing = f"client {client_id} trains in {mode}"
+
+    def on_client_end(self, trainer: "FederatedTrainer", record: ClientRecord) -> None:
+        """Count the client."""
+        if trainer.is_global_zero:
+            self._view.clients_done += 1
+            self._view.doing = "aggregating, evaluating"
+
+    def on_round_end(self, trainer: "FederatedTrainer", record: RoundRecord) -> None:
+        """Show the round's result."""
+        if not trainer.is_global_zero:
+            return
+        self._view.name = trainer.monitor or self._view.name
+        self._view.end_round(record)
+        if self._live is None and self._output is not None:
+            self._output.print(self._view.line(record), markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+    def on_fit_end(self, trainer: "FederatedTrainer") -> None:
+        """Leave the last state on the screen."""
+        self._stop()
+
+    def on_exception(self, trainer: "FederatedTrainer", error: BaseException) -> None:
+        """Give the terminal back, so that the error is readable below."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._view.leave()
+            self._live.stop()
+            self._live = None
+
+
+class _View:
+    """State of the display and its rendering; no terminal needed."""
+
+    def __init__(
+        self, max_rounds: int = 0, name: str = "metric", should_stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._should_stop = should_stop
+        self.max_rounds = max_rounds
+        self.name = name
+        self.rounds_done = 0
+        self.plan = Plan({})
+        self.clients_done = 0
+        self.doing = ""
+        self.last: RoundRecord | None = None
+        self.evaluated: RoundRecord | None = None
+        self._recent: deque[float] = deque(maxlen=_ROUNDS_FOR_ETA)
+        # Start of the round that is running; None between rounds, when the run's wall clock stands still.
+        self._since: float | None = time.monotonic()
+        self._left = False
+
+    def start_round(self, round_number: int, plan: Plan) -> None:
+        self._since = time.monotonic()
+        self.rounds_done, self.plan, self.clients_done, self.doing = round_number - 1, plan, 0, ""
+
+    def end_round(self, record: RoundRecord) -> None:
+        self.rounds_done, self.last, self.clients_done, self.doing = record.round, record, len(record.clients), ""
+        if record.monitored is not None:
+            self.evaluated = record
+        if record.round > 0:
+            self._recent.append(record.wall_seconds)
+        self._since = None
+
+    def leave(self) -> None:
+        self._left, self._since = True, None
+
+    def _elapsed(self) -> float:
+        """Wall seconds of the running round so far."""
+        return 0.0 if self._since is None else time.monotonic() - self._since
+
+    def _outlook(self, elapsed: float) -> str:
+        """What is still to come."""
+        if self._left:
+            return ""
+        if self._since is None and (self.rounds_done >= self.max_rounds or self._should_stop()):
+            return " | writing model and report"
+        return f" | ETA {self.eta(elapsed)} wall"
+
+    def eta(self, elapsed: float = 0.0) -> str:
+        """Wall time to go, from the mean of the last rounds."""
+        if not self._recent:
+            return "-"
+        mean = sum(self._recent) / len(self._recent)
+        return format_seconds(max(0.0, (self.max_rounds - self.rounds_done) * mean - elapsed))
+
+    def metric(self, record: RoundRecord | None) -> str:
+        if record is None or record.monitored is None:
+            return f"{self.name} not evaluated"
+        return f"{self.name} quantized {_short(record.metric_quantized)} fp {_short(record.metric_fp)}"
+
+    def line(self, record: RoundRecord) -> str:
+        """One round in one line."""
+        parts = [f"round {record.round}/{self.max_rounds}", self.metric(record)]
+        if record.clients:
+            parts.append(format_modes(record.mode_counts))
+        parts += [
+            f"{count} {word}" for count, word in ((record.late, "late"), (record.quarantined, "quarantined")) if count
+        ]
+        parts.append(f"wall {format_seconds(record.total_wall_seconds)}")
+        parts.append(f"virtual {format_seconds(record.total_virtual_seconds)}")
+        if self._recent:
+            parts.append(f"ETA {self.eta()} wall")
+        return " | ".join(parts)
+
+    def _cohort(self) -> str:
+        """The round's modes, and what happens now."""
+        return " | ".join(part for part in (format_modes(self.plan.counts()), self.doing) if part)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        bars = (
+            ("rounds", self.rounds_done, self.max_rounds, ""),
+            ("clients", self.clients_done, len(self.plan.modes), self._cohort()),
+        )
+        counts = [f"{done:,}/{total:,}" for _, done, total, _ in bars]
+        grid = Table.grid(padding=(0, 1), expand=True)
+        grid.add_column(width=len("clients"))
+        grid.add_column(width=max(6, min(30, options.max_width // 4)))
+        grid.add_column(width=max(map(len, counts)), justify="right")
+        grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+        for count, (label, done, total, note) in zip(counts, bars, strict=True):
+            grid.add_row(label, ProgressBar(total=max(total, 1), completed=done), count, Text(note, style="cyan"))
+        yield grid
+        yield Text(self.metric(self.evaluated), no_wrap=True, overflow="ellipsis", style="cyan")
+        elapsed = self._elapsed()
+        wall = elapsed + (self.last.total_wall_seconds if self.last else 0.0)
+        virtual = self.last.total_virtual_seconds if self.last else 0.0
+        clocks = f"wall {format_seconds(wall)} | virtual {format_seconds(virtual)}{self._outlook(elapsed)}"
+        if self.last and (self.last.late or self.last.quarantined):
+            clocks += f" | last round: {self.last.late} late, {self.last.quarantined} quarantined"
+        yield Text(clocks, no_wrap=True, overflow="ellipsis", style="dim")
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else format_metric(value)

@@ -1,0 +1,51 @@
+"""The report of a run: one HTML file with everything in it, for a browser on a desk or a phone, online or not."""
+
+from pathlib import Path
+
+from fedhq_lightning.report.allocation_section import boundary_section
+from fedhq_lightning.report.clients_section import clients_section
+from fedhq_lightning.report.course_section import course_section
+from fedhq_lightning.report.model_section import model_section
+from fedhq_lightning.report.numbers_section import numbers_section
+from fedhq_lightning.report.page import contents, page
+from fedhq_lightning.report.sections import header, recipe_section, summary_section, versions_section
+from fedhq_lightning.run.finished_run import load_run
+from fedhq_lightning.support.atomic_files import write_atomically
+
+_SECTIONS = (
+    course_section,
+    boundary_section,
+    clients_section,
+    model_section,
+    summary_section,
+    numbers_section,
+    recipe_section,
+    versions_section,
+)
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` into a run's folder, from what is in it.
+
+    The same files give the same bytes. A report that is there already is replaced whole, never left half written.
+
+    Args:
+        run_dir: The run's folder.
+
+    Returns:
+        Path of the report.
+
+    Raises:
+        ConfigurationError: `summary.json` or `rounds.jsonl` is missing or damaged.
+    """
+    path = run_dir / "report.html"
+    write_atomically(path, run_page(run_dir))
+    return path
+
+
+def run_page(run_dir: Path) -> str:
+    """The same as text: arguments and errors as for `write_report`."""
+    run = load_run(run_dir)
+    title = " ".join(str(part) for part in (run.summary.get("recipe"), run.name) if part)
+    sections = [text for section in _SECTIONS if (text := section(run))]
+    return page(f"{title}: report", "\n".join((header(run), contents(sections), *sections)))

@@ -1,1 +1,0 @@
-"""What a run shows: progress and final table on the terminal, `report.html`."""

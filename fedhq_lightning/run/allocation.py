@@ -1,0 +1,196 @@
+"""What an allocator left in the run directory about its boundary: `allocation.json`, read back."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.recipe import files as recipe_files
+from fedhq_lightning.types import MODES, ClientId
+
+
+@dataclass(frozen=True)
+class AllottedClient:
+    """One client in the plane of time and risk.
+
+    Attributes:
+        client_id: The client.
+        tier: Name of its device profile.
+        ptq_seconds: Virtual seconds of its round in `ptq`.
+        qat_seconds: Virtual seconds of its round in `qat`; infinite where nothing is known.
+        risk: What `ptq` is expected to harm.
+        mode: Its mode if all clients were one cohort.
+        divergence: Of its data, None where not measured.
+        sensitivity: Of the model on its data, None where not measured.
+        can_qat: Whether its device holds training in `qat`.
+    """
+
+    client_id: ClientId
+    tier: str
+    ptq_seconds: float
+    qat_seconds: float
+    risk: float
+    mode: str
+    divergence: float | None = None
+    sensitivity: float | None = None
+    can_qat: bool = True
+
+
+@dataclass(frozen=True)
+class RoundBoundary:
+    """The boundary that one round was planned with.
+
+    Attributes:
+        round: From 1.
+        slack: How much longer than its bottleneck the round might last.
+        share: Share of clients that train in `qat` whatever it takes.
+        seconds: Time budget T, virtual.
+        risk: Risk level rho.
+        trial: Number of the trial in the study; 0 throughout where there is none.
+        incumbent: Number of the trial to beat.
+        objective: Of the trial that was judged before this round, if one was.
+        judged: That trial's number.
+        reason: The allocator's sentence.
+    """
+
+    round: int
+    slack: float
+    share: float
+    seconds: float
+    risk: float
+    trial: int = 0
+    incumbent: int = 0
+    objective: float | None = None
+    judged: int | None = None
+    reason: str = ""
+
+    @property
+    def numbers(self) -> tuple[float, float]:
+        """What the study searches: slack and share."""
+        return self.slack, self.share
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """How clients were allotted over a run.
+
+    Attributes:
+        explanation: The allocator's paragraph, or empty.
+        clients: At most 2,000.
+        boundaries: One a round, in order.
+        round_deadline: Virtual seconds after which a round ended, or None.
+    """
+
+    explanation: str
+    clients: Sequence[AllottedClient]
+    boundaries: Sequence[RoundBoundary]
+    round_deadline: float | None = None
+
+    def mode_under(self, client: AllottedClient, boundary: RoundBoundary) -> str:
+        """What a round's boundary gives a client, in its cohort or not."""
+        latest = math.inf if self.round_deadline is None else self.round_deadline
+        in_time = client.qat_seconds <= min(boundary.seconds, latest)
+        at_risk = client.risk >= boundary.risk and client.qat_seconds <= latest
+        return "qat" if client.can_qat and (in_time or at_risk) else "ptq"
+
+    def telling_boundaries(self) -> list[RoundBoundary]:
+        """The first round's, the last round's, and between them the one nearest the middle that is like neither."""
+        if len(self.boundaries) < 2:
+            return list(self.boundaries)
+        first, *between, last = self.boundaries
+        middle = (first.round + last.round) / 2
+        others = [each for each in between if each.numbers not in (first.numbers, last.numbers)]
+        nearest = sorted(others, key=lambda each: abs(each.round - middle))[:1]
+        return [first, *nearest, last]
+
+    def client_rows(self) -> list[dict[str, Any]]:
+        """The clients as rows of a table, every column in every row."""
+        return [{**asdict(client), "client_id": str(client.client_id)} for client in self.clients]
+
+    def boundary_rows(self) -> list[dict[str, Any]]:
+        """The boundaries likewise."""
+        return [asdict(boundary) for boundary in self.boundaries]
+
+
+def read_allocation(run_dir: Path) -> Allocation | None:
+    """Read `allocation.json`; None where the allocator left none.
+
+    Raises:
+        ConfigurationError: The file is damaged, or another allocator's of another form.
+    """
+    path = run_dir / "allocation.json"
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return Allocation(
+            explanation=str(data.get("explanation") or ""),
+            clients=[_client(each) for each in data["clients"]],
+            boundaries=[_boundary(each) for each in data["boundaries"]],
+            round_deadline=_deadline(run_dir / "recipe.yaml"),
+        )
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ConfigurationError(f"{path} is damaged, or not of HybridAllocator's form: {what}") from error
+
+
+def trial_windows(boundaries: Sequence[RoundBoundary]) -> list[list[RoundBoundary]]:
+    """The boundaries in runs of rounds with the same trial."""
+    return [list(window) for _, window in groupby(boundaries, key=lambda each: each.trial)]
+
+
+def _client(data: Mapping[str, Any]) -> AllottedClient:
+    mode = str(data["mode"])
+    if mode not in MODES:
+        raise ValueError(f"mode {mode!r} of client {data['client_id']!r} is none of {', '.join(MODES)}")
+    return AllottedClient(
+        client_id=data["client_id"],
+        tier=str(data["tier"]),
+        ptq_seconds=float(data["ptq_seconds"]),
+        qat_seconds=math.inf if data["qat_seconds"] is None else float(data["qat_seconds"]),
+        risk=float(data["risk"]),
+        mode=mode,
+        divergence=_optional(data.get("divergence")),
+        sensitivity=_optional(data.get("sensitivity")),
+        can_qat=bool(data.get("can_qat", True)),
+    )
+
+
+def _boundary(data: Mapping[str, Any]) -> RoundBoundary:
+    trial, judged = data.get("trial"), data.get("judged")
+    number = 0 if trial is None else int(trial)
+    incumbent = data.get("incumbent")
+    return RoundBoundary(
+        round=int(data["round"]),
+        slack=float(data["slack"]),
+        share=float(data["share"]),
+        seconds=float(data["seconds"]),
+        risk=float(data["risk"]),
+        trial=number,
+        incumbent=number if incumbent is None else int(incumbent),
+        objective=_optional(data.get("objective")),
+        judged=None if judged is None else int(judged),
+        reason=str(data.get("reason") or ""),
+    )
+
+
+def _optional(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _deadline(path: Path) -> float | None:
+    """The recipe's `round_deadline`, where there is a recipe and it sets one."""
+    import yaml
+
+    if not path.is_file():
+        return None
+    try:
+        recipe = yaml.safe_load(recipe_files.read(path))
+    except (ConfigurationError, yaml.YAMLError):
+        return None
+    trainer = recipe.get("trainer") if isinstance(recipe, dict) else None
+    return _optional(trainer.get("round_deadline")) if isinstance(trainer, dict) else None

@@ -1,0 +1,233 @@
+"""The folder that a run leaves behind, and its checkpoints."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import fields, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.run.records import ClientRecord, RoundRecord, read_rounds
+from fedhq_lightning.support.atomic_files import told_to_user, whole_file, write_atomically
+
+_CHECKPOINT_NAME = re.compile(r"round-(\d+)\.ckpt")
+_ROWS_AT_ONCE = 50_000
+
+
+class RunDirectory:
+    """Paths and files of one run: `recipe.yaml`, `rounds.jsonl`, `metrics.csv`, `clients.parquet`, `checkpoints/`.
+
+    `rounds.jsonl` is the run's memory, one line a round; the tables are written from it.
+
+    Args:
+        path: An existing run directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.yaml"
+        self.rounds_file = path / "rounds.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model"
+
+    @classmethod
+    def create(cls, root: Path, name: str) -> RunDirectory:
+        """Make `root/name/TIME-ID` with its folders.
+
+        Raises:
+            ConfigurationError: The folder cannot be made.
+        """
+        path = root / name / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        try:
+            path.mkdir(parents=True)
+            directory = cls(path)
+            directory.checkpoints.mkdir()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ConfigurationError(
+                f"the run directory {path} cannot be written ({reason}); set trainer.default_root_dir to a folder "
+                "that can"
+            ) from error
+        return directory
+
+    @classmethod
+    def of_checkpoint(cls, ckpt_path: Path) -> tuple[RunDirectory, Path]:
+        """The run and the checkpoint that `ckpt_path` names: a run directory (its newest) or a checkpoint file.
+
+        Raises:
+            ConfigurationError: Nothing there to resume from.
+        """
+        if ckpt_path.is_file():
+            return cls(ckpt_path.parent.parent), ckpt_path
+        directory = cls(ckpt_path)
+        saved = directory.saved_checkpoints()
+        if not saved:
+            found = "it holds no checkpoint yet" if ckpt_path.is_dir() else "there is no such folder or checkpoint"
+            raise ConfigurationError(f"{ckpt_path}: nothing to resume from: {found}; give a run directory")
+        return directory, saved[-1]
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other process out of this run for the length of the block, also one that is killed in it.
+
+        Raises:
+            ConfigurationError: Another process is in it.
+        """
+        # The recipe, because it is written once: a file that is replaced takes its lock along.
+        with told_to_user(self.recipe):
+            file = self.recipe.open("ab")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigurationError(
+                    f"{self.path}: this run is going on in another process; let it end, or stop it, first"
+                ) from None
+            except OSError:
+                pass  # a file system without locks
+            try:
+                yield
+            finally:
+                # Closing would not be enough while a process that was forked in the block still has the file.
+                with suppress(OSError):
+                    fcntl.flock(file, fcntl.LOCK_UN)
+
+    def remove_if_without_rounds(self) -> None:
+        """Leave nothing of a run that failed before it had done anything."""
+        if not self.rounds_file.exists():
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def saved_checkpoints(self) -> list[Path]:
+        """Checkpoints by round, oldest first."""
+        found = [path for path in self.checkpoints.glob("round-*.ckpt") if _CHECKPOINT_NAME.fullmatch(path.name)]
+        return sorted(found, key=lambda path: int(path.name[6:-5]))
+
+    def save_checkpoint(self, round_number: int, state: dict[str, Any], keep: int) -> None:
+        """Write `checkpoints/round-N.ckpt` whole, then drop all but the newest `keep`."""
+        write_atomically(self.checkpoints / f"round-{round_number:06d}.ckpt", _to_bytes(state))
+        for path in self.saved_checkpoints()[:-keep]:
+            path.unlink(missing_ok=True)
+
+    def save_best(self, state: dict[str, Any]) -> None:
+        """Write `checkpoints/best.ckpt` whole."""
+        write_atomically(self.checkpoints / "best.ckpt", _to_bytes(state))
+
+    def append_round(self, record: RoundRecord) -> None:
+        """Add one round to `rounds.jsonl`; it is on the disk before the checkpoint that counts on it."""
+        with told_to_user(self.rounds_file), self.rounds_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record.to_json(), allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def stream_rounds(self) -> Iterator[RoundRecord]:
+        """The records of `rounds.jsonl`, one at a time; none where it is not there yet."""
+        return read_rounds(self.rounds_file) if self.rounds_file.exists() else iter(())
+
+    def read_rounds(self) -> list[RoundRecord]:
+        """The same, all at once."""
+        return list(self.stream_rounds())
+
+    def rounds_until(self, round_number: int) -> list[RoundRecord]:
+        """Rounds 0 to `round_number`, without their clients.
+
+        Raises:
+            ConfigurationError: They are not all there, one line each and in order.
+        """
+        kept = [replace(record, clients=()) for record in islice(self.stream_rounds(), round_number + 1)]
+        if [record.round for record in kept] != list(range(round_number + 1)):
+            raise ConfigurationError(
+                f"{self.rounds_file}: does not hold rounds 0 to {round_number}, which were done at the checkpoint: "
+                "lines were lost or changed; put the file back, or start a new run"
+            )
+        return kept
+
+    def rewind(self, round_number: int) -> None:
+        """Forget rounds after `round_number`, which a resumed run will run again; `rounds_until` finds those before."""
+        with told_to_user(self.rounds_file), self.rounds_file.open("r+b") as file:
+            for _ in range(round_number + 1):
+                file.readline()
+            file.truncate(file.tell())
+
+    def write_metrics(self, records: Sequence[RoundRecord]) -> None:
+        """`metrics.csv`: one row a round, without clients."""
+        rows = [_flat(record) for record in records]
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.path / "metrics.csv", text.getvalue())
+
+    def write_clients(self) -> None:
+        """`clients.parquet`: one row per client and round of `rounds.jsonl`, which need not fit in memory."""
+        import pyarrow
+        import pyarrow.parquet
+
+        number = pyarrow.float64()
+        types: dict[Any, Any] = {int: pyarrow.int64(), float: number, float | None: number}
+        columns = {name: types.get(kind, pyarrow.string()) for name, kind in get_type_hints(ClientRecord).items()}
+        del columns["metrics"]
+        columns["virtual_seconds"] = number
+        for client in self._clients():
+            columns |= {f"metrics/{name}": number for name in client.metrics}
+        schema, rows = pyarrow.schema(columns), map(_client_row, self._clients())
+        with whole_file(self.path / "clients.parquet") as path, pyarrow.parquet.ParquetWriter(path, schema) as writer:
+            while part := list(islice(rows, _ROWS_AT_ONCE)):
+                writer.write_table(pyarrow.Table.from_pylist(part, schema))
+
+    def _clients(self) -> Iterator[ClientRecord]:
+        return (client for record in self.stream_rounds() for client in record.clients)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """`summary.json`."""
+        write_atomically(self.path / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Tensors and plain values of a checkpoint; nothing in it is executed.
+
+    Raises:
+        ConfigurationError: Not a readable checkpoint.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ConfigurationError(f"{path}: no such checkpoint") from None
+    except Exception as error:
+        raise ConfigurationError(f"{path}: not a readable checkpoint ({type(error).__name__})") from error
+    return state
+
+
+def _to_bytes(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _client_row(client: ClientRecord) -> dict[str, Any]:
+    row = {each.name: getattr(client, each.name) for each in fields(client) if each.name != "metrics"}
+    row |= {"client_id": str(client.client_id), "virtual_seconds": client.virtual_seconds}
+    return row | {f"metrics/{name}": value for name, value in client.metrics.items()}
+
+
+def _flat(record: RoundRecord) -> dict[str, Any]:
+    row = record.to_json()
+    del row["clients"]
+    counts, metrics, allocation = row.pop("mode_counts"), row.pop("metrics"), row.pop("allocation")
+    row.update({f"clients/{mode}": count for mode, count in counts.items()}, **metrics)
+    row.update({f"allocation/{name}": value for name, value in allocation.items()})
+    return row

@@ -1,0 +1,91 @@
+"""What a run carries from round to round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+
+from fedhq_lightning.run.records import RoundRecord
+from fedhq_lightning.types import StateDict
+
+
+@dataclass
+class RunState:
+    """Global model, rounds done, best round.
+
+    Attributes:
+        global_state: The model that the next round starts from; tensors on the CPU.
+        averaged_state: Exponential moving average of the global models, or None without `ema_decay`.
+        round: Rounds done.
+        best_round: Round with the best monitored value; None before the first evaluation.
+        best_value: That value.
+        best_state: The model of that round.
+        stopped: Whether a callback ended the run.
+        records: One record a round, round 0 first, without clients: those are in `rounds.jsonl`, for they may be many.
+    """
+
+    global_state: StateDict
+    averaged_state: StateDict | None = None
+    round: int = 0
+    best_round: int | None = None
+    best_value: float | None = None
+    best_state: StateDict | None = None
+    stopped: bool = False
+    records: list[RoundRecord] = field(default_factory=list)
+
+    @property
+    def served(self) -> StateDict:
+        """The model that is evaluated and deployed."""
+        return self.global_state if self.averaged_state is None else self.averaged_state
+
+    @property
+    def deployed(self) -> StateDict:
+        """The best round's model; the last one's where nothing was monitored."""
+        return self.served if self.best_state is None else self.best_state
+
+    @property
+    def wall_seconds(self) -> float:
+        """Wall seconds of all rounds so far."""
+        return self.records[-1].total_wall_seconds if self.records else 0.0
+
+    @property
+    def virtual_seconds(self) -> float:
+        """Virtual seconds of all rounds so far."""
+        return self.records[-1].total_virtual_seconds if self.records else 0.0
+
+    def average(self, decay: float) -> None:
+        """Move the averaged model towards the global one; the first global model starts it."""
+        if self.averaged_state is None:
+            self.averaged_state = dict(self.global_state)
+            return
+        for name, value in self.global_state.items():
+            if value.is_floating_point():
+                before = self.averaged_state[name]
+                moved = before.float().lerp(value.float(), 1 - decay).to(value.dtype)
+                # The average of two equal infinities (a mask's) would not be a number.
+                value = torch.where(before == value, value, moved)
+            self.averaged_state[name] = value
+
+    def is_better(self, value: float | None, monitor_mode: str) -> bool:
+        """Whether `value` beats the best so far; NaN and None never do."""
+        if value is None or value != value:
+            return False
+        if self.best_value is None:
+            return True
+        return value < self.best_value if monitor_mode == "min" else value > self.best_value
+
+    def keep_as_best(self, value: float | None) -> None:
+        """This round is the best so far."""
+        self.best_round, self.best_value, self.best_state = self.round, value, dict(self.served)
+
+    def to_checkpoint(self) -> dict[str, Any]:
+        """Tensors and plain values; the records stay in `rounds.jsonl`."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "records"}
+
+    @classmethod
+    def from_checkpoint(cls, saved: Mapping[str, Any], records: Sequence[RoundRecord]) -> RunState:
+        """The state that `to_checkpoint` gave, with the records of its rounds."""
+        return cls(**saved, records=list(records))

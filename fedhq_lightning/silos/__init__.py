@@ -1,0 +1,1 @@
+"""Federation inside `lightning.Trainer`: every process is a client of its own."""

@@ -1,0 +1,186 @@
+"""The end of a round among silos: what each one sends, and the global model that every one of them computes from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedhq_lightning.federated.aggregators import Aggregator
+from fedhq_lightning.federated.exact_mean import MAX_VALUE, ExactMean
+from fedhq_lightning.federated.payload import PayloadError
+from fedhq_lightning.federated.update_directions import UpdateDirections
+from fedhq_lightning.federated.wire import Link, Uplink
+from fedhq_lightning.quantize import LayerScheme
+from fedhq_lightning.risk.update_sketch import Sketcher
+from fedhq_lightning.types import StateDict
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one silo did in a round; travels as JSON beside its payload.
+
+    Attributes:
+        num_examples: Examples seen, its weight in the average.
+        num_steps: Optimizer steps taken.
+        wall_seconds: Wall seconds from the start of the round to the exchange.
+        loss: Mean of what `training_step` returned, weighted by examples; None where it returned none.
+        sensitivity: What the allocator wanted measured on the model received; None where it wanted nothing.
+        allocator_seconds: Wall seconds of planning.
+    """
+
+    num_examples: int
+    num_steps: int
+    wall_seconds: float
+    loss: float | None = None
+    sensitivity: float | None = None
+    allocator_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Aggregated:
+    """What follows from the payloads of a round, the same on every silo.
+
+    Attributes:
+        state: The next global model.
+        refused: Rank to why its update was left out.
+        divergences: Rank to the direction of its update, where that was asked for.
+    """
+
+    state: StateDict
+    refused: dict[int, str]
+    divergences: dict[Any, float | None]
+
+
+class SiloRound:
+    """One round from the model that every silo begins it with.
+
+    Args:
+        round_number: From 1.
+        received: The global model, see `snapshot`.
+        frozen: Parameters that were not trained when the round began.
+        grids: Grid of every quantized weight by its name in the state; empty without a scheme.
+        uplink: What is sent.
+    """
+
+    def __init__(
+        self,
+        round_number: int,
+        received: StateDict,
+        frozen: frozenset[str],
+        grids: Mapping[str, LayerScheme],
+        uplink: Uplink,
+    ) -> None:
+        self.number = round_number
+        self.received = received
+        self.frozen = frozen
+        self._grids = grids
+        self._uplink: Uplink = uplink
+
+    def encode(self, module: nn.Module, rank: int) -> bytes:
+        """A silo's payload: its model, rounded to the grids, or what it changed.
+
+        Args:
+            module: The silo's, with plain layers.
+            rank: The silo.
+        """
+        return self._link(module).up(module.state_dict(), self.received, self.number, rank)
+
+    def aggregate(
+        self,
+        module: nn.Module,
+        payloads: Sequence[bytes],
+        work: Sequence[Work],
+        aggregator: Aggregator,
+        sketcher: Sketcher | None = None,
+    ) -> Aggregated:
+        """Check, decode, average exactly, and let the aggregator step.
+
+        Args:
+            module: As in `encode`; only names are read.
+            payloads: One a silo, by rank.
+            work: Likewise.
+            aggregator: The server's step, which every silo takes alike.
+            sketcher: Where the directions of updates are wanted.
+        """
+        link, names = self._link(module), trained_names(module, self._frozen(module))
+        decoded, refused = dict[int, StateDict](), dict[int, str]()
+        for rank, payload in enumerate(payloads):
+            try:
+                decoded[rank] = _checked(link.receive(payload, self.number, rank), work[rank])
+            except (PayloadError, ValueError) as error:
+                refused[rank] = str(error)
+        if not decoded:
+            return Aggregated(self.received, refused, {})
+        weights = {rank: work[rank].num_examples for rank in decoded}
+        mean = _mean(decoded, weights)
+        divergences: dict[Any, float | None] = {}
+        if sketcher is not None:
+            directions = UpdateDirections(link.uplink, sketcher, names, self.received)
+            for rank, state in decoded.items():
+                directions.add(rank, state)
+            divergences = directions.divergences(mean)
+        state = aggregator.step(self.received, link.combine(mean, self.received), names)
+        return Aggregated(state, refused, divergences)
+
+    def _link(self, module: nn.Module) -> Link:
+        return Link(self.received, self._grids, self._uplink, "fp32", self._frozen(module))
+
+    def _frozen(self, module: nn.Module) -> frozenset[str]:
+        """Parameters that nobody trained: what a callback thaws or freezes within the round was trained."""
+        return self.frozen & frozen_names(module)
+
+
+def snapshot(module: nn.Module) -> StateDict:
+    """A module's state on the CPU; tensors that it holds under several names stay one tensor."""
+    copies: dict[Any, Tensor] = {}
+    state: StateDict = {}
+    for name, value in module.state_dict().items():
+        if isinstance(value, Tensor):
+            key = value.data_ptr(), value.shape, value.stride(), value.dtype
+            if not value.numel() or key not in copies:
+                copies[key] = value.detach().to("cpu", copy=True)
+            state[name] = copies[key]
+    return state
+
+
+def put(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy a state into a module, in place, so that optimizers go on with its Parameters."""
+    with torch.no_grad():
+        for name, value in module.state_dict().items():
+            if isinstance(value, Tensor) and name in state:
+                value.copy_(state[name])
+
+
+def frozen_names(module: nn.Module) -> frozenset[str]:
+    """Parameters without gradients, under all their names."""
+    parameters = module.named_parameters(remove_duplicate=False)
+    return frozenset(name for name, parameter in parameters if not parameter.requires_grad)
+
+
+def trained_names(module: nn.Module, frozen: frozenset[str]) -> frozenset[str]:
+    """The other parameters, likewise."""
+    return frozenset(name for name, _ in module.named_parameters(remove_duplicate=False)) - frozen
+
+
+def _checked(state: StateDict, work: Work) -> StateDict:
+    if work.num_examples < 1:
+        raise PayloadError("it saw no example in this round")
+    for name, value in state.items():
+        if value.is_floating_point() and bool((value.abs() >= MAX_VALUE).any()):
+            raise PayloadError(f"{name} holds values of {MAX_VALUE:.0f} and more")
+    return state
+
+
+def _mean(states: Mapping[int, StateDict], weights: Mapping[int, int]) -> StateDict:
+    """The exact weighted mean, one tensor at a time, since the digits of a sum take several times its room."""
+    result: StateDict = {}
+    for name in next(iter(states.values())):
+        total = ExactMean()
+        for rank, state in states.items():
+            total.add({name: state[name]}, weights[rank])
+        result |= total.mean()
+    return result

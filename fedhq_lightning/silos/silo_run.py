@@ -1,0 +1,378 @@
+"""A federation of silos from its first round to its last: plans, exchanges, records."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from fedhq_lightning.allocation import Allocator
+from fedhq_lightning.drop_in.trainer_parts import callbacks_of, is_rehearsal
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated.update_directions import sketcher_of
+from fedhq_lightning.federated.wire import warn_of_lost_changes
+from fedhq_lightning.risk.update_sketch import Sketcher
+from fedhq_lightning.run.logged_rows import logged_values
+from fedhq_lightning.run.records import ClientRecord, RoundRecord
+from fedhq_lightning.silos.exchange import Exchange
+from fedhq_lightning.silos.silo_context import (
+    SiloProbe,
+    clock_of,
+    context_of,
+    examples_in,
+    gather_facts,
+    own_facts,
+    warn_of_same_data,
+)
+from fedhq_lightning.silos.silo_logs import SiloLogs
+from fedhq_lightning.silos.silo_rounds import Aggregated, SiloRound, Work, frozen_names, put, snapshot
+from fedhq_lightning.types import MODES, Mode, MonitorMode, Plan, StateDict
+
+if TYPE_CHECKING:
+    from fedhq_lightning.callbacks.federated_averaging import FederatedAveraging
+
+
+@dataclass
+class LocalWork:
+    """What this silo has done in the round so far; values that a checkpoint can hold."""
+
+    num_examples: int = 0
+    num_steps: int = 0
+    wall_seconds: float = 0.0
+    weighted_loss: Any = 0.0
+    sensitivity: float | None = None
+    allocator_seconds: float = 0.0
+
+    def add(self, batch: Any, outputs: Any, accumulated: int, loaders: Sequence[Any]) -> None:
+        """Count one batch.
+
+        Args:
+            batch: As the step got it.
+            outputs: What Lightning made of the step's output; its loss is divided by the batches to a step.
+            accumulated: Those batches.
+            loaders: The silo's, in case that the batch does not tell its size.
+        """
+        size = examples_in(batch, loaders)
+        self.num_examples += size
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if isinstance(loss, torch.Tensor):
+            # Stays on its device: reading it would wait for the step.
+            self.weighted_loss = self.weighted_loss + loss.detach().double() * (size * accumulated)
+
+    def work(self) -> Work:
+        """For the other silos."""
+        loss = float(self.weighted_loss) / self.num_examples if self.num_examples else None
+        return Work(
+            self.num_examples, self.num_steps, self.wall_seconds, loss, self.sensitivity, self.allocator_seconds
+        )
+
+
+class SiloRun:
+    """Where a run of silos stands; the same on every rank but for what is this silo's own.
+
+    Args:
+        settings: The callback.
+        trainer: Its loaders are set up.
+        pl_module: Plain.
+        folder: For the records that rank 0 writes.
+        state: What `state_dict` gave, or empty.
+        extras: This silo's part of a checkpoint within a round.
+
+    Raises:
+        ConfigurationError: The silos do not fit together, or the allocator or the fleet does not fit them.
+    """
+
+    def __init__(
+        self,
+        settings: FederatedAveraging,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        folder: Path,
+        state: dict[str, Any],
+        extras: dict[str, Any] | None,
+    ) -> None:
+        self.exchange = Exchange(pl_module.device)
+        self.round_number: int = state.get("round", 0)
+        self.epochs_in_round: int = state.get("epochs_in_round", 0)
+        self.seed: int = state["seed"] if "seed" in state else self.exchange.from_first(torch.initial_seed())
+        self.plan = Plan(**state["plan"]) if "plan" in state else Plan({})
+        self._seconds: dict[str, float] = dict(state.get("seconds", {"wall": 0.0, "virtual": 0.0}))
+        self._settings = settings
+        self._aggregator = settings.aggregator
+        self._aggregator.load_state_dict(state.get("aggregator", {}))
+        if not extras:
+            self.exchange.share_first_weights(pl_module)
+        scheme = settings.scheme
+        self._grids = {} if scheme is None else {f"{k}.weight": v for k, v in scheme.for_layers(pl_module).items()}
+        warn_of_lost_changes(settings.uplink, self._grids)
+        received = _with_ties(pl_module, extras["received"]) if extras else snapshot(pl_module)
+        self.round = SiloRound(self.round_number + 1, received, frozen_names(pl_module), self._grids, settings.uplink)
+        self._pending: RoundRecord | None = None
+        self._sketcher: Sketcher | None = None
+        self._logs = SiloLogs(None if is_rehearsal(trainer) else folder, trainer.is_global_zero)
+        self._logs.rewind(self.round_number)
+        self._monitor, mode = _monitored(trainer)
+        self._probe = SiloProbe(trainer, pl_module, scheme, settings.lanes)
+        self._begin(trainer, pl_module, mode)
+
+    @property
+    def mode(self) -> Mode:
+        """This silo's lane."""
+        return self.plan.modes[self.exchange.rank]
+
+    @property
+    def agreed_state_keys(self) -> list[str]:
+        """Of callbacks that have the same state on every silo."""
+        key = getattr(self._allocator, "state_key", None)
+        return [] if key is None else [key]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, and the aggregator's state."""
+        plan = {"modes": dict(self.plan.modes), "reason": self.plan.reason, "logged": dict(self.plan.logged)}
+        return {
+            "round": self.round_number,
+            "epochs_in_round": self.epochs_in_round,
+            "seed": self.seed,
+            "plan": plan,
+            "seconds": dict(self._seconds),
+            "aggregator": self._aggregator.state_dict(),
+        }
+
+    def begin_round(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> LocalWork:
+        """Plan the next round, from the global model that the module holds now."""
+        number, local = self.round_number + 1, LocalWork()
+        started = time.perf_counter()
+        ranks = range(self.exchange.count)
+        if self._allocator is None:
+            self.plan = Plan(dict.fromkeys(ranks, "fp"), "without an allocator every silo trains in fp")
+        else:
+            self.plan = self._allocator.propose(number, ranks)
+        if set(self.plan.modes) != set(ranks) or not set(self.plan.modes.values()) <= set(MODES):
+            raise ConfigurationError(
+                f"{type(self._allocator).__name__} planned {dict(self.plan.modes)}; a plan names every silo, 0 to "
+                f"{self.exchange.count - 1}, and no other, with one of {', '.join(MODES)}"
+            )
+        local.allocator_seconds = time.perf_counter() - started
+        settings = self._settings
+        self.round = SiloRound(number, snapshot(pl_module), frozen_names(pl_module), self._grids, settings.uplink)
+        wanted = None if self._allocator is None else self._allocator.wanted_sensitivity
+        if wanted is not None:
+            local.sensitivity = self._probe.sensitivity(wanted)
+        return local
+
+    def end_epoch(self, trainer: pl.Trainer, validates: bool) -> bool:
+        """Agree on stopping, and on whether the round is over.
+
+        Args:
+            trainer: May be told to stop by another silo.
+            validates: Whether this silo is about to validate.
+
+        Raises:
+            ConfigurationError: Some silos validate and others do not.
+        """
+        self.epochs_in_round += 1
+        said = self.exchange.gather([bool(trainer.should_stop), validates, trainer.global_step])
+        if len({validates for _, validates, _ in said}) > 1:
+            silent = ", ".join(str(rank) for rank, (_, validates, _) in enumerate(said) if not validates)
+            raise ConfigurationError(
+                f"silo {silent} goes on without validating after this epoch while others validate, as after an "
+                "on_train_batch_start that returned -1; let every silo do the same"
+            )
+        trainer.should_stop = any(stops for stops, _, _ in said)
+        # ModelCheckpoint writes it into names of files, which have to be the same on every silo.
+        trainer.callback_metrics["step"] = torch.tensor(said[0][2])
+        is_last = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= trainer.max_epochs
+        ends = trainer.should_stop and trainer.fit_loop._can_stop_early
+        return is_last or ends or self.epochs_in_round >= self._settings.every_n_epochs
+
+    def end_round(self, trainer: pl.Trainer, pl_module: pl.LightningModule, local: LocalWork) -> None:
+        """Exchange and aggregate: afterwards the module holds the global model."""
+        rank, started = self.exchange.rank, time.perf_counter()
+        payloads = self.exchange.gather_bytes(self.round.encode(pl_module, rank))
+        work = [Work(**each) for each in self.exchange.gather(asdict(local.work()))]
+        if self._allocator is not None and self._allocator.wants_update_divergence:
+            self._sketcher = self._sketcher or sketcher_of(self.seed)
+        found = self.round.aggregate(pl_module, payloads, work, self._aggregator, self._sketcher)
+        put(pl_module, found.state)
+        if rank in found.refused:
+            _forget_what_is_not_finite(trainer)
+        exchanged = self.exchange.from_first(time.perf_counter() - started)
+        self.round_number, self.epochs_in_round = self.round.number, 0
+        self._pending = self._record(payloads, work, found, exchanged)
+        self._warn(found, self._pending)
+        values = {f"fedhq/{name}": value for name, value in logged_values(self._pending).items()}
+        values |= {f"fedhq/silo_{each}/mode": float(MODES.index(mode)) for each, mode in self.plan.modes.items()}
+        trainer.callback_metrics.update(
+            {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+        )
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    def observe(self, trainer: pl.Trainer, evaluated: Mapping[str, torch.Tensor]) -> None:
+        """Tell the allocator of a round that has ended, and keep its record.
+
+        Args:
+            trainer: Tells the monitored value where the round was not evaluated.
+            evaluated: What validation logged on the global model; those of rank 0 count.
+        """
+        record, self._pending = self._pending, None
+        if record is None:
+            return
+        monitor = self._monitor
+        if not evaluated and monitor in trainer.callback_metrics:
+            evaluated = {str(monitor): trainer.callback_metrics[str(monitor)]}
+        mine = {
+            (name if name.startswith("quantized/") else f"fp/{name}"): float(value)
+            for name, value in evaluated.items()
+            if value.numel() == 1
+        }
+        # What a module logs on some silos only must not let their allocators plan differently.
+        metrics = {name: float(value) for name, value in self.exchange.from_first(mine).items()}
+        record = replace(
+            record,
+            metrics={**record.metrics, **metrics},
+            metric_fp=metrics.get(f"fp/{monitor}"),
+            metric_quantized=metrics.get(f"quantized/{monitor}"),
+        )
+        if self._allocator is not None:
+            self._allocator.observe(record)
+        self._logs.write(record, self._allocator)
+
+    def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule, monitor_mode: MonitorMode) -> None:
+        """Exchange what the silos tell of themselves, and begin the allocator with it."""
+        settings = self._settings
+        self._allocator = next((each for each in callbacks_of(trainer) if isinstance(each, Allocator)), None)
+        allocator = self._allocator
+        wanted = None if allocator is None else allocator.wanted_sensitivity
+        measures = [] if allocator is None else list(dict.fromkeys(["sqnr", *([wanted] if wanted else [])]))
+        tells_labels = allocator is not None and allocator.wants_label_divergence
+        facts = gather_facts(self.exchange, own_facts(trainer, self._probe, self._grids, measures, tells_labels))
+        warn_of_same_data(facts)
+        size = len(self.round.encode(pl_module, self.exchange.rank))
+        self._clock = clock_of(
+            facts,
+            settings.fleet,
+            self.seed,
+            trainer,
+            pl_module,
+            settings.every_n_epochs,
+            size,
+            self._grids,
+            settings.lanes,
+        )
+        problem = max(facts, key=lambda each: each.batch_size).problem
+        if self._allocator is None:
+            if problem:
+                rank_zero_warn(
+                    "FederatedAveraging: no virtual seconds, since training_step did not run on a copy of the module "
+                    f"({problem})"
+                )
+            return
+        if self._clock is None:
+            raise ConfigurationError(
+                f"{type(self._allocator).__name__} needs predicted times, for which training_step runs once on a copy "
+                f"of the module, and there it fails ({problem}); mend that, or leave the allocator out to train in fp"
+            )
+        resumes = bool(getattr(self._allocator, "is_resumed", False))
+        self._allocator.begin(
+            context_of(facts, self._clock, self.seed, trainer, settings.every_n_epochs, monitor_mode, resumes)
+        )
+        name = type(self._allocator).__name__
+        if explanation := getattr(self._allocator, "explanation", ""):
+            rank_zero_info(f"{name}: {explanation}")
+        if self._monitor is None and getattr(self._allocator, "fine", False):
+            rank_zero_warn(
+                f"{name}: nothing is monitored, so it keeps the boundary chosen before round 1; add "
+                "ModelCheckpoint(monitor='quantized/NAME') with a metric that validation logs, or say fine=False"
+            )
+
+    def _record(self, payloads: list[bytes], work: list[Work], found: Aggregated, exchanged: float) -> RoundRecord:
+        clients = tuple(self._client(rank, payloads, work[rank], found) for rank in range(self.exchange.count))
+        wall = max(each.wall_seconds for each in work) + exchanged
+        virtual = max(client.virtual_seconds for client in clients)
+        self._seconds = {"wall": self._seconds["wall"] + wall, "virtual": self._seconds["virtual"] + virtual}
+        kept = [each for rank, each in enumerate(work) if rank not in found.refused and each.loss is not None]
+        examples = sum(each.num_examples for each in kept)
+        loss = {"train/loss": sum(each.loss * each.num_examples for each in kept if each.loss) / examples}
+        return RoundRecord(
+            round=self.round_number,
+            metrics=loss if kept else {},
+            metric_fp=None,
+            metric_quantized=None,
+            wall_seconds=wall,
+            fit_wall_seconds=max(each.wall_seconds for each in work),
+            allocator_seconds=work[0].allocator_seconds,
+            virtual_seconds=virtual,
+            total_wall_seconds=self._seconds["wall"],
+            total_virtual_seconds=self._seconds["virtual"],
+            uplink_bytes=sum(client.uplink_bytes for client in clients),
+            downlink_bytes=sum(client.downlink_bytes for client in clients),
+            mode_counts=self.plan.counts(),
+            quarantined=len(found.refused),
+            late=0,
+            clients=clients,
+            reason=self.plan.reason,
+            allocation=dict(self.plan.logged),
+        )
+
+    def _client(self, rank: int, payloads: list[bytes], work: Work, found: Aggregated) -> ClientRecord:
+        mode, clock = self.plan.modes[rank], self._clock
+        times = None if clock is None else clock.time(rank, mode)
+        measured = work.sensitivity is not None and clock is not None
+        return ClientRecord(
+            round=self.round_number,
+            client_id=rank,
+            tier="unknown" if clock is None else clock.tier(rank),
+            mode=mode,
+            status="quarantined" if rank in found.refused else "ok",
+            num_examples=work.num_examples,
+            num_steps=work.num_steps,
+            metrics={} if work.loss is None else {"loss": work.loss},
+            fit_wall_seconds=work.wall_seconds,
+            download_seconds=0.0 if times is None else times.download_seconds,
+            compute_seconds=0.0 if times is None else times.compute_seconds,
+            upload_seconds=0.0 if times is None else times.upload_seconds,
+            uplink_bytes=len(payloads[rank]),
+            downlink_bytes=sum(len(each) for other, each in enumerate(payloads) if other != rank),
+            reason=found.refused.get(rank, ""),
+            analysis_seconds=clock.analysis_seconds(rank) if measured and clock is not None else 0.0,
+            sensitivity=work.sensitivity,
+            update_divergence=found.divergences.get(rank),
+        )
+
+    def _warn(self, found: Aggregated, record: RoundRecord) -> None:
+        for rank, reason in found.refused.items():
+            rank_zero_warn(f"round {record.round}: silo {rank} is quarantined: {reason}")
+        if len(found.refused) == self.exchange.count:
+            rank_zero_warn(f"round {record.round}: no usable update arrived; the global model stays as it is")
+
+
+def _with_ties(pl_module: pl.LightningModule, state: StateDict) -> StateDict:
+    """A loaded state in which tensors that the module holds under several names are one tensor again."""
+    held = snapshot(pl_module)
+    first: dict[int, str] = {}
+    return {name: state[first.setdefault(id(value), name)] for name, value in held.items()}
+
+
+def _monitored(trainer: pl.Trainer) -> tuple[str | None, MonitorMode]:
+    """Name and direction of what ModelCheckpoint or EarlyStopping watches, else nothing."""
+    for each in callbacks_of(trainer):
+        if isinstance(each, ModelCheckpoint | EarlyStopping) and each.monitor is not None:
+            mode: MonitorMode = "max" if each.mode == "max" else "min"
+            return str(each.monitor).removeprefix("quantized/"), mode
+    return None, "max"
+
+
+def _forget_what_is_not_finite(trainer: pl.Trainer) -> None:
+    """Let a silo that was quarantined train on: an optimizer's average of values that are not finite never heals."""
+    for optimizer in trainer.optimizers:
+        tensors = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+        if not all(bool(value.isfinite().all()) for value in tensors if value.is_floating_point()):
+            optimizer.state.clear()

@@ -1,1 +1,0 @@
-"""`fedhq tune`: an Optuna study over whole runs of a recipe."""

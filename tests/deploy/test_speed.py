@@ -1,0 +1,98 @@
+"""Latency and size of a deployed model beside its float32 module."""
+
+import time
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedhq_lightning.callbacks import FixedAllocator
+from fedhq_lightning.deploy import speed
+from fedhq_lightning.deploy.model_folder import write_model_folder
+from fedhq_lightning.deploy.speed import measure_inference
+from fedhq_lightning.quantize import QuantScheme, convert
+
+from ..small_federation import NUM_FEATURES, SmallData, SmallModule, same_bits
+from ..trainer.runs import fit, last_state
+
+
+class Slow(SmallModule):
+    """A module whose float32 forward takes a known time, and draws random numbers."""
+
+    seconds = 0.01
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            time.sleep(self.seconds)
+            torch.rand(1)
+        output: Tensor = self.net(inputs)
+        return output
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    converted = convert(SmallModule(), QuantScheme("w4a8"))
+    assert isinstance(converted, L.LightningModule)
+    inputs = (torch.randn(6, NUM_FEATURES),)
+    scheme = QuantScheme("w4a8")
+    write_model_folder(tmp_path / "model", converted, SmallModule().state_dict(), inputs, scheme, "SmallModule")
+    return tmp_path / "model"
+
+
+def measure(module: nn.Module, folder: Path, batch: int = 6) -> dict:  # type: ignore[type-arg]  # as JSON holds it
+    args = (torch.ones(batch, NUM_FEATURES),)
+    return measure_inference(module, args, folder / "model.pt2", folder / "weights.safetensors", 123)
+
+
+def test_times_are_of_what_is_called(folder: Path) -> None:
+    random_state, module = torch.get_rng_state(), Slow().train()
+    found = measure(module, folder)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert list(found["batch_sizes"]) == ["1", "6"]
+    for times in found["batch_sizes"].values():
+        assert times["fp32_ms"] >= 10
+        low, high = times["fp32_ms_quartiles"]
+        assert 10 <= low <= times["fp32_ms"] <= high
+        assert times["int8_ms"] < times["fp32_ms"]
+        assert times["speedup"] > 1
+        assert 3 <= times["repetitions"] <= 40
+    assert found["fp32_bytes"] == (folder / "weights.safetensors").stat().st_size
+    assert found["int8_bytes"] == (folder / "model.pt2").stat().st_size
+    assert (found["packed_bytes"], found["threads"]) == (123, torch.get_num_threads())
+
+
+def test_slow_models_end_it_soon(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_MOST_SECONDS", 0.05)
+    monkeypatch.setattr(Slow, "seconds", 0.2)
+    before = time.perf_counter()
+    found = measure(Slow(), folder)
+    assert time.perf_counter() - before < 2
+    assert [times["repetitions"] for times in found["batch_sizes"].values()] == [1, 1]
+    assert found["batch_sizes"]["1"]["fp32_ms_quartiles"] == [found["batch_sizes"]["1"]["fp32_ms"]] * 2
+
+
+def test_one_sample_is_one_entry(folder: Path) -> None:
+    assert list(measure(SmallModule(), folder, batch=1)["batch_sizes"]) == ["1"]
+
+
+def test_a_run_tells_it_and_is_not_changed_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"scheme": "w4a8", "callbacks": FixedAllocator("ptq"), "max_rounds": 1, "threads": 1}
+    done, state = fit(**settings)
+    found = done.summary["inference"]
+    assert list(found["batch_sizes"]) == ["1", "32"], "one sample, and the validation batch"
+    assert found["threads"] == 1
+    assert found["packed_bytes"] < found["fp32_bytes"]
+
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("no clock\nanywhere")
+
+    monkeypatch.setattr("fedhq_lightning.finish.complete.measure_inference", fail)
+    with pytest.warns(UserWarning, match=r"inference was not measured: RuntimeError: no clock$"):
+        other, other_state = fit(SmallModule(), SmallData(), **settings)
+    assert other.summary["inference"] is None
+    assert same_bits(state, other_state)
+    assert same_bits(last_state(done), last_state(other))
+    without_scheme, _ = fit(max_rounds=1)
+    assert without_scheme.summary["inference"] is None

@@ -1,0 +1,31 @@
+"""Tables of a comparison where they are shown."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from fedhq_lightning.experiments.comparison_tables import TextTable, print_table
+
+from ..report.test_final_table import Terminal
+
+TABLE = TextTable("Accuracy", ["allocator", "p: t, rank"], [["all-ptq", "0.5"], ["mine[red]", "a very long cell " * 8]])
+
+
+def test_a_file_gets_plain_lines_that_are_not_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    file = io.StringIO()
+    print_table(TABLE, Console(file=file, width=40))
+    assert file.getvalue().splitlines() == [
+        "Accuracy",
+        "  allocator  p: t, rank",
+        "  all-ptq    0.5",
+        "  mine[red]  " + ("a very long cell " * 8).rstrip(),
+    ]
+
+
+def test_a_terminal_gets_a_drawn_table_within_its_width() -> None:
+    file = Terminal()
+    print_table(TABLE, Console(file=file, force_terminal=True, width=40, no_color=True))
+    assert "─" in file.getvalue()
+    assert "mine[red]" in file.getvalue()

@@ -1,0 +1,36 @@
+"""Libraries are quiet while they are told to be, and no longer."""
+
+import logging
+import warnings
+
+import pytest
+
+from fedhq_lightning.support.quiet import libraries_quiet, show_own_warnings
+
+
+def test_what_shows_and_what_does_not(caplog):
+    logger = logging.getLogger("a_library")
+    before = logger.level
+
+    def speak() -> None:
+        with libraries_quiet("a_library", warnings_of=[__name__.replace(".", r"\.")]):
+            logger.warning("a remark")
+            logger.error("an error")
+            warnings.warn("advice", stacklevel=1)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        speak()
+    assert [record.message for record in caplog.records] == ["an error"]
+    assert logger.level == before
+    with pytest.warns(UserWarning, match="advice"):
+        warnings.warn("advice", stacklevel=1)
+
+
+def test_own_warnings_are_a_line_and_those_of_libraries_none():
+    said = []
+    with warnings.catch_warnings():
+        show_own_warnings(said.append)
+        warnings.warn_explicit("ours", UserWarning, "assembly.py", 7, module="fedhq_lightning.federated.setup")
+        warnings.warn_explicit("theirs", UserWarning, "other.py", 7, module="a_library.other")
+    assert said == ["warning: ours"]
