@@ -24,6 +24,14 @@ def made_folder(folder: Path, *names: str) -> Path:
     return folder
 
 
+def run_interrupted(file: Path, folder: Path) -> None:
+    """A command that goes on with the cells of one setting, makes those of another, and is stopped."""
+    with grid_files.unpacked(file, folder):
+        assert (folder / "w2a8-0.3" / "cells" / "random-2-3-seed-9.json").exists()
+        made_folder(folder, "w4a8-5")
+        raise KeyboardInterrupt
+
+
 def test_cells_come_back_as_they_were(tmp_path):
     folder, file = made_folder(tmp_path / "folder", "w4a8-5", "w2a8-0.3"), tmp_path / "grid.jsonl"
     grid_files.pack(folder, file)
@@ -57,10 +65,8 @@ def test_what_was_run_is_added_even_when_the_command_is_interrupted(tmp_path):
     file, folder = tmp_path / "grid.jsonl", tmp_path / "runs" / "grid"
     with grid_files.unpacked(file, folder):
         made_folder(folder, "w2a8-0.3")
-    with pytest.raises(KeyboardInterrupt), grid_files.unpacked(file, folder):
-        assert (folder / "w2a8-0.3" / "cells" / "random-2-3-seed-9.json").exists()
-        made_folder(folder, "w4a8-5")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        run_interrupted(file, folder)
     assert not folder.exists()
     assert len(file.read_text().splitlines()) == 6
 
