@@ -1,22 +1,26 @@
 """What is choosing PTQ or QAT per client worth? Allocators side by side, on grids of schemes and Dirichlet alphas.
 
-    python benchmarks/allocation.py --grid small --workers 2          # hours; writes its section of docs/RESULTS.md
+    python benchmarks/allocation.py --grid small --workers 2          # hours; writes docs/results/grid-small.md
     python benchmarks/allocation.py --grid small --only w2a8:0.05 --cells 20 --print-only
-    python benchmarks/allocation.py --grid large --no-runs            # the section from the cells that are there
+    python benchmarks/allocation.py --grid large --no-runs            # the page from the cells that are there
 
-Every run is kept as a small file below --folder as it ends, and is never repeated: the same command goes on where it
-was stopped. The settings are in `allocation_grids.py`; they were fixed before the first run.
+Every run is kept as it ends, and is never repeated: the same command goes on where it was stopped, and a line removed
+from `benchmarks/cells/GRID.jsonl` is a cell to be run again. The settings are in `allocation_grids.py`; they were fixed
+before the first run.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grid_files
 import machine
 import results
 import yaml
@@ -35,7 +39,7 @@ TEXT = """## Allocation, {grid} grid
 {setting}; {fleet}{uplink}cosine over the rounds, first and last layer at 8 bits, Dirichlet over
 labels. Runs of one seed share initial weights, partition, devices and cohorts. {seeds} seeds.
 
-Printed by `{command}`; the cells are in `benchmarks/cells/`.
+Printed by `{command}`; the cells are in `benchmarks/cells/{grid}.jsonl`.
 
 {machine}
 
@@ -89,36 +93,70 @@ WALL = """
 
 
 def main() -> None:
-    """Run what is missing, print, write the section."""
+    """Run what is missing, print, write the page."""
     options = parse()
+    with cells_of(options) as folder:
+        if not options.no_runs:
+            run_missing(options, folder)
+        write(options, kept_in(options, folder))
+
+
+@contextmanager
+def cells_of(options: argparse.Namespace) -> Iterator[Path]:
+    """The grid's cells in a folder; those that are run there are added to its file at the end."""
+    file = options.folder / f"{options.grid}.jsonl"
+    if options.no_runs:
+        with tempfile.TemporaryDirectory() as name:
+            grid_files.unpack(file, Path(name))
+            yield Path(name)
+    else:
+        with grid_files.unpacked(file, options.runs / "cells" / options.grid) as folder:
+            yield folder
+
+
+def run_missing(options: argparse.Namespace, folder: Path) -> None:
+    """Run cells, as many as the command line asks for."""
     grid, left = GRIDS[options.grid], options.cells
-    if grid.is_closed and not options.no_runs:
-        raise SystemExit(f"--grid {options.grid}: its cells are of an earlier version of the allocator; add --no-runs")
-    for model, scheme, alpha in [] if options.no_runs else keys_of(grid, options.only):
-        name = file_name(grid, model, scheme, alpha)
-        compared = comparison(options, name, recipe(grid, model, scheme, alpha), options.allocators, options.seeds)
+    for key in keys_of(grid, options.only):
+        name = file_name(grid, *key)
+        compared = comparison(options, folder, name, recipe(grid, *key), options.allocators, options.seeds)
         left = run(compared, name, options.workers, left)
         if left == 0:
             break
-    # The section is about all that is there, whatever was run now.
+
+
+def kept_in(options: argparse.Namespace, folder: Path) -> dict[str, Kept]:
+    """All cells that are there, whatever was run now.
+
+    Raises:
+        SystemExit: There are none.
+    """
+    grid = GRIDS[options.grid]
     kept: dict[str, Kept] = {}
-    for model, scheme, alpha in keys_of(grid, []):
-        name = file_name(grid, model, scheme, alpha)
-        if (options.folder / options.grid / name).exists():
-            kept[name] = comparison(options, name, recipe(grid, model, scheme, alpha)).kept()
+    for key in keys_of(grid, []):
+        name = file_name(grid, *key)
+        if (folder / name).exists():
+            kept[name] = comparison(options, folder, name, recipe(grid, *key)).kept()
             if kept[name].missing:
                 print(f"{name}: {len(kept[name].missing)} cells are not there yet", flush=True)
     if not any(each.cells for each in kept.values()):
-        raise SystemExit(f"--grid {options.grid}: no cells yet in {options.folder / options.grid}")
-    body = section(options.grid, {name: each for name, each in kept.items() if each.cells})
+        raise SystemExit(f"--grid {options.grid}: no cells yet in {options.folder}")
+    return {name: each for name, each in kept.items() if each.cells}
+
+
+def write(options: argparse.Namespace, kept: Mapping[str, Kept]) -> None:
+    """Print the section; write it and its pictures, unless they are only to be printed."""
+    body = section(options.grid, kept)
     print(body)
     if not options.print_only:
-        draw(options.grid, kept, options.output.parent)
-        results.write_section(f"allocation {options.grid}", body, options.output)
+        page = options.output or results.PAGES / f"grid-{options.grid}.md"
+        draw(options.grid, kept, page.parent)
+        results.write_section(f"allocation {options.grid}", body, page)
 
 
 def comparison(
     options: argparse.Namespace,
+    folder: Path,
     name: str,
     text: str,
     allocators: Sequence[str] | None = None,
@@ -132,7 +170,7 @@ def comparison(
             resolve(name, text).recipe.text,
             allocators or grid.allocators,
             grid.seeds if seeds is None else seeds,
-            options.folder / options.grid / name,
+            folder / name,
             grid_seeds=GRID_SEEDS if "best-fixed" in (allocators or grid.allocators) else None,
             runs=options.runs / options.grid / name,
             keeps_runs=False,
@@ -149,11 +187,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, help="default: the grid's")
     parser.add_argument("--cells", type=int, help="run at most so many now")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--runs", type=Path, default=Path("runs/allocation"), help="unfinished runs")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="of the grids' files")
+    parser.add_argument("--runs", type=Path, default=Path("runs/allocation"), help="what is not finished")
     parser.add_argument("--no-runs", action="store_true", help="only what is there already")
-    parser.add_argument("--output", type=Path, default=results.PAGE)
-    parser.add_argument("--print-only", action="store_true", help="leave docs/RESULTS.md alone")
+    parser.add_argument("--output", type=Path, help="default: the grid's page in docs/results")
+    parser.add_argument("--print-only", action="store_true", help="leave the page alone")
     return parser.parse_args()
 
 
@@ -276,15 +314,15 @@ def pictures(grid_name: str, settings: Sequence[str]) -> str:
 def draw(grid_name: str, kept: Mapping[str, Kept], folder: Path) -> None:
     """Draw the settings that the page shows."""
     for setting in GRIDS[grid_name].drawn:
-        if setting in kept and kept[setting].cells:
+        if setting in kept:
             path = folder / picture_of(grid_name, setting)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(curves_svg(kept[setting].cells), encoding="utf-8")
 
 
 def picture_of(grid_name: str, setting: str) -> str:
-    """File of a setting's curves, beside the page."""
-    return f"figures/allocation-{grid_name}-{setting}.svg"
+    """File of a setting's curves, as the page names it."""
+    return f"../figures/allocation-{grid_name}-{setting}.svg"
 
 
 if __name__ == "__main__":

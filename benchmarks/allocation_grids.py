@@ -14,8 +14,7 @@ ALLOCATORS = (
     *("coarse", "hybrid", "best-fixed"),
 )
 HARD_CELLS = (("w3a8", 0.3), ("w2a8", 0.3), ("w2a8", 0.05))
-"""Those of the variations: where the choice of modes was seen to matter on the small grid."""
-VARIANTS = Path(__file__).parent / "variants"
+"""Where the choice of modes was seen to matter on the small grid."""
 MISSTATED = Path(__file__).parent / "misstated"
 GRID_SEEDS = (100, 101)
 """Those by which `best-fixed` is chosen, whatever seeds are compared."""
@@ -35,10 +34,6 @@ _LENET = {"class_path": "fedhq_lightning.models.LeNet5", "init_args": {"lr": 0.0
 _VIT = {
     "class_path": "fedhq_lightning.models.ViT",
     "init_args": {"patch_size": 7, "width": 192, "depth": 4, "num_heads": 4, "lr": 0.001},
-}
-_WIDE_VIT = {
-    "class_path": "fedhq_lightning.models.ViT",
-    "init_args": {"patch_size": 4, "width": 384, "depth": 6, "num_heads": 6, "lr": 0.001},
 }
 _WIDE_MLP = {
     "class_path": "fedhq_lightning.models.MLP",
@@ -63,7 +58,6 @@ class Grid:
         setting: In words, for the page.
         drawn: Names of the settings whose curves are drawn.
         tells_wall: Whether each run was pinned to a core of its own; of other grids no wall time is told.
-        is_closed: Whether its cells are of an earlier version of the allocator, so that no more of them can be run.
     """
 
     cells: Sequence[tuple[str, float]]
@@ -77,7 +71,6 @@ class Grid:
     drawn: Sequence[str] = ()
     differences: Sequence[tuple[str, str]] = DIFFERENCES
     tells_wall: bool = False
-    is_closed: bool = False
 
 
 _SMALL_TRAINER = {"max_rounds": 20, "clients_per_round": 10, "local_epochs": 2, "lanes": INT8_PTQ}
@@ -92,29 +85,6 @@ _WIDE_MLP_SETTING = (
     "0.9, evaluated every second round, kernels as the package chooses them"
 )
 _AGAINST_PTQ = (("hybrid", "all-ptq"), ("coarse", "all-ptq"), ("all-qat", "all-ptq"))
-
-
-def _variation(
-    setting: str,
-    allocators: Sequence[str],
-    differences: Sequence[tuple[str, str]],
-    seeds: Sequence[int] = (3, 4),
-    is_closed: bool = False,
-    **trainer: Any,
-) -> Grid:
-    """The small grid's hardest settings, with something changed."""
-    return Grid(
-        HARD_CELLS,
-        {"lenet": _LENET},
-        _MNIST5K,
-        num_clients=20,
-        seeds=seeds,
-        trainer=_SMALL_TRAINER | trainer,
-        allocators=allocators,
-        setting=f"{_SMALL_SETTING}; {setting}",
-        differences=differences,
-        is_closed=is_closed,
-    )
 
 
 _SMALL = Grid(
@@ -132,15 +102,6 @@ _SMALL = Grid(
 
 GRIDS = {
     "small": _SMALL,
-    "design": replace(
-        _SMALL,
-        seeds=(0, 1, 2),
-        setting=f"{_SMALL_SETTING}. `hybrid` and `coarse` are as first built: QAT from round 1 on, and rounds that may "
-        "get longer by the share of the output's power that rounding destroys. What the allocator does now was decided "
-        "by these runs",
-        differences=DIFFERENCES,
-        is_closed=True,
-    ),
     "large": Grid(
         CELLS,
         {"lenet": _LENET},
@@ -156,21 +117,6 @@ GRIDS = {
         "64, SGD with learning rate 0.03 and momentum 0.9, PTQ in int8 in every layer, evaluated every second round",
         drawn=("w4a8-0.3", "w2a8-0.3"),
     ),
-    "time": Grid(
-        (("w4a8", 0.3), ("w2a8", 0.05)),
-        {"vit": _VIT, "resnet": _RESNET},
-        _FASHION,
-        num_clients=30,
-        seeds=(0, 1),
-        trainer={"max_rounds": 10, "clients_per_round": 6, "local_steps": 15, "eval_every_n_rounds": 2},
-        allocators=("all-ptq", "all-qat-fake", "all-qat", "free-qat", "coarse", "hybrid"),
-        setting="Fashion-MNIST, 30 clients, 6 a round, 10 rounds, 15 local steps, batch 64, evaluated every second "
-        "round; a vision transformer (16 tokens, width 192, depth 4) and a ResNet of width 32, kernels as the package "
-        "chooses them. `hybrid` is that of the design grid",
-        drawn=("vit-w4a8-0.3", "vit-w2a8-0.05"),
-        tells_wall=True,
-        is_closed=True,
-    ),
     "large-models": Grid(
         (("w4a8", 0.3), ("w2a8", 0.05)),
         {"vit": _VIT, "resnet": _RESNET},
@@ -179,8 +125,9 @@ GRIDS = {
         seeds=(2, 3, 4),
         trainer={"max_rounds": 10, "clients_per_round": 6, "local_steps": 15, "eval_every_n_rounds": 2},
         allocators=("all-ptq", "all-qat-fake", "all-qat", "hybrid"),
-        setting="As in the time grid, on fresh seeds; `hybrid` is what the allocator does now. The ResNet learns next "
-        "to nothing in so few steps",
+        setting="Fashion-MNIST, 30 clients, 6 a round, 10 rounds, 15 local steps, batch 64, evaluated every second "
+        "round; a vision transformer (16 tokens, width 192, depth 4) and a ResNet of width 32, kernels as the package "
+        "chooses them. The ResNet learns next to nothing in so few steps",
         differences=_AGAINST_PTQ,
         drawn=("vit-w4a8-0.3", "resnet-w4a8-0.3"),
         tells_wall=True,
@@ -202,20 +149,6 @@ GRIDS = {
         differences=_AGAINST_PTQ,
         drawn=("w4a8-0.3",),
         tells_wall=True,
-    ),
-    "wide-vit": Grid(
-        (("w4a8", 0.3),),
-        {"vit-384": _WIDE_VIT},
-        _MNIST5K,
-        num_clients=20,
-        seeds=(0, 1),
-        trainer={"max_rounds": 8, "clients_per_round": 5, "local_steps": 10, "eval_every_n_rounds": 2},
-        allocators=("all-ptq", "all-qat-fake", "all-qat", "hybrid"),
-        setting="MNIST-5k, a vision transformer as large as that of the table of training steps (49 tokens, width 384, "
-        "depth 6), 20 clients, 5 a round, 8 rounds, 10 local steps, batch 32, evaluated every second round, kernels as "
-        "the package chooses them. Too short to learn anything",
-        differences=_AGAINST_PTQ,
-        is_closed=True,
     ),
     "wide-mlp": Grid(
         (("w4a8", 0.3), ("w2a8", 0.05)),
@@ -241,8 +174,9 @@ GRIDS = {
             "fleet": {"phone-snapdragon-855": 2, "laptop-ryzen-7-7840u": 1},
         },
         allocators=("all-ptq", "all-qat-fake", "all-qat", "hybrid"),
-        setting="as in the time grid, the vision transformer alone, on a fleet in which every device has int8 kernels: "
-        "two phones (Snapdragon 855) to every laptop (Ryzen 7 7840U)",
+        setting="Fashion-MNIST, the vision transformer of *large-models*, 30 clients, 6 a round, 10 rounds, 15 local "
+        "steps, batch 64, evaluated every second round, on a fleet in which every device has int8 kernels: two phones "
+        "(Snapdragon 855) to every laptop (Ryzen 7 7840U)",
         differences=_AGAINST_PTQ,
     ),
     "delta-mlp": Grid(
@@ -276,12 +210,15 @@ GRIDS = {
         "every second round; `-third` and `-triple` are told a third and three times of the fleet's int8 gains",
         differences=(("hybrid", "coarse"), ("hybrid-third", "coarse-third"), ("hybrid-triple", "coarse-triple")),
     ),
-    "delta": _variation(
-        "`uplink: delta`",
-        ("all-ptq", "all-qat", "coarse", "hybrid"),
-        _AGAINST_PTQ,
+    "delta": replace(
+        _SMALL,
+        cells=HARD_CELLS,
         seeds=(8, 9, 10, 11, 12),
-        uplink="delta",
+        trainer={**_SMALL_TRAINER, "uplink": "delta"},
+        allocators=("all-ptq", "all-qat", "coarse", "hybrid"),
+        setting=f"{_SMALL_SETTING}; `uplink: delta`",
+        differences=_AGAINST_PTQ,
+        drawn=(),
     ),
     "small-delta": replace(
         _SMALL,
@@ -291,24 +228,5 @@ GRIDS = {
         setting=f"{_SMALL_SETTING}; `uplink: delta`",
         differences=(("hybrid", "all-ptq"), ("coarse", "all-ptq"), ("all-qat-fake", "all-ptq"), ("hybrid", "coarse")),
         drawn=("w2a8-0.3",),
-    ),
-    "ema": _variation(
-        "`ema_decay: 0.8`, the evaluated and deployed model is an average of the global models of about five rounds. "
-        "`hybrid` is that of the second rule",
-        ("all-ptq", "all-qat", "coarse", "hybrid"),
-        _AGAINST_PTQ,
-        is_closed=True,
-        ema_decay=0.8,
-    ),
-    "late": _variation(
-        "`late-free` trains everybody in PTQ for the first half of the rounds and then in QAT whom it costs no time, "
-        "`late` everybody in QAT; `hybrid` is that of the design grid, `by-updates` the same by update directions",
-        (
-            *("all-ptq", "free-qat", "hybrid"),
-            *(f"{name}={VARIANTS / name}.yaml" for name in ("late-free", "late", "by-updates")),
-        ),
-        tuple((name, "all-ptq") for name in ("hybrid", "free-qat", "late-free", "late", "by-updates")),
-        seeds=(0, 1, 2),
-        is_closed=True,
     ),
 }

@@ -1,6 +1,6 @@
 """What the hybrid allocator itself takes, with a cohort of 1,000 clients.
 
-    python benchmarks/allocator_time.py         # two minutes on one core; prints the table and writes docs/RESULTS.md
+    python benchmarks/allocator_time.py         # two minutes on one core; prints the table, writes its page
     python benchmarks/allocator_time.py --clients 100 --rounds 4 --print-only
 
 All 60,000 images of Fashion-MNIST on 1,000 clients (Dirichlet over labels, alpha 0.3), each of which trains LeNet-5 for
@@ -83,8 +83,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--output", type=Path, default=results.PAGE)
-    parser.add_argument("--print-only", action="store_true", help="leave docs/RESULTS.md alone")
+    parser.add_argument("--output", type=Path, default=results.PAGES / "allocator-time.md")
+    parser.add_argument("--print-only", action="store_true", help="leave docs/results/allocator-time.md alone")
     return parser.parse_args()
 
 

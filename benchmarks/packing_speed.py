@@ -1,6 +1,6 @@
 """Speed of packing and unpacking weights, every width, large and small tensors.
 
-    python benchmarks/packing_speed.py     # some seconds on one core; prints the table and writes docs/RESULTS.md
+    python benchmarks/packing_speed.py     # some seconds on one core; prints the table, writes docs/results/packing.md
 
 What a payload costs its sender and its receiver besides the link.
 """
@@ -37,7 +37,7 @@ def main() -> None:
     """Measure, print, write the section."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=31)
-    parser.add_argument("--output", type=Path, default=results.PAGE)
+    parser.add_argument("--output", type=Path, default=results.PAGES / "packing.md")
     parser.add_argument("--print-only", action="store_true", help="write no file")
     options = parser.parse_args()
     torch.set_num_threads(1)

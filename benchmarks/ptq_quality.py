@@ -1,6 +1,6 @@
 """What a model loses when it is rounded once, without training on the grid: scale search and bias correction.
 
-    python benchmarks/ptq_quality.py       # about 2 minutes on one core; prints the table, writes docs/RESULTS.md
+    python benchmarks/ptq_quality.py       # 2 minutes on one core; prints the table, writes docs/results/ptq-quality.md
     python benchmarks/ptq_quality.py --seeds 1 --epochs 1 --print-only
 
 Models are trained centrally in fp32, then every one is converted to every grid in every way: what is compared is
@@ -138,8 +138,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--output", type=Path, default=results.PAGE)
-    parser.add_argument("--print-only", action="store_true", help="leave docs/RESULTS.md alone")
+    parser.add_argument("--output", type=Path, default=results.PAGES / "ptq-quality.md")
+    parser.add_argument("--print-only", action="store_true", help="leave docs/results/ptq-quality.md alone")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: tables, and sections of docs/RESULTS.md that each of them owns.
+"""What the benchmarks share: tables, and sections of the pages in docs/results that each of them owns.
 
 A section stands between two marks that no reader sees: `<!-- begin NAME -->` and `<!-- end NAME -->`. A benchmark
 replaces what is between its own and touches nothing else; what people write belongs outside of them.
@@ -9,12 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-PAGE = Path(__file__).parent.parent / "docs" / "RESULTS.md"
-OPENING = """# Results
-
-Every section below is written by one program in `benchmarks/`, which also names the machine. Ratios are of one run;
-figures of different runs or machines cannot be compared.
-"""
+PAGES = Path(__file__).parent.parent / "docs" / "results"
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -34,7 +29,7 @@ def replace_section(text: str, name: str, body: str) -> str:
     """A page with one section put in the place of its former self, or added at the end.
 
     Args:
-        text: The page; an empty one gets its opening.
+        text: The page.
         name: The section's name in its marks.
         body: What shall stand between them.
 
@@ -45,7 +40,7 @@ def replace_section(text: str, name: str, body: str) -> str:
     section = f"{begin}\n{body.strip()}\n{end}\n"
     counts = (text.count(begin), text.count(end))
     if counts == (0, 0):
-        return f"{(text or OPENING).rstrip()}\n\n{section}"
+        return f"{text.rstrip()}\n\n{section}"
     before, _, rest = text.partition(begin)
     _, found, after = rest.partition(end)
     if counts != (1, 1) or not found:
@@ -53,7 +48,8 @@ def replace_section(text: str, name: str, body: str) -> str:
     return before + section + after.removeprefix("\n")
 
 
-def write_section(name: str, body: str, page: Path = PAGE) -> None:
-    """Put one section into a page, which need not exist yet."""
-    text = page.read_text(encoding="utf-8") if page.exists() else ""
+def write_section(name: str, body: str, page: Path) -> None:
+    """Put one section into a page; one that does not exist yet opens with a heading made of its file's name."""
+    title = page.stem.replace("-", " ").capitalize()
+    text = page.read_text(encoding="utf-8") if page.exists() else f"# {title}\n"
     page.write_text(replace_section(text, name, body), encoding="utf-8")

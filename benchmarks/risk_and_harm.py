@@ -1,6 +1,6 @@
 """Does the risk that the data analysis gives a client foretell how much PTQ harms it?
 
-    python benchmarks/risk_and_harm.py     # 7 to 14 minutes on one core; prints the tables, writes docs/RESULTS.md
+    python benchmarks/risk_and_harm.py     # 7 to 14 minutes on one core; prints the tables, writes docs/results/risk.md
     python benchmarks/risk_and_harm.py --seeds 1 --rounds 2 --print-only
 
 A federated model is trained for some rounds. Then every client trains from the same global weights, with the same
@@ -153,8 +153,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--output", type=Path, default=results.PAGE)
-    parser.add_argument("--print-only", action="store_true", help="leave docs/RESULTS.md alone")
+    parser.add_argument("--output", type=Path, default=results.PAGES / "risk.md")
+    parser.add_argument("--print-only", action="store_true", help="leave docs/results/risk.md alone")
     return parser.parse_args()
 
 

@@ -1,6 +1,6 @@
 """Does all-QAT collapse where clients' labels differ most, and what has the weight grid to do with it?
 
-    python benchmarks/stability.py         # about 15 minutes on one core; prints the tables, writes docs/RESULTS.md
+    python benchmarks/stability.py         # 15 minutes on one core; prints the tables, writes docs/results/stability.md
     python benchmarks/stability.py --keep runs/stability.jsonl    # the same; an interrupted one goes on from there
     python benchmarks/stability.py --seeds 1 --rounds 2 --print-only
 
@@ -119,8 +119,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ablation-seeds", type=int, default=3, help="of the runs on the grid with the max scale")
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--keep", type=Path, help="JSON lines; runs found there are not repeated, others are added")
-    parser.add_argument("--output", type=Path, default=results.PAGE)
-    parser.add_argument("--print-only", action="store_true", help="leave docs/RESULTS.md alone")
+    parser.add_argument("--output", type=Path, default=results.PAGES / "stability.md")
+    parser.add_argument("--print-only", action="store_true", help="leave docs/results/stability.md alone")
     return parser.parse_args()
 
 

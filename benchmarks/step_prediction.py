@@ -120,7 +120,7 @@ def main() -> None:
     """Measure, fit if asked, print, write the section."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fit", action="store_true", help="fit the shipped calibration anew and write it")
-    parser.add_argument("--output", type=Path, default=results.PAGE)
+    parser.add_argument("--output", type=Path, default=results.PAGES / "step-prediction.md")
     parser.add_argument("--print-only", action="store_true", help="write no results; --fit writes all the same")
     options = parser.parse_args()
     started = time.perf_counter()

@@ -1,6 +1,6 @@
 """Whole training steps: models x lanes, time and peak memory, against fp32 in the same run.
 
-    python benchmarks/step_time.py         # a quarter of an hour on one core; prints, and writes docs/RESULTS.md
+    python benchmarks/step_time.py         # 15 minutes on one core; prints, and writes docs/results/step-times.md
     python benchmarks/step_time.py --accelerator cuda
     python benchmarks/step_time.py --models mlp-1024 --lanes fp32 ptq --rounds 2 --print-only
 
@@ -106,7 +106,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0, help="of the order in which lanes take turns")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="measure time only")
-    parser.add_argument("--output", type=Path, default=results.PAGE)
+    parser.add_argument("--output", type=Path, default=results.PAGES / "step-times.md")
     parser.add_argument("--print-only", action="store_true", help="write no file")
     options = parser.parse_args()
     if options.accelerator == "cuda" and not torch.cuda.is_available():

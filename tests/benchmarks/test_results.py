@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from results import OPENING, replace_section, table, write_section
+from results import replace_section, table, write_section
 
 
-def test_a_new_page_opens_with_a_heading() -> None:
-    page = replace_section("", "speed", "42\n")
-    assert page == f"{OPENING}\n<!-- begin speed -->\n42\n<!-- end speed -->\n"
+def test_a_new_section_comes_at_the_end() -> None:
+    page = replace_section("# Mine\n", "speed", "42\n")
+    assert page == "# Mine\n\n<!-- begin speed -->\n42\n<!-- end speed -->\n"
 
 
 def test_only_its_own_section_changes() -> None:
@@ -43,11 +43,11 @@ def test_broken_marks_are_refused(page: str) -> None:
 
 
 def test_write_section_makes_the_page(tmp_path: Path) -> None:
-    page = tmp_path / "RESULTS.md"
+    page = tmp_path / "step-times.md"
     write_section("a", "1", page)
     write_section("b", "2", page)
-    assert page.read_text().count("# Results") == 1
-    assert page.read_text().endswith("<!-- end a -->\n\n<!-- begin b -->\n2\n<!-- end b -->\n")
+    marked = "<!-- begin a -->\n1\n<!-- end a -->\n\n<!-- begin b -->\n2\n<!-- end b -->\n"
+    assert page.read_text() == f"# Step times\n\n{marked}"
 
 
 def test_table() -> None:

@@ -67,7 +67,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 def test_one_command_prints_and_writes_the_same_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    page = tmp_path / "RESULTS.md"
+    page = tmp_path / "step-times.md"
     monkeypatch.setattr(step_time, "BLOCK_SECONDS", 0.0)
     chosen = ["--models", "mlp-128", "--lanes", "fp32", "ptq", "--rounds", "2", "--steps", "2", "--no-memory"]
     run(monkeypatch, *chosen, "--output", str(page))
