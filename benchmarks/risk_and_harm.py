@@ -213,12 +213,13 @@ def examine(
         round_number: Of the first local fits.
         held_out: Images and labels.
     """
-    assert trainer.scheme is not None
-    job = setup.set_up(trainer, module, data)
-    fitter = setup.fitter_of(trainer, job)
+    settings, fabric = trainer.settings, trainer.fabric
+    assert settings.scheme is not None
+    job = setup.set_up(settings, fabric, module, data)
+    fitter = setup.fitter_of(settings, fabric, job)
     received, size = job.link.down(state, round_number)
     clients: Sequence[ClientId] = job.sampler.with_data()
-    directions = UpdateDirections(trainer.uplink, sketcher_of(trainer.seed), job.parameter_names, received)
+    directions = UpdateDirections(settings.uplink, sketcher_of(settings.seed), job.parameter_names, received)
     mean = ExactMean()
     shape = (REPEATS, len(MODES_COMPARED), len(clients), len(HARMS))
     scores = np.zeros(shape)
@@ -228,14 +229,13 @@ def examine(
             number = round_number + repeat  # of which the random numbers derive
             update = fitter.fit(number, client_id, mode, received, size, 1.0, None)
             decoded = job.link.receive(update.payload, number, client_id)
-            deployed = deploy(job.template, trainer.scheme, received | job.link.combine(decoded, received))
+            deployed = deploy(job.template, settings.scheme, received | job.link.combine(decoded, received))
             # In the order of HARMS; of accuracy the other way round.
             scores[repeat, row, column] = [*score(deployed, *held_out), *score(deployed, *own)]
             if (mode, repeat) == ("ptq", 0):
                 directions.add(client_id, decoded)
                 mean.add(decoded, update.record.num_examples)
-    device = trainer.fabric.device
-    analyst = ClientAnalyst(job.template, trainer.scheme, trainer.lanes, trainer.fit_options, data, device)
+    analyst = ClientAnalyst(job.template, settings.scheme, settings.lanes, settings.fit_options, data, fabric.device)
     known = known_of(clients, data, directions.divergences(mean.mean()), analyst, received)
     ptq, qat = scores[:, 0], scores[:, 1]
     harms = (ptq - qat) * [1.0, -1.0, 1.0, -1.0]

@@ -16,6 +16,7 @@ from fedhq_lightning.allocation import AllocationContext
 from fedhq_lightning.allocation.hybrid import HybridAllocator as _HybridAllocator
 from fedhq_lightning.drop_in.trainer_parts import callbacks_of
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.silos.silo_settings import SiloCallback
 
 _FEWEST_SILOS = 8
 """With fewer, one silo more or less in qat is all that a boundary could be tried on."""
@@ -38,12 +39,10 @@ class AllocatorCallback(pl.Callback):
         Raises:
             ConfigurationError: A fit without `FederatedAveraging`, which alone asks allocators.
         """
-        from fedhq_lightning.callbacks.federated_averaging import FederatedAveraging
-
         self._is_evaluating = stage != "fit"
         if self._is_evaluating:
             return
-        if not any(isinstance(each, FederatedAveraging) for each in callbacks_of(trainer)):
+        if not any(isinstance(each, SiloCallback) for each in callbacks_of(trainer)):
             raise ConfigurationError(
                 f"{type(self).__name__} without FederatedAveraging: nobody would ask it; add "
                 "fedhq_lightning.callbacks.FederatedAveraging(scheme='w4a8') and strategy='fedhq', or use "

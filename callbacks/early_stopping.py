@@ -2,14 +2,11 @@
 
 import logging
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.callback import RoundCallback
+from fedhq_lightning.federated.callback import RoundCallback, RoundControl
 from fedhq_lightning.run.records import RoundRecord
-
-if TYPE_CHECKING:
-    from fedhq_lightning.trainer import FederatedTrainer
 
 _logger = logging.getLogger(__name__)
 
@@ -63,17 +60,19 @@ class EarlyStopping(RoundCallback):
         self.reason = state["reason"]
         self._resumes = True
 
-    def on_fit_start(self, trainer: "FederatedTrainer") -> None:
+    def on_fit_start(self, trainer: RoundControl) -> None:
         """Forget an earlier run, unless this one goes on with it."""
         if not self._resumes:
             self.best, self.evaluations_without_improvement, self.reason = None, 0, ""
         self._resumes = False
 
-    def on_round_end(self, trainer: "FederatedTrainer", record: RoundRecord) -> None:
+    def on_round_end(self, trainer: RoundControl, record: RoundRecord) -> None:
         """Judge the round's value, if it has one."""
         if record.monitored is None:
             return
-        stop, reason = self._judge(record.monitored, trainer.monitor or "the monitored value", trainer.monitor_mode)
+        stop, reason = self._judge(
+            record.monitored, trainer.monitored.name or "the monitored value", trainer.monitored.mode
+        )
         if stop:
             self.reason = f"stopped after round {record.round}: {reason}"
             trainer.should_stop = True

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from fedhq_lightning.devices import FleetSpec
 from fedhq_lightning.drop_in.deployed_model import model_folder
 from fedhq_lightning.drop_in.lane_swap import Lane, refuse_unsupported
-from fedhq_lightning.drop_in.quantized_callback import QuantizedCallback, plain_scheme
+from fedhq_lightning.drop_in.quantized_callback import plain_scheme
 from fedhq_lightning.drop_in.trainer_parts import training_loaders
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.federated.aggregators import Aggregator, FedAvg
@@ -22,11 +22,12 @@ from fedhq_lightning.quantize import LaneOptions, QuantScheme
 from fedhq_lightning.silos import silo_checkpoint
 from fedhq_lightning.silos.silo_checks import refuse_layers, refuse_loaders, refuse_settings
 from fedhq_lightning.silos.silo_run import LocalWork, SiloRun
+from fedhq_lightning.silos.silo_settings import SiloCallback, SiloSettings
 from fedhq_lightning.silos.silo_strategy import SiloStrategy
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
 
 
-class FederatedAveraging(QuantizedCallback):
+class FederatedAveraging(SiloCallback):
     """Makes a federation of the Trainer's processes: each trains on its own data, and rounds end in one average.
 
     Needs `Trainer(strategy="fedhq", use_distributed_sampler=False)`; with `devices=4` there are four silos. A silo's
@@ -140,7 +141,7 @@ class FederatedAveraging(QuantizedCallback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give all silos the weights of rank 0, and begin the allocator with what they tell of their data."""
         refuse_loaders(trainer)
-        self._run = SiloRun(self, trainer, pl_module, self._logs, self._restored, self._extras)
+        self._run = SiloRun(self._silo_settings(), trainer, pl_module, self._logs, self._restored, self._extras)
         self._local = LocalWork(**self._extras["local"]) if self._extras else LocalWork()
         self._is_open = False
         self._restored, self._extras = {}, None
@@ -149,7 +150,7 @@ class FederatedAveraging(QuantizedCallback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin a round, or go on in it, in the silo's lane."""
         run = self._running()
-        seed_generators(derive_seed(run.seed, "silo", trainer.current_epoch, run.exchange.rank))
+        seed_generators(derive_seed(run.seed, "silo", trainer.current_epoch, run.processes.rank))
         if run.epochs_in_round == 0:
             self._local = run.begin_round(trainer, pl_module)
         self._term = self.aggregator.client_term(pl_module)
@@ -245,7 +246,7 @@ class FederatedAveraging(QuantizedCallback):
                 "a checkpoint within an epoch: it holds the state of every silo, and they are not at the same batch; "
                 "save at the end of an epoch"
             )
-        rank = run.exchange.rank
+        rank = run.processes.rank
         agreed = [self.state_key, *run.agreed_state_keys]
         part = silo_checkpoint.own_part(checkpoint, agreed) if rank else {}
         if run.epochs_in_round:
@@ -253,7 +254,7 @@ class FederatedAveraging(QuantizedCallback):
             model = {name: state[name].detach().cpu() for name in run.round.received}
             part[silo_checkpoint.KEY] = {"model": model, "local": vars(self._local)}
             checkpoint["state_dict"] = checkpoint["state_dict"] | run.round.received
-        parts = run.exchange.gather_bytes_on_first(silo_checkpoint.packed(part))
+        parts = run.processes.gather_bytes_on_first(silo_checkpoint.packed(part))
         if parts:
             silo_checkpoint.add_parts(checkpoint, parts)
 
@@ -272,6 +273,9 @@ class FederatedAveraging(QuantizedCallback):
         if self._extras:
             self._extras["received"] = received
             pl_module.load_state_dict(self._extras["model"], strict=False)
+
+    def _silo_settings(self) -> SiloSettings:
+        return SiloSettings(self.every_n_epochs, self.scheme, self.uplink, self.lanes, self.aggregator, self.fleet)
 
     def _settings(self) -> dict[str, Any]:
         """What a resumed run has to keep."""

@@ -1,4 +1,4 @@
-"""`FederatedTrainer`: the façade, and the round loop on Lightning Fabric."""
+"""`FederatedTrainer`: the facade. It makes a frozen `RunSettings` and hands that down, never itself."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ import yaml
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from fedhq_lightning import tracking
 from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.devices import Fleet, FleetSpec
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated import checks, setup
-from fedhq_lightning.federated.aggregators import Aggregator, FedAvg
-from fedhq_lightning.federated.callback import RoundCallback
-from fedhq_lightning.federated.client_analysis import load_weights
+from fedhq_lightning.federated import setup
+from fedhq_lightning.federated.aggregators import Aggregator
+from fedhq_lightning.federated.callback import Monitored, RoundCallback, split_callbacks
+from fedhq_lightning.federated.fabric import make_fabric
 from fedhq_lightning.federated.rounds import RoundLoop
-from fedhq_lightning.federated.settings import check_settings, make_fabric, split_callbacks
+from fedhq_lightning.federated.settings import RunSettings, check_settings
 from fedhq_lightning.federated.wire import Downlink, Uplink
 from fedhq_lightning.finish.complete import complete
 from fedhq_lightning.local import prediction
-from fedhq_lightning.local.client_trainer import FitOptions
+from fedhq_lightning.local.evaluation import as_loaders
+from fedhq_lightning.local.module_state import load_weights
+from fedhq_lightning.local.template import build_like, set_up_template
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
 from fedhq_lightning.quantize.compilation import has_compiler
 from fedhq_lightning.report.progress import ProgressDisplay
@@ -36,9 +37,12 @@ from fedhq_lightning.run.directory import RunDirectory, load_checkpoint
 from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.run.state import RunState
 from fedhq_lightning.support.atomic_files import write_atomically
-from fedhq_lightning.support.collectives import Processes, is_first_process, launch
+from fedhq_lightning.support.collectives import Processes, launch
+from fedhq_lightning.support.first_process import is_first_process
 from fedhq_lightning.support.memory import keep_freed_memory
 from fedhq_lightning.support.threads import torch_threads
+from fedhq_lightning.tracking import check_logger
+from fedhq_lightning.tracking.callback import Tracking
 from fedhq_lightning.types import MonitorMode
 
 _SETTINGS_THAT_CHANGE_NO_BIT = frozenset(
@@ -93,6 +97,8 @@ class FederatedTrainer:
         default_root_dir: Run directories are made in `default_root_dir/RECIPE/`.
 
     Attributes:
+        settings: What was asked for, checked and frozen.
+        monitored: Name and direction of the metric that the run watches, once `fit` has begun.
         run_dir: The run directory, once `fit` has begun.
         summary: What `summary.json` holds, after `fit`.
         should_stop: Set it in a callback to end the run after this round.
@@ -136,42 +142,60 @@ class FederatedTrainer:
         seed: int = 0,
         default_root_dir: str | Path = "runs",
     ) -> None:
-        settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        self.settings = describe(settings)
-        check_settings(settings)
-
-        self.max_rounds = max_rounds
-        self.clients_per_round = clients_per_round
-        epochs = 1 if local_steps is None and local_epochs is None else local_epochs
-        self.fit_options = FitOptions(epochs, local_steps, gradient_clip_val, accumulate_grad_batches)
-        self.scheme = None if scheme is None else QuantScheme.parse(scheme)
-        self.lanes = lanes or LaneOptions()
-        self.aggregator = aggregator or FedAvg()
-        self.uplink: Uplink = uplink
-        self.downlink: Downlink = downlink
-        self.fleet = fleet
-        self.monitor = monitor
-        self.monitor_mode: MonitorMode | None = monitor_mode
-        self.callbacks, self.allocator = split_callbacks(callbacks)
+        asked = {
+            "max_rounds": max_rounds,
+            "clients_per_round": clients_per_round,
+            "local_epochs": local_epochs,
+            "local_steps": local_steps,
+            "scheme": scheme,
+            "lanes": lanes,
+            "aggregator": aggregator,
+            "uplink": uplink,
+            "downlink": downlink,
+            "fleet": fleet,
+            "monitor": monitor,
+            "monitor_mode": monitor_mode,
+            "callbacks": callbacks,
+            "logger": logger,
+            "accelerator": accelerator,
+            "devices": devices,
+            "num_nodes": num_nodes,
+            "strategy": strategy,
+            "precision": precision,
+            "threads": threads,
+            "gradient_clip_val": gradient_clip_val,
+            "accumulate_grad_batches": accumulate_grad_batches,
+            "round_lr": round_lr,
+            "round_deadline": round_deadline,
+            "ema_decay": ema_decay,
+            "eval_every_n_rounds": eval_every_n_rounds,
+            "checkpoint_every_n_rounds": checkpoint_every_n_rounds,
+            "enable_progress_bar": enable_progress_bar,
+            "seed": seed,
+            "default_root_dir": default_root_dir,
+        }
+        self.described = describe(asked)
+        check_settings(asked)
+        self.callbacks, allocator = split_callbacks(callbacks)
+        self.settings = RunSettings.of(asked, allocator)
         if enable_progress_bar and not any(isinstance(each, ProgressDisplay) for each in self.callbacks):
             self.callbacks.append(ProgressDisplay())
         self.logger = logger
-        self.precision = precision
-        self.threads = threads
-        self.round_lr = round_lr
-        self.round_deadline = round_deadline
-        self.ema_decay = ema_decay
-        self.eval_every_n_rounds = eval_every_n_rounds
-        self.checkpoint_every_n_rounds = checkpoint_every_n_rounds
-        self.seed = seed
         self.default_root_dir = Path(default_root_dir)
         self.fabric = make_fabric(accelerator, devices, num_nodes, strategy, precision)
         self.recipe: Recipe | None = None
+        self.monitored = Monitored()
         self.run_dir = self.default_root_dir
         self.summary: dict[str, Any] = {}
         self.should_stop = False
         self.writes_model = True
+        self._tracking: Tracking | None = None
         self._fitted: L.LightningModule | None = None
+
+    @property
+    def allocator(self) -> Allocator | None:
+        """The allocator among the callbacks; None where every client trains in fp."""
+        return self.settings.allocator
 
     @property
     def is_global_zero(self) -> bool:
@@ -196,7 +220,7 @@ class FederatedTrainer:
                 directory that cannot be written; another process in the run to go on from.
         """
         keep_freed_memory()
-        with torch_threads(self.threads):
+        with torch_threads(self.settings.threads):
             self._fit(module, datamodule, None if ckpt_path is None else Path(ckpt_path))
 
     def validate(self, module: L.LightningModule, datamodule: L.LightningDataModule) -> dict[str, float]:
@@ -222,22 +246,18 @@ class FederatedTrainer:
         module = module or self._fitted
         if module is None:
             raise ConfigurationError("predict: no module; give one, or call fit before")
-        template = setup.set_up_template(module, self.fit_options)
+        settings, fabric = self.settings, self.fabric
+        template = set_up_template(module, settings.fit_options)
         loaders = prediction.loaders_of(data)
-        evaluator = setup.evaluator_of(self, template, launch(self.fabric))
-        model = evaluator.deployed if quantized and self.scheme is not None else evaluator.model
-        with torch_threads(self.threads):
-            return prediction.predict(model(template.state_dict()), loaders, self.fit_options, self.fabric.device)
+        evaluator = setup.evaluator_of(settings, fabric, template, launch(fabric))
+        model = evaluator.deployed if quantized and settings.scheme is not None else evaluator.model
+        with torch_threads(settings.threads):
+            return prediction.predict(model(template.state_dict()), loaders, settings.fit_options, fabric.device)
 
     def _fit(self, module: L.LightningModule, datamodule: FederatedDataModule, ckpt_path: Path | None) -> None:
+        """Set up, open the run directory, launch, and run."""
         setup.check_types(module, datamodule)
-        described = {"trainer": self.settings, "model": describe(module), "data": describe(datamodule)}
-        described["device"] = self.fabric.device.type
-        described["virtual_fleet"] = f"content {Fleet.resolve(self.fleet, self.seed).digest}"
-        if self.scheme is not None:
-            described["compiled_kernels"] = has_compiler()
-        if self.recipe is not None:
-            described["recipe"] = yaml.safe_load(self.recipe.text)
+        settings, described = self.settings, self._describe_run(module, datamodule)
         with ExitStack() as until_the_end:
             saved, directory, records = None, RunDirectory(self.default_root_dir), list[RoundRecord]()
             if ckpt_path is not None:
@@ -246,9 +266,9 @@ class FederatedTrainer:
                     until_the_end.enter_context(directory.locked())
                 saved = _load_same(file, described)
                 records = directory.rounds_until(saved["state"]["round"])
-            job = setup.set_up(self, module, datamodule, resumes=saved is not None)
-            self.monitor, self.monitor_mode = job.monitor, job.monitor_mode
-            tracking.check_logger(self.logger)
+            job = setup.set_up(settings, self.fabric, module, datamodule, resumes=saved is not None)
+            self.monitored = job.monitored
+            check_logger(self.logger)
             recipe = self.recipe or Recipe(type(module).__name__.lower(), text_of(described))
             if saved is None and is_first_process():
                 directory = RunDirectory.create(self.default_root_dir, recipe.name)
@@ -263,13 +283,14 @@ class FederatedTrainer:
                 state = RunState(job.initial_state())
                 # What was measured or read at set-up need not be the same to the last bit on every process.
                 job.allocator.load_state_dict(processes.broadcast(job.allocator.state_dict()))
-                self.aggregator.load_state_dict({})
+                settings.aggregator.load_state_dict({})
             else:
                 state = RunState.from_checkpoint(saved["state"], records)
                 self._load_parts(saved, job.allocator)
                 processes.barrier()  # all have read the rounds
                 if self.is_global_zero:
                     directory.rewind(state.round)
+            self._tracking = Tracking(self.logger, processes, recipe.name, described, state.records)
             self._run(module, job, processes, directory, state, described, recipe.name)
 
     def _run(
@@ -282,45 +303,58 @@ class FederatedTrainer:
         described: dict[str, Any],
         recipe_name: str,
     ) -> None:
-        """The rounds and what follows them, with loggers and callbacks told of a failure."""
+        """The rounds and what follows them, with callbacks told of a failure."""
+        settings, fabric = self.settings, self.fabric
         self.should_stop = state.stopped
-        loggers: list[tracking.TrackedLogger] = []
         try:
-            # From the first for all: where it refuses, no other process may go on and wait for it.
-            processes.from_first(
-                lambda: loggers.extend(
-                    tracking.make_loggers(
-                        self.logger,
-                        self.run_dir,
-                        recipe_name,
-                        described,
-                        self.monitor,
-                        self.monitor_mode,
-                        state.records,
-                    )
-                )
-            )
             self.call("on_fit_start")
-            rounds = RoundLoop(self, job, processes, directory, state, loggers, described)
+            evaluator = setup.evaluator_of(settings, fabric, job.template, processes)
+            rounds = RoundLoop(
+                settings,
+                self,
+                job,
+                setup.fitter_of(settings, fabric, job),
+                evaluator,
+                setup.server_of(settings, job, processes),
+                processes,
+                directory,
+                state,
+                saved_parts=lambda: {"described": described, "callbacks": self._states_of_callbacks()},
+            )
             rounds.run()
-            self.summary = processes.from_first(lambda: complete(self, rounds, recipe_name))
-            tracking.finish(loggers, self.summary, self.run_dir)
-            setup.build_like(module, job.template, self.fit_options)
+            self.summary = processes.from_first(
+                lambda: complete(settings, job, evaluator, state, directory, recipe_name, self.writes_model)
+            )
+            build_like(module, job.template, settings.fit_options)
             load_weights(module, state.deployed)
             self._fitted = module
             self.call("on_fit_end")
         except BaseException as error:
             self.call("on_exception", error)
-            tracking.finish(loggers, {}, self.run_dir, "failed")
             raise
 
     def call(self, hook: str, *arguments: Any) -> None:
-        """Notify every round callback."""
-        for callback in self.callbacks:
+        """Notify every round callback, the loggers' first."""
+        for callback in self.callbacks if self._tracking is None else [self._tracking, *self.callbacks]:
             getattr(callback, hook)(self, *arguments)
 
+    def _describe_run(self, module: L.LightningModule, datamodule: FederatedDataModule) -> dict[str, Any]:
+        """Everything that decides the run's bits, as plain values, to tell whether a resumed run is the same."""
+        settings = self.settings
+        described = {"trainer": self.described, "model": describe(module), "data": describe(datamodule)}
+        described["device"] = self.fabric.device.type
+        described["virtual_fleet"] = f"content {Fleet.resolve(settings.fleet, settings.seed).digest}"
+        if settings.scheme is not None:
+            described["compiled_kernels"] = has_compiler()
+        if self.recipe is not None:
+            described["recipe"] = yaml.safe_load(self.recipe.text)
+        return described
+
+    def _states_of_callbacks(self) -> dict[str, Any]:
+        return {callback.state_key: callback.state_dict() for callback in self.callbacks}
+
     def _load_parts(self, saved: dict[str, Any], allocator: Allocator) -> None:
-        self.aggregator.load_state_dict(saved["aggregator"])
+        self.settings.aggregator.load_state_dict(saved["aggregator"])
         allocator.load_state_dict(saved["allocator"])
         for callback in self.callbacks:
             if callback.state_key in saved["callbacks"]:
@@ -332,11 +366,12 @@ class FederatedTrainer:
         if not is_overridden(f"{stage}_step", module):
             raise ConfigurationError(f"{type(module).__name__} has no {stage}_step; add one that logs a metric")
         setup.prepare_data(datamodule, "validate" if stage == "validation" else "test")
-        template = setup.set_up_template(module, self.fit_options)
-        evaluator = setup.evaluator_of(self, template, launch(self.fabric))
+        settings, fabric = self.settings, self.fabric
+        template = set_up_template(module, settings.fit_options)
+        evaluator = setup.evaluator_of(settings, fabric, template, launch(fabric))
         loaders = datamodule.val_dataloader() if stage == "validation" else datamodule.test_dataloader()
-        with torch_threads(self.threads):
-            return evaluator.evaluate(template.state_dict(), checks.as_loaders(loaders), stage)
+        with torch_threads(settings.threads):
+            return evaluator.evaluate(template.state_dict(), as_loaders(loaders), stage)
 
 
 @dataclass(frozen=True)

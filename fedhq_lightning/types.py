@@ -45,3 +45,20 @@ class Plan:
     def counts(self) -> dict[str, int]:
         """Clients per mode, every mode named."""
         return {mode: sum(m == mode for m in self.modes.values()) for mode in MODES}
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What one local fit does, the same for every client.
+
+    Attributes:
+        local_epochs: Passes over the client's data, or None where `local_steps` counts.
+        local_steps: Optimizer steps; the client's data are repeated as needed.
+        gradient_clip_val: Norm to clip gradients to, or None.
+        accumulate_grad_batches: Batches to one optimizer step.
+    """
+
+    local_epochs: int | None = 1
+    local_steps: int | None = None
+    gradient_clip_val: float | None = None
+    accumulate_grad_batches: int = 1

@@ -24,6 +24,7 @@ from fedhq_lightning.federated import checks, setup
 from fedhq_lightning.federated.clients import client_to_probe, plain_client_ids
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.local.evaluation import Evaluator
+from fedhq_lightning.local.template import set_up_template
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.quiet import libraries_quiet
 from fedhq_lightning.support.text import first_line
@@ -73,14 +74,14 @@ def evaluate_model(model: Path, recipe: str | None = None, overrides: Sequence[s
     resolved = resolve(name, text, overrides)
     with resolved.keys_named():
         trainer, module, datamodule = resolved.instantiate()
-    with torch_threads(trainer.threads):
+    with torch_threads(trainer.settings.threads):
         setup.prepare_data(datamodule, "validate")
-        template = setup.set_up_template(module, trainer.fit_options, lambda: _training_batch(datamodule))
+        template = set_up_template(module, trainer.settings.fit_options, lambda: _training_batch(datamodule))
         loaders = checks.validation_loaders(template, datamodule)
         if not loaders:
             raise ConfigurationError(f"{type(module).__name__} has no validation_step; add one that logs a metric")
         found = _evaluate(files, trainer, template, loaders, name)
-    print_evaluation(found, trainer.threads)
+    print_evaluation(found, trainer.settings.threads)
     return found
 
 
@@ -93,7 +94,7 @@ def _training_batch(datamodule: FederatedDataModule) -> Any:
 def _evaluate(
     files: ModelFiles, trainer: FederatedTrainer, template: L.LightningModule, loaders: Sequence[Any], recipe: str
 ) -> Evaluation:
-    evaluator = setup.evaluator_of(trainer, template, Processes(trainer.fabric))
+    evaluator = setup.evaluator_of(trainer.settings, trainer.fabric, template, Processes(None))
     kind = type(template).__name__
     state = template.state_dict() if files.weights is None else read_weights(files.weights, template, recipe)
     deployed: Path | None = files.program or files.packed

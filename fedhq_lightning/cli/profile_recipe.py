@@ -44,7 +44,7 @@ def profile_recipe(recipe: str, overrides: Sequence[str] = (), write: bool = Fal
             show(text)
 
         trainer, module, datamodule = resolved.instantiate()
-        profile = profile_host(trainer, module, datamodule, on_progress)
+        profile = profile_host(trainer.settings, trainer.fabric, module, datamodule, on_progress)
         check()
     print_profile(profile, name)
     if target is not None:
@@ -101,9 +101,10 @@ def _check_matching(file: str, name: str, text: str, overrides: Sequence[str]) -
     if trainer is None or module is None:
         return
     try:
-        names = list(trainer.scheme.for_layers(module)) if trainer.scheme is not None else []
+        settings = trainer.settings
+        names = list(settings.scheme.for_layers(module)) if settings.scheme is not None else []
         for mode in ("ptq", "qat"):
-            trainer.lanes.kernels_of(mode, names)
+            settings.lanes.kernels_of(mode, names)
     except ConfigurationError as error:
         raise ConfigurationError(
             f"{file} is not written: what was measured with {' '.join(overrides)} does not fit it without ({error})"

@@ -75,7 +75,7 @@ def _fit(subject: str, name: str, text: str, overrides: list[str], ckpt_path: Pa
         resolved = resolve(name, text, overrides)
         with resolved.keys_named():
             trainer, model, data = resolved.instantiate()
-            if not trainer.settings["enable_progress_bar"]:
+            if not trainer.described["enable_progress_bar"]:
                 clear_notice()  # nothing else would, before the end
             try:
                 trainer.fit(model, data, ckpt_path)

@@ -10,8 +10,7 @@ from fedhq_lightning.devices import DeviceProfile, Fleet, training_memory
 from fedhq_lightning.devices.calibration import Calibration, shipped_calibration
 from fedhq_lightning.devices.lane_kernels import LaneKernels
 from fedhq_lightning.devices.roofline import ClientTime, LayerCost, Precision, step_seconds_by_scale
-from fedhq_lightning.local.client_trainer import FitOptions
-from fedhq_lightning.types import ClientId, Mode
+from fedhq_lightning.types import ClientId, FitOptions, Mode
 
 _PROFILES_KEPT = 4096
 

@@ -18,9 +18,9 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 
 from fedhq_lightning.drop_in.copies import ForwardRecorder, as_float, converted_copy, copy_of_batch
 from fedhq_lightning.drop_in.lane_swap import has_lazy_layers
+from fedhq_lightning.drop_in.trainer_parts import AveragesResults
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.quantize import QuantScheme
-from fedhq_lightning.silos.silo_strategy import SiloStrategy
 
 Stage = Literal["validation", "test"]
 
@@ -126,7 +126,7 @@ class QuantizedEvaluation:
         return _mean_over_processes(self._values)
 
     def _collect(self) -> None:
-        if isinstance(self._trainer.strategy, SiloStrategy):
+        if isinstance(self._trainer.strategy, AveragesResults):
             self._trainer.strategy.average(self._view._results)
         metrics = self._view._results.metrics(on_step=False)
         for name, value in metrics["callback"].items():

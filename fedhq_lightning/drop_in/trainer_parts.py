@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+
+
+class AveragesResults:
+    """Base of a strategy whose processes agree on what evaluation logs by another rule than DDP's."""
+
+    def average(self, results: Mapping[str, Any]) -> None:
+        """Average over the processes what was logged on an epoch.
+
+        Args:
+            results: Lightning's collection of the epoch.
+        """
+        raise NotImplementedError
 
 
 def callbacks_of(trainer: pl.Trainer) -> list[Any]:

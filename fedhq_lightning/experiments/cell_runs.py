@@ -77,7 +77,7 @@ def run_job(job: Job) -> float:
             trainer.fit(module, data, _stopped_run(job.runs))
     except ConfigurationError as error:
         raise ConfigurationError(f"{job.allocator}, seed {job.seed}: {error}") from error
-    larger_is_better = trainer.monitor_mode != "min"
+    larger_is_better = trainer.monitored.mode != "min"
     cell = cell_of_run(
         trainer.run_dir, trainer.summary, job.allocator, job.seed, job.fingerprint, job.described, larger_is_better
     )

@@ -10,17 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.experiments.objectives import COSTS, METRICS, Objective, totals
-from fedhq_lightning.federated.callback import RoundCallback
+from fedhq_lightning.federated.callback import RoundCallback, RoundControl
 from fedhq_lightning.report.formats import format_metric
 from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.types import Plan
-
-if TYPE_CHECKING:
-    from fedhq_lightning.trainer import FederatedTrainer
 
 
 @dataclass(frozen=True)
@@ -177,18 +174,18 @@ class TrialReporter(RoundCallback):
         """Take up what `state_dict` gave."""
         self._totals = dict(state)
 
-    def on_fit_start(self, trainer: FederatedTrainer) -> None:
+    def on_fit_start(self, trainer: RoundControl) -> None:
         """Tell where the run is."""
         self._on_start(trainer.run_dir)
 
-    def on_round_end(self, trainer: FederatedTrainer, record: RoundRecord) -> None:
+    def on_round_end(self, trainer: RoundControl, record: RoundRecord) -> None:
         """Report, and judge."""
         self._totals = totals(self._objectives, record, self._totals)
         if record.round > 0 and record.monitored is not None:
             self._report(record.round, self._totals)
-            self._reason = self._judge(trainer.max_rounds)
+            self._reason = self._judge(trainer.settings.max_rounds)
 
-    def on_round_start(self, trainer: FederatedTrainer, round_number: int, plan: Plan) -> None:
+    def on_round_start(self, trainer: RoundControl, round_number: int, plan: Plan) -> None:
         """End what was judged hopeless."""
         if self._reason:
             import optuna

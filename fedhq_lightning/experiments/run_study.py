@@ -24,7 +24,7 @@ from fedhq_lightning.experiments.study_section import Section, parse_section, pr
 from fedhq_lightning.experiments.study_storage import default_place, join, load, told
 from fedhq_lightning.experiments.study_worker import Job, Worker, check_one_process
 from fedhq_lightning.experiments.trial_claims import Claims
-from fedhq_lightning.federated import checks, setup
+from fedhq_lightning.federated import setup
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.trainer import _SETTINGS_THAT_CHANGE_NO_BIT
@@ -129,10 +129,7 @@ def _check_start(name: str, space: Space) -> Direction:
     with resolved.keys_named():
         trainer, model, data = resolved.instantiate()
         check_one_process(trainer)
-        found = setup.set_up(trainer, model, data).probe
-        monitor = checks.resolve_monitor(trainer.monitor, found)
-        mode = checks.resolve_monitor_mode(monitor, trainer.monitor_mode)
-    return "min" if mode == "min" else "max"
+        return setup.set_up(trainer.settings, trainer.fabric, model, data).monitored.mode
 
 
 def _check_candidates(name: str, space: Space) -> None:

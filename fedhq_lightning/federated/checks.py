@@ -25,8 +25,9 @@ from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.devices.roofline import LayerCost, measure_costs
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.federated.clients import num_examples
-from fedhq_lightning.local.client_trainer import ClientTrainer, FitOptions
-from fedhq_lightning.types import ClientId, MonitorMode
+from fedhq_lightning.local.client_trainer import ClientTrainer
+from fedhq_lightning.local.evaluation import as_loaders
+from fedhq_lightning.types import ClientId, FitOptions, MonitorMode
 
 # Words of a metric's name that tell which way is better; a number may follow, as in map50.
 _SMALLER_IS_BETTER = re.compile(
@@ -140,15 +141,6 @@ def validation_loaders(template: L.LightningModule, datamodule: FederatedDataMod
     if not is_overridden("validation_step", template):
         return []
     return as_loaders(datamodule.val_dataloader())
-
-
-def as_loaders(loaders: Any) -> list[Any]:
-    """One loader or several, as a list."""
-    if loaders is None:
-        return []
-    if isinstance(loaders, Mapping):
-        return list(loaders.values())
-    return list(loaders) if isinstance(loaders, list | tuple) else [loaders]
 
 
 def resolve_monitor(monitor: str | None, found: Probe) -> str | None:

@@ -16,14 +16,15 @@ from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.devices.virtual_clock import VirtualClock
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.aggregators import Aggregator
-from fedhq_lightning.federated.client_analysis import ClientAnalyst, load_weights, reset_metrics, restore_buffers
+from fedhq_lightning.federated.client_analysis import ClientAnalyst
 from fedhq_lightning.federated.wire import Link
-from fedhq_lightning.local.client_trainer import ClientTrainer, FitOptions
+from fedhq_lightning.local.client_trainer import ClientTrainer
+from fedhq_lightning.local.module_state import load_weights, reset_metrics, restore_buffers
 from fedhq_lightning.quantize import LaneOptions, QuantScheme, correct_bias, prepare
 from fedhq_lightning.risk.sensitivity import SensitivityMeasure, check_sensitivity_measure
 from fedhq_lightning.run.records import ClientRecord
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
-from fedhq_lightning.types import ClientId, Mode, StateDict
+from fedhq_lightning.types import ClientId, FitOptions, Mode, StateDict
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ import numpy as np
 
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.local.client_trainer import FitOptions
-from fedhq_lightning.types import ClientId
+from fedhq_lightning.types import ClientId, FitOptions
 
 if TYPE_CHECKING:
     from fedhq_lightning.federated.checks import Probe

@@ -8,11 +8,14 @@ float64 for the sum and the quotient, then to float32. The sign of a zero is los
 Source: the long accumulator of U. Kulisch (Computer Arithmetic and Validity, 2013), cut into float32's range.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.types import StateDict
 
 _DIGIT_BITS = 32
@@ -64,6 +67,21 @@ class ExactMean:
         if self.total_weight == 0:
             raise ValueError("the mean of no updates is not defined")
         return {key: self._mean_of(limbs) for key, limbs in self.limbs.items()}
+
+    def reduced(self, processes: Processes) -> ExactMean:
+        """Sum of the processes' accumulators, on every process; they may hold other keys, and numbers of digits."""
+        if processes.count == 1:
+            return self
+        total = ExactMean()
+        shapes = processes.gather({name: list(limbs.shape) for name, limbs in self.limbs.items()})
+        total.total_weight = sum(processes.gather(self.total_weight))
+        for name in dict.fromkeys(name for each in shapes for name in each):
+            held = [each[name] for each in shapes if name in each]
+            num_digits = max(shape[0] for shape in held)
+            empty = torch.zeros(num_digits, *held[0][1:], dtype=torch.int64)
+            limbs = padded(self.limbs[name], num_digits) if name in self.limbs else empty
+            total.limbs[name] = processes.sum_integers(limbs)
+        return total
 
     def _mean_of(self, limbs: Tensor) -> Tensor:
         negative = _carry(limbs)[0] < 0

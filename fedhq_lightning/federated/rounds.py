@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from fedhq_lightning import tracking
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated import setup
-from fedhq_lightning.federated.client_fit import Update
-from fedhq_lightning.federated.exact_mean import ExactMean
-from fedhq_lightning.federated.payload import PayloadError
-from fedhq_lightning.federated.update_directions import UpdateDirections, sketcher_of
-from fedhq_lightning.risk.update_sketch import Sketcher
+from fedhq_lightning.federated.callback import RoundControl
+from fedhq_lightning.federated.client_fit import ClientFitter, Update
+from fedhq_lightning.federated.sampling import share_of
+from fedhq_lightning.federated.server import Server, ServerRound
+from fedhq_lightning.federated.settings import RunSettings
+from fedhq_lightning.federated.setup import Job
+from fedhq_lightning.local.evaluation import Evaluator
 from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.run.records import ClientRecord, RoundRecord
 from fedhq_lightning.run.state import RunState
 from fedhq_lightning.support.collectives import Processes
-from fedhq_lightning.types import MODES, Plan, StateDict
-
-if TYPE_CHECKING:
-    from fedhq_lightning.trainer import FederatedTrainer
+from fedhq_lightning.types import MODES, Plan
 
 _KEPT_CHECKPOINTS = 2
 
@@ -35,133 +32,122 @@ class RoundLoop:
     """Runs the rounds of one run on this process; every process runs the same loop over its share of each cohort.
 
     Args:
-        trainer: Settings and callbacks.
+        settings: What was asked for.
+        control: Told of what happens; may end the run.
         job: Checked inputs.
+        fitter: Trains clients on this process.
+        evaluator: Evaluates global models.
+        server: Makes the next global model.
         processes: The others.
         directory: Written by process 0 only.
         state: Where the run stands.
-        loggers: Process 0's; empty elsewhere.
-        described: Settings, kept in each checkpoint.
+        saved_parts: What a checkpoint holds beside the state.
     """
 
     def __init__(
         self,
-        trainer: FederatedTrainer,
-        job: setup.Job,
+        settings: RunSettings,
+        control: RoundControl,
+        job: Job,
+        fitter: ClientFitter,
+        evaluator: Evaluator,
+        server: Server,
         processes: Processes,
         directory: RunDirectory,
         state: RunState,
-        loggers: list[tracking.TrackedLogger],
-        described: Mapping[str, Any],
+        saved_parts: Callable[[], dict[str, Any]],
     ) -> None:
-        self.job = job
-        self.directory = directory
-        self.state = state
-        self.evaluator = setup.evaluator_of(trainer, job.template, processes)
-        self._fitter = setup.fitter_of(trainer, job)
-        self._trainer = trainer
+        self._settings = settings
+        self._control = control
+        self._job = job
+        self._fitter = fitter
+        self._evaluator = evaluator
+        self._server = server
         self._processes = processes
-        self._loggers = loggers
-        self._described = described
-        self._received: StateDict = {}
-        self._sketcher = sketcher_of(trainer.seed) if job.allocator.wants_update_divergence else None
+        self._directory = directory
+        self._state = state
+        self._saved_parts = saved_parts
         self._warned_of_sensitivity = False
 
     def run(self) -> None:
         """All rounds that are still to be done; before the first, an evaluation that counts as round 0."""
-        trainer, state = self._trainer, self.state
+        state, control = self._state, self._control
         if not state.records:
             self._observe(0, Plan({}), [], _Stopwatch())
-        while state.round < trainer.max_rounds and not trainer.should_stop:
-            round_number, watch = state.round + 1, _Stopwatch()
-            plan = self._plan(round_number, watch)
-            updates = self._fit(round_number, plan, watch)  # one at a time, as they are aggregated
-            clients = self._aggregate(round_number, updates)
-            self._observe(round_number, plan, clients, watch)
+        while state.round < self._settings.max_rounds and not control.should_stop:
+            watch = _Stopwatch()
+            at_server = self._server.open_round(state.round + 1, state.global_state)
+            plan = self._plan(at_server.number, watch)
+            updates = self._fit(at_server, plan, watch)  # one at a time, as they are aggregated
+            clients = self._aggregate(at_server, updates)
+            self._observe(at_server.number, plan, clients, watch)
 
     def _plan(self, round_number: int, watch: _Stopwatch) -> Plan:
-        cohort = self.job.sampler.cohort(round_number, self.state.virtual_seconds)
+        cohort = self._job.sampler.cohort(round_number, self._state.virtual_seconds)
+        allocator = self._job.allocator
         with watch.measure("allocator"):
-            plan = self.job.allocator.propose(round_number, cohort)
+            plan = allocator.propose(round_number, cohort)
         if set(plan.modes) != set(cohort):
             raise ConfigurationError(
-                f"{type(self.job.allocator).__name__} planned {len(plan.modes)} clients for a cohort of {len(cohort)}; "
+                f"{type(allocator).__name__} planned {len(plan.modes)} clients for a cohort of {len(cohort)}; "
                 "a plan names every client of the cohort and no other"
             )
         for mode in plan.modes.values():
             if mode not in MODES:
                 raise ConfigurationError(
-                    f"{type(self.job.allocator).__name__} planned mode {mode!r}: must be one of {', '.join(MODES)}"
+                    f"{type(allocator).__name__} planned mode {mode!r}: must be one of {', '.join(MODES)}"
                 )
-        self._trainer.call("on_round_start", round_number, plan)
+        self._control.call("on_round_start", round_number, plan)
         return plan
 
-    def _fit(self, round_number: int, plan: Plan, watch: _Stopwatch) -> Iterator[Update]:
+    def _fit(self, at_server: ServerRound, plan: Plan, watch: _Stopwatch) -> Iterator[Update]:
         """Train this process's share of the cohort, one client after another."""
-        trainer = self._trainer
-        self._received, downlink_bytes = self.job.link.down(self.state.global_state, round_number)
-        scale = learning_rate_scale(trainer.round_lr, round_number, trainer.max_rounds)
-        cohort = list(plan.modes)
-        work = [float(self.job.datamodule.num_examples(client_id)) for client_id in cohort]
-        for client_id in self._processes.share(cohort, work):
-            trainer.call("on_client_start", client_id, plan.modes[client_id])
+        settings, control, cohort = self._settings, self._control, list(plan.modes)
+        scale = learning_rate_scale(settings.round_lr, at_server.number, settings.max_rounds)
+        work = [float(self._job.datamodule.num_examples(client_id)) for client_id in cohort]
+        for client_id in share_of(self._processes, cohort, work):
+            control.call("on_client_start", client_id, plan.modes[client_id])
             with watch.measure("fit"):
                 update = self._fitter.fit(
-                    round_number,
+                    at_server.number,
                     client_id,
                     plan.modes[client_id],
-                    self._received,
-                    downlink_bytes,
+                    at_server.received,
+                    at_server.downlink_bytes,
                     scale,
-                    trainer.round_deadline,
+                    settings.round_deadline,
                 )
-            trainer.call("on_client_end", update.record)
+            control.call("on_client_end", update.record)
             yield update
 
-    def _aggregate(self, round_number: int, updates: Iterable[Update]) -> list[ClientRecord]:
-        """Check, decode and add up this process's updates, reduce, step; every client's record, in fixed order."""
-        accumulated, records = ExactMean(), list[ClientRecord]()
-        directions: UpdateDirections | None = None
+    def _aggregate(self, at_server: ServerRound, updates: Iterable[Update]) -> list[ClientRecord]:
+        """Give the server this process's updates, and step; every client's record, in fixed order."""
+        records = list[ClientRecord]()
         for update in updates:
             record = update.record
             if record.status == "ok":
-                try:
-                    received = self.job.link.receive(update.payload, round_number, record.client_id)
-                    accumulated.add(received, record.num_examples)
-                    if self._sketcher is not None:
-                        directions = directions or self._directions(self._sketcher)
-                        directions.add(record.client_id, received)
-                except (PayloadError, ValueError) as error:
-                    record = replace(record, status="quarantined", reason=str(error))
+                reason = at_server.receive(record.client_id, update.payload, record.num_examples)
+                if reason:
+                    record = replace(record, status="quarantined", reason=reason)
             records.append(record)
-        total = self._processes.reduce(accumulated)
-        if total.total_weight:
-            decoded_mean = total.mean()
-            if directions is not None:
-                found = directions.divergences(decoded_mean)
-                records = [replace(record, update_divergence=found.get(record.client_id)) for record in records]
-            mean = self.job.link.combine(decoded_mean, self._received)
-            step = self._trainer.aggregator.step
-            self.state.global_state = step(self.state.global_state, mean, self.job.parameter_names)
-        else:
-            rank_zero_warn(f"round {round_number}: no usable update arrived; the global model stays as it is")
-        if self._trainer.ema_decay is not None:
-            self.state.average(self._trainer.ema_decay)
+        found = at_server.close()
+        self._state.global_state = found.state
+        if not found.total_weight:
+            rank_zero_warn(f"round {at_server.number}: no usable update arrived; the global model stays as it is")
+        if self._settings.ema_decay is not None:
+            self._state.average(self._settings.ema_decay)
+        records = [replace(record, update_divergence=found.divergences.get(record.client_id)) for record in records]
         parts = self._processes.gather([record.to_json() for record in records])
         everyone = [ClientRecord.from_json(record) for part in parts for record in part]
         self._warn_of_sensitivity(everyone)
         for record in everyone:
             if record.status == "quarantined":
-                rank_zero_warn(f"round {round_number}: client {record.client_id} is quarantined: {record.reason}")
-        return sorted(everyone, key=lambda record: self.job.clock.position(record.client_id))
-
-    def _directions(self, sketcher: Sketcher) -> UpdateDirections:
-        job = self.job
-        return UpdateDirections(job.link.uplink, sketcher, job.parameter_names, self._received)
+                rank_zero_warn(f"round {at_server.number}: client {record.client_id} is quarantined: {record.reason}")
+        return sorted(everyone, key=lambda record: self._job.clock.position(record.client_id))
 
     def _warn_of_sensitivity(self, records: Sequence[ClientRecord]) -> None:
         """Once a run: that clients measured a sensitivity, and it is no number."""
-        wanted = self.job.allocator.wanted_sensitivity
+        wanted = self._job.allocator.wanted_sensitivity
         if wanted is None or self._warned_of_sensitivity:
             return
         unmeasured = [
@@ -175,37 +161,36 @@ class RoundLoop:
             )
 
     def _observe(self, round_number: int, plan: Plan, clients: list[ClientRecord], watch: _Stopwatch) -> None:
-        trainer, state = self._trainer, self.state
-        last = round_number == trainer.max_rounds
+        settings, control, state = self._settings, self._control, self._state
+        last = round_number == settings.max_rounds
         metrics = train_metrics(clients)
-        if self.job.validation_loaders and (round_number % trainer.eval_every_n_rounds == 0 or last):
-            metrics |= self.evaluator.evaluate(state.served, self.job.validation_loaders)
+        if self._job.validation_loaders and (round_number % settings.eval_every_n_rounds == 0 or last):
+            metrics |= self._evaluator.evaluate(state.served, self._job.validation_loaders)
         record = self._record(round_number, metrics, plan, clients, watch)
         if round_number > 0:
             with watch.measure("allocator"):
-                self.job.allocator.observe(record)
+                self._job.allocator.observe(record)
             # Its time is complete only now, and what it plans may not depend on it.
             record = replace(record, allocator_seconds=self._processes.broadcast(watch.seconds["allocator"]))
         state.round = round_number
         state.records.append(replace(record, clients=()))
-        is_best = round_number > 0 and state.is_better(record.monitored, str(trainer.monitor_mode))
+        is_best = round_number > 0 and state.is_better(record.monitored, self._job.monitored.mode)
         if is_best:
             state.keep_as_best(record.monitored)
-        trainer.call("on_round_end", record)
-        state.stopped = trainer.should_stop
+        control.call("on_round_end", record)
+        state.stopped = control.should_stop
         self._processes.from_first(lambda: self._write(record, is_best, last or state.stopped))
 
     def _write(self, record: RoundRecord, is_best: bool, is_end: bool) -> None:
-        state = self.state
+        state = self._state
         if is_best:
-            self.directory.save_best({"round": state.round, "state": state.deployed})
-        self.directory.append_round(record)
-        self.directory.write_metrics(state.records)
+            self._directory.save_best({"round": state.round, "state": state.deployed})
+        self._directory.append_round(record)
+        self._directory.write_metrics(state.records)
         if state.round > 0:
-            self.job.allocator.write(self.directory.path)
-        tracking.log_round(self._loggers, record)
-        if state.round % self._trainer.checkpoint_every_n_rounds == 0 or is_end:
-            self.directory.save_checkpoint(state.round, self._checkpoint(), _KEPT_CHECKPOINTS)
+            self._job.allocator.write(self._directory.path)
+        if state.round % self._settings.checkpoint_every_n_rounds == 0 or is_end:
+            self._directory.save_checkpoint(state.round, self._checkpoint(), _KEPT_CHECKPOINTS)
 
     def _record(
         self,
@@ -216,17 +201,17 @@ class RoundLoop:
         watch: _Stopwatch,
     ) -> RoundRecord:
         """What happened, with wall times as process 0 measured them, so that every process holds the same record."""
-        monitor, deadline = self._trainer.monitor, self._trainer.round_deadline
+        monitor, deadline = self._job.monitored.name, self._settings.round_deadline
         virtual = max((client.virtual_seconds for client in clients), default=0.0)
         if deadline is not None:
             virtual = min(virtual, deadline)
         # The clients' round, and with it the deadline, begins when the first of them is there.
-        wait = self.job.sampler.wait_seconds(self.state.virtual_seconds) if round_number else 0.0
+        wait = self._job.sampler.wait_seconds(self._state.virtual_seconds) if round_number else 0.0
         virtual += wait
         wall, fit, allocator = self._processes.broadcast(
             [watch.total(), watch.seconds["fit"], watch.seconds["allocator"]]
         )
-        is_trained_on = monitor is not None and not self.job.probe.validation_names
+        is_trained_on = monitor is not None and not self._job.probe.validation_names
         return RoundRecord(
             round=round_number,
             metrics=metrics,
@@ -236,8 +221,8 @@ class RoundLoop:
             fit_wall_seconds=fit,
             allocator_seconds=allocator,
             virtual_seconds=virtual,
-            total_wall_seconds=self.state.wall_seconds + wall,
-            total_virtual_seconds=self.state.virtual_seconds + virtual,
+            total_wall_seconds=self._state.wall_seconds + wall,
+            total_virtual_seconds=self._state.virtual_seconds + virtual,
             uplink_bytes=sum(client.uplink_bytes for client in clients),
             downlink_bytes=sum(client.downlink_bytes for client in clients),
             mode_counts=plan.counts(),
@@ -250,14 +235,12 @@ class RoundLoop:
         )
 
     def _checkpoint(self) -> dict[str, Any]:
-        trainer = self._trainer
         return {
             "format_version": 1,
-            "described": dict(self._described),
-            "state": self.state.to_checkpoint(),
-            "aggregator": trainer.aggregator.state_dict(),
-            "allocator": self.job.allocator.state_dict(),
-            "callbacks": {callback.state_key: callback.state_dict() for callback in trainer.callbacks},
+            "state": self._state.to_checkpoint(),
+            "aggregator": self._settings.aggregator.state_dict(),
+            "allocator": self._job.allocator.state_dict(),
+            **self._saved_parts(),
         }
 
 

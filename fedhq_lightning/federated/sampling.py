@@ -7,6 +7,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from fedhq_lightning.devices import Availability
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.seeds import derive_seed
 from fedhq_lightning.types import ClientId
 
@@ -108,3 +109,21 @@ def _cohort_size(clients_per_round: int | float | None, available: int) -> int:
             "lower it or register more clients"
         )
     return clients_per_round
+
+
+def share_of(processes: Processes, cohort: Sequence[ClientId], work: Sequence[float]) -> list[ClientId]:
+    """This process's part of the cohort: the largest first, each to the process with the least work so far.
+
+    Args:
+        processes: Those that share it.
+        cohort: In one order on all of them.
+        work: Of each client, likewise.
+    """
+    loads = [0.0] * processes.count
+    mine = []
+    for position in sorted(range(len(cohort)), key=lambda index: (-work[index], index)):
+        rank = loads.index(min(loads))
+        loads[rank] += work[position]
+        if rank == processes.rank:
+            mine.append(cohort[position])
+    return mine

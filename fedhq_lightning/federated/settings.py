@@ -1,18 +1,19 @@
-"""Whether the trainer's settings can work, as far as they tell by themselves."""
+"""What a run was asked for, checked and frozen. What it finds out is kept elsewhere."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from lightning.fabric import Fabric
-from lightning.fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from fedhq_lightning.allocation import Allocator
+from fedhq_lightning.devices import FleetSpec
 from fedhq_lightning.errors import ConfigurationError, nearest
-from fedhq_lightning.federated.callback import RoundCallback
-from fedhq_lightning.support.collectives import lightning_quiet
+from fedhq_lightning.federated.aggregators import Aggregator, FedAvg
+from fedhq_lightning.federated.wire import Downlink, Uplink
+from fedhq_lightning.quantize import LaneOptions, QuantScheme
+from fedhq_lightning.types import FitOptions, MonitorMode
 
 _WHOLE = (
     "max_rounds",
@@ -28,6 +29,58 @@ _CHOICES = {
     "downlink": ("fp32", "scheme"),
     "precision": ("32-true", "bf16-mixed"),
 }
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The settings of one run, as every part of it gets them; see `FederatedTrainer` for what each means.
+
+    `aggregator` and `allocator` are the user's own objects, and carry state of their own.
+    """
+
+    max_rounds: int
+    clients_per_round: int | float | None
+    fit_options: FitOptions
+    scheme: QuantScheme | None
+    lanes: LaneOptions
+    aggregator: Aggregator
+    allocator: Allocator | None
+    uplink: Uplink
+    downlink: Downlink
+    fleet: FleetSpec
+    monitor: str | None
+    monitor_mode: MonitorMode | None
+    precision: Literal["32-true", "bf16-mixed"]
+    threads: int
+    round_lr: Literal["constant", "cosine", "linear"] | float
+    round_deadline: float | None
+    ema_decay: float | None
+    eval_every_n_rounds: int
+    checkpoint_every_n_rounds: int
+    seed: int
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], allocator: Allocator | None) -> RunSettings:
+        """Settings from the trainer's arguments, with what is left out filled in.
+
+        Args:
+            given: The arguments by name; those that are not the run's own, such as `devices`, are left aside.
+            allocator: The one among the callbacks, or None where every client trains in fp.
+
+        Raises:
+            ConfigurationError: A scheme that cannot be read; see `check_settings` for the rest.
+        """
+        epochs = 1 if given["local_steps"] is None and given["local_epochs"] is None else given["local_epochs"]
+        found: dict[str, Any] = {
+            "fit_options": FitOptions(
+                epochs, given["local_steps"], given["gradient_clip_val"], given["accumulate_grad_batches"]
+            ),
+            "scheme": None if given["scheme"] is None else QuantScheme.parse(given["scheme"]),
+            "lanes": given["lanes"] or LaneOptions(),
+            "aggregator": given["aggregator"] or FedAvg(),
+            "allocator": allocator,
+        }
+        return cls(**{each.name: given[each.name] for each in fields(cls) if each.name not in found}, **found)
 
 
 def check_settings(given: Mapping[str, Any]) -> None:
@@ -60,60 +113,6 @@ def check_settings(given: Mapping[str, Any]) -> None:
         _check_positive("round_lr", round_lr)
     if decay is not None and not (_is_number(decay) and 0 < decay < 1):
         raise ConfigurationError(f"ema_decay {decay!r}: must be between 0 and 1")
-
-
-def make_fabric(
-    accelerator: str, devices: int | str | list[int], num_nodes: int, strategy: str, precision: Any
-) -> Fabric:
-    """Fabric on hardware that is there.
-
-    Raises:
-        ConfigurationError: Values that Fabric does not know, hardware that is not there, or a strategy that starts its
-            processes in another way than by running the script again: Fabric would return from the first of them.
-    """
-    given = f"accelerator {accelerator!r}, devices {devices!r}, strategy {strategy!r}"
-    try:
-        with lightning_quiet():
-            fabric = Fabric(
-                accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy, precision=precision
-            )
-    # Fabric's own words for what it refuses.
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ConfigurationError(f"{given}: {error}") from error
-    launcher = fabric.strategy.launcher
-    if launcher is not None and not isinstance(launcher, _SubprocessScriptLauncher):
-        method = getattr(launcher, "_start_method", "a function")
-        raise ConfigurationError(
-            f"strategy {strategy!r} starts processes by {method}, which cannot work here; take 'auto' or 'ddp', which "
-            "run the script once a process (in a notebook: devices=1)"
-        )
-    return fabric
-
-
-def split_callbacks(
-    callbacks: Sequence[RoundCallback | Allocator] | RoundCallback | Allocator | None,
-) -> tuple[list[RoundCallback], Allocator | None]:
-    """Round callbacks, and the allocator if there is one.
-
-    Raises:
-        ConfigurationError: Several allocators, something that is neither, or two callbacks of one name.
-    """
-    given = [callbacks] if isinstance(callbacks, RoundCallback | Allocator) else list(callbacks or [])
-    allocators = [each for each in given if isinstance(each, Allocator)]
-    if len(allocators) > 1:
-        names = ", ".join(type(each).__name__ for each in allocators)
-        raise ConfigurationError(f"callbacks hold {len(allocators)} allocators ({names}); give one at most")
-    for each in given:
-        if not isinstance(each, RoundCallback | Allocator):
-            raise ConfigurationError(
-                f"callbacks: {type(each).__name__} is neither a RoundCallback nor an Allocator; Lightning's own "
-                "callbacks belong to lightning.Trainer"
-            )
-    rest = [each for each in given if isinstance(each, RoundCallback)]
-    keys = [each.state_key for each in rest]
-    if len(set(keys)) != len(keys):
-        raise ConfigurationError(f"callbacks: two share the state_key {max(keys, key=keys.count)!r}; give each its own")
-    return rest, allocators[0] if allocators else None
 
 
 def _is_number(value: Any) -> bool:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
-import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.fabric import Fabric
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.nn.parameter import is_lazy
 
 from fedhq_lightning.allocation import AllocationContext, Allocator, FixedAllocator
 from fedhq_lightning.data import FederatedDataModule
@@ -20,6 +18,7 @@ from fedhq_lightning.devices.lane_kernels import LaneKernels
 from fedhq_lightning.devices.virtual_clock import VirtualClock
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import checks
+from fedhq_lightning.federated.callback import Monitored
 from fedhq_lightning.federated.client_analysis import ClientAnalyst
 from fedhq_lightning.federated.client_fit import ClientFitter
 from fedhq_lightning.federated.clients import (
@@ -30,27 +29,24 @@ from fedhq_lightning.federated.clients import (
     plain_client_ids,
 )
 from fedhq_lightning.federated.sampling import CohortSampler
+from fedhq_lightning.federated.server import Server
+from fedhq_lightning.federated.settings import RunSettings
+from fedhq_lightning.federated.update_directions import sketcher_of
 from fedhq_lightning.federated.wire import Link, warn_of_lost_changes
-from fedhq_lightning.local.client_trainer import ClientTrainer, FitOptions
 from fedhq_lightning.local.evaluation import Evaluator
-from fedhq_lightning.local.lazy_layers import build_lazy_layers, lazy_names, take_layers
 from fedhq_lightning.local.module_checks import (
     check_is_lightning_module,
     check_module,
     check_state,
-    copied,
-    keep_batches_apart,
-    run_eagerly,
 )
+from fedhq_lightning.local.template import set_up_template
 from fedhq_lightning.quantize import LayerScheme
 from fedhq_lightning.risk.divergence import DivergenceMeasure, LabelStatistics
 from fedhq_lightning.risk.sensitivity import SensitivityMeasure
 from fedhq_lightning.support.collectives import Processes
+from fedhq_lightning.support.first_process import is_first_process
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
-from fedhq_lightning.types import MODES, ClientId, MonitorMode, StateDict
-
-if TYPE_CHECKING:
-    from fedhq_lightning.trainer import FederatedTrainer
+from fedhq_lightning.types import MODES, ClientId, StateDict
 
 
 @dataclass(frozen=True)
@@ -66,8 +62,7 @@ class Job:
         link: Encodes both ways.
         clock: Virtual seconds.
         allocator: Proposes plans, set up.
-        monitor: Name of the monitored value; None where nothing is logged.
-        monitor_mode: Which way it is better.
+        monitored: What is watched.
     """
 
     template: L.LightningModule
@@ -78,8 +73,7 @@ class Job:
     link: Link
     clock: VirtualClock
     allocator: Allocator
-    monitor: str | None
-    monitor_mode: MonitorMode
+    monitored: Monitored
 
     @cached_property
     def validation_loaders(self) -> list[Any]:
@@ -98,12 +92,17 @@ class Job:
 
 
 def set_up(
-    trainer: FederatedTrainer, module: L.LightningModule, datamodule: FederatedDataModule, resumes: bool = False
+    settings: RunSettings,
+    fabric: Fabric,
+    module: L.LightningModule,
+    datamodule: FederatedDataModule,
+    resumes: bool = False,
 ) -> Job:
     """Check and assemble.
 
     Args:
-        trainer: The settings.
+        settings: What was asked for.
+        fabric: Where modules run, and in which precision.
         module: The user's.
         datamodule: The clients' data.
         resumes: Whether a checkpoint's state follows.
@@ -113,25 +112,25 @@ def set_up(
     """
     check_types(module, datamodule)
     check_module(module)
-    seed_generators(derive_seed(trainer.seed, "set up"))
+    seed_generators(derive_seed(settings.seed, "set up"))
     prepare_data(datamodule, "fit")
     client_ids = plain_client_ids(datamodule.client_ids)
     empty = empty_positions(datamodule, client_ids)
-    fleet = _fleet(trainer.fleet, trainer.seed, len(client_ids))
-    sampler = CohortSampler(client_ids, trainer.clients_per_round, trainer.seed, empty, fleet.availability)
+    fleet = _fleet(settings.fleet, settings.seed, len(client_ids))
+    sampler = CohortSampler(client_ids, settings.clients_per_round, settings.seed, empty, fleet.availability)
     with_data = sampler.with_data()
 
     client_id = client_to_probe(datamodule, with_data)
-    template = set_up_template(module, trainer.fit_options, lambda: datamodule.calibration_batch(client_id))
-    allocator = trainer.allocator or FixedAllocator("fp")
-    grids = grids_of(trainer, template)
+    template = set_up_template(module, settings.fit_options, lambda: datamodule.calibration_batch(client_id))
+    allocator = settings.allocator or FixedAllocator("fp")
+    grids = grids_of(settings, template)
     quantized = {name.removesuffix(".weight"): grid.activation_bits is not None for name, grid in grids.items()}
-    found = checks.probe(template, datamodule, client_id, trainer.fit_options, quantized, trainer.fabric.autocast)
-    check_last_batches(datamodule, with_data, found, trainer.fit_options)
+    found = checks.probe(template, datamodule, client_id, settings.fit_options, quantized, fabric.autocast)
+    check_last_batches(datamodule, with_data, found, settings.fit_options)
     check_state(template, found.frozen)
     sent = template.state_dict()
     sent_grids = {name: grid for name, grid in grids.items() if name in sent}
-    link = Link(sent, sent_grids, trainer.uplink, trainer.downlink, found.frozen)
+    link = Link(sent, sent_grids, settings.uplink, settings.downlink, found.frozen)
     state = {name: value.detach() for name, value in template.state_dict().items()}
     received, download_bytes = link.down(state, 0)
     clock = VirtualClock(
@@ -140,42 +139,41 @@ def set_up(
         found.costs,
         found.batch_size,
         partial(num_examples, datamodule),
-        trainer.fit_options,
+        settings.fit_options,
         download_bytes=download_bytes,
         upload_bytes=len(link.up(state, received, 0, client_id)),
-        precision="bf16" if trainer.precision == "bf16-mixed" else "fp32",
+        precision="bf16" if settings.precision == "bf16-mixed" else "fp32",
         drop_last=found.drop_last,
-        kernels=LaneKernels.of(template, grids, trainer.lanes),
+        kernels=LaneKernels.of(template, grids, settings.lanes),
     )
-    # From the settings, not from the attributes: those hold what an earlier fit has found.
-    monitor = checks.resolve_monitor(trainer.settings["monitor"], found)
-    monitor_mode = checks.resolve_monitor_mode(monitor, trainer.settings["monitor_mode"])
+    monitor = checks.resolve_monitor(settings.monitor, found)
+    monitored = Monitored(monitor, checks.resolve_monitor_mode(monitor, settings.monitor_mode))
     allocator.begin(
         AllocationContext(
             with_data,
-            trainer.seed,
+            settings.seed,
             clock.seconds,
             divergence=_divergence(datamodule, with_data),
-            sensitivity=_sensitivity(trainer, template, datamodule),
+            sensitivity=_sensitivity(settings, fabric, template, datamodule),
             link_seconds=clock.link_seconds,
             analysis_seconds=clock.analysis_seconds,
             fits=clock.fits,
             tier=clock.tier,
-            seconds_on=lambda spec: clock.on(_fleet(spec, trainer.seed, len(client_ids))).seconds,
+            seconds_on=lambda spec: clock.on(_fleet(spec, settings.seed, len(client_ids))).seconds,
             cohort=sampler.cohort if fleet.availability is None else None,
-            max_rounds=trainer.max_rounds,
-            eval_every_n_rounds=trainer.eval_every_n_rounds,
-            round_deadline=trainer.round_deadline,
-            monitor_mode=monitor_mode,
+            max_rounds=settings.max_rounds,
+            eval_every_n_rounds=settings.eval_every_n_rounds,
+            round_deadline=settings.round_deadline,
+            monitor_mode=monitored.mode,
             resumes=resumes,
         )
     )
-    _check_allocation(trainer, allocator, with_data, clock)
-    warn_of_lost_changes(trainer.uplink, grids)
+    _check_allocation(settings, allocator, with_data, clock)
+    warn_of_lost_changes(settings.uplink, grids)
     if empty:
         names = ", ".join(str(client_ids[position]) for position in sorted(empty)[:5])
         rank_zero_warn(f"{len(empty)} of {len(client_ids)} clients hold no examples and are left out: {names}")
-    return Job(template, datamodule, sampler, found, grids, link, clock, allocator, monitor, monitor_mode)
+    return Job(template, datamodule, sampler, found, grids, link, clock, allocator, monitored)
 
 
 def check_types(module: Any, datamodule: Any) -> None:
@@ -190,107 +188,60 @@ def check_types(module: Any, datamodule: Any) -> None:
 
 def prepare_data(datamodule: L.LightningDataModule, stage: str) -> None:
     """Lightning's two data hooks: download once a node, set up in every process."""
-    if getattr(rank_zero_only, "rank", 0) == 0:
+    if is_first_process():
         datamodule.prepare_data()
     datamodule.setup(stage)
 
 
-def set_up_template(
-    module: L.LightningModule, options: FitOptions, batch: Callable[[], Any] | None = None
-) -> L.LightningModule:
-    """A copy of the user's module with its layers built.
-
-    Args:
-        module: The user's.
-        options: Length of a local fit.
-        batch: Gives a batch, by which lazy layers without `example_input_array` find their sizes.
-
-    Raises:
-        ConfigurationError: Layers whose shapes are not known yet, or parameters that are not finite.
-    """
-    template = copied(module)
-    build_layers(template, options)
-    run_eagerly(template)
-    keep_batches_apart(template)
-    if batch is not None or template.example_input_array is not None:
-        build_lazy_layers(template, options, batch or dict)
-    lazy = [name for name, parameter in template.named_parameters() if is_lazy(parameter)]
-    if lazy:
-        raise ConfigurationError(
-            f"{type(module).__name__}: {', '.join(lazy)} belong to lazy layers, which have no shape yet; call the "
-            "module once on a batch before fit, or write layers with their sizes"
-        )
-    broken = [name for name, parameter in template.named_parameters() if not bool(parameter.isfinite().all())]
-    if broken:
-        raise ConfigurationError(
-            f"{type(module).__name__}: {', '.join(broken)} hold values that are not finite before training; "
-            "initialize or load them"
-        )
-    return template
-
-
-def build_layers(module: L.LightningModule, options: FitOptions) -> None:
-    """Lightning's two hooks that build layers, in its order; its trainer is there, but knows of no data yet."""
-    trainer = ClientTrainer(module, options, torch.device("cpu"))
-    module.setup("fit")
-    module.configure_model()
-    trainer.detach()
-
-
-def build_like(module: L.LightningModule, template: L.LightningModule, options: FitOptions) -> None:
-    """Make the layers of the user's module that the template has and it has not, to hold the run's weights."""
-    if module.state_dict().keys() != template.state_dict().keys():
-        build_layers(module, options)
-    if lazy_names(module):
-        take_layers(module, copied(template))
-
-
-def grids_of(trainer: FederatedTrainer, template: L.LightningModule) -> dict[str, LayerScheme]:
+def grids_of(settings: RunSettings, template: L.LightningModule) -> dict[str, LayerScheme]:
     """Grid of each quantized weight by its name in the state; empty without a scheme."""
-    if trainer.scheme is None:
+    if settings.scheme is None:
         return {}
-    grids = trainer.scheme.for_layers(template)
+    grids = settings.scheme.for_layers(template)
     for mode in MODES[1:]:
-        trainer.lanes.kernels_of(mode, list(grids))  # refuses patterns that match no layer
+        settings.lanes.kernels_of(mode, list(grids))  # refuses patterns that match no layer
     return {f"{name}.weight": grid for name, grid in grids.items()}
 
 
-def fitter_of(trainer: FederatedTrainer, job: Job) -> ClientFitter:
+def fitter_of(settings: RunSettings, fabric: Fabric, job: Job) -> ClientFitter:
     """The part that trains clients on this process."""
-    fabric = trainer.fabric
     return ClientFitter(
         job.template,
-        trainer.scheme,
-        trainer.lanes,
-        trainer.fit_options,
+        settings.scheme,
+        settings.lanes,
+        settings.fit_options,
         job.datamodule,
-        trainer.aggregator,
+        settings.aggregator,
         job.link,
         job.clock,
-        trainer.seed,
+        settings.seed,
         fabric.device,
         fabric.autocast,
         job.allocator.wanted_sensitivity,
     )
 
 
-def evaluator_of(trainer: FederatedTrainer, template: L.LightningModule, processes: Processes) -> Evaluator:
+def evaluator_of(settings: RunSettings, fabric: Fabric, template: L.LightningModule, processes: Processes) -> Evaluator:
     """The part that evaluates global states."""
-    fabric = trainer.fabric
     return Evaluator(
-        template, trainer.scheme, trainer.fit_options, processes, fabric.device, fabric.autocast, trainer.seed
+        template, settings.scheme, settings.fit_options, processes, fabric.device, fabric.autocast, settings.seed
     )
 
 
+def server_of(settings: RunSettings, job: Job, processes: Processes) -> Server:
+    """The part that makes the next global model of clients' updates."""
+    sketcher = sketcher_of(settings.seed) if job.allocator.wants_update_divergence else None
+    return Server(job.link, settings.aggregator, job.parameter_names, processes, sketcher=sketcher)
+
+
 def _sensitivity(
-    trainer: FederatedTrainer, template: L.LightningModule, datamodule: FederatedDataModule
+    settings: RunSettings, fabric: Fabric, template: L.LightningModule, datamodule: FederatedDataModule
 ) -> Callable[[ClientId, SensitivityMeasure], float | None] | None:
     """What clients measure on the initial model, or None without a scheme."""
-    if trainer.scheme is None:
+    if settings.scheme is None:
         return None
-    fabric = trainer.fabric
     analyst = ClientAnalyst(
-        template, trainer.scheme, trainer.lanes, trainer.fit_options, datamodule, fabric.device, fabric.autocast
+        template, settings.scheme, settings.lanes, settings.fit_options, datamodule, fabric.device, fabric.autocast
     )
     return analyst.sensitivity
 
@@ -319,16 +270,16 @@ def _is_all_fp(allocator: Allocator) -> bool:
 
 
 def _check_allocation(
-    trainer: FederatedTrainer, allocator: Allocator, client_ids: Sequence[ClientId], clock: VirtualClock
+    settings: RunSettings, allocator: Allocator, client_ids: Sequence[ClientId], clock: VirtualClock
 ) -> None:
-    if trainer.scheme is None and not _is_all_fp(allocator):
+    if settings.scheme is None and not _is_all_fp(allocator):
         raise ConfigurationError(
             f"{type(allocator).__name__} may put clients into ptq or qat, but trainer.scheme is not set; "
             "give a scheme such as 'w4a8', or leave the allocator out to train in fp"
         )
-    deadline = trainer.round_deadline
+    deadline = settings.round_deadline
     if deadline is not None:
-        modes = MODES if trainer.scheme is not None else MODES[:1]
+        modes = MODES if settings.scheme is not None else MODES[:1]
         if all(clock.seconds(client_id, mode) > deadline for client_id in client_ids for mode in modes):
             fastest = min(clock.seconds(client_id, mode) for client_id in client_ids for mode in modes)
             raise ConfigurationError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -28,23 +27,7 @@ from fedhq_lightning.local.logged_values import LoggedValues, plain
 from fedhq_lightning.local.optimizers import configured_optimizer, scale_learning_rate
 from fedhq_lightning.local.trainer_on_module import attach, detach, evaluating, lightnings_log, step_arguments
 from fedhq_lightning.local.trainer_surface import TrainerSurface, one_process
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """What one local fit does, the same for every client.
-
-    Attributes:
-        local_epochs: Passes over the client's data, or None where `local_steps` counts.
-        local_steps: Optimizer steps; the client's data are repeated as needed.
-        gradient_clip_val: Norm to clip gradients to, or None.
-        accumulate_grad_batches: Batches to one optimizer step.
-    """
-
-    local_epochs: int | None = 1
-    local_steps: int | None = None
-    gradient_clip_val: float | None = None
-    accumulate_grad_batches: int = 1
+from fedhq_lightning.types import FitOptions
 
 
 class ClientTrainer(TrainerSurface):

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import lightning as L
 import torch
 
-from fedhq_lightning.federated.client_analysis import load_weights
-from fedhq_lightning.local.client_trainer import ClientTrainer, FitOptions
+from fedhq_lightning.local.client_trainer import ClientTrainer
+from fedhq_lightning.local.module_state import load_weights
 from fedhq_lightning.quantize import QuantScheme, convert
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
-from fedhq_lightning.types import StateDict
+from fedhq_lightning.types import FitOptions, StateDict
 
 
 class Evaluator:
@@ -87,3 +87,12 @@ class Evaluator:
         if self.scheme is None:
             raise ValueError("no scheme: there is no deployed model")
         return convert(self.model(state), self.scheme)
+
+
+def as_loaders(loaders: Any) -> list[Any]:
+    """One loader or several, as a list."""
+    if loaders is None:
+        return []
+    if isinstance(loaders, Mapping):
+        return list(loaders.values())
+    return list(loaders) if isinstance(loaders, list | tuple) else [loaders]

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from fedhq_lightning.local.client_trainer import ClientTrainer, FitOptions
+from fedhq_lightning.local.client_trainer import ClientTrainer
+from fedhq_lightning.types import FitOptions
 
 
 def lazy_names(module: nn.Module) -> list[str]:

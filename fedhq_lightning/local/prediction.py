@@ -12,9 +12,10 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.checks import as_loaders
-from fedhq_lightning.local.client_trainer import ClientTrainer, FitOptions
+from fedhq_lightning.local.client_trainer import ClientTrainer
+from fedhq_lightning.local.evaluation import as_loaders
 from fedhq_lightning.support.text import first_line
+from fedhq_lightning.types import FitOptions
 
 
 def loaders_of(data: Any) -> list[Any]:

@@ -10,10 +10,11 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from fedhq_lightning.data import FederatedDataModule
@@ -21,6 +22,7 @@ from fedhq_lightning.devices.roofline import Precision
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import setup
 from fedhq_lightning.federated.clients import client_to_probe
+from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.profiling.host_device import measure_host
 from fedhq_lightning.profiling.host_prediction import predict_steps
@@ -35,9 +37,6 @@ from fedhq_lightning.support.seeds import derive_seed, seed_generators
 from fedhq_lightning.support.threads import torch_threads
 from fedhq_lightning.types import Mode
 
-if TYPE_CHECKING:
-    from fedhq_lightning.trainer import FederatedTrainer
-
 _MODES: tuple[Mode, ...] = ("ptq", "qat")
 _LAYER_BLOCK_SECONDS = 0.01
 _STEP_BLOCK_SECONDS = 0.1
@@ -47,17 +46,19 @@ _LONG_STEP_SECONDS = 1.0
 
 
 def profile_host(
-    trainer: FederatedTrainer,
+    settings: RunSettings,
+    fabric: Fabric,
     module: L.LightningModule,
     datamodule: FederatedDataModule,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> HostProfile:
-    """Measure every lane on a real batch, with the trainer's threads, device and precision, on one process.
+    """Measure every lane on a real batch, with the run's threads, device and precision, on one process.
 
     The batch is the first one of the client with the most examples, the first of equals: a full one.
 
     Args:
-        trainer: Its settings; nothing is run or written.
+        settings: Of the run that would be started; nothing is run or written.
+        fabric: Where modules run, and in which precision.
         module: The user's; copied.
         datamodule: Gives the batch.
         on_progress: Told what is measured next, before each block; may raise to end it all.
@@ -65,12 +66,12 @@ def profile_host(
     Raises:
         ConfigurationError: No scheme, or whatever `FederatedTrainer.fit` refuses before round 1.
     """
-    if trainer.scheme is None:
+    if settings.scheme is None:
         raise ConfigurationError(
             "scheme is not set, so there are no ptq and qat lanes to measure; give one: --trainer.scheme=w4a8"
         )
-    with torch_threads(trainer.threads), lightning_quiet():
-        return _Bench(trainer, setup.set_up(trainer, module, datamodule)).profile(on_progress)
+    with torch_threads(settings.threads), lightning_quiet():
+        return _Bench(settings, fabric, setup.set_up(settings, fabric, module, datamodule)).profile(on_progress)
 
 
 def rule_kernel(mode: Mode, layer: nn.Module, grid: LayerScheme, inputs: Sequence[Tensor]) -> str:
@@ -123,24 +124,24 @@ class _Call:
 class _Bench:
     """One recipe, ready to be measured."""
 
-    def __init__(self, trainer: FederatedTrainer, job: setup.Job) -> None:
-        assert trainer.scheme is not None
-        self._trainer = trainer
-        self._device = trainer.fabric.device
-        self._autocast = trainer.fabric.autocast
-        self._lanes: LaneOptions = trainer.lanes
-        self._scheme = trainer.scheme
+    def __init__(self, settings: RunSettings, fabric: Fabric, job: setup.Job) -> None:
+        assert settings.scheme is not None
+        self._settings = settings
+        self._device = fabric.device
+        self._autocast = fabric.autocast
+        self._lanes = settings.lanes
+        self._scheme = settings.scheme
         self._template = copy.deepcopy(job.template).to(self._device)
-        self._grids = trainer.scheme.for_layers(self._template)
+        self._grids = settings.scheme.for_layers(self._template)
         self._batch_size = job.probe.batch_size
         self._costs = job.probe.costs
-        self._precision: Precision = "bf16" if trainer.precision == "bf16-mixed" else "fp32"
+        self._precision: Precision = "bf16" if settings.precision == "bf16-mixed" else "fp32"
         self._client_id = client_to_probe(job.datamodule, job.sampler.with_data())
-        self._seed = partial(seed_generators, derive_seed(trainer.seed, "profile"))
+        self._seed = partial(seed_generators, derive_seed(settings.seed, "profile"))
         self._seed()
         self._batch = next(iter(job.datamodule.train_dataloader(self._client_id)))
         # One step is what one call of optimizer.step() takes, however many batches lie before it.
-        self._options = replace(trainer.fit_options, local_epochs=1, local_steps=None)
+        self._options = replace(settings.fit_options, local_epochs=1, local_steps=None)
         self._warm_up_seconds = 0.0
 
     def profile(self, on_progress: Callable[[str], None]) -> HostProfile:
@@ -157,7 +158,7 @@ class _Bench:
         predicted = predict_steps(host, self._template, self._grids, self._costs, layers, steps, lanes, self._precision)
         return HostProfile(
             device=torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else self._device.type,
-            threads=self._trainer.threads,
+            threads=self._settings.threads,
             scheme=str(self._scheme),
             client_id=self._client_id,
             batch_size=self._batch_size,
@@ -276,7 +277,7 @@ class _Bench:
             module.load_state_dict(self._template.state_dict())
             self._seed()
             batches = TimedBatches(self._batch, repeats * self._options.accumulate_grad_batches, self._device)
-            num_steps, _ = trainer.fit(batches, 1.0, self._trainer.aggregator.client_term(module))  # type: ignore[arg-type]  # has what fit asks of a loader
+            num_steps, _ = trainer.fit(batches, 1.0, self._settings.aggregator.client_term(module))  # type: ignore[arg-type]  # has what fit asks of a loader
             if not num_steps:
                 raise ConfigurationError(f"{type(module).__name__}.on_train_batch_start leaves no step to measure")
             return batches.seconds / num_steps

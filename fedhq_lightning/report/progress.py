@@ -3,7 +3,6 @@
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
@@ -11,15 +10,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fedhq_lightning.federated.callback import RoundCallback
+from fedhq_lightning.federated.callback import RoundCallback, RoundControl
 from fedhq_lightning.report.final_table import on_terminal
 from fedhq_lightning.report.formats import format_metric, format_modes, format_seconds
 from fedhq_lightning.run.records import ClientRecord, RoundRecord
 from fedhq_lightning.support.setup_notice import clear_notice
 from fedhq_lightning.types import ClientId, Mode, Plan
-
-if TYPE_CHECKING:
-    from fedhq_lightning.trainer import FederatedTrainer
 
 _ROUNDS_FOR_ETA = 10
 _REFRESHES_PER_SECOND = 4
@@ -45,15 +41,15 @@ class ProgressDisplay(RoundCallback):
         self._live: Live | None = None
         self._view = _View()
 
-    def on_fit_start(self, trainer: "FederatedTrainer") -> None:
+    def on_fit_start(self, trainer: RoundControl) -> None:
         """Begin the display."""
         clear_notice()
         if not trainer.is_global_zero:
             return
         # Made here and not in the constructor: standard output may be another one by now.
         self._output = self._console or Console()
-        self._view = _View(trainer.max_rounds, trainer.monitor or "metric", lambda: trainer.should_stop)
-        explanation = str(getattr(getattr(trainer, "allocator", None), "explanation", "") or "")
+        self._view = _View(trainer.settings.max_rounds, trainer.monitored.name or "metric", lambda: trainer.should_stop)
+        explanation = str(getattr(trainer.settings.allocator, "explanation", "") or "")
         if explanation:
             watched = on_terminal(self._output)
             text = Text(explanation, style="dim" if watched else "")
@@ -62,36 +58,36 @@ class ProgressDisplay(RoundCallback):
             self._live = Live(self._view, console=self._output, refresh_per_second=_REFRESHES_PER_SECOND)
             self._live.start()
 
-    def on_round_start(self, trainer: "FederatedTrainer", round_number: int, plan: Plan) -> None:
+    def on_round_start(self, trainer: RoundControl, round_number: int, plan: Plan) -> None:
         """Show the round's cohort."""
         if trainer.is_global_zero:
             self._view.start_round(round_number, plan)
 
-    def on_client_start(self, trainer: "FederatedTrainer", client_id: ClientId, mode: Mode) -> None:
+    def on_client_start(self, trainer: RoundControl, client_id: ClientId, mode: Mode) -> None:
         """Show who trains."""
         if trainer.is_global_zero:
             self._view.doing = f"client {client_id} trains in {mode}"
 
-    def on_client_end(self, trainer: "FederatedTrainer", record: ClientRecord) -> None:
+    def on_client_end(self, trainer: RoundControl, record: ClientRecord) -> None:
         """Count the client."""
         if trainer.is_global_zero:
             self._view.clients_done += 1
             self._view.doing = "aggregating, evaluating"
 
-    def on_round_end(self, trainer: "FederatedTrainer", record: RoundRecord) -> None:
+    def on_round_end(self, trainer: RoundControl, record: RoundRecord) -> None:
         """Show the round's result."""
         if not trainer.is_global_zero:
             return
-        self._view.name = trainer.monitor or self._view.name
+        self._view.name = trainer.monitored.name or self._view.name
         self._view.end_round(record)
         if self._live is None and self._output is not None:
             self._output.print(self._view.line(record), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
-    def on_fit_end(self, trainer: "FederatedTrainer") -> None:
+    def on_fit_end(self, trainer: RoundControl) -> None:
         """Leave the last state on the screen."""
         self._stop()
 
-    def on_exception(self, trainer: "FederatedTrainer", error: BaseException) -> None:
+    def on_exception(self, trainer: RoundControl, error: BaseException) -> None:
         """Give the terminal back, so that the error is readable below."""
         self._stop()
 

@@ -16,9 +16,11 @@ from torch.utils.data.distributed import DistributedSampler
 
 from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.drop_in.lane_swap import has_lazy_layers
+from fedhq_lightning.drop_in.quantized_callback import QuantizedCallback
 from fedhq_lightning.drop_in.trainer_parts import callbacks_of, is_rehearsal, training_loaders
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.quantize import QuantScheme
+from fedhq_lightning.silos.silo_settings import SiloCallback
 from fedhq_lightning.silos.silo_strategy import SiloStrategy
 
 
@@ -126,11 +128,9 @@ def _refuse_steps(trainer: pl.Trainer) -> None:
 
 
 def _refuse_companions(trainer: pl.Trainer, every_n_epochs: int) -> None:
-    from fedhq_lightning.callbacks.quantized_training import QuantizedTraining
-
     for each in callbacks_of(trainer):
         name = type(each).__name__
-        if isinstance(each, QuantizedTraining):
+        if isinstance(each, QuantizedCallback) and not isinstance(each, SiloCallback):
             raise ConfigurationError(
                 "FederatedAveraging together with QuantizedTraining: the former puts every silo into the lane that its "
                 "allocator chose; leave QuantizedTraining out and give FederatedAveraging the scheme"

@@ -28,12 +28,11 @@ from fedhq_lightning.drop_in.copies import copy_of_batch, plain_copy
 from fedhq_lightning.drop_in.quantized_validation import TrainerView
 from fedhq_lightning.drop_in.trainer_parts import training_loaders
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.local.client_trainer import FitOptions
 from fedhq_lightning.quantize import LaneOptions, LayerScheme, QuantScheme
 from fedhq_lightning.risk.divergence import LabelStatistics
 from fedhq_lightning.risk.sensitivity import SensitivityMeasure, generators_kept, quantization_sensitivity
-from fedhq_lightning.silos.exchange import Exchange
-from fedhq_lightning.types import MonitorMode
+from fedhq_lightning.support.collectives import Processes
+from fedhq_lightning.types import FitOptions, MonitorMode
 
 _WITHOUT_END = 1000
 """Rounds of a run without `max_epochs`, for what looks ahead."""
@@ -266,9 +265,9 @@ def context_of(
     )
 
 
-def gather_facts(exchange: Exchange, mine: SiloFacts) -> list[SiloFacts]:
+def gather_facts(processes: Processes, mine: SiloFacts) -> list[SiloFacts]:
     """Everybody's facts, by rank."""
-    return [SiloFacts(**each) for each in exchange.gather(asdict(mine))]
+    return [SiloFacts(**each) for each in processes.gather(asdict(mine))]
 
 
 def _divergence(facts: Sequence[SiloFacts]) -> Callable[..., float] | None:

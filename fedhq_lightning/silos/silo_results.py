@@ -16,7 +16,7 @@ import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.utilities import rank_zero_warn
 
-from fedhq_lightning.silos.exchange import Exchange
+from fedhq_lightning.support.collectives import Processes
 
 
 def average_epoch_ends(trainer: pl.Trainer, average: Callable[[Mapping[str, Any]], None]) -> None:
@@ -53,10 +53,10 @@ def average_results(results: Mapping[str, Any], device: torch.device) -> None:
         for key, result in results.items()
         if result.meta.on_epoch and not result.has_reset and result._computed is None
     }
-    exchange = Exchange(device)
-    if exchange.count == 1:
+    processes = Processes(device)
+    if processes.count == 1:
         return
-    everybodys = exchange.gather(sorted(mine))
+    everybodys = processes.gather(sorted(mine))
     shared = set(everybodys[0]).intersection(*everybodys)
     for key in sorted(shared):
         _compute(mine[key], asks_others=True)

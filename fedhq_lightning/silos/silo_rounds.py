@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fedhq_lightning.federated.aggregators import Aggregator
-from fedhq_lightning.federated.exact_mean import MAX_VALUE, ExactMean
-from fedhq_lightning.federated.payload import PayloadError
-from fedhq_lightning.federated.update_directions import UpdateDirections
+from fedhq_lightning.federated.server import Server, ServerRound
 from fedhq_lightning.federated.wire import Link, Uplink
 from fedhq_lightning.quantize import LayerScheme
 from fedhq_lightning.risk.update_sketch import Sketcher
-from fedhq_lightning.types import StateDict
+from fedhq_lightning.support.collectives import Processes
+from fedhq_lightning.types import ClientId, StateDict
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Aggregated:
+class Found:
     """What follows from the payloads of a round, the same on every silo.
 
     Attributes:
@@ -51,8 +50,8 @@ class Aggregated:
     """
 
     state: StateDict
-    refused: dict[int, str]
-    divergences: dict[Any, float | None]
+    refused: Mapping[int, str]
+    divergences: Mapping[ClientId, float | None]
 
 
 class SiloRound:
@@ -96,35 +95,24 @@ class SiloRound:
         work: Sequence[Work],
         aggregator: Aggregator,
         sketcher: Sketcher | None = None,
-    ) -> Aggregated:
-        """Check, decode, average exactly, and let the aggregator step.
+    ) -> Found:
+        """Take the server's step, which every silo takes alike.
 
         Args:
             module: As in `encode`; only names are read.
             payloads: One a silo, by rank.
             work: Likewise.
-            aggregator: The server's step, which every silo takes alike.
+            aggregator: Makes the next global model.
             sketcher: Where the directions of updates are wanted.
         """
-        link, names = self._link(module), trained_names(module, self._frozen(module))
-        decoded, refused = dict[int, StateDict](), dict[int, str]()
+        names, alone = trained_names(module, self._frozen(module)), Processes(None)
+        server = Server(self._link(module), aggregator, names, alone, sketcher=sketcher)
+        at_server, refused = ServerRound(server, self.number, self.received, self.received), dict[int, str]()
         for rank, payload in enumerate(payloads):
-            try:
-                decoded[rank] = _checked(link.receive(payload, self.number, rank), work[rank])
-            except (PayloadError, ValueError) as error:
-                refused[rank] = str(error)
-        if not decoded:
-            return Aggregated(self.received, refused, {})
-        weights = {rank: work[rank].num_examples for rank in decoded}
-        mean = _mean(decoded, weights)
-        divergences: dict[Any, float | None] = {}
-        if sketcher is not None:
-            directions = UpdateDirections(link.uplink, sketcher, names, self.received)
-            for rank, state in decoded.items():
-                directions.add(rank, state)
-            divergences = directions.divergences(mean)
-        state = aggregator.step(self.received, link.combine(mean, self.received), names)
-        return Aggregated(state, refused, divergences)
+            if reason := at_server.receive(rank, payload, work[rank].num_examples):
+                refused[rank] = reason
+        found = at_server.close()
+        return Found(found.state, refused, found.divergences)
 
     def _link(self, module: nn.Module) -> Link:
         return Link(self.received, self._grids, self._uplink, "fp32", self._frozen(module))
@@ -164,23 +152,3 @@ def frozen_names(module: nn.Module) -> frozenset[str]:
 def trained_names(module: nn.Module, frozen: frozenset[str]) -> frozenset[str]:
     """The other parameters, likewise."""
     return frozenset(name for name, _ in module.named_parameters(remove_duplicate=False)) - frozen
-
-
-def _checked(state: StateDict, work: Work) -> StateDict:
-    if work.num_examples < 1:
-        raise PayloadError("it saw no example in this round")
-    for name, value in state.items():
-        if value.is_floating_point() and bool((value.abs() >= MAX_VALUE).any()):
-            raise PayloadError(f"{name} holds values of {MAX_VALUE:.0f} and more")
-    return state
-
-
-def _mean(states: Mapping[int, StateDict], weights: Mapping[int, int]) -> StateDict:
-    """The exact weighted mean, one tensor at a time, since the digits of a sum take several times its room."""
-    result: StateDict = {}
-    for name in next(iter(states.values())):
-        total = ExactMean()
-        for rank, state in states.items():
-            total.add({name: state[name]}, weights[rank])
-        result |= total.mean()
-    return result

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -21,7 +21,7 @@ from fedhq_lightning.federated.wire import warn_of_lost_changes
 from fedhq_lightning.risk.update_sketch import Sketcher
 from fedhq_lightning.run.logged_rows import logged_values
 from fedhq_lightning.run.records import ClientRecord, RoundRecord
-from fedhq_lightning.silos.exchange import Exchange
+from fedhq_lightning.silos.first_weights import share_first_weights
 from fedhq_lightning.silos.silo_context import (
     SiloProbe,
     clock_of,
@@ -32,11 +32,10 @@ from fedhq_lightning.silos.silo_context import (
     warn_of_same_data,
 )
 from fedhq_lightning.silos.silo_logs import SiloLogs
-from fedhq_lightning.silos.silo_rounds import Aggregated, SiloRound, Work, frozen_names, put, snapshot
+from fedhq_lightning.silos.silo_rounds import Found, SiloRound, Work, frozen_names, put, snapshot
+from fedhq_lightning.silos.silo_settings import SiloSettings
+from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.types import MODES, Mode, MonitorMode, Plan, StateDict
-
-if TYPE_CHECKING:
-    from fedhq_lightning.callbacks.federated_averaging import FederatedAveraging
 
 
 @dataclass
@@ -78,7 +77,7 @@ class SiloRun:
     """Where a run of silos stands; the same on every rank but for what is this silo's own.
 
     Args:
-        settings: The callback.
+        settings: What was asked for.
         trainer: Its loaders are set up.
         pl_module: Plain.
         folder: For the records that rank 0 writes.
@@ -91,24 +90,24 @@ class SiloRun:
 
     def __init__(
         self,
-        settings: FederatedAveraging,
+        settings: SiloSettings,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         folder: Path,
         state: dict[str, Any],
         extras: dict[str, Any] | None,
     ) -> None:
-        self.exchange = Exchange(pl_module.device)
+        self.processes = Processes(pl_module.device)
         self.round_number: int = state.get("round", 0)
         self.epochs_in_round: int = state.get("epochs_in_round", 0)
-        self.seed: int = state["seed"] if "seed" in state else self.exchange.from_first(torch.initial_seed())
+        self.seed: int = state["seed"] if "seed" in state else self.processes.broadcast(torch.initial_seed())
         self.plan = Plan(**state["plan"]) if "plan" in state else Plan({})
         self._seconds: dict[str, float] = dict(state.get("seconds", {"wall": 0.0, "virtual": 0.0}))
         self._settings = settings
         self._aggregator = settings.aggregator
         self._aggregator.load_state_dict(state.get("aggregator", {}))
         if not extras:
-            self.exchange.share_first_weights(pl_module)
+            share_first_weights(pl_module, self.processes)
         scheme = settings.scheme
         self._grids = {} if scheme is None else {f"{k}.weight": v for k, v in scheme.for_layers(pl_module).items()}
         warn_of_lost_changes(settings.uplink, self._grids)
@@ -125,7 +124,7 @@ class SiloRun:
     @property
     def mode(self) -> Mode:
         """This silo's lane."""
-        return self.plan.modes[self.exchange.rank]
+        return self.plan.modes[self.processes.rank]
 
     @property
     def agreed_state_keys(self) -> list[str]:
@@ -149,7 +148,7 @@ class SiloRun:
         """Plan the next round, from the global model that the module holds now."""
         number, local = self.round_number + 1, LocalWork()
         started = time.perf_counter()
-        ranks = range(self.exchange.count)
+        ranks = range(self.processes.count)
         if self._allocator is None:
             self.plan = Plan(dict.fromkeys(ranks, "fp"), "without an allocator every silo trains in fp")
         else:
@@ -157,7 +156,7 @@ class SiloRun:
         if set(self.plan.modes) != set(ranks) or not set(self.plan.modes.values()) <= set(MODES):
             raise ConfigurationError(
                 f"{type(self._allocator).__name__} planned {dict(self.plan.modes)}; a plan names every silo, 0 to "
-                f"{self.exchange.count - 1}, and no other, with one of {', '.join(MODES)}"
+                f"{self.processes.count - 1}, and no other, with one of {', '.join(MODES)}"
             )
         local.allocator_seconds = time.perf_counter() - started
         settings = self._settings
@@ -178,7 +177,7 @@ class SiloRun:
             ConfigurationError: Some silos validate and others do not.
         """
         self.epochs_in_round += 1
-        said = self.exchange.gather([bool(trainer.should_stop), validates, trainer.global_step])
+        said = self.processes.gather([bool(trainer.should_stop), validates, trainer.global_step])
         if len({validates for _, validates, _ in said}) > 1:
             silent = ", ".join(str(rank) for rank, (_, validates, _) in enumerate(said) if not validates)
             raise ConfigurationError(
@@ -194,16 +193,16 @@ class SiloRun:
 
     def end_round(self, trainer: pl.Trainer, pl_module: pl.LightningModule, local: LocalWork) -> None:
         """Exchange and aggregate: afterwards the module holds the global model."""
-        rank, started = self.exchange.rank, time.perf_counter()
-        payloads = self.exchange.gather_bytes(self.round.encode(pl_module, rank))
-        work = [Work(**each) for each in self.exchange.gather(asdict(local.work()))]
+        rank, started = self.processes.rank, time.perf_counter()
+        payloads = self.processes.gather_bytes(self.round.encode(pl_module, rank))
+        work = [Work(**each) for each in self.processes.gather(asdict(local.work()))]
         if self._allocator is not None and self._allocator.wants_update_divergence:
             self._sketcher = self._sketcher or sketcher_of(self.seed)
         found = self.round.aggregate(pl_module, payloads, work, self._aggregator, self._sketcher)
         put(pl_module, found.state)
         if rank in found.refused:
             _forget_what_is_not_finite(trainer)
-        exchanged = self.exchange.from_first(time.perf_counter() - started)
+        exchanged = self.processes.broadcast(time.perf_counter() - started)
         self.round_number, self.epochs_in_round = self.round.number, 0
         self._pending = self._record(payloads, work, found, exchanged)
         self._warn(found, self._pending)
@@ -234,7 +233,7 @@ class SiloRun:
             if value.numel() == 1
         }
         # What a module logs on some silos only must not let their allocators plan differently.
-        metrics = {name: float(value) for name, value in self.exchange.from_first(mine).items()}
+        metrics = {name: float(value) for name, value in self.processes.broadcast(mine).items()}
         record = replace(
             record,
             metrics={**record.metrics, **metrics},
@@ -253,9 +252,9 @@ class SiloRun:
         wanted = None if allocator is None else allocator.wanted_sensitivity
         measures = [] if allocator is None else list(dict.fromkeys(["sqnr", *([wanted] if wanted else [])]))
         tells_labels = allocator is not None and allocator.wants_label_divergence
-        facts = gather_facts(self.exchange, own_facts(trainer, self._probe, self._grids, measures, tells_labels))
+        facts = gather_facts(self.processes, own_facts(trainer, self._probe, self._grids, measures, tells_labels))
         warn_of_same_data(facts)
-        size = len(self.round.encode(pl_module, self.exchange.rank))
+        size = len(self.round.encode(pl_module, self.processes.rank))
         self._clock = clock_of(
             facts,
             settings.fleet,
@@ -293,8 +292,8 @@ class SiloRun:
                 "ModelCheckpoint(monitor='quantized/NAME') with a metric that validation logs, or say fine=False"
             )
 
-    def _record(self, payloads: list[bytes], work: list[Work], found: Aggregated, exchanged: float) -> RoundRecord:
-        clients = tuple(self._client(rank, payloads, work[rank], found) for rank in range(self.exchange.count))
+    def _record(self, payloads: list[bytes], work: list[Work], found: Found, exchanged: float) -> RoundRecord:
+        clients = tuple(self._client(rank, payloads, work[rank], found) for rank in range(self.processes.count))
         wall = max(each.wall_seconds for each in work) + exchanged
         virtual = max(client.virtual_seconds for client in clients)
         self._seconds = {"wall": self._seconds["wall"] + wall, "virtual": self._seconds["virtual"] + virtual}
@@ -322,7 +321,7 @@ class SiloRun:
             allocation=dict(self.plan.logged),
         )
 
-    def _client(self, rank: int, payloads: list[bytes], work: Work, found: Aggregated) -> ClientRecord:
+    def _client(self, rank: int, payloads: list[bytes], work: Work, found: Found) -> ClientRecord:
         mode, clock = self.plan.modes[rank], self._clock
         times = None if clock is None else clock.time(rank, mode)
         measured = work.sensitivity is not None and clock is not None
@@ -347,10 +346,10 @@ class SiloRun:
             update_divergence=found.divergences.get(rank),
         )
 
-    def _warn(self, found: Aggregated, record: RoundRecord) -> None:
+    def _warn(self, found: Found, record: RoundRecord) -> None:
         for rank, reason in found.refused.items():
             rank_zero_warn(f"round {record.round}: silo {rank} is quarantined: {reason}")
-        if len(found.refused) == self.exchange.count:
+        if len(found.refused) == self.processes.count:
             rank_zero_warn(f"round {record.round}: no usable update arrived; the global model stays as it is")
 
 

@@ -25,11 +25,11 @@ from torchmetrics import Metric
 from torchmetrics.metric import jit_distributed_available
 from typing_extensions import override
 
-from fedhq_lightning.drop_in.trainer_parts import callbacks_of
+from fedhq_lightning.drop_in.trainer_parts import AveragesResults, callbacks_of
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.silos.exchange import Exchange
 from fedhq_lightning.silos.silo_results import average_epoch_ends, average_results
-from fedhq_lightning.support.collectives import leave_group_at_exit
+from fedhq_lightning.silos.silo_settings import SiloCallback
+from fedhq_lightning.support.collectives import Processes, leave_group_at_exit
 
 NAME = "fedhq"
 _LONGEST_WAIT = timedelta(days=1)
@@ -45,7 +45,7 @@ STEP_HOOKS = frozenset(
 """Hooks that run once a batch, and so not equally often on every silo."""
 
 
-class SiloStrategy(DDPStrategy):
+class SiloStrategy(AveragesResults, DDPStrategy):
     """One process a silo: gloo on CPUs, nccl on GPUs, started as DDP starts them; one device is one silo.
 
     Args:
@@ -87,6 +87,7 @@ class SiloStrategy(DDPStrategy):
         module = self.lightning_module
         return not self._is_together and module is not None and module._current_fx_name in STEP_HOOKS
 
+    @override
     def average(self, results: Mapping[str, Any]) -> None:
         """Average over silos what was logged on an epoch; every silo calls it, whatever hook it is in.
 
@@ -179,9 +180,7 @@ class SiloStrategy(DDPStrategy):
         )
 
     def _refuse(self, trainer: pl.Trainer) -> None:
-        from fedhq_lightning.callbacks.federated_averaging import FederatedAveraging
-
-        if not any(isinstance(each, FederatedAveraging) for each in callbacks_of(trainer)):
+        if not any(isinstance(each, SiloCallback) for each in callbacks_of(trainer)):
             raise ConfigurationError(
                 "strategy 'fedhq' without FederatedAveraging: every process would train a model of its own; add "
                 "fedhq_lightning.callbacks.FederatedAveraging() to the Trainer's callbacks, or take strategy='ddp'"
@@ -200,7 +199,7 @@ class SiloStrategy(DDPStrategy):
         """
         if not self._new_loaders:
             return
-        counts, self._new_loaders = Exchange(self.root_device).gather(self._new_loaders), 0
+        counts, self._new_loaders = Processes(self.root_device).gather(self._new_loaders), 0
         if len(set(counts)) > 1:
             raise ConfigurationError(
                 f"silos have {', '.join(map(str, counts))} loaders in one stage, and wait for each other at the end of "

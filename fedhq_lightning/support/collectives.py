@@ -5,20 +5,17 @@ from __future__ import annotations
 import atexit
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.fabric import Fabric
-from lightning.fabric.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.exact_mean import ExactMean, padded
 from fedhq_lightning.support.quiet import libraries_quiet
-from fedhq_lightning.types import ClientId
-
-Item = TypeVar("Item")
 
 
 @contextmanager
@@ -31,17 +28,12 @@ def lightning_quiet() -> Iterator[None]:
         yield
 
 
-def is_first_process() -> bool:
-    """Whether this is process 0, also before the others are started."""
-    return bool(getattr(rank_zero_only, "rank", 0) == 0)
-
-
 def launch(fabric: Fabric) -> Processes:
     """Start the processes that are not running yet; what they say to each other."""
     with lightning_quiet():
         fabric.launch()
     leave_group_at_exit()
-    return Processes(fabric)
+    return Processes(fabric.device if fabric.world_size > 1 else None)
 
 
 def leave_group_at_exit() -> None:
@@ -54,28 +46,65 @@ def leave_group_at_exit() -> None:
 
 
 def _leave_group() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    if _is_in_group():
+        dist.destroy_process_group()
+
+
+def _is_in_group() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 class Processes:
-    """Rank, count and collectives, over Fabric. Only tensors and JSON travel."""
+    """Rank, count and collectives of the process group, whoever began it; every process calls each, in one order.
 
-    def __init__(self, fabric: Fabric) -> None:
-        self._fabric = fabric
-        self.rank = fabric.global_rank
-        self.count = fabric.world_size
+    Only tensors, bytes and JSON travel.
+
+    Args:
+        device: Where the group's backend wants its tensors: the process's own device; None for a run of one process,
+            whatever group that process belongs to.
+    """
+
+    def __init__(self, device: torch.device | None) -> None:
+        is_alone = device is None or not _is_in_group()
+        self.rank = 0 if is_alone else dist.get_rank()
+        self.count = 1 if is_alone else dist.get_world_size()
+        self._device = device
+
+    def gather_bytes(self, data: bytes) -> list[bytes]:
+        """The bytes of every process, by rank, on every process.
+
+        Raises:
+            RuntimeError: Another process has ended.
+        """
+        if self.count == 1:
+            return [data]
+        with self._others_may_have_ended():
+            sizes = self._sizes(len(data))
+            sent = self._padded(data, max(sizes))
+            rows = [torch.empty_like(sent) for _ in sizes]
+            dist.all_gather(rows, sent)
+        return [_to_bytes(row[:size]) for row, size in zip(rows, sizes, strict=True)]
+
+    def gather_bytes_on_first(self, data: bytes) -> list[bytes]:
+        """The same on process 0 alone; nothing elsewhere, so that only process 0 needs the room.
+
+        Raises:
+            RuntimeError: Another process has ended.
+        """
+        if self.count == 1:
+            return [data]
+        with self._others_may_have_ended():
+            sizes = self._sizes(len(data))
+            sent = self._padded(data, max(sizes))
+            rows = [torch.empty_like(sent) for _ in sizes] if self.rank == 0 else None
+            dist.gather(sent, rows, dst=0)
+        return [] if rows is None else [_to_bytes(row[:size]) for row, size in zip(rows, sizes, strict=True)]
 
     def gather(self, value: Any) -> list[Any]:
         """One JSON value of every process, by rank, on every process."""
         if self.count == 1:
             return [value]
-        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        sizes = self._all_gather(torch.tensor([data.numel()]))
-        padded_data = torch.zeros(int(sizes.max()), dtype=torch.uint8)
-        padded_data[: data.numel()] = data
-        rows = self._all_gather(padded_data)
-        return [json.loads(bytes(row[: int(size)].tolist())) for row, size in zip(rows, sizes.flatten(), strict=True)]
+        return [json.loads(each) for each in self.gather_bytes(json.dumps(value).encode())]
 
     def broadcast(self, value: Any) -> Any:
         """The JSON value of process 0."""
@@ -98,39 +127,49 @@ class Processes:
             raise refusal or ConfigurationError(words)
         return value
 
-    def reduce(self, mean: ExactMean) -> ExactMean:
-        """Sum of the processes' accumulators, on every process."""
+    def sum_integers(self, tensor: Tensor) -> Tensor:
+        """Sum of an int64 tensor over the processes, on every process, on the CPU; exact, so in any order."""
         if self.count == 1:
-            return mean
-        total = ExactMean()
-        shapes = self.gather({name: list(limbs.shape) for name, limbs in mean.limbs.items()})
-        total.total_weight = sum(self.gather(mean.total_weight))
-        for name in dict.fromkeys(name for each in shapes for name in each):
-            held = [each[name] for each in shapes if name in each]
-            num_digits = max(shape[0] for shape in held)
-            empty = torch.zeros(num_digits, *held[0][1:], dtype=torch.int64)
-            limbs = padded(mean.limbs[name], num_digits) if name in mean.limbs else empty
-            reduced = self._fabric.all_reduce(limbs.to(self._fabric.device), reduce_op="sum")
-            assert isinstance(reduced, torch.Tensor)
-            total.limbs[name] = reduced.cpu()
-        return total
+            return tensor
+        summed = tensor.to(self._device, copy=True)
+        with self._others_may_have_ended():
+            dist.all_reduce(summed)
+        return summed.cpu()
 
-    def share(self, cohort: Sequence[ClientId], work: Sequence[float]) -> list[ClientId]:
-        """This process's part of the cohort: the largest first, each to the process with the least work so far."""
-        loads = [0.0] * self.count
-        mine = []
-        for position in sorted(range(len(cohort)), key=lambda index: (-work[index], index)):
-            rank = loads.index(min(loads))
-            loads[rank] += work[position]
-            if rank == self.rank:
-                mine.append(cohort[position])
-        return mine
+    def copy_from_first(self, tensor: Tensor) -> None:
+        """Give `tensor` on every process the bits that it has on process 0, in place; same shape and type on each."""
+        if self.count == 1 or not tensor.numel():
+            return
+        raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).to(self._device)
+        raw = raw.clone() if raw.data_ptr() == tensor.data_ptr() else raw
+        with torch.no_grad(), self._others_may_have_ended():
+            dist.broadcast(raw, src=0)
+            tensor.copy_(raw.to(tensor.device).view(tensor.dtype).reshape(tensor.shape))
 
     def barrier(self) -> None:
         """Wait for all."""
-        self._fabric.barrier()
+        self.gather(None)
 
-    def _all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        gathered = self._fabric.all_gather(tensor.to(self._fabric.device))
-        assert isinstance(gathered, torch.Tensor)
-        return gathered.reshape(self.count, *tensor.shape).cpu()
+    def _sizes(self, size: int) -> list[int]:
+        mine = torch.tensor([size], device=self._device)
+        found = [torch.empty_like(mine) for _ in range(self.count)]
+        dist.all_gather(found, mine)
+        return [int(each) for each in found]
+
+    def _padded(self, data: bytes, size: int) -> Tensor:
+        result = torch.zeros(size, dtype=torch.uint8)
+        result[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else result[:0]
+        return result.to(self._device)
+
+    @contextmanager
+    def _others_may_have_ended(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"process {self.rank} waited for the others, and one of them has ended; see what it said ({error})"
+            ) from error
+
+
+def _to_bytes(row: Tensor) -> bytes:
+    return row.cpu().numpy().tobytes()

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from fedhq_lightning.federated.setup import set_up_template
-from fedhq_lightning.local.client_trainer import ClientTrainer, FitOptions
+from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.local.module_checks import copied
+from fedhq_lightning.types import FitOptions
 
 from ..beside_lightning import lightning_fit, lightning_validate
 from ..small_federation import same_bits

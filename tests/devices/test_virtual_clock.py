@@ -11,8 +11,7 @@ from fedhq_lightning.devices import Fleet, training_memory
 from fedhq_lightning.devices.calibration import PLAIN, Calibration
 from fedhq_lightning.devices.roofline import LayerCost, round_seconds, step_seconds
 from fedhq_lightning.devices.virtual_clock import VirtualClock
-from fedhq_lightning.local.client_trainer import FitOptions
-from fedhq_lightning.types import MODES, ClientId
+from fedhq_lightning.types import MODES, ClientId, FitOptions
 
 LAYER = LayerCost("layer", "linear", 1e9, 4e4, 1e4, 2e4, quantizable=True, rows=64, weight_shape=(512, 512))
 

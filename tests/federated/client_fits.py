@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fedhq_lightning.local.client_trainer import ClientTrainer, FitOptions
+from fedhq_lightning.local.client_trainer import ClientTrainer
+from fedhq_lightning.types import FitOptions
 
 from ..beside_lightning import lightning_fit
 from ..small_federation import SmallModule, examples, same_bits

@@ -20,7 +20,7 @@ from fedhq_lightning.federated.checks import (
     resolve_monitor_mode,
     validation_loaders,
 )
-from fedhq_lightning.local.client_trainer import FitOptions
+from fedhq_lightning.types import FitOptions
 
 from ..small_federation import NUM_FEATURES, SmallData, SmallModule, examples, same_bits
 

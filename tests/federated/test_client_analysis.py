@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.client_analysis import ClientAnalyst
-from fedhq_lightning.local.client_trainer import ClientTrainer, FitOptions
+from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
 from fedhq_lightning.risk import SensitivityMeasure, quantization_sensitivity
 from fedhq_lightning.support.seeds import seed_generators
-from fedhq_lightning.types import ClientId
+from fedhq_lightning.types import ClientId, FitOptions
 
 from ..small_federation import SmallData, SmallModule, same_bits
 

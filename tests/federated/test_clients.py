@@ -17,8 +17,7 @@ from fedhq_lightning.federated.clients import (
     num_examples,
     plain_client_ids,
 )
-from fedhq_lightning.local.client_trainer import FitOptions
-from fedhq_lightning.types import ClientId
+from fedhq_lightning.types import ClientId, FitOptions
 
 from ..small_federation import SmallData, examples
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.local.client_trainer import ClientTrainer, FitOptions
+from fedhq_lightning.local.client_trainer import ClientTrainer
+from fedhq_lightning.types import FitOptions
 
 from ..federated.client_fits import CPU, assert_alike, client_trainer, loader, weights
 from ..small_federation import NUM_FEATURES, SmallModule, examples, same_bits

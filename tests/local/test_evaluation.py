@@ -6,10 +6,10 @@ from contextlib import nullcontext
 import torch
 from lightning.fabric import Fabric
 
-from fedhq_lightning.local.client_trainer import FitOptions
 from fedhq_lightning.local.evaluation import Evaluator
 from fedhq_lightning.quantize import QuantScheme
 from fedhq_lightning.support.collectives import Processes
+from fedhq_lightning.types import FitOptions
 
 from ..small_federation import SmallData, SmallModule
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.local.client_trainer import FitOptions
 from fedhq_lightning.local.lazy_layers import build_lazy_layers, lazy_names, take_layers
 from fedhq_lightning.local.module_checks import copied, keep_batches_apart, run_eagerly
+from fedhq_lightning.types import FitOptions
 
 from ..federated.client_fits import client_trainer, loader, weights
 from ..small_federation import NUM_FEATURES, SmallModule, same_bits

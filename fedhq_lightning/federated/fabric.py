@@ -1,0 +1,39 @@
+"""Lightning Fabric on the hardware that is there: it launches, places, autocasts and communicates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.fabric import Fabric
+from lightning.fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.support.collectives import lightning_quiet
+
+
+def make_fabric(
+    accelerator: str, devices: int | str | list[int], num_nodes: int, strategy: str, precision: Any
+) -> Fabric:
+    """Fabric on hardware that is there.
+
+    Raises:
+        ConfigurationError: Values that Fabric does not know, hardware that is not there, or a strategy that starts its
+            processes in another way than by running the script again: Fabric would return from the first of them.
+    """
+    given = f"accelerator {accelerator!r}, devices {devices!r}, strategy {strategy!r}"
+    try:
+        with lightning_quiet():
+            fabric = Fabric(
+                accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy, precision=precision
+            )
+    # Fabric's own words for what it refuses.
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ConfigurationError(f"{given}: {error}") from error
+    launcher = fabric.strategy.launcher
+    if launcher is not None and not isinstance(launcher, _SubprocessScriptLauncher):
+        method = getattr(launcher, "_start_method", "a function")
+        raise ConfigurationError(
+            f"strategy {strategy!r} starts processes by {method}, which cannot work here; take 'auto' or 'ddp', which "
+            "run the script once a process (in a notebook: devices=1)"
+        )
+    return fabric

@@ -1,0 +1,66 @@
+"""The template: a copy of the user's module with its layers built, from which every resident module is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch.nn.parameter import is_lazy
+
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.local.client_trainer import ClientTrainer
+from fedhq_lightning.local.lazy_layers import build_lazy_layers, lazy_names, take_layers
+from fedhq_lightning.local.module_checks import copied, keep_batches_apart, run_eagerly
+from fedhq_lightning.types import FitOptions
+
+
+def set_up_template(
+    module: L.LightningModule, options: FitOptions, batch: Callable[[], Any] | None = None
+) -> L.LightningModule:
+    """A copy of the user's module with its layers built.
+
+    Args:
+        module: The user's.
+        options: Length of a local fit.
+        batch: Gives a batch, by which lazy layers without `example_input_array` find their sizes.
+
+    Raises:
+        ConfigurationError: Layers whose shapes are not known yet, or parameters that are not finite.
+    """
+    template = copied(module)
+    build_layers(template, options)
+    run_eagerly(template)
+    keep_batches_apart(template)
+    if batch is not None or template.example_input_array is not None:
+        build_lazy_layers(template, options, batch or dict)
+    lazy = [name for name, parameter in template.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise ConfigurationError(
+            f"{type(module).__name__}: {', '.join(lazy)} belong to lazy layers, which have no shape yet; call the "
+            "module once on a batch before fit, or write layers with their sizes"
+        )
+    broken = [name for name, parameter in template.named_parameters() if not bool(parameter.isfinite().all())]
+    if broken:
+        raise ConfigurationError(
+            f"{type(module).__name__}: {', '.join(broken)} hold values that are not finite before training; "
+            "initialize or load them"
+        )
+    return template
+
+
+def build_layers(module: L.LightningModule, options: FitOptions) -> None:
+    """Lightning's two hooks that build layers, in its order; its trainer is there, but knows of no data yet."""
+    trainer = ClientTrainer(module, options, torch.device("cpu"))
+    module.setup("fit")
+    module.configure_model()
+    trainer.detach()
+
+
+def build_like(module: L.LightningModule, template: L.LightningModule, options: FitOptions) -> None:
+    """Make the layers of the user's module that the template has and it has not, to hold the run's weights."""
+    if module.state_dict().keys() != template.state_dict().keys():
+        build_layers(module, options)
+    if lazy_names(module):
+        take_layers(module, copied(template))

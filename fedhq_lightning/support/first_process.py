@@ -1,0 +1,18 @@
+"""Which process prints and writes. Known before torch is imported, and before the other processes are started."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""Where Lightning looks, in its order."""
+
+
+def is_first_process() -> bool:
+    """Whether this is process 0 of the run, by Lightning where it is imported, else by the environment."""
+    lightning = sys.modules.get("lightning.fabric.utilities.rank_zero")
+    rank = None if lightning is None else getattr(lightning.rank_zero_only, "rank", None)
+    if rank is None:
+        rank = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
+    return str(rank) == "0"
