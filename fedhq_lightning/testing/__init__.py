@@ -11,7 +11,9 @@ from fedhq_lightning.support.lazy import on_first_use
 try:
     import pytest
 except ImportError as error:
-    raise ImportError("fedhq_lightning.testing runs under pytest, which is not installed: pip install pytest") from error
+    raise ImportError(
+        "fedhq_lightning.testing runs under pytest, which is not installed: pip install pytest"
+    ) from error
 
 if TYPE_CHECKING:
     from fedhq_lightning.testing.aggregators import AggregatorContract

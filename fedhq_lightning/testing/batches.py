@@ -28,7 +28,9 @@ def examples_of(batch: Any) -> int:
     for tensor in tensors_of(batch):
         if tensor.dim():
             return len(tensor)
-    raise TypeError(f"a batch of {type(batch).__name__} holds no tensor of examples; override batch_size of the contract")
+    raise TypeError(
+        f"a batch of {type(batch).__name__} holds no tensor of examples; override batch_size of the contract"
+    )
 
 
 def kinds_of(batch: Any) -> list[tuple[torch.dtype, int]]:

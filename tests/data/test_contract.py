@@ -1,6 +1,7 @@
 """Every kind of federated data that the suite and the recipes use keeps to the contract."""
 
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, SizePartitioner
@@ -23,7 +24,7 @@ DATA_MODULES: dict[str, Callable[[], FederatedDataModule]] = {
     "small-named-with-an-empty-client": lambda: SmallData({"a": 9, "b": 0, "c": 3, 4: 8}),
     "small-without-labels": lambda: SmallData(tells=False),
     "digits": dealt(Digits),
-    "mnist5k": dealt(MNIST5k),
+    "mnist5k": dealt(cache(MNIST5k)),  # read once: 0.2 s, and every test asks for new modules
     "rows": dealt(Wrapped),
     "dictionaries": lambda: PartitionedDataModule(Wrapped(Dictionaries()), IidPartitioner(4), label_of),
     "drop-last": lambda: PartitionedDataModule(Wrapped(drop_last=True), SizePartitioner([490, 10, 100])),
