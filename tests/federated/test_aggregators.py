@@ -1,6 +1,6 @@
 """What every aggregator keeps to, and what each does."""
 
-import copy
+import inspect
 from collections.abc import Callable
 from functools import partial
 
@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated import aggregators
 from fedhq_lightning.federated.aggregators import Aggregator, FedAvg, FedOpt, FedProx, OptimizerFactory
-from fedhq_lightning.types import StateDict
+from fedhq_lightning.testing import AggregatorContract
+from fedhq_lightning.testing.made_states import PARAMETERS, global_state, mean_of_clients
 
 from ..small_federation import same_bits
 
@@ -24,100 +26,21 @@ AGGREGATORS: dict[str, Callable[[], Aggregator]] = {
     "FedOpt with AdamW": lambda: FedOpt(partial(torch.optim.AdamW, lr=0.1, amsgrad=True)),
     "FedOpt with Adagrad": lambda: FedOpt(partial(torch.optim.Adagrad, lr=0.1)),
 }
-PARAMETERS = frozenset({"weight", "bias", "tied", "half"})
 
 
-def global_state(seed: int = 0) -> StateDict:
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(4, 3, generator=generator)
-    return {
-        "weight": weight,
-        "bias": torch.randn(4, generator=generator),
-        "tied": weight.clone(),
-        "half": torch.randn(2, generator=generator).bfloat16(),
-        "running_mean": torch.randn(4, generator=generator),
-        "num_batches_tracked": torch.tensor(seed),
-    }
+class TestEveryAggregator(AggregatorContract):
+    @pytest.fixture(autouse=True, params=AGGREGATORS.values(), ids=AGGREGATORS.keys())
+    def _shipped(self, request: pytest.FixtureRequest) -> None:
+        self._make = request.param
+
+    def make(self) -> Aggregator:
+        return self._make()
 
 
-def mean_of_clients(seed: int = 1) -> StateDict:
-    return {name: value.float() for name, value in global_state(seed).items() if value.is_floating_point()}
-
-
-@pytest.mark.parametrize("make", AGGREGATORS.values(), ids=AGGREGATORS.keys())
-class TestEveryAggregator:
-    def test_keeps_names_shapes_and_dtypes(self, make: Callable[[], Aggregator]) -> None:
-        current = global_state()
-        following = make().step(current, mean_of_clients(), PARAMETERS)
-        assert list(following) == list(current)
-        for name, value in following.items():
-            assert (value.shape, value.dtype) == (current[name].shape, current[name].dtype), name
-            assert not value.requires_grad
-
-    def test_buffers_take_the_mean_and_integers_stay(self, make: Callable[[], Aggregator]) -> None:
-        following = make().step(global_state(), mean_of_clients(), PARAMETERS)
-        assert torch.equal(following["running_mean"], mean_of_clients()["running_mean"])
-        assert torch.equal(following["num_batches_tracked"], torch.tensor(0))
-
-    def test_what_the_clients_do_not_send_stays(self, make: Callable[[], Aggregator]) -> None:
-        aggregator, state = make(), global_state()
-        for number in range(1, 4):
-            mean = mean_of_clients(number)
-            del mean["bias"], mean["running_mean"]
-            state = aggregator.step(state, mean, PARAMETERS)
-        unsent = ("bias", "running_mean")
-        assert same_bits({name: state[name] for name in unsent}, {name: global_state()[name] for name in unsent})
-
-    def test_inputs_are_not_changed(self, make: Callable[[], Aggregator]) -> None:
-        current, mean = global_state(), mean_of_clients()
-        aggregator = make()
-        following = aggregator.step(current, mean, PARAMETERS)
-        kept = {name: value.clone() for name, value in following.items()}
-        aggregator.step(following, mean_of_clients(2), PARAMETERS)
-        assert same_bits(current, global_state())
-        assert same_bits(mean, mean_of_clients())
-        assert same_bits(following, kept)
-
-    def test_tied_weights_stay_alike(self, make: Callable[[], Aggregator]) -> None:
-        aggregator, state = make(), global_state()
-        for number in range(1, 4):
-            state = aggregator.step(state, mean_of_clients(number), PARAMETERS)
-            assert torch.equal(state["weight"], state["tied"])
-
-    def test_moves_towards_the_mean(self, make: Callable[[], Aggregator]) -> None:
-        current, mean = global_state(), mean_of_clients()
-        moved = make().step(current, mean, PARAMETERS)["weight"] - current["weight"]
-        assert ((moved * (mean["weight"] - current["weight"])).sum() > 0).item()
-
-    def test_a_saved_state_continues_bitwise(self, make: Callable[[], Aggregator]) -> None:
-        unbroken, state = make(), global_state()
-        for number in range(1, 4):
-            state = unbroken.step(state, mean_of_clients(number), PARAMETERS)
-        resumed = make()
-        resumed.load_state_dict(copy.deepcopy(unbroken.state_dict()))
-        other = {name: value.clone() for name, value in state.items()}
-        for number in range(4, 7):
-            state = unbroken.step(state, mean_of_clients(number), PARAMETERS)
-            other = resumed.step(other, mean_of_clients(number), PARAMETERS)
-            assert same_bits(state, other)
-
-    def test_state_survives_a_checkpoint(self, make: Callable[[], Aggregator], tmp_path: object) -> None:
-        aggregator = make()
-        fresh = aggregator.state_dict()
-        aggregator.load_state_dict(fresh)
-        aggregator.step(global_state(), mean_of_clients(), PARAMETERS)
-        path = f"{tmp_path}/state"
-        torch.save(aggregator.state_dict(), path)
-        make().load_state_dict(torch.load(path, weights_only=True))
-
-    def test_the_clients_term_leaves_the_weights_alone(self, make: Callable[[], Aggregator]) -> None:
-        module = nn.Linear(3, 2)
-        before = {name: value.clone() for name, value in module.state_dict().items()}
-        term = make().client_term(module)
-        if term is not None:
-            module(torch.ones(1, 3)).sum().backward()
-            term()
-        assert same_bits(module.state_dict(), before)
+def test_every_aggregator_is_listed() -> None:
+    of_module = {value for value in vars(aggregators).values() if inspect.isclass(value)}
+    concrete = {each for each in of_module if issubclass(each, Aggregator) and not inspect.isabstract(each)}
+    assert concrete == {type(make()) for make in AGGREGATORS.values()}
 
 
 def test_fedavg_is_the_mean() -> None:
