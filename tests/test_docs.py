@@ -184,9 +184,9 @@ def _check_recipe(content: dict[str, object]) -> None:
     if tune is not None:
         _check_search(yaml.safe_load(resolved.recipe.text), tune)
     trainer, model, _ = resolved.instantiate()
-    Fleet.resolve(trainer.fleet, seed=0)
-    assert trainer.scheme is not None
-    trainer.scheme.for_layers(model)
+    Fleet.resolve(trainer.settings.fleet, seed=0)
+    assert trainer.settings.scheme is not None
+    trainer.settings.scheme.for_layers(model)
 
 
 def _check_search(recipe: dict[str, object], tune: dict[str, object]) -> None:

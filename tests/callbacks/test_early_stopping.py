@@ -16,7 +16,8 @@ def run(
     callback: EarlyStopping, values: list[float | None], mode: str = "max", first_round: int = 1, **trainer: Any
 ) -> int | None:
     """Give the values round by round; the round that stopped, or None."""
-    fake = SimpleNamespace(monitor="val_accuracy", monitor_mode=mode, should_stop=False, is_global_zero=True)
+    watched = SimpleNamespace(name="val_accuracy", mode=mode)
+    fake = SimpleNamespace(monitored=watched, should_stop=False, is_global_zero=True)
     fake.__dict__.update(trainer)
     for number, value in enumerate(values, start=first_round):
         callback.on_round_end(fake, SimpleNamespace(round=number, monitored=value))  # type: ignore[arg-type]  # stand-ins

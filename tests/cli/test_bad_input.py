@@ -13,7 +13,7 @@ from fedhq_lightning.cli.main import main
 
 from ..small_recipe import ABSENT, write_recipe
 
-USER = f"{__package__}.user_code" if __package__ else "user_code"
+USER = "tests.user_code"
 PARTITIONER = "data.init_args.partitioner"
 DATASET = "data.init_args.datamodule"
 ALLOCATOR = "trainer.callbacks.0"

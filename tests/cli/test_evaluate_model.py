@@ -109,7 +109,7 @@ class TestWhatIsFound:
 
     def test_layers_that_learn_their_sizes_from_a_batch(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "path", list(sys.path))
-        user = f"{__package__}.user_code" if __package__ else "user_code"
+        user = "tests.user_code"
         write_recipe(tmp_path / "lazy.yaml", {"model": {"class_path": f"{user}.LazyMLP"}, "trainer.max_rounds": 1})
         assert main(["run", "lazy.yaml"]) == 0
         (lazy_run,) = (tmp_path / "runs/lazy").iterdir()

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from fedhq_lightning.federated.setup import set_up_template
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.local.module_checks import copied
+from fedhq_lightning.local.template import set_up_template
 from fedhq_lightning.types import FitOptions
 
 from ..beside_lightning import lightning_fit, lightning_validate

@@ -14,7 +14,6 @@ from torchmetrics.classification import MulticlassAccuracy
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.checks import (
     Probe,
-    as_loaders,
     probe,
     resolve_monitor,
     resolve_monitor_mode,
@@ -176,14 +175,6 @@ def test_a_held_out_loader_without_batches() -> None:
     empty = DataLoader(examples(3, 1), 8, drop_last=True)
     with pytest.raises(ConfigurationError, match="val_dataloader gives no batch"):
         probed(SmallModule(), _Loaders(empty))
-
-
-def test_as_loaders() -> None:
-    first, second = DataLoader(examples(4, 1)), DataLoader(examples(4, 1))
-    assert as_loaders(None) == []
-    assert as_loaders(first) == [first]
-    assert as_loaders((first, second)) == [first, second]
-    assert as_loaders({"a": first, "b": second}) == [first, second]
 
 
 class Opaque:

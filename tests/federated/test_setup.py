@@ -21,7 +21,8 @@ from ..small_federation import SmallData, SmallModule, examples, trainer
 
 
 def job(module: Any = None, data: Any = None, **settings: Any) -> Job:
-    return set_up(trainer(**settings), module or SmallModule(), data or SmallData())
+    asked = trainer(**settings)
+    return set_up(asked.settings, asked.fabric, module or SmallModule(), data or SmallData())
 
 
 def test_numpys_ids_and_counts() -> None:

@@ -17,7 +17,7 @@ def text_of(changes=None):
 
 def test_instantiates_what_the_recipe_says():
     trainer, model, data = resolve("mine", text_of()).instantiate()
-    assert (trainer.max_rounds, str(trainer.scheme), trainer.recipe.name) == (2, "w4a8", "mine")
+    assert (trainer.settings.max_rounds, str(trainer.settings.scheme), trainer.recipe.name) == (2, "w4a8", "mine")
     assert isinstance(trainer.allocator, FixedAllocator)
     assert isinstance(model, MLP)
     assert isinstance(data, PartitionedDataModule)

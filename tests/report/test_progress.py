@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from fedhq_lightning.federated.callback import Monitored
 from fedhq_lightning.report.formats import format_seconds
 from fedhq_lightning.report.progress import ProgressDisplay
 from fedhq_lightning.run.records import RoundRecord
@@ -26,9 +27,19 @@ from ..small_run import small_rounds
 from .test_final_table import Terminal
 
 
-def drive(display: ProgressDisplay, rounds: list[RoundRecord], end: bool = True, **attributes: Any) -> None:
+def drive(
+    display: ProgressDisplay,
+    rounds: list[RoundRecord],
+    end: bool = True,
+    monitor: str = "val_accuracy",
+    allocator: Any = None,
+    **attributes: Any,
+) -> None:
     """Call the hooks as the trainer does."""
-    trainer: Any = SimpleNamespace(max_rounds=12, is_global_zero=True, monitor="val_accuracy", should_stop=False)
+    settings = SimpleNamespace(max_rounds=12, allocator=allocator)
+    trainer: Any = SimpleNamespace(
+        settings=settings, is_global_zero=True, monitored=Monitored(monitor), should_stop=False
+    )
     trainer.__dict__.update(attributes)
     display.on_fit_start(trainer)
     for record in rounds:
@@ -93,7 +104,7 @@ def test_on_a_terminal_who_trains_is_shown_and_then_what_follows() -> None:
     file = Terminal()
     display = ProgressDisplay(Console(file=file, force_terminal=True, width=100, height=30))
     drive(display, small_rounds()[:2], end=False)
-    trainer: Any = SimpleNamespace(is_global_zero=True, monitor="val_accuracy", should_stop=False)
+    trainer: Any = SimpleNamespace(is_global_zero=True, monitored=Monitored("val_accuracy"), should_stop=False)
     shown = []
     client = small_rounds()[2].clients[0]
     display.on_round_start(trainer, 2, Plan({7: "qat", client.client_id: client.mode}))

@@ -13,9 +13,10 @@ from fedhq_lightning.federated.aggregators import FedAvg
 from fedhq_lightning.federated.exact_mean import ExactMean
 from fedhq_lightning.quantize import QuantScheme
 from fedhq_lightning.silos import silo_checkpoint, silo_strategy
-from fedhq_lightning.silos.exchange import Exchange
+from fedhq_lightning.silos.first_weights import share_first_weights
 from fedhq_lightning.silos.silo_context import SiloFacts, examples_in, label_counts, warn_of_same_data
 from fedhq_lightning.silos.silo_rounds import SiloRound, Work, frozen_names, put, snapshot
+from fedhq_lightning.support.collectives import Processes
 
 from ..small_federation import same_bits
 
@@ -192,21 +193,21 @@ class TestData:
 
 
 def test_one_silo_talks_to_nobody() -> None:
-    exchange = Exchange(torch.device("cpu"))
-    assert exchange.gather_bytes(b"abc") == [b"abc"]
-    assert exchange.gather_bytes_on_first(b"") == [b""]
-    assert exchange.from_first({"a": 1.5}) == {"a": 1.5}
-    exchange.share_first_weights(nn.Linear(2, 2))
+    processes = Processes(torch.device("cpu"))
+    assert processes.gather_bytes(b"abc") == [b"abc"]
+    assert processes.gather_bytes_on_first(b"") == [b""]
+    assert processes.broadcast({"a": 1.5}) == {"a": 1.5}
+    share_first_weights(nn.Linear(2, 2), processes)
 
 
 def test_other_numbers_of_loaders_are_refused_before_anybody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning's own sums, one a loader, would wait for silos that have fewer."""
 
-    class Told(Exchange):
+    class Told(Processes):
         def gather(self, value: Any) -> list[Any]:
             return [value, 1]
 
-    monkeypatch.setattr(silo_strategy, "Exchange", Told)
+    monkeypatch.setattr(silo_strategy, "Processes", Told)
     strategy = silo_strategy.SiloStrategy(parallel_devices=[torch.device("cpu")], cluster_environment=_Alone())
     monkeypatch.setattr(silo_strategy.DDPStrategy, "reduce", lambda self, tensor, *_: tensor)
     strategy.process_dataloader([])

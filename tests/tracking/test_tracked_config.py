@@ -24,7 +24,7 @@ def test_runs_of_a_recipe_and_from_python_have_the_same_keys() -> None:
     # A class of no recipe is described by what it holds, which need not be all that it was made with.
     resolved = resolve(name, text, ["--trainer.lanes.qat_kernel=fake"])
     trainer, model, data = resolved.instantiate()
-    described = {"trainer": trainer.settings, "model": describe(model), "data": describe(data), "device": "cpu"}
+    described = {"trainer": trainer.described, "model": describe(model), "data": describe(data), "device": "cpu"}
     from_python = tracked_config(described, "mlp", "val_accuracy", "max")
     content = yaml.safe_load(resolved.recipe.text)
     of_recipe = tracked_config({**described, "recipe": content | {"tune": {}}}, name, "val_accuracy", "max")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedhq_lightning.cli import main as cli
+from fedhq_lightning.cli.main import main
 from fedhq_lightning.run.directory import RunDirectory, load_checkpoint
 
 from ..small_federation import same_bits
@@ -27,9 +27,9 @@ SMOKE = [
 
 TELLS_OF_THE_GROUP = """
 import atexit, sys, torch
-from fedhq_lightning import cli
+from fedhq_lightning.cli.main import main
 atexit.register(lambda: print("in a group at exit:", torch.distributed.is_initialized()))  # after what comes later
-sys.exit(cli.main())
+sys.exit(main())
 """
 
 
@@ -54,7 +54,7 @@ def start(*arguments: str, script: Path | None = None) -> subprocess.Popen[str]:
 def run_here(*arguments: str) -> None:
     """The same command in this process, which has everything imported."""
     with warnings.catch_warnings():
-        assert cli.main(arguments) == 0
+        assert main(arguments) == 0
 
 
 def only_run(root: Path) -> Path:

@@ -106,7 +106,7 @@ class TestRefuses:
         if where == "launch":
             monkeypatch.setattr(there.fabric, "launch", fail)
         if where == "loggers":
-            monkeypatch.setattr("fedhq_lightning.tracking.make_loggers", fail)
+            monkeypatch.setattr("fedhq_lightning.tracking.callback.make_loggers", fail)
         with pytest.raises(error):
             there.fit(SmallModule(), SmallData())
         assert not list(tmp_path.rglob("recipe.yaml"))
