@@ -9,10 +9,11 @@ PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DOCS_INSTALLED := $(VENV)/.installed-docs
 # Test processes; each computes with one thread.
 WORKERS ?= 2
 
-.PHONY: help demo test test-slow lint format dist clean
+.PHONY: help demo test test-slow lint format docs dist clean
 
 help:
 	@echo "make demo       train the hybrid-quantized MNIST-5k model (about a minute after the install)"
@@ -20,6 +21,7 @@ help:
 	@echo "make test-slow  the tests that make test leaves out"
 	@echo "make lint       ruff and mypy only"
 	@echo "make format     let ruff put the code into shape"
+	@echo "make docs       the documentation as a site, into site/"
 	@echo "make dist       sdist and wheel into dist/"
 	@echo "make clean      remove .venv, builds and caches (runs/ stays)"
 
@@ -41,6 +43,11 @@ format: $(INSTALLED)
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
+# Strict: a link that leads nowhere, or a name of the API page that is not there, fails.
+docs: $(DOCS_INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build --strict
+	@echo "site/index.html"
+
 # The wheel is built from the sdist, which proves that the sdist is whole.
 dist: $(INSTALLED)
 	rm -rf dist
@@ -48,7 +55,7 @@ dist: $(INSTALLED)
 	@ls dist
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 # Written last, so an interrupted install is taken up again. A .venv whose Python no longer runs is made anew.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -80,4 +87,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing the tested versions (torch among them: some minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-input -c constraints.txt -e '.[dev]' || \
 	  { echo "The install failed, see above; 'make $(MAKECMDGOALS)' takes it up again, 'make clean' starts from nothing."; exit 1; }
+	@touch $@
+
+# What builds the site is apart, so that demo and tests start without it.
+$(DOCS_INSTALLED): $(INSTALLED)
+	@echo "Installing what builds the site"
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-input -c constraints.txt -e '.[docs]'
 	@touch $@

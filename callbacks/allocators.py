@@ -120,7 +120,7 @@ class HybridAllocator(AllocatorCallback, _HybridAllocator):
 
 
 class FixedAllocator(AllocatorCallback, allocation.FixedAllocator):
-    """The same mode for a client in every round: `fedhq_lightning.allocation.FixedAllocator`."""
+    """Gives a client one mode in all rounds: `fedhq_lightning.allocation.FixedAllocator`."""
 
 
 class FreeQatAllocator(AllocatorCallback, allocation.FreeQatAllocator):

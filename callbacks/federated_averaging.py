@@ -103,7 +103,7 @@ class FederatedAveraging(SiloCallback):
 
     @property
     def state_key(self) -> str:
-        """The same for all arguments, so that a resumed run finds what the first was trained with."""
+        """One key whatever the arguments are, so that a resumed run finds what the first was trained with."""
         return "FederatedAveraging"
 
     def state_dict(self) -> dict[str, Any]:

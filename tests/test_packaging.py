@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tomllib
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,6 @@ def test_constraints_pin_every_dependency_within_its_range():
         assert "+" not in specifier.version, f"{line}: a local version exists on one machine only"
         pins[requirement.name.lower().replace("_", "-")] = specifier.version
     assert len(pins) == len(lines)
-    for text in project["dependencies"] + project["optional-dependencies"]["dev"]:
+    for text in [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(pins[requirement.name]), text

@@ -175,7 +175,7 @@ class FineAdjustment:
         self._study.write(path)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """What a resume goes on from, as plain values."""
         trials = [trial.to_json() for trial in self._study.trials]
         standing = asdict(self._standing)
         return {
@@ -187,7 +187,7 @@ class FineAdjustment:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Go on from what `state_dict` gave."""
         self._study.trials = [Trial.from_json(each) for each in state["trials"]]
         self._study.greatest_slack = state["greatest_slack"]
         held = dict(state["standing"])

@@ -15,7 +15,7 @@ By: TypeAlias = Literal["random", "divergence"]
 
 
 class FixedAllocator(Allocator):
-    """The same mode for a client in every round.
+    """Gives a client one mode in all rounds.
 
     Args:
         allocation: A mode for everybody; or the share of clients, 0 to 1, that trains in `qat` while the rest trains in

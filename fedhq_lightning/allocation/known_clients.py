@@ -95,7 +95,7 @@ class ClientKnowledge:
         return fmean(noise) if noise else None
 
     def facts(self, client_ids: Iterable[ClientId]) -> dict[ClientId, ClientFacts]:
-        """Facts of some clients."""
+        """What decides over each of these clients: times, risk, and whether `qat` fits its device."""
         return {
             client_id: ClientFacts(
                 ptq_seconds=self._seconds(client_id, "ptq"),
@@ -170,7 +170,7 @@ class ClientKnowledge:
         return dict(found.values())
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values; client ids keep their kind in pairs."""
+        """What is known, as plain values; client ids keep their kind in pairs."""
         return {
             "times": [[tier, mode, *sums] for (tier, mode), sums in self._sums.items()],
             "acted_on": [[tier, mode, ratio] for (tier, mode), ratio in self._acted_on.items()],
@@ -180,7 +180,7 @@ class ClientKnowledge:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Go on from what `state_dict` gave."""
         self._sums = {(tier, mode): (logged, predicted) for tier, mode, logged, predicted in state["times"]}
         self.ratios = {key: _ratio(*sums) for key, sums in self._sums.items()}
         self._acted_on = {(tier, mode): ratio for tier, mode, ratio in state["acted_on"]}

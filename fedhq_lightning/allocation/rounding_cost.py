@@ -61,10 +61,10 @@ class RoundingCost:
             self.is_seen = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """What a resume goes on from, as plain values."""
         return {"last": list(self._last), "is_seen": self.is_seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Go on from what `state_dict` gave."""
         self._last = deque(state["last"], maxlen=EVALUATIONS)
         self.is_seen = state["is_seen"]

@@ -39,7 +39,7 @@ class Trial:
     origin: str = "run"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The trial as plain values."""
         return asdict(self)
 
     @classmethod

@@ -10,7 +10,7 @@ from fedhq_lightning.recipe import files as recipe_files
 
 
 def shipped_recipes(**_: Any) -> list[str]:
-    """Names."""
+    """Names of the shipped recipes."""
     return list(recipe_files.shipped())
 
 

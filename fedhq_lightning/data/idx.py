@@ -43,7 +43,7 @@ class FashionMNIST(ImageDataModule):
         self.root = DEBIAN_FOLDER if root is None else Path(root)
 
     def read(self) -> tuple[ImageTensors, ImageTensors]:
-        """Read the four files."""
+        """Read training and held-out images from the four IDX files."""
         if not self.root.is_dir():
             raise ConfigurationError(
                 f"FashionMNIST root {str(self.root)!r}: no such folder; give the folder that holds "

@@ -157,7 +157,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return DataLoader(self.held_out_dataset, EVAL_BATCH_SIZE, collate_fn=collate_images, generator=generator)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """The same images as `val_dataloader`."""
+        """The held-out images, as in `val_dataloader`: there is no third set."""
         return self.val_dataloader()
 
     def _read_once(self) -> tuple[ImageTensors, ImageTensors]:

@@ -77,7 +77,7 @@ def export_program(converted: nn.Module, example_args: tuple[Any, ...], path: Pa
         for args, what in ((example_args, "the example"), (single, "a batch of one")):
             try:
                 same = _equal(loaded(*args), converted(*args))
-            except Exception as error:  # likewise: a program's guards have no common type of error
+            except Exception as error:  # a program's guards have no common type of error
                 raise ExportError(
                     f"{type(converted).__name__}, exported, fails on {what}: {first_line(error)}"
                 ) from error
@@ -111,7 +111,7 @@ def _compress_text(path: Path) -> None:
 
 @contextmanager
 def _tracer_silent() -> Iterator[None]:
-    """Without what torch prints on a module that it cannot trace: the error says it, and is handled."""
+    """Silence what torch prints on a module that it cannot trace: the error says it, and is handled."""
     tracers = ("torch.export", "torch.fx", "torch._dynamo")
     # Warnings are of attributes that recurrent layers set, anywhere; results are compared in the end.
     with (

@@ -114,7 +114,7 @@ def describe_inputs(example_args: tuple[Any, ...] | None) -> str:
 
 
 def torch_version() -> str:
-    """Without the build's name."""
+    """The version of torch without the name of its build."""
     return torch.__version__.split("+")[0]
 
 

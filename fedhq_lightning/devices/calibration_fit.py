@@ -49,7 +49,7 @@ class Observation:
     linear_slowdown: float = 1.0
 
     def predicted(self, calibration: Calibration) -> float:
-        """Seconds by the model."""
+        """Seconds that the roofline predicts under a calibration."""
         if self.precision == "fp32":
             calibration = replace(calibration, linear_float=calibration.linear_float * self.linear_slowdown)
         if not self.is_step:

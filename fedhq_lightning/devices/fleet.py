@@ -141,7 +141,7 @@ class Fleet:
 
     @property
     def _content(self) -> object:
-        """What the files say."""
+        """What the digest is taken of: the content of the files."""
         return self.mix
 
     @property
@@ -184,7 +184,9 @@ class Fleet:
         raise AssertionError("a block holds as many cards as the weights sum to")
 
     def device(self, position: int) -> DeviceProfile:
-        """The same without a link of the client's own: one of `mix`, so what depends on it is found once a tier.
+        """A client's device as its tier has it, without a link of the client's own.
+
+        It is one of `mix`, so that what depends on the device alone is computed once a tier.
 
         Args:
             position: As in `profile`.

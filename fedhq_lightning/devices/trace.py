@@ -47,7 +47,7 @@ class Availability:
     period_seconds: float
 
     def without(self, positions: Collection[int]) -> Availability:
-        """The same for all clients but those at `positions`."""
+        """The availability of all clients but those at `positions`."""
         if not positions:
             return self
         kept = ~np.isin(self.positions, np.fromiter(positions, np.int64))

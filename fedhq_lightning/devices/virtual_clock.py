@@ -66,7 +66,7 @@ class VirtualClock:
         self._deal(fleet)
 
     def on(self, fleet: Fleet) -> VirtualClock:
-        """The same clients on other devices; cheap.
+        """A clock of the same clients on other devices; cheap to make.
 
         Args:
             fleet: Device of every client.
@@ -100,7 +100,7 @@ class VirtualClock:
         )
 
     def seconds(self, client_id: ClientId, mode: Mode) -> float:
-        """`time(...).total`."""
+        """Virtual seconds of a client's whole turn: download, steps and upload."""
         return self.time(client_id, mode).total
 
     def link_seconds(self, client_id: ClientId) -> float:

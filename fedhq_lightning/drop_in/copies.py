@@ -92,7 +92,7 @@ class ForwardRecorder:
         self._handle = module.register_forward_pre_hook(self._remember)
 
     def remove(self) -> None:
-        """Stop listening."""
+        """Remove the hook from the module."""
         self._handle.remove()
 
     def _remember(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:

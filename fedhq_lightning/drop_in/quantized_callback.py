@@ -48,7 +48,7 @@ class QuantizedCallback(pl.Callback):
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Keep the batch."""
+        """Keep the batch, which the quantized copy evaluates too."""
         if self._validation is not None:
             self._validation.batch_start(trainer, pl_module, "validation", batch)
 
@@ -82,7 +82,7 @@ class QuantizedCallback(pl.Callback):
     def on_test_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Keep the batch."""
+        """Keep the batch, which the quantized copy evaluates too."""
         if self._validation is not None:
             self._validation.batch_start(trainer, pl_module, "test", batch)
 

@@ -154,7 +154,7 @@ def recipe_parser() -> ArgumentParser:
 
 
 def _rooted(values: Namespace) -> Namespace:
-    """The same, with relative paths to what is there made whole: a run may go on from another folder."""
+    """The values, with relative paths to what is there made whole: a run may go on from another folder."""
     rooted = values.clone()
     for key, value in values.items():
         name = key.rpartition(".")[2]

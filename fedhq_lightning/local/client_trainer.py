@@ -79,7 +79,7 @@ class ClientTrainer(TrainerSurface):
 
     @property
     def logged_metrics(self) -> dict[str, Tensor]:
-        """The same as `callback_metrics`."""
+        """What was logged, which is what `callback_metrics` holds too."""
         return self.callback_metrics
 
     def fit(

@@ -83,7 +83,7 @@ class Evaluator:
         return module.to(self._device)
 
     def deployed(self, state: StateDict) -> L.LightningModule:
-        """The same, converted to the scheme's grid."""
+        """The module with `state` as its weights, converted to the scheme's grid."""
         if self.scheme is None:
             raise ValueError("no scheme: there is no deployed model")
         return convert(self.model(state), self.scheme)

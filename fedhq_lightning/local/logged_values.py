@@ -81,7 +81,7 @@ class LoggedValues:
         return {name: _scalar(name, value.compute()) for name, value in self._collected.items()}
 
     def finish(self) -> dict[str, Tensor]:
-        """The same, and metric objects are reset."""
+        """Values by name, as `so_far` gives them; then metric objects are reset and nothing is collected any more."""
         values = self.so_far()
         for value in self._collected.values():
             if isinstance(value, Metric):
@@ -91,7 +91,7 @@ class LoggedValues:
 
 
 def plain(values: Mapping[str, Tensor]) -> dict[str, float]:
-    """The same values as Python floats."""
+    """Logged values as Python floats."""
     return {name: float(value) for name, value in values.items()}
 
 

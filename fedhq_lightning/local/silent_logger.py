@@ -23,13 +23,13 @@ class SilentLogger(Logger):
     @property
     @override
     def name(self) -> str:
-        """Of no run."""
+        """Empty, as there is no run."""
         return ""
 
     @property
     @override
     def version(self) -> str:
-        """Of no run."""
+        """Empty, as there is no run."""
         return ""
 
     @property
@@ -39,11 +39,11 @@ class SilentLogger(Logger):
 
     @override
     def log_metrics(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing is kept."""
+        """Drop the metrics: a client's fit has no run to log to."""
 
     @override
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing is kept."""
+        """Drop the hyperparameters, as `log_metrics` does."""
 
     def __getattr__(self, name: str) -> Any:
         """`log_image`, `watch` and what else loggers have."""

@@ -114,7 +114,7 @@ class Clock:
         self._started = self._now()
 
     def seconds(self) -> float:
-        """Since it was made."""
+        """Seconds since the stopwatch was made."""
         return self._now() - self._started
 
     def _now(self) -> float:

@@ -33,7 +33,7 @@ def has_compiler() -> bool:
 
 @cache
 def can_compile() -> bool:
-    """The same; warns once where there is none."""
+    """Whether kernels can be compiled on this host; warns once where they cannot."""
     if not has_compiler():
         warnings.warn(
             "no C++ compiler on this host: kernels of the int8 lanes cannot be built, so PTQ trains in floating point "

@@ -40,7 +40,7 @@ class WeightFakeQuantizer(nn.Module):
         self.scheme = scheme
 
     def forward(self, weight: Tensor) -> Tensor:
-        """(out, in_flat), rounded."""
+        """Round a weight, (out, in_flat), to its grid."""
         return fake_quantize_weight(weight, self.scheme)
 
 

@@ -79,7 +79,7 @@ def _cpu_matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _as_matrix(x: Tensor) -> Tensor:
-    """The same values in a layout that matrix kernels read correctly: overlapping windows they do not."""
+    """Copy `x` where its layout is one that matrix kernels misread, such as overlapping windows."""
     # Exporting, strides may be symbols, and a branch on them would narrow the program.
     if torch.compiler.is_exporting():
         return x.contiguous()

@@ -138,7 +138,7 @@ def _activation(x: Tensor) -> Tensor:
 
 
 class QatLinear(nn.Linear):
-    """`nn.Linear` on its grid."""
+    """`nn.Linear` whose forward pass is on its deployment grid."""
 
     plain_type: type[nn.Module] = nn.Linear
     scheme: LayerScheme

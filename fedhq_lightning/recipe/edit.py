@@ -41,7 +41,7 @@ def with_layer_kernels(text: str, kernels: Mapping[str, Mapping[str, str]]) -> s
 
 
 def block(kernels: Mapping[str, Mapping[str, str]]) -> str:
-    """The same as text to paste into a recipe."""
+    """The kernels as text to paste into a recipe."""
     return _dumped("trainer", {"lanes": {"layer_kernels": kernels}}, 0)
 
 

@@ -96,7 +96,7 @@ def final_table(summary: Mapping[str, Any], rounds: Iterable[RoundRecord] = ()) 
 
 
 def final_text(summary: Mapping[str, Any], rounds: Iterable[RoundRecord] = ()) -> str:
-    """The same as aligned plain text, for a log file or a pipe; arguments as for `final_table`."""
+    """The final table as aligned plain text, for a log file or a pipe; arguments as for `final_table`."""
     lines = [_heading(summary), *aligned(_rows(summary))]
     if rows := _tiers(summary, rounds):
         lines += [_TIERS_TITLE.lower(), *aligned([TIER_HEADER, *rows])]

@@ -44,7 +44,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def run_page(run_dir: Path) -> str:
-    """The same as text: arguments and errors as for `write_report`."""
+    """The page of the report as text; arguments and errors as for `write_report`."""
     run = load_run(run_dir)
     title = " ".join(str(part) for part in (run.summary.get("recipe"), run.name) if part)
     sections = [text for section in _SECTIONS if (text := section(run))]

@@ -50,7 +50,7 @@ def mode_picture(clients: Sequence[ClientHistory], rounds: Sequence[int]) -> tup
 
 
 def _draw(axes: Axes, clients: Sequence[ClientHistory], rounds: Sequence[int]) -> list[Any]:
-    """Draw; the legend's keys."""
+    """Draw clients by rounds, and return the keys of the legend."""
     from matplotlib.colors import to_rgba
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch

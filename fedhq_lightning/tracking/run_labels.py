@@ -30,7 +30,7 @@ _CURRENT: ContextVar[Labels] = ContextVar("labels", default=Labels())  # noqa: B
 
 
 def current_labels() -> Labels:
-    """Those of the run that is being started."""
+    """Labels of the run that is being started."""
     return _CURRENT.get()
 
 

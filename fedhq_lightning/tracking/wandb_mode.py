@@ -40,7 +40,7 @@ def check_own() -> None:
 
 
 def check_given(logger: WandbLogger) -> None:
-    """Likewise of a logger that the user made.
+    """Refuse before the run what would fail in it, of a logger that the user made.
 
     Raises:
         ConfigurationError: It is to be online and no API key is known.
