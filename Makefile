@@ -19,7 +19,7 @@ help:
 	@echo "make demo       train the hybrid-quantized MNIST-5k model (about a minute after the install)"
 	@echo "make test       lint, types, tests"
 	@echo "make test-slow  the tests that make test leaves out"
-	@echo "make lint       ruff and mypy only"
+	@echo "make lint       ruff, mypy and the order of imports only"
 	@echo "make format     let ruff put the code into shape"
 	@echo "make docs       the documentation as a site, into site/"
 	@echo "make dist       sdist and wheel into dist/"
@@ -38,6 +38,7 @@ lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
 format: $(INSTALLED)
 	$(BIN)/python -m ruff check --fix .

@@ -132,6 +132,13 @@ def test_own_module_takes_fewer_than_15_lines() -> None:
     assert len([line for line in python.text.splitlines() if line.strip()]) < 15
 
 
+def test_files_that_the_architecture_names_are_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = {name for name in _quoted(text) if re.fullmatch(r"[\w/]+/[\w*]+\.(py|yaml)", name) and "NAME" not in name}
+    assert len(named) > 50
+    assert sorted(name for name in named if not list((ROOT / "fedhq_lightning").glob(name))) == []
+
+
 def test_every_trainer_argument_is_explained() -> None:
     from fedhq_lightning import FederatedTrainer
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import lightning as L
 import torch
 from torch.utils import _pytree as pytree
 
-from fedhq_lightning.cli.evaluation_tables import print_evaluation
+from fedhq_lightning.cli.evaluation_tables import Evaluation, print_evaluation
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.deploy import ExportError, load_packed
 from fedhq_lightning.deploy.export import computes_the_same, packed_size
@@ -31,30 +30,6 @@ from fedhq_lightning.support.text import first_line
 from fedhq_lightning.support.threads import torch_threads
 from fedhq_lightning.trainer import FederatedTrainer
 from fedhq_lightning.types import StateDict
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What `fedhq eval` has found.
-
-    Attributes:
-        model: Name of the module's class.
-        scheme: The recipe's, or None.
-        deployed: Which file was evaluated: "model.pt2" or its name, "model.safetensors", or None for weights alone.
-        fp_metrics: By name, of the float32 weights; empty without them.
-        deployed_metrics: By name, of the deployed model; empty where there is none, or validation never calls it.
-        inference: As `measure_inference` returns it, or None.
-        is_conversion: Whether the program computes, bit for bit, what the scheme makes of the weights; None where
-            there is nothing to compare.
-    """
-
-    model: str
-    scheme: str | None
-    deployed: str | None
-    fp_metrics: dict[str, float]
-    deployed_metrics: dict[str, float]
-    inference: dict[str, Any] | None
-    is_conversion: bool | None = None
 
 
 def evaluate_model(model: Path, recipe: str | None = None, overrides: Sequence[str] = ()) -> Evaluation:

@@ -1,9 +1,10 @@
-"""What `fedhq eval` prints."""
+"""What `fedhq eval` has found, and how it prints that."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -13,8 +14,29 @@ from rich.text import Text
 from fedhq_lightning.report.final_table import aligned, on_terminal
 from fedhq_lightning.report.formats import format_bytes, format_metric, format_seconds, speed_text
 
-if TYPE_CHECKING:
-    from fedhq_lightning.cli.evaluate_model import Evaluation
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `fedhq eval` has found.
+
+    Attributes:
+        model: Name of the module's class.
+        scheme: The recipe's, or None.
+        deployed: Which file was evaluated: "model.pt2" or its name, "model.safetensors", or None for weights alone.
+        fp_metrics: By name, of the float32 weights; empty without them.
+        deployed_metrics: By name, of the deployed model; empty where there is none, or validation never calls it.
+        inference: As `measure_inference` returns it, or None.
+        is_conversion: Whether the program computes, bit for bit, what the scheme makes of the weights; None where
+            there is nothing to compare.
+    """
+
+    model: str
+    scheme: str | None
+    deployed: str | None
+    fp_metrics: dict[str, float]
+    deployed_metrics: dict[str, float]
+    inference: dict[str, Any] | None
+    is_conversion: bool | None = None
 
 
 def print_evaluation(found: Evaluation, threads: int, console: Console | None = None) -> None:

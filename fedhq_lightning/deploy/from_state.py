@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from fedhq_lightning.deploy import ExportError
-from fedhq_lightning.deploy.model_folder import Deployment, write_model_folder
+from fedhq_lightning.deploy.deployment import Deployment
+from fedhq_lightning.deploy.model_folder import write_model_folder
 from fedhq_lightning.local.evaluation import Evaluator
 from fedhq_lightning.support.text import first_line
 from fedhq_lightning.types import StateDict

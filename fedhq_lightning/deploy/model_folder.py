@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fedhq_lightning.deploy import ExportError, export_program, model_readme, save_packed
+from fedhq_lightning.deploy.deployment import Deployment
 from fedhq_lightning.deploy.export import packed_size
 from fedhq_lightning.quantize import QuantScheme
 from fedhq_lightning.support.atomic_files import told_to_user, write_atomically
@@ -26,25 +26,6 @@ LOADER = "load_model.py"
 README = "README.md"
 
 Evaluate = Callable[[Path], Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class Deployment:
-    """What was written.
-
-    Attributes:
-        export: "model.pt2", "packed", or "float32" for a model without a scheme.
-        reason: Why there is no `model.pt2`, or empty.
-        metrics: What the module logs with the written program in place of its `forward`; empty where it was not used.
-        example_args: Arguments with which the program was checked, on the CPU; None where there is no program.
-        packed_bytes: What the deployed tensors take when each weight has its scheme's bits; None without a scheme.
-    """
-
-    export: str
-    reason: str
-    metrics: dict[str, float]
-    example_args: tuple[Any, ...] | None = field(default=None, compare=False, repr=False)
-    packed_bytes: int | None = None
 
 
 def write_model_folder(

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 if TYPE_CHECKING:
-    from fedhq_lightning.deploy.model_folder import Deployment
+    from fedhq_lightning.deploy.deployment import Deployment
 
 LOADER_TEXT = '''"""model.pt2, with torch alone: `from load_model import model`, or `python load_model.py` on zeros."""
 

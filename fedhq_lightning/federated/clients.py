@@ -5,16 +5,12 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.types import ClientId, FitOptions
-
-if TYPE_CHECKING:
-    from fedhq_lightning.federated.checks import Probe
 
 # Loaders of more clients are not made before round 1: it is to begin within seconds.
 _MOST_LOOKED_AT = 10_000
@@ -99,28 +95,33 @@ def num_batches(datamodule: FederatedDataModule, client_id: ClientId) -> int:
 
 
 def check_last_batches(
-    datamodule: FederatedDataModule, client_ids: Sequence[ClientId], found: Probe, options: FitOptions
+    datamodule: FederatedDataModule,
+    client_ids: Sequence[ClientId],
+    batch_size: int,
+    batch_norm: str | None,
+    options: FitOptions,
 ) -> None:
     """Refuse a last batch of one example where a BatchNorm layer cannot train on it.
 
     Args:
         datamodule: Gives sizes and loaders.
         client_ids: Clients with data; only the first 10,000 are looked at.
-        found: Names the layer, and tells the batch size.
+        batch_size: Examples in a full batch.
+        batch_norm: Name of a layer that cannot train on one example; None where there is none.
         options: A local fit by steps may end before the last batch.
 
     Raises:
         ConfigurationError: There is such a client.
     """
-    if found.batch_norm is None:
+    if batch_norm is None:
         return
     for client_id in client_ids[:_MOST_LOOKED_AT]:
         examples = num_examples(datamodule, client_id)
-        full, rest = divmod(examples, found.batch_size)
+        full, rest = divmod(examples, batch_size)
         is_reached = options.local_steps is None or options.local_steps * options.accumulate_grad_batches > full
         if rest == 1 and is_reached and num_batches(datamodule, client_id) > full:
             raise ConfigurationError(
-                f"client {client_id!r} holds {examples} examples in batches of {found.batch_size}: the last batch is "
-                f"one example, on which {found.batch_norm} (BatchNorm) cannot train; set drop_last=True in the "
+                f"client {client_id!r} holds {examples} examples in batches of {batch_size}: the last batch is "
+                f"one example, on which {batch_norm} (BatchNorm) cannot train; set drop_last=True in the "
                 "training loader, or take another batch_size"
             )

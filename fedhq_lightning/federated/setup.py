@@ -126,7 +126,7 @@ def set_up(
     grids = grids_of(settings, template)
     quantized = {name.removesuffix(".weight"): grid.activation_bits is not None for name, grid in grids.items()}
     found = checks.probe(template, datamodule, client_id, settings.fit_options, quantized, fabric.autocast)
-    check_last_batches(datamodule, with_data, found, settings.fit_options)
+    check_last_batches(datamodule, with_data, found.batch_size, found.batch_norm, settings.fit_options)
     check_state(template, found.frozen)
     sent = template.state_dict()
     sent_grids = {name: grid for name, grid in grids.items() if name in sent}

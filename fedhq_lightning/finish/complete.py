@@ -7,8 +7,9 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from fedhq_lightning.data import FederatedDataModule
+from fedhq_lightning.deploy.deployment import Deployment
 from fedhq_lightning.deploy.from_state import deploy
-from fedhq_lightning.deploy.model_folder import PROGRAM, WEIGHTS, Deployment
+from fedhq_lightning.deploy.model_folder import PROGRAM, WEIGHTS
 from fedhq_lightning.deploy.speed import measure_inference
 from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.federated.setup import Job

@@ -71,7 +71,7 @@ class ClientTrainer(TrainerSurface):
         self._dataloader_idx: int | None = None
         self._in_batches = False
         vars(self).update(lightnings_log(self.log))
-        attach(module, self)
+        attach(module, self, self.log)
 
     def detach(self) -> None:
         """Leave the module as if no trainer had been there."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 import torch
@@ -13,21 +13,20 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torchmetrics import Metric
 
-if TYPE_CHECKING:
-    from fedhq_lightning.local.client_trainer import ClientTrainer
+from fedhq_lightning.local.trainer_surface import TrainerSurface
 
 _OPTIONS = ("on_step", "on_epoch", "reduce_fx", "add_dataloader_idx", "batch_size")
 
 
-def attach(module: L.LightningModule, trainer: ClientTrainer) -> None:
-    """Make `trainer` the module's, and keep its metrics from talking to other processes."""
+def attach(module: L.LightningModule, trainer: TrainerSurface, log: Callable[..., None]) -> None:
+    """Make `trainer` the module's, with `log` for its own, and keep its metrics from talking to other processes."""
     for each in module.modules():
         if isinstance(each, L.LightningModule):
             each._trainer = trainer  # type: ignore[assignment]  # a stand-in, not a subclass
             if type(each).log is not L.LightningModule.log:
                 each._current_fx_name = "training_step"  # where Lightning's own `log` allows everything
             elif "log" not in vars(each) or _is_ours(each):
-                each.log = trainer.log  # type: ignore[method-assign]  # on this instance only
+                each.log = log  # type: ignore[method-assign]  # on this instance only
         elif isinstance(each, Metric):
             each.sync_on_compute = each._to_sync = False
 
@@ -79,6 +78,4 @@ def evaluating(module: L.LightningModule, stage: str) -> Iterator[None]:
 
 
 def _is_ours(module: torch.nn.Module) -> bool:
-    from fedhq_lightning.local.client_trainer import ClientTrainer
-
-    return isinstance(getattr(vars(module).get("log"), "__self__", None), ClientTrainer)
+    return isinstance(getattr(vars(module).get("log"), "__self__", None), TrainerSurface)

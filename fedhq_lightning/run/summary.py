@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fedhq_lightning.deploy.model_folder import Deployment
+from fedhq_lightning.deploy.deployment import Deployment
 from fedhq_lightning.quantize import LayerScheme, QuantScheme
 from fedhq_lightning.quantize.compilation import has_compiler
 from fedhq_lightning.run.state import RunState

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedhq_lightning.deploy import ExportError, load_packed, packed_size
-from fedhq_lightning.deploy.model_folder import Deployment, write_model_folder
+from fedhq_lightning.deploy.deployment import Deployment
+from fedhq_lightning.deploy.model_folder import write_model_folder
 from fedhq_lightning.quantize import QuantScheme, convert
 
 from ..small_federation import NUM_CLASSES, NUM_FEATURES, SmallModule, same_bits

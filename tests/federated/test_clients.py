@@ -9,7 +9,6 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.checks import Probe
 from fedhq_lightning.federated.clients import (
     check_last_batches,
     client_to_probe,
@@ -136,8 +135,7 @@ class TestLastBatches:
 
     @staticmethod
     def check(data: SmallData, batch_norm: str | None = "net.1", ids: Sequence[int] = range(3), **options: Any) -> None:
-        found = Probe([], 8, [], [], None, batch_norm=batch_norm)
-        check_last_batches(data, ids, found, FitOptions(**options))
+        check_last_batches(data, ids, 8, batch_norm, FitOptions(**options))
 
     @pytest.mark.parametrize("size", [1, 9, 17])
     def test_refused_by_name(self, size: int) -> None:

@@ -1,0 +1,25 @@
+"""What was written to `model/`, as the summary and the folder's README tell it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What was written.
+
+    Attributes:
+        export: "model.pt2", "packed", or "float32" for a model without a scheme.
+        reason: Why there is no `model.pt2`, or empty.
+        metrics: What the module logs with the written program in place of its `forward`; empty where it was not used.
+        example_args: Arguments with which the program was checked, on the CPU; None where there is no program.
+        packed_bytes: What the deployed tensors take when each weight has its scheme's bits; None without a scheme.
+    """
+
+    export: str
+    reason: str
+    metrics: dict[str, float]
+    example_args: tuple[Any, ...] | None = field(default=None, compare=False, repr=False)
+    packed_bytes: int | None = None
