@@ -1,8 +1,8 @@
-"""The subcommands of `fedhq`, a module for each group. None imports anything heavy before it is run."""
+"""The subcommands of `fedhq`, a file for each. None imports anything heavy before it is run."""
 
-from fedhq_lightning.cli import measuring, models, recipes, run, shell
+from fedhq_lightning.cli import compare, eval, profile, recipes, report, resume, run, shell, tune
 
-GROUPS = (recipes, run, models, measuring, shell)
-"""In the order of `fedhq --help`. Each has `add(add_command)`."""
+COMMANDS = (recipes, run, resume, eval, report, profile, tune, compare, shell)
+"""In the order of `fedhq --help`. Each has `add(add_command)`; `recipes` adds `ls`, `cp` and `show`."""
 
-__all__ = ["GROUPS"]
+__all__ = ["COMMANDS"]

@@ -10,10 +10,11 @@ import traceback
 import warnings
 from collections.abc import Sequence
 
-from fedhq_lightning.cli import GROUPS, shell
+from fedhq_lightning.cli import COMMANDS, shell
 from fedhq_lightning.cli.own_code import told_from_own_lines
-from fedhq_lightning.cli.parser import Function, Parser, complain, is_first_process
+from fedhq_lightning.cli.parser import Function, Parser, complain
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.support.first_process import is_first_process
 from fedhq_lightning.support.quiet import show_own_warnings
 from fedhq_lightning.version import __version__
 
@@ -116,8 +117,8 @@ def make_parser() -> Parser:
         command.set_defaults(function=function, takes_overrides=takes_overrides)
         return command
 
-    for group in GROUPS:
-        group.add(add_command)
+    for module in COMMANDS:
+        module.add(add_command)
     for command in commands.choices.values():
         if command.get_default("takes_overrides"):
             command.usage = f"{command.format_usage().removeprefix('usage: ').strip()} [--KEY=VALUE ...]"

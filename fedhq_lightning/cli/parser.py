@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol
 
 from fedhq_lightning.errors import ConfigurationError, nearest
+from fedhq_lightning.support.first_process import is_first_process
 from fedhq_lightning.support.setup_notice import clear_notice
 
 Function = Callable[[argparse.Namespace, list[str]], None]
@@ -67,11 +68,6 @@ def find_own_modules() -> None:
     """Let class paths name modules in the current directory, after everything that is installed."""
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())
-
-
-def is_first_process() -> bool:
-    """Whether this is the first process of a run on this node; known before torch is imported."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def complain(message: Any) -> None:

@@ -1,4 +1,4 @@
-"""`fedhq run` and `resume`."""
+"""`fedhq run`, and what `fedhq resume` shares with it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedhq_lightning.cli import completers
-from fedhq_lightning.cli.parser import AddCommand, completed_by, find_own_modules, is_first_process, naming
+from fedhq_lightning.cli.parser import AddCommand, find_own_modules, naming
 from fedhq_lightning.cli.recipes import add_recipe
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.recipe import files as recipe_files
+from fedhq_lightning.support.first_process import is_first_process
 from fedhq_lightning.support.setup_notice import clear_notice, setting_up
 
 if TYPE_CHECKING:
     from fedhq_lightning.trainer import FederatedTrainer
 
-_RUN_EPILOG = """examples:
+_EPILOG = """examples:
   fedhq run digits-smoke                                       a shipped recipe (fedhq ls)
   fedhq run mine.yaml                                          a file of your own
   fedhq run digits-smoke --trainer.max_rounds=5 --model.lr=0.05
@@ -29,45 +29,31 @@ _RUN_EPILOG = """examples:
 fedhq show NAME lists the keys of a recipe. A class of your own is named by its class_path; modules in the current
 directory are found. The run leaves model, report and records in runs/NAME/.
 """
-_RESUME_EPILOG = """examples:
-  fedhq resume runs/digits-smoke/20250131-120000-0a1b2c
-  fedhq resume runs/digits-smoke/20250131-120000-0a1b2c --trainer.devices=2
-
-The run goes on from its last checkpoint, with its own recipe.yaml, to the same bits as without the stop. Only values
-that change no bit can be given, such as trainer.devices.
-"""
 
 
 def add(add_command: AddCommand) -> None:
-    """Declare the subcommands."""
-    add_recipe(add_command("run", _run, "Run a recipe; --KEY=VALUE changes a value.", _RUN_EPILOG))
-    resume = add_command("resume", _resume, "Go on with a run that was stopped.", _RESUME_EPILOG)
-    text = "the directory of the run, or a checkpoint in it"
-    completed_by(resume.add_argument("run_dir", metavar="RUN_DIR", type=Path, help=text), completers.run_directories)
+    """Declare the subcommand."""
+    add_recipe(add_command("run", _run, "Run a recipe; --KEY=VALUE changes a value.", _EPILOG))
 
 
 def _run(known: argparse.Namespace, rest: list[str]) -> None:
     name, text = recipe_files.find(known.recipe)
-    _fit(f"recipe {name}", name, text, rest)
+    fit_recipe(f"recipe {name}", name, text, rest)
 
 
-def _resume(known: argparse.Namespace, rest: list[str]) -> None:
-    given: Path = known.run_dir
-    run_dir = given.parent.parent if given.suffix == ".ckpt" else given
-    recipe = run_dir / "recipe.yaml"
-    if not recipe.is_file():
-        found = "no recipe.yaml there" if run_dir.is_dir() else "no such folder"
-        raise ConfigurationError(f"resume {run_dir}: {found}; give the directory of a run, such as runs/RECIPE/RUN")
-    text = recipe_files.read(recipe)
-    if text.startswith(recipe_files.STARTED_FROM_PYTHON):
-        raise ConfigurationError(
-            f"resume {run_dir}: this run was started from Python; go on there with "
-            f"trainer.fit(module, datamodule, ckpt_path={str(run_dir)!r})"
-        )
-    _fit(f"resume {run_dir}", run_dir.resolve().parent.name, text, rest, given)
+def fit_recipe(subject: str, name: str, text: str, overrides: list[str], ckpt_path: Path | None = None) -> None:
+    """Train what a recipe says, and show the result.
 
+    Args:
+        subject: What an error message begins with.
+        name: The recipe's.
+        text: Of the recipe.
+        overrides: `--KEY=VALUE`.
+        ckpt_path: Run directory or checkpoint to go on from.
 
-def _fit(subject: str, name: str, text: str, overrides: list[str], ckpt_path: Path | None = None) -> None:
+    Raises:
+        ConfigurationError: What `FederatedTrainer.fit` refuses, or no update was ever used.
+    """
     find_own_modules()
     with naming(subject), setting_up(name) if is_first_process() else nullcontext():
         from fedhq_lightning.launch.resolve import resolve

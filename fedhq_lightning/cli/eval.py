@@ -1,4 +1,4 @@
-"""`fedhq eval` and `report`: what runs have left."""
+"""`fedhq eval`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fedhq_lightning.cli import completers
 from fedhq_lightning.cli.parser import AddCommand, completed_by, find_own_modules, naming
 from fedhq_lightning.cli.recipes import add_recipe
 
-_EVAL_EPILOG = """examples:
+_EPILOG = """examples:
   fedhq eval runs/digits-smoke/20250131-120000-0a1b2c                 on the data of the run's own recipe
   fedhq eval runs/digits-smoke/20250131-120000-0a1b2c/model/model.pt2
   fedhq eval model.pt2 digits-smoke                                   a model on its own, with a recipe
@@ -18,29 +18,14 @@ _EVAL_EPILOG = """examples:
 Metrics of the deployed model and of its float32 weights on the recipe's held-out data, the wall time of one forward on
 this host's CPU, and bytes. Nothing is written.
 """
-_REPORT_EPILOG = """examples:
-  fedhq report runs/digits-smoke/20250131-120000-0a1b2c                write its report.html anew
-  fedhq report runs/digits-smoke/* --output all.html                   several runs side by side, in one file
-"""
 
 
 def add(add_command: AddCommand) -> None:
-    """Declare the subcommands."""
-    evaluate = add_command("eval", _eval, "Evaluate a deployed model beside its float32 weights.", _EVAL_EPILOG)
+    """Declare the subcommand."""
+    evaluate = add_command("eval", _eval, "Evaluate a deployed model beside its float32 weights.", _EPILOG)
     text = "a run directory, its model/ folder, or a .pt2 file"
     completed_by(evaluate.add_argument("model", metavar="MODEL", type=Path, help=text), completers.models)
     add_recipe(evaluate, nargs="?", default="the recipe of the run")
-    report = add_command(
-        "report",
-        _report,
-        "Write the report of a run, or of several side by side.",
-        _REPORT_EPILOG,
-        takes_overrides=False,
-    )
-    directories = report.add_argument("run_dirs", metavar="RUN_DIR", type=Path, nargs="+", help="a run directory")
-    completed_by(directories, completers.run_directories)
-    text = "default: report.html of the one run; comparison.html here for several"
-    report.add_argument("--output", metavar="FILE", type=Path, help=text)
 
 
 def _eval(known: argparse.Namespace, rest: list[str]) -> None:
@@ -49,9 +34,3 @@ def _eval(known: argparse.Namespace, rest: list[str]) -> None:
         from fedhq_lightning.cli.evaluate_model import evaluate_model
 
         evaluate_model(known.model, known.recipe, rest)
-
-
-def _report(known: argparse.Namespace, rest: list[str]) -> None:
-    from fedhq_lightning.cli.report_runs import report_runs
-
-    print(f"{report_runs(known.run_dirs, known.output)} written")

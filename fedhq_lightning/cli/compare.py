@@ -1,11 +1,15 @@
-"""The arguments of `fedhq compare`. Imports nothing heavy: the command line must answer at once."""
+"""`fedhq compare`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-EPILOG = """examples:
+from fedhq_lightning.cli.parser import AddCommand, find_own_modules, naming
+from fedhq_lightning.cli.recipes import add_recipe
+from fedhq_lightning.recipe import files as recipe_files
+
+_EPILOG = """examples:
   fedhq compare digits-smoke --allocators all-ptq all-qat free-qat --seeds 0 1 2
   fedhq compare mnist5k-hybrid --allocators all-ptq all-qat-fake all-qat coarse hybrid random-tier --workers 2
   fedhq compare digits-smoke --allocators all-ptq mine=my_module.MyAllocator --trainer.scheme=w2a8
@@ -19,9 +23,10 @@ goes on where it was stopped, and more allocators or seeds can be added to it.
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options; numbers stay text, so that the command can say what is wrong with them."""
-    add = parser.add_argument
+def add(add_command: AddCommand) -> None:
+    """Declare the subcommand; numbers stay text, so that the command can say what is wrong with them."""
+    command = add_command("compare", _compare, "Put allocators side by side on a recipe, over seeds.", _EPILOG)
+    add = command.add_argument
     add("--allocators", nargs="*", metavar="NAME", default=["all-ptq", "all-qat-fake", "all-qat", "free-qat", "hybrid"])
     add("--seeds", nargs="*", metavar="SEED", default=["0", "1", "2"], help="one run of each allocator a seed")
     add("--target", metavar="X", help="quantized metric to reach; default: all-QAT's at its end, less 0.005")
@@ -33,3 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workers", default="1", metavar="N", help="processes at once, each with the recipe's threads; default: 1")
     add("--cells", metavar="N", help="run at most so many cells now")
     add("--drop-runs", action="store_true", help="remove run directories once their cells are kept")
+    add_recipe(command)
+
+
+def _compare(known: argparse.Namespace, rest: list[str]) -> None:
+    name, _ = recipe_files.find(known.recipe)
+    find_own_modules()
+    with naming(f"compare {name}"):
+        from fedhq_lightning.experiments.run_comparison import compare_recipe
+
+        compare_recipe(known, rest)

@@ -1,0 +1,43 @@
+"""`fedhq resume`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fedhq_lightning.cli import completers
+from fedhq_lightning.cli.parser import AddCommand, completed_by
+from fedhq_lightning.cli.run import fit_recipe
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.recipe import files as recipe_files
+
+_EPILOG = """examples:
+  fedhq resume runs/digits-smoke/20250131-120000-0a1b2c
+  fedhq resume runs/digits-smoke/20250131-120000-0a1b2c --trainer.devices=2
+
+The run goes on from its last checkpoint, with its own recipe.yaml, to the same bits as without the stop. Only values
+that change no bit can be given, such as trainer.devices.
+"""
+
+
+def add(add_command: AddCommand) -> None:
+    """Declare the subcommand."""
+    resume = add_command("resume", _resume, "Go on with a run that was stopped.", _EPILOG)
+    text = "the directory of the run, or a checkpoint in it"
+    completed_by(resume.add_argument("run_dir", metavar="RUN_DIR", type=Path, help=text), completers.run_directories)
+
+
+def _resume(known: argparse.Namespace, rest: list[str]) -> None:
+    given: Path = known.run_dir
+    run_dir = given.parent.parent if given.suffix == ".ckpt" else given
+    recipe = run_dir / "recipe.yaml"
+    if not recipe.is_file():
+        found = "no recipe.yaml there" if run_dir.is_dir() else "no such folder"
+        raise ConfigurationError(f"resume {run_dir}: {found}; give the directory of a run, such as runs/RECIPE/RUN")
+    text = recipe_files.read(recipe)
+    if text.startswith(recipe_files.STARTED_FROM_PYTHON):
+        raise ConfigurationError(
+            f"resume {run_dir}: this run was started from Python; go on there with "
+            f"trainer.fit(module, datamodule, ckpt_path={str(run_dir)!r})"
+        )
+    fit_recipe(f"resume {run_dir}", run_dir.resolve().parent.name, text, rest, given)
