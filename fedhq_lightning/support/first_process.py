@@ -10,9 +10,9 @@ _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
 
 def is_first_process() -> bool:
-    """Whether this is process 0 of the run, by Lightning where it is imported, else by the environment."""
+    """Whether this is process 0 of the run: the first of its node, and by Lightning's word where it is imported."""
     lightning = sys.modules.get("lightning.fabric.utilities.rank_zero")
     rank = None if lightning is None else getattr(lightning.rank_zero_only, "rank", None)
     if rank is None:
         rank = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
-    return str(rank) == "0"
+    return str(rank) == os.environ.get("LOCAL_RANK", "0") == "0"
