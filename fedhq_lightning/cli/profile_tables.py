@@ -1,7 +1,7 @@
 """What `fedhq profile` shows: a table on a terminal, aligned text elsewhere."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 from rich import box
@@ -18,7 +18,7 @@ from fedhq_lightning.profiling.host_profile import (
     disagreements,
 )
 from fedhq_lightning.profiling.timing import Timing
-from fedhq_lightning.report.final_table import on_terminal
+from fedhq_lightning.report.final_table import aligned, on_terminal
 from fedhq_lightning.report.formats import format_seconds
 
 _PERCENT = f"{NOTABLE - 1:.0%}".replace("%", " %")
@@ -124,10 +124,10 @@ def print_profile(profile: HostProfile, recipe: str, console: Console | None = N
 
 def profile_text(profile: HostProfile, recipe: str) -> str:
     """All of it as aligned plain text."""
-    lines = [heading(profile, recipe), *_aligned(layer_rows(profile), 2), _LEGEND, *_not_called(profile)]
-    lines += [_STEP_TITLE, *_aligned(step_rows(profile.steps), 1)]
+    lines = [heading(profile, recipe), *aligned(layer_rows(profile), 2), _LEGEND, *_not_called(profile)]
+    lines += [_STEP_TITLE, *aligned(step_rows(profile.steps), 1)]
     if profile.predicted:
-        lines += [_PREDICTION_TITLE, *_aligned(prediction_rows(profile), 1), *prediction_notes(profile)]
+        lines += [_PREDICTION_TITLE, *aligned(prediction_rows(profile), 1), *prediction_notes(profile)]
     lines.append(closing(profile))
     return "\n".join(lines)
 
@@ -213,16 +213,3 @@ def _listed(kernels: LayerKernels) -> str:
             shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
             parts.append(f"{mode} {kernel} in {shown}")
     return "; ".join(parts)
-
-
-def _aligned(rows: Sequence[Sequence[str]], num_left: int) -> list[str]:
-    """Columns two spaces apart: the first ones and a closing one of words to the left, figures to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if index < num_left else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row[:-1], widths, strict=False))
-        ]
-        lines.append("  " + "  ".join([*cells, row[-1]]).rstrip())
-    return lines

@@ -1,6 +1,7 @@
 """The table that ends a run on the terminal."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from io import StringIO
 from typing import Any, Literal
 
 from rich import box
@@ -18,6 +19,8 @@ from fedhq_lightning.report.formats import (
 )
 from fedhq_lightning.run.records import RoundRecord, tier_figures
 
+_WIDER_THAN_ANY = 10_000
+"""Characters: a line of a file is never broken."""
 _TIERS_TITLE = "Tiers; virtual times, means of one local fit"
 
 
@@ -103,12 +106,24 @@ def final_text(summary: Mapping[str, Any], rounds: Iterable[RoundRecord] = ()) -
     return "\n".join(lines)
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table as plain text, each indented by two spaces."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+def aligned(rows: Sequence[Sequence[str]], num_left: int | None = None) -> list[str]:
+    """Lines of a table as plain text, for a log file or a pipe: columns two spaces apart, each line indented by two.
+
+    Args:
+        rows: Cells, as many in each.
+        num_left: Columns that begin at their left edge; those after them, but for the last, end at their right edge.
+            None is all of them.
+    """
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    last = len(rows[0]) - 1
+    for index in range(last + 1):
+        table.add_column(justify="left" if num_left is None or index < num_left or index == last else "right")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    wide = Console(file=StringIO(), width=_WIDER_THAN_ANY, color_system=None, legacy_windows=False)
+    with wide.capture() as captured:
+        wide.print(table, no_wrap=True)
+    return [f"  {line.rstrip()}" for line in captured.get().splitlines()]
 
 
 def print_final(summary: Mapping[str, Any], rounds: Iterable[RoundRecord] = (), console: Console | None = None) -> None:
