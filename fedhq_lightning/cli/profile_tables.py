@@ -171,10 +171,10 @@ def _style(cell: str, index: int, count: int) -> str:
 def _cell(layer: LayerProfile, mode: str, kernel: str) -> str:
     timing = layer.timings.get((mode, kernel))
     if timing is None:
-        return "- "
+        return "-"
     figure = _milliseconds(timing.seconds)
     marked = f"[{figure}]" if layer.rule[mode] == kernel else figure
-    return f"{marked}{'*' if layer.fastest(mode) == kernel else ' '}"
+    return f"{marked}{'*' if layer.fastest(mode) == kernel else ''}"
 
 
 def _disagreement(layer: LayerProfile) -> str:

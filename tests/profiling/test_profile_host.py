@@ -100,8 +100,8 @@ def test_text():
         "mine, w4a8: measured wall times of this host (cpu, 1 thread), one batch of client 3, 32 examples; medians of "
         "blocks that take turns, ratios paired by turn; first calls, with compilation, took 2.5 s more",
         "  layer             input  ptq int8    ptq fp  qat int8  qat auto  qat fake  over 10 % faster",
-        "  a                 32x64     1234    [1.00]*     1.00    [1.00]*     1.00",
-        "  conv.with.a.name  32x64        -   [0.500]*        -    [1.00]     0.250*  qat fake 4.00x",
+        "  a                 32x64      1234   [1.00]*      1.00   [1.00]*      1.00",
+        "  conv.with.a.name  32x64         -  [0.500]*         -    [1.00]    0.250*  qat fake 4.00x",
         text.splitlines()[4],
         text.splitlines()[5],
         "  fp                    4.00  1.00x",
@@ -372,7 +372,7 @@ def test_kernels_that_fit_only_the_overrides(capsys, monkeypatch, tmp_path, name
 
 
 def test_interrupted_although_a_library_swallows_it(capsys, monkeypatch, tmp_path):
-    def measure(trainer, module, datamodule, on_progress):
+    def measure(settings, fabric, module, datamodule, on_progress):
         with suppress(KeyboardInterrupt):  # as a compiler does
             signal.raise_signal(signal.SIGINT)
         on_progress("the next layer")
