@@ -4,13 +4,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
+from fedhq_lightning.devices import Fleet
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.types import ClientId, Mode, MonitorMode, Plan
 
 if TYPE_CHECKING:
     from fedhq_lightning.devices import FleetSpec
+    from fedhq_lightning.devices.virtual_clock import VirtualClock
     from fedhq_lightning.risk.divergence import DivergenceMeasure
     from fedhq_lightning.risk.sensitivity import SensitivityMeasure
     from fedhq_lightning.run.records import RoundRecord
@@ -59,6 +61,28 @@ class AllocationContext:
     round_deadline: float | None = None
     monitor_mode: MonitorMode = "max"
     resumes: bool = False
+
+    @classmethod
+    def on_clock(cls, clock: "VirtualClock", client_ids: Sequence[ClientId], seed: int, **known: Any) -> Self:
+        """What the run's clock tells, and what else is known.
+
+        Args:
+            clock: Of all clients, those without data included.
+            client_ids: Those with data.
+            seed: The run's.
+            known: The other attributes.
+        """
+        return cls(
+            client_ids,
+            seed,
+            clock.seconds,
+            link_seconds=clock.link_seconds,
+            analysis_seconds=clock.analysis_seconds,
+            fits=clock.fits,
+            tier=clock.tier,
+            seconds_on=lambda spec: clock.on(Fleet.resolve(spec, seed)).seconds,
+            **known,
+        )
 
 
 class Allocator(ABC):

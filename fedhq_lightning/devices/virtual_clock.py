@@ -71,6 +71,7 @@ class VirtualClock:
         Args:
             fleet: Device of every client.
         """
+        fleet.check_size(len(self._client_ids))
         other = copy.copy(self)
         other._deal(fleet)
         return other

@@ -212,25 +212,18 @@ class RoundLoop:
             [watch.total(), watch.seconds["fit"], watch.seconds["allocator"]]
         )
         is_trained_on = monitor is not None and not self._job.probe.validation_names
-        return RoundRecord(
-            round=round_number,
-            metrics=metrics,
-            metric_fp=metrics.get(f"{'train' if is_trained_on else 'fp'}/{monitor}"),
-            metric_quantized=metrics.get(f"quantized/{monitor}"),
+        return RoundRecord.of_clients(
+            round_number,
+            plan,
+            clients,
+            metrics,
+            (self._state.wall_seconds, self._state.virtual_seconds),
             wall_seconds=wall,
             fit_wall_seconds=fit,
             allocator_seconds=allocator,
             virtual_seconds=virtual,
-            total_wall_seconds=self._state.wall_seconds + wall,
-            total_virtual_seconds=self._state.virtual_seconds + virtual,
-            uplink_bytes=sum(client.uplink_bytes for client in clients),
-            downlink_bytes=sum(client.downlink_bytes for client in clients),
-            mode_counts=plan.counts(),
-            quarantined=sum(client.status == "quarantined" for client in clients),
-            late=sum(client.status == "late" for client in clients),
-            clients=tuple(clients),
-            reason=plan.reason,
-            allocation=dict(plan.logged),
+            metric_fp=metrics.get(f"{'train' if is_trained_on else 'fp'}/{monitor}"),
+            metric_quantized=metrics.get(f"quantized/{monitor}"),
             wait_seconds=wait,
         )
 

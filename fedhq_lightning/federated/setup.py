@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from fedhq_lightning.allocation import AllocationContext, Allocator, FixedAllocator
 from fedhq_lightning.data import FederatedDataModule
-from fedhq_lightning.devices import Fleet, FleetSpec
+from fedhq_lightning.devices import Fleet
 from fedhq_lightning.devices.lane_kernels import LaneKernels
 from fedhq_lightning.devices.virtual_clock import VirtualClock
 from fedhq_lightning.errors import ConfigurationError
@@ -116,7 +116,8 @@ def set_up(
     prepare_data(datamodule, "fit")
     client_ids = plain_client_ids(datamodule.client_ids)
     empty = empty_positions(datamodule, client_ids)
-    fleet = _fleet(settings.fleet, settings.seed, len(client_ids))
+    fleet = Fleet.resolve(settings.fleet, settings.seed)
+    fleet.check_size(len(client_ids))
     sampler = CohortSampler(client_ids, settings.clients_per_round, settings.seed, empty, fleet.availability)
     with_data = sampler.with_data()
 
@@ -149,17 +150,12 @@ def set_up(
     monitor = checks.resolve_monitor(settings.monitor, found)
     monitored = Monitored(monitor, checks.resolve_monitor_mode(monitor, settings.monitor_mode))
     allocator.begin(
-        AllocationContext(
+        AllocationContext.on_clock(
+            clock,
             with_data,
             settings.seed,
-            clock.seconds,
             divergence=_divergence(datamodule, with_data),
             sensitivity=_sensitivity(settings, fabric, template, datamodule),
-            link_seconds=clock.link_seconds,
-            analysis_seconds=clock.analysis_seconds,
-            fits=clock.fits,
-            tier=clock.tier,
-            seconds_on=lambda spec: clock.on(_fleet(spec, settings.seed, len(client_ids))).seconds,
             cohort=sampler.cohort if fleet.availability is None else None,
             max_rounds=settings.max_rounds,
             eval_every_n_rounds=settings.eval_every_n_rounds,
@@ -244,12 +240,6 @@ def _sensitivity(
         template, settings.scheme, settings.lanes, settings.fit_options, datamodule, fabric.device, fabric.autocast
     )
     return analyst.sensitivity
-
-
-def _fleet(spec: FleetSpec, seed: int, num_clients: int) -> Fleet:
-    fleet = Fleet.resolve(spec, seed)
-    fleet.check_size(num_clients)
-    return fleet
 
 
 def _divergence(

@@ -2,14 +2,14 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.types import MODES, ClientId, Mode
+from fedhq_lightning.types import MODES, ClientId, Mode, Plan
 
 Status: TypeAlias = Literal["ok", "late", "quarantined"]
 """`ok`: aggregated; `late`: past the round's deadline, left out; `quarantined`: its update failed a check, left out."""
@@ -159,6 +159,55 @@ class RoundRecord:
     reason: str = ""
     allocation: dict[str, float] = field(default_factory=dict)
     wait_seconds: float = 0.0
+
+    @classmethod
+    def of_clients(
+        cls,
+        round_number: int,
+        plan: Plan,
+        clients: Sequence[ClientRecord],
+        metrics: Mapping[str, float],
+        before: tuple[float, float],
+        *,
+        wall_seconds: float,
+        fit_wall_seconds: float,
+        allocator_seconds: float,
+        virtual_seconds: float,
+        **more: Any,
+    ) -> Self:
+        """The record of a round, with what its clients' records add up to.
+
+        Args:
+            round_number: From 0.
+            plan: Who trained how.
+            clients: One record a client.
+            metrics: By prefix.
+            before: Wall and virtual seconds of all earlier rounds.
+            wall_seconds: Of this round, as are the next three.
+            fit_wall_seconds: Of its local fits.
+            allocator_seconds: Of its planning.
+            virtual_seconds: Waiting included.
+            more: The other attributes that are known by now.
+        """
+        return cls(
+            round=round_number,
+            metrics=dict(metrics),
+            wall_seconds=wall_seconds,
+            fit_wall_seconds=fit_wall_seconds,
+            allocator_seconds=allocator_seconds,
+            virtual_seconds=virtual_seconds,
+            total_wall_seconds=before[0] + wall_seconds,
+            total_virtual_seconds=before[1] + virtual_seconds,
+            uplink_bytes=sum(client.uplink_bytes for client in clients),
+            downlink_bytes=sum(client.downlink_bytes for client in clients),
+            mode_counts=plan.counts(),
+            quarantined=sum(client.status == "quarantined" for client in clients),
+            late=sum(client.status == "late" for client in clients),
+            clients=tuple(clients),
+            reason=plan.reason,
+            allocation=dict(plan.logged),
+            **more,
+        )
 
     @property
     def monitored(self) -> float | None:

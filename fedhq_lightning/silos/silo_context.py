@@ -241,22 +241,12 @@ def context_of(
     epochs = trainer.max_epochs
     validates_every = trainer.check_val_every_n_epoch or every_n_epochs
 
-    def seconds_on(spec: FleetSpec) -> Callable[..., float]:
-        fleet = Fleet.resolve(spec, seed)
-        fleet.check_size(len(facts))
-        return clock.on(fleet).seconds
-
-    return AllocationContext(
+    return AllocationContext.on_clock(
+        clock,
         ranks,
         seed,
-        clock.seconds,
         divergence=_divergence(facts),
         sensitivity=lambda rank, measure: facts[int(rank)].sensitivities.get(measure),
-        link_seconds=clock.link_seconds,
-        analysis_seconds=clock.analysis_seconds,
-        fits=clock.fits,
-        tier=clock.tier,
-        seconds_on=seconds_on,
         cohort=lambda round_number: ranks,
         max_rounds=_WITHOUT_END if epochs in (None, -1) else math.ceil(epochs / every_n_epochs),
         eval_every_n_rounds=max(1, validates_every // every_n_epochs),

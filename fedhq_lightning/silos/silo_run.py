@@ -293,33 +293,25 @@ class SiloRun:
             )
 
     def _record(self, payloads: list[bytes], work: list[Work], found: Found, exchanged: float) -> RoundRecord:
-        clients = tuple(self._client(rank, payloads, work[rank], found) for rank in range(self.processes.count))
-        wall = max(each.wall_seconds for each in work) + exchanged
-        virtual = max(client.virtual_seconds for client in clients)
-        self._seconds = {"wall": self._seconds["wall"] + wall, "virtual": self._seconds["virtual"] + virtual}
+        clients = [self._client(rank, payloads, work[rank], found) for rank in range(self.processes.count)]
         kept = [each for rank, each in enumerate(work) if rank not in found.refused and each.loss is not None]
         examples = sum(each.num_examples for each in kept)
-        loss = {"train/loss": sum(each.loss * each.num_examples for each in kept if each.loss) / examples}
-        return RoundRecord(
-            round=self.round_number,
-            metrics=loss if kept else {},
-            metric_fp=None,
-            metric_quantized=None,
-            wall_seconds=wall,
+        loss = sum(each.loss * each.num_examples for each in kept if each.loss) / examples if kept else None
+        record = RoundRecord.of_clients(
+            self.round_number,
+            self.plan,
+            clients,
+            {} if loss is None else {"train/loss": loss},
+            (self._seconds["wall"], self._seconds["virtual"]),
+            wall_seconds=max(each.wall_seconds for each in work) + exchanged,
             fit_wall_seconds=max(each.wall_seconds for each in work),
             allocator_seconds=work[0].allocator_seconds,
-            virtual_seconds=virtual,
-            total_wall_seconds=self._seconds["wall"],
-            total_virtual_seconds=self._seconds["virtual"],
-            uplink_bytes=sum(client.uplink_bytes for client in clients),
-            downlink_bytes=sum(client.downlink_bytes for client in clients),
-            mode_counts=self.plan.counts(),
-            quarantined=len(found.refused),
-            late=0,
-            clients=clients,
-            reason=self.plan.reason,
-            allocation=dict(self.plan.logged),
+            virtual_seconds=max(client.virtual_seconds for client in clients),
+            metric_fp=None,
+            metric_quantized=None,
         )
+        self._seconds = {"wall": record.total_wall_seconds, "virtual": record.total_virtual_seconds}
+        return record
 
     def _client(self, rank: int, payloads: list[bytes], work: Work, found: Found) -> ClientRecord:
         mode, clock = self.plan.modes[rank], self._clock
