@@ -79,10 +79,10 @@ class FederatedTrainer:
         monitor_mode: "min" or "max"; default: by the words of the name, refused where they do not tell.
         callbacks: Round callbacks, and one allocator at most; without one every client trains in fp.
         logger: True for Weights & Biases (offline unless WANDB_MODE says otherwise), False, or Lightning loggers.
-        accelerator: As in Lightning.
+        accelerator: Kind of device: "cpu", "cuda", or "auto" for the best that is there.
         devices: Processes on this node, as in Lightning.
-        num_nodes: As in Lightning.
-        strategy: As in Lightning's Fabric, but for those that spawn or fork; modules are never wrapped by it.
+        num_nodes: Machines that run this script, each with `devices` processes.
+        strategy: One of Lightning Fabric's that start processes by running the script again; it never wraps a module.
         precision: "32-true" or "bf16-mixed".
         threads: Torch threads of each process. Part of the recipe, because bits may depend on it.
         gradient_clip_val: Norm to which local gradients are clipped.
@@ -91,7 +91,7 @@ class FederatedTrainer:
         round_deadline: Virtual seconds after which a round ends without the clients that are late.
         ema_decay: Evaluate and deploy an exponential moving average of the global models with this decay.
         eval_every_n_rounds: Evaluate after every so many rounds, and after the last.
-        checkpoint_every_n_rounds: Likewise for checkpoints.
+        checkpoint_every_n_rounds: Write a checkpoint after every so many rounds, and after the last.
         enable_progress_bar: Show progress, and the result at the end.
         seed: Where every random number of the run comes from.
         default_root_dir: Run directories are made in `default_root_dir/RECIPE/`.
@@ -228,7 +228,7 @@ class FederatedTrainer:
         return self._evaluate_once(module, datamodule, "validation")
 
     def test(self, module: L.LightningModule, datamodule: L.LightningDataModule) -> dict[str, float]:
-        """The same with `test_step` on the test batches."""
+        """Metrics of `module` on the test batches, from its `test_step`, as `fp/NAME` and `quantized/NAME`."""
         return self._evaluate_once(module, datamodule, "test")
 
     def predict(self, module: L.LightningModule | None = None, data: Any = None, quantized: bool = True) -> list[Any]:

@@ -97,7 +97,7 @@ class Trace:
         profiles: The devices, each once.
         devices: (num_clients,) int32, place in `profiles`.
         uplinks: (num_clients,) float64, bit/s; NaN where the device's own holds.
-        downlinks: Likewise.
+        downlinks: (num_clients,) float64, bit/s; NaN where the device's own holds.
         availability: None where everybody always is.
     """
 

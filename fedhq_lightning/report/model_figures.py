@@ -31,7 +31,7 @@ def classes_svg(
         description: What the picture shows, for those who do not see it.
         labels: The classes, from top to bottom.
         fp: Accuracy on each, None where it has no example.
-        quantized: Likewise, or None for a run without scheme.
+        quantized: Accuracy of the deployed model on each class; None for a run without scheme.
 
     Returns:
         An `<svg>` element.

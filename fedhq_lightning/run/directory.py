@@ -138,7 +138,7 @@ class RunDirectory:
         return read_rounds(self.rounds_file) if self.rounds_file.exists() else iter(())
 
     def read_rounds(self) -> list[RoundRecord]:
-        """The same, all at once."""
+        """The records of `rounds.jsonl`, all at once."""
         return list(self.stream_rounds())
 
     def rounds_until(self, round_number: int) -> list[RoundRecord]:

@@ -21,7 +21,7 @@ OVER_VIRTUAL_TIME = "virtual/"
 MONITOR = "monitor"
 """Key of the tracker's config for the monitored metric's name."""
 MONITOR_MODE = "monitor_mode"
-"""Likewise for its direction."""
+"""Key of the tracker's config for its direction, "min" or "max"."""
 
 _SETTINGS = ("model", "data", "trainer")
 _WORDS_FOR_NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

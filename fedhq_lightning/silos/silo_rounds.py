@@ -101,7 +101,7 @@ class SiloRound:
         Args:
             module: As in `encode`; only names are read.
             payloads: One a silo, by rank.
-            work: Likewise.
+            work: What each silo did, by rank.
             aggregator: Makes the next global model.
             sketcher: Where the directions of updates are wanted.
         """

@@ -66,7 +66,7 @@ class LocalWork:
             self.weighted_loss = self.weighted_loss + loss.detach().double() * (size * accumulated)
 
     def work(self) -> Work:
-        """For the other silos."""
+        """What the other silos are told of it."""
         loss = float(self.weighted_loss) / self.num_examples if self.num_examples else None
         return Work(
             self.num_examples, self.num_steps, self.wall_seconds, loss, self.sensitivity, self.allocator_seconds
@@ -123,7 +123,7 @@ class SiloRun:
 
     @property
     def mode(self) -> Mode:
-        """This silo's lane."""
+        """The mode in which this silo trains in the current round."""
         return self.plan.modes[self.processes.rank]
 
     @property

@@ -49,7 +49,7 @@ class SiloStrategy(AveragesResults, DDPStrategy):
     """One process a silo: gloo on CPUs, nccl on GPUs, started as DDP starts them; one device is one silo.
 
     Args:
-        accelerator: As in Lightning, as are the next four.
+        accelerator: This and the next four are Lightning's arguments of `DDPStrategy`.
         parallel_devices: Devices of this node.
         cluster_environment: Where the processes find each other.
         checkpoint_io: How checkpoints are written.
