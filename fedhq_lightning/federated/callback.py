@@ -81,6 +81,9 @@ class RoundCallback:
     def on_round_end(self, trainer: RoundControl, record: RoundRecord) -> None:
         """The round is aggregated and evaluated; the same record on every process. Round 0 is the evaluation before."""
 
+    def on_round_saved(self, trainer: RoundControl, record: RoundRecord) -> None:
+        """The round's record is on the disk, and its checkpoint if one was due: a run that is killed now keeps it."""
+
     def on_fit_end(self, trainer: RoundControl) -> None:
         """The last round is over; model and summary are written."""
 

@@ -180,6 +180,7 @@ class RoundLoop:
         control.call("on_round_end", record)
         state.stopped = control.should_stop
         self._processes.from_first(lambda: self._write(record, is_best, last or state.stopped))
+        control.call("on_round_saved", record)
 
     def _write(self, record: RoundRecord, is_best: bool, is_end: bool) -> None:
         state = self._state

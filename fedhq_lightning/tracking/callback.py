@@ -15,7 +15,7 @@ from fedhq_lightning.tracking.loggers import TrackedLogger, finish, log_round, m
 
 
 class Tracking(RoundCallback):
-    """Opens a run's loggers on the first process, logs every round, and closes them.
+    """Opens a run's loggers on the first process, logs every round that is saved, and closes them.
 
     Args:
         logger: As `FederatedTrainer` was given it.
@@ -45,7 +45,7 @@ class Tracking(RoundCallback):
         self._processes.from_first(lambda: self._open(trainer))
 
     @override
-    def on_round_end(self, trainer: RoundControl, record: RoundRecord) -> None:
+    def on_round_saved(self, trainer: RoundControl, record: RoundRecord) -> None:
         log_round(self._loggers, record)
 
     @override

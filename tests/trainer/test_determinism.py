@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from fedhq_lightning.callbacks import FixedAllocator
 from fedhq_lightning.federated.aggregators import FedAvg, FedOpt, FedProx
+from fedhq_lightning.federated.callback import Monitored
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
 
 from ..beside_lightning import lightning_fit
@@ -105,9 +106,9 @@ class TestDeterminism:
 
         there = trainer(max_rounds=1)
         there.fit(SmallModule(), SmallData())
-        assert (there.summary["metric_name"], there.monitor_mode) == ("val_loss", "min")
+        assert there.monitored == Monitored("val_loss", "min")
         there.fit(Other(), SmallData())
-        assert (there.summary["metric_name"], there.monitor_mode) == ("another_accuracy", "max")
+        assert there.monitored == Monitored("another_accuracy", "max")
 
     def test_clients_leave_nothing_behind_for_the_next(self) -> None:
         """Otherwise bits would depend on which client trained before on the same process."""
