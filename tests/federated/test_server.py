@@ -1,0 +1,134 @@
+"""The server's step, as rounds and silos take it: what counts, what is left out, and what its sockets see."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedhq_lightning.federated.aggregators import FedAvg
+from fedhq_lightning.federated.server import Accumulator, Aggregated, Server, ServerRound
+from fedhq_lightning.federated.update_directions import sketcher_of
+from fedhq_lightning.federated.wire import Link
+from fedhq_lightning.support.collectives import Processes
+from fedhq_lightning.types import ClientId, StateDict
+
+from ..small_federation import same_bits
+
+GLOBAL: StateDict = {"weight": torch.linspace(-1, 1, 12).reshape(3, 4), "steps": torch.tensor(7)}
+LINK = Link(GLOBAL, {}, "weights", "fp32")
+
+
+def server(**sockets: Any) -> Server:
+    return Server(LINK, FedAvg(), frozenset({"weight"}), Processes(None), **sockets)
+
+
+def payload(of: ClientId, by: float, round_number: int = 1) -> bytes:
+    """What a client sends that has moved every weight by as much."""
+    return LINK.up(GLOBAL | {"weight": GLOBAL["weight"] + by}, GLOBAL, round_number, of)
+
+
+def step(at_server: ServerRound, moved: Mapping[ClientId, float], examples: int = 3) -> Aggregated:
+    for client_id, by in moved.items():
+        assert at_server.receive(client_id, payload(client_id, by), examples) == ""
+    return at_server.close()
+
+
+def test_the_step_is_the_weighted_mean_and_leaves_the_rest() -> None:
+    at_server = server().open_round(1, GLOBAL)
+    assert at_server.downlink_bytes > 0
+    assert same_bits(at_server.received, GLOBAL)
+    assert at_server.receive("a", payload("a", 0.5), 1) == ""
+    assert at_server.receive("b", payload("b", -0.5), 3) == ""
+    found = at_server.close()
+    assert found.total_weight == 4
+    torch.testing.assert_close(found.state["weight"], GLOBAL["weight"] - 0.25)
+    assert found.state["steps"] == 7
+
+
+def test_who_comes_first_changes_no_bit() -> None:
+    moved = {0: 0.1, 1: -3e-7, 2: 1e5, 3: 0.7}
+    one = step(server().open_round(1, GLOBAL), moved)
+    other = step(server().open_round(1, GLOBAL), dict(reversed(moved.items())))
+    assert same_bits(one.state, other.state)
+
+
+@pytest.mark.parametrize(
+    ("sent", "examples", "words"),
+    [
+        (b"", 3, "header"),
+        (payload("b", 0.5), 3, "client is"),
+        (payload("a", 0.5, round_number=2), 3, "round is"),
+        (payload("a", float("nan")), 3, "not finite"),
+        (payload("a", 1e12), 3, "magnitude"),
+        (payload("a", 0.5), 0, "it saw no example in this round"),
+    ],
+)
+def test_what_fails_a_check_is_left_out_with_its_reason(sent: bytes, examples: int, words: str) -> None:
+    at_server = server().open_round(1, GLOBAL)
+    assert words in at_server.receive("a", sent, examples)
+    assert same_bits(step(at_server, {"c": 0.5}).state, step(server().open_round(1, GLOBAL), {"c": 0.5}).state)
+
+
+def test_without_any_update_the_model_stays() -> None:
+    found = server(sketcher=sketcher_of(0)).open_round(1, GLOBAL).close()
+    assert (found.total_weight, dict(found.divergences)) == (0, {})
+    assert same_bits(found.state, GLOBAL)
+
+
+def test_transforms_see_each_decoded_update_in_their_order() -> None:
+    seen: list[tuple[str, ClientId, float]] = []
+
+    def halve(client_id: ClientId, update: StateDict) -> StateDict:
+        seen.append(("halve", client_id, float(update["weight"].mean())))
+        return {name: value / 2 for name, value in update.items()}
+
+    def raised(client_id: ClientId, update: StateDict) -> StateDict:
+        seen.append(("raise", client_id, float(update["weight"].mean())))
+        return {name: value + 1 for name, value in update.items()}
+
+    found = step(server(transforms=(halve, raised)).open_round(1, GLOBAL), {"a": 0.5})
+    assert [(name, client_id) for name, client_id, _ in seen] == [("halve", "a"), ("raise", "a")]
+    assert [mean for _, _, mean in seen] == pytest.approx([0.5, 0.25])
+    torch.testing.assert_close(found.state["weight"], (GLOBAL["weight"] + 0.5) / 2 + 1)
+
+
+def test_a_transform_may_refuse_an_update() -> None:
+    def refuse(client_id: ClientId, update: StateDict) -> StateDict:
+        raise ValueError(f"{client_id} is not trusted")
+
+    at_server = server(transforms=(refuse,)).open_round(1, GLOBAL)
+    assert at_server.receive("a", payload("a", 0.5), 3) == "a is not trusted"
+    assert at_server.close().total_weight == 0
+
+
+class Median:
+    """A rule that needs all updates at once."""
+
+    def __init__(self) -> None:
+        self.updates: list[Mapping[str, Tensor]] = []
+        self.total_weight = 0
+
+    def add(self, state: Mapping[str, Tensor], weight: int) -> None:
+        self.updates.append(state)
+        self.total_weight += weight
+
+    def reduced(self, processes: Processes) -> Accumulator:
+        return self
+
+    def mean(self) -> StateDict:
+        return {name: torch.stack([each[name] for each in self.updates]).median(0).values for name in self.updates[0]}
+
+
+def test_another_accumulator_takes_the_place_of_the_mean() -> None:
+    found = step(server(accumulator=Median).open_round(1, GLOBAL), {0: 0.25, 1: 0.5, 2: 1e6})
+    torch.testing.assert_close(found.state["weight"], GLOBAL["weight"] + 0.5)
+
+
+def test_directions_are_found_where_a_sketcher_is_given() -> None:
+    moved = {"a": 0.5, "b": 0.5, "c": -0.25}
+    assert step(server().open_round(1, GLOBAL), moved).divergences == {}
+    found = step(server(sketcher=sketcher_of(0)).open_round(1, GLOBAL), moved).divergences
+    assert found["a"] == pytest.approx(0, abs=1e-6)
+    assert found["c"] == pytest.approx(2, abs=1e-6)
