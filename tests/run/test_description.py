@@ -138,7 +138,7 @@ def test_numpy_values_become_plain() -> None:
 
 
 def test_text_is_yaml() -> None:
-    described = {"trainer": trainer(seed=3).settings, "model": describe(SmallModule())}
+    described = {"trainer": trainer(seed=3).described, "model": describe(SmallModule())}
     assert yaml.safe_load(text_of(described)) == described
 
 
@@ -174,7 +174,7 @@ def test_a_logger_of_ones_own_changes_no_bit(tmp_path: Path) -> None:
     from lightning.pytorch.loggers import CSVLogger
 
     def described(**settings: Any) -> dict[str, Any]:
-        return {"trainer": trainer(**settings).settings}
+        return {"trainer": trainer(**settings).described}
 
     from fedhq_lightning.trainer import _SETTINGS_THAT_CHANGE_NO_BIT
 
