@@ -8,7 +8,7 @@ from fedhq_lightning.experiments.runs_compared import compared
 from fedhq_lightning.experiments.runs_page import comparison_page
 from fedhq_lightning.report.page import MARK
 from fedhq_lightning.report.report import run_page, write_report
-from fedhq_lightning.run.finished_run import load_run
+from fedhq_lightning.run.run import Run
 from fedhq_lightning.support.atomic_files import told_to_user, write_atomically
 
 DEFAULT_OUTPUT = "comparison.html"
@@ -42,7 +42,7 @@ def report_runs(run_dirs: Sequence[Path], output: Path | None = None) -> Path:
     if len(run_dirs) == 1:
         text = run_page(run_dirs[0])
     else:
-        text = comparison_page(compared([load_run(run_dir) for run_dir in run_dirs]))
+        text = comparison_page(compared([Run(run_dir) for run_dir in run_dirs]))
     write_atomically(path, text)
     return path
 

@@ -20,6 +20,7 @@ from fedhq_lightning.experiments.cells import cell_of_run, write_cell
 from fedhq_lightning.experiments.comparison_settings import cell_recipe
 from fedhq_lightning.experiments.contestants import Contestant
 from fedhq_lightning.launch.resolve import resolve
+from fedhq_lightning.run.run import Run
 from fedhq_lightning.support.quiet import show_own_warnings
 from fedhq_lightning.tracking import labelled
 
@@ -78,9 +79,7 @@ def run_job(job: Job) -> float:
     except ConfigurationError as error:
         raise ConfigurationError(f"{job.allocator}, seed {job.seed}: {error}") from error
     larger_is_better = trainer.monitor_mode != "min"
-    cell = cell_of_run(
-        trainer.run_dir, trainer.summary, job.allocator, job.seed, job.fingerprint, job.described, larger_is_better
-    )
+    cell = cell_of_run(Run(trainer.run_dir), job.allocator, job.seed, job.fingerprint, job.described, larger_is_better)
     write_cell(cell, job.cell)
     if not job.keeps_run:
         shutil.rmtree(job.runs, ignore_errors=True)

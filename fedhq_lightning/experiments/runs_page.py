@@ -41,7 +41,7 @@ def _runs(comparison: Comparison) -> str:
     rows = [
         (
             each.letter,
-            each.recipe_name,
+            each.run.recipe_name or "run",
             each.run.name,
             str(each.run.summary.get("scheme") or "none"),
             str(each.run.summary.get("rounds")),
@@ -82,7 +82,7 @@ def _when(record: RoundRecord | None) -> list[str]:
 
 def _curves(comparison: Comparison) -> str:
     name, runs = comparison.metric_name, comparison.runs
-    all_rounds = [record for each in runs for record in each.evaluated]
+    all_rounds = [record for each in runs for record in each.run.evaluated]
     wall_size, wall_unit = time_unit(max((record.total_wall_seconds for record in all_rounds), default=0.0))
     virtual_size, virtual_unit = time_unit(max((record.total_virtual_seconds for record in all_rounds), default=0.0))
     with_fp = len(runs) <= _MOST_WITH_FP
@@ -100,9 +100,9 @@ def _curves(comparison: Comparison) -> str:
         curves = [
             RunCurves(
                 each.label,
-                [_position(record, key) / size for record in each.evaluated],
-                [record.metric_quantized for record in each.evaluated],
-                [record.metric_fp for record in each.evaluated],
+                [_position(record, key) / size for record in each.run.evaluated],
+                [record.metric_quantized for record in each.run.evaluated],
+                [record.metric_fp for record in each.run.evaluated],
             )
             for each in runs
         ]

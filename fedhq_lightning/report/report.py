@@ -9,7 +9,7 @@ from fedhq_lightning.report.model_section import model_section
 from fedhq_lightning.report.numbers_section import numbers_section
 from fedhq_lightning.report.page import contents, page
 from fedhq_lightning.report.sections import header, recipe_section, summary_section, versions_section
-from fedhq_lightning.run.finished_run import load_run
+from fedhq_lightning.run.run import Run
 from fedhq_lightning.support.atomic_files import write_atomically
 
 _SECTIONS = (
@@ -45,7 +45,7 @@ def write_report(run_dir: Path) -> Path:
 
 def run_page(run_dir: Path) -> str:
     """The same as text: arguments and errors as for `write_report`."""
-    run = load_run(run_dir)
+    run = Run(run_dir)
     title = " ".join(str(part) for part in (run.summary.get("recipe"), run.name) if part)
     sections = [text for section in _SECTIONS if (text := section(run))]
     return page(f"{title}: report", "\n".join((header(run), contents(sections), *sections)))
