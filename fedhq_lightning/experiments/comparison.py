@@ -14,10 +14,11 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.experiments import contestants
 from fedhq_lightning.experiments.cell_runs import Job, run_jobs
 from fedhq_lightning.experiments.cells import Cell, cell_path, read_cell
-from fedhq_lightning.experiments.comparison_settings import cell_recipe, fingerprint, keep_settings, shared_settings
+from fedhq_lightning.experiments.comparison_settings import cell_recipe, keep_settings, shared_settings
 from fedhq_lightning.experiments.contestants import BEST_FIXED, Contestant
 from fedhq_lightning.experiments.statistics import value_at
 from fedhq_lightning.launch.resolve import resolve
+from fedhq_lightning.recipe.identity import fingerprint
 
 OnEnd = Callable[[Job, float, int, int], None]
 """Told of a cell that has ended, its wall seconds, how many have ended, and of how many."""
@@ -252,7 +253,7 @@ class Compared:
             comparison.text,
             contestant,
             described,
-            fingerprint(self._settings, contestant, seed, reference.fingerprint if reference else None),
+            fingerprint([self._settings, contestant.described(), seed, reference.fingerprint if reference else None]),
             cell,
             runs,
             matched_to,

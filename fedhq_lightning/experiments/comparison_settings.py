@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib
 import inspect
 import json
@@ -17,15 +16,11 @@ from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.experiments.contestants import Contestant
 from fedhq_lightning.quantize import LaneOptions
+from fedhq_lightning.recipe.identity import changes, in_words, without_free
 from fedhq_lightning.support.atomic_files import write_atomically
 from fedhq_lightning.trainer import FederatedTrainer
 
 FILE_NAME = "comparison.json"
-_FREE = (
-    *("accelerator", "devices", "num_nodes", "strategy", "logger", "default_root_dir", "enable_progress_bar"),
-    "checkpoint_every_n_rounds",
-)
-"""Settings of the trainer that change no bit."""
 
 
 def shared_settings(name: str, text: str) -> dict[str, Any]:
@@ -38,15 +33,14 @@ def shared_settings(name: str, text: str) -> dict[str, Any]:
     Raises:
         ConfigurationError: The recipe has no scheme.
     """
-    content: dict[str, Any] = yaml.safe_load(text)
+    content = without_free(yaml.safe_load(text))
     trainer = content["trainer"]
     if trainer.get("scheme") is None:
         raise ConfigurationError(
             f"recipe {name}: trainer.scheme is not set, so every allocator would train the same; give a scheme, such "
             "as --trainer.scheme=w4a8"
         )
-    for key in ("seed", *_FREE):
-        trainer.pop(key, None)
+    trainer.pop("seed", None)
     trainer["callbacks"] = _without_allocators(trainer.get("callbacks"))
     for partitioner in _partitioners(content["data"]):
         partitioner["init_args"]["seed"] = None
@@ -84,11 +78,6 @@ def cell_recipe(text: str, contestant: Contestant, seed: int, root: Path, refere
     return str(yaml.safe_dump(content, sort_keys=False))
 
 
-def has_partitioner(settings: Mapping[str, Any]) -> bool:
-    """Whether a seed also decides who holds which examples."""
-    return any(True for _ in _partitioners(settings["data"]))
-
-
 def keep_settings(folder: Path, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Make a folder that of this comparison, or make sure that it is.
 
@@ -120,27 +109,12 @@ def keep_settings(folder: Path, name: str, settings: Mapping[str, Any]) -> dict[
         before: dict[str, Any] = kept["settings"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(f"{path} is damaged: {error!r}; name another --folder") from error
-    changes = list(_changes(before, json.loads(json.dumps(settings)), ""))
-    if changes:
-        more = f"; and {len(changes) - 3} more" if len(changes) > 3 else ""
+    if found := changes(before, json.loads(json.dumps(settings)), default_of=_default):
         raise ConfigurationError(
-            f"{folder} is the folder of another comparison (recipe {kept.get('recipe')}): {'; '.join(changes[:3])}"
-            f"{more}; name another --folder, or give the same values"
+            f"{folder} is the folder of another comparison (recipe {kept.get('recipe')}): {in_words(found)}; name "
+            "another --folder, or give the same values"
         )
     return before
-
-
-def fingerprint(settings: Mapping[str, Any], contestant: Contestant, seed: int, reference: str | None) -> str:
-    """Of everything that decides a cell's run, but for the package's version.
-
-    Args:
-        settings: What all cells of the folder share.
-        contestant: The allocator.
-        seed: Of the run.
-        reference: Fingerprint of the cell that a random allocator is matched to.
-    """
-    text = json.dumps([settings, contestant.described(), seed, reference], sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _without_allocators(callbacks: Any) -> list[Any]:
@@ -165,39 +139,11 @@ def _partitioners(node: Any) -> Iterator[dict[str, Any]]:
             yield from _partitioners(value)
 
 
-def _changes(before: Any, now: Any, name: str) -> Iterator[str]:
-    """Differences between two settings, in words; arguments new since, or gone, do not count at their defaults."""
-    if before == now:
-        return
-    is_open = name in ("", "trainer", "trainer.lanes") or name.endswith("init_args")
-    if not (isinstance(before, dict) and isinstance(now, dict)):
-        yield f"{name} was {before!r}, is now {now!r}"
-        return
-    if "class_path" in before and before["class_path"] != now.get("class_path"):
-        yield f"{name} was {before['class_path']}, is now {now.get('class_path')}"
-        return
-    for key in dict.fromkeys([*before, *now]):
-        path = f"{name}.{key}" if name else key
-        if key in before and key in now:
-            nested = _with_class(before[key], before) if key == "init_args" else before[key]
-            yield from _changes(nested, _with_class(now[key], now) if key == "init_args" else now[key], path)
-        elif not is_open or key in before or now[key] != _default(name, now, key):
-            yield f"{path} was {before.get(key, 'not there')!r}, is now {now.get(key, 'not there')!r}"
-
-
-_OF_CLASS = "(class)"
-
-
-def _with_class(init_args: Any, node: Mapping[str, Any]) -> Any:
-    return {**init_args, _OF_CLASS: node["class_path"]} if isinstance(init_args, dict) else init_args
-
-
-def _default(name: str, node: Mapping[str, Any], key: str) -> Any:
-    if name == "trainer":
-        made: type | None = FederatedTrainer
-    elif name == "trainer.lanes":
-        made = LaneOptions
-    else:
-        made = _class(node[_OF_CLASS]) if _OF_CLASS in node else None
+def _default(name: str, owner: str | None, key: str) -> Any:
+    """The default of an argument that the package has gained since."""
+    made: type | None = {"trainer": FederatedTrainer, "trainer.lanes": LaneOptions}.get(name)
+    if made is None and owner is not None:
+        made = _class(owner)
     parameters = inspect.signature(made).parameters if made else {}
-    return parameters[key].default if key in parameters else inspect.Parameter.empty
+    default = parameters[key].default if key in parameters else None
+    return None if default is inspect.Parameter.empty else default

@@ -27,7 +27,7 @@ from fedhq_lightning.experiments.trial_claims import Claims
 from fedhq_lightning.federated import checks, setup
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.recipe import files as recipe_files
-from fedhq_lightning.trainer import _SETTINGS_THAT_CHANGE_NO_BIT
+from fedhq_lightning.recipe.identity import without_free
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -148,13 +148,10 @@ def _check_candidates(name: str, space: Space) -> None:
 
 def _design(job: Job, name: str) -> dict[str, Any]:
     """What makes this study another than others; settings that change no bit of a run are left out."""
-    content = {part: dict(values) for part, values in job.content.items()}
-    for key in _SETTINGS_THAT_CHANGE_NO_BIT:
-        content["trainer"].pop(key.removeprefix("trainer."), None)
     section: Section = job.section
     return {
         "format": 1,
-        "recipe": {"name": name, **content},
+        "recipe": {"name": name, **without_free(job.content)},
         "search": dict(section.search),
         "objectives": {each.name: each.direction for each in job.objectives},
         "sampler": dict(section.sampler),

@@ -1,10 +1,11 @@
 """Several finished runs side by side: whether they can be, what they reached when, and where their recipes differ."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.recipe.identity import differing
 from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.run.run import Run
 
@@ -63,12 +64,12 @@ class Comparison:
 
     def differing_keys(self) -> list[tuple[str, list[str]]]:
         """Keys of the recipes that are not the same in all runs, in the recipes' order, with each run's value."""
-        return _differing([_flat(each.run.settings) for each in self.runs])
+        return differing([each.run.settings for each in self.runs])
 
     def differing_versions(self) -> list[tuple[str, list[str]]]:
         """The same for the packages that the runs ran with."""
         versions = [each.run.summary.get("versions") or {} for each in self.runs]
-        return _differing([{str(name): str(version) for name, version in each.items()} for each in versions])
+        return differing(versions)
 
 
 def compared(runs: Sequence[Run]) -> Comparison:
@@ -109,27 +110,3 @@ def _listed(values: Sequence[tuple[str, str]]) -> str:
 def _letter(number: int) -> str:
     more, last = divmod(number, len(_LETTERS))
     return (_letter(more - 1) if more else "") + _LETTERS[last]
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, str]:
-    """Dotted key -> value as text, without the `init_args` that the command line leaves out too."""
-    if isinstance(node, Mapping) and node:
-        items = [("" if key == "init_args" else str(key), value) for key, value in node.items()]
-    elif isinstance(node, list) and node:
-        items = [(str(position), value) for position, value in enumerate(node)]
-    else:
-        return {} if not prefix else {prefix: "null" if node is None else _text(node)}
-    flat: dict[str, str] = {}
-    for key, value in items:
-        flat |= _flat(value, ".".join(part for part in (prefix, key) if part))
-    return flat
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _differing(flat: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str]]]:
-    keys = dict.fromkeys(key for each in flat for key in each)
-    rows = [(key, [each.get(key, "-") for each in flat]) for key in keys]
-    return [(key, values) for key, values in rows if len(set(values)) > 1]

@@ -106,7 +106,7 @@ class TestSeveralRuns:
         target = comparison.target
         assert target is not None
         assert comparison.direction == "max"
-        assert target == comparison.runs[1].final
+        assert target == comparison.runs[1].run.final
         earlier = next(
             record for record in small_rounds() if record.metric_quantized and record.metric_quantized >= target
         )
