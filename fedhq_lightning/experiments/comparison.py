@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -19,6 +18,7 @@ from fedhq_lightning.experiments.contestants import BEST_FIXED, Contestant
 from fedhq_lightning.experiments.statistics import value_at
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.recipe.identity import fingerprint
+from fedhq_lightning.support.locks import locked
 
 OnEnd = Callable[[Job, float, int, int], None]
 """Told of a cell that has ended, its wall seconds, how many have ended, and of how many."""
@@ -102,24 +102,11 @@ class Compared:
             if job.cell.exists():
                 self._read(job)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes from running cells of the same folder.
-
-        Raises:
-            ConfigurationError: Another process does.
-        """
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other processes from running cells of the same folder; refused where one does."""
         folder = self._comparison.folder
-        with (folder / ".lock").open("ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigurationError(
-                    f"{folder}: another process is running this comparison; let it end, or stop it, first"
-                ) from None
-            except OSError:
-                pass  # a file system without locks
-            yield
+        refusal = f"{folder}: another process is running this comparison; let it end, or stop it, first"
+        return locked(folder / ".lock", refusal)
 
     def run(self, workers: int = 1, limit: int | None = None, on_end: OnEnd = lambda *_: None) -> None:
         """Run the cells that are not there yet.
