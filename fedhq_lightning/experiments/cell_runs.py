@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +13,9 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.experiments.cells import cell_of_run, write_cell
 from fedhq_lightning.experiments.comparison_settings import cell_recipe
 from fedhq_lightning.experiments.contestants import Contestant
+from fedhq_lightning.experiments.workers import Workers
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.run.run import Run
-from fedhq_lightning.support.quiet import show_own_warnings
 from fedhq_lightning.tracking import labelled
 
 
@@ -102,23 +96,22 @@ def run_jobs(jobs: Sequence[Job], workers: int, on_end: Callable[[Job, float], N
             on_end(job, run_job(job))
         return
     waiting = list(jobs)
-    running: dict[Future[float], Job] = {}
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _prepare_worker, (os.getpid(),))
-    try:
-        while waiting or running:
+    pool: Workers[Job, float]
+    with Workers(run_job, min(workers, len(jobs))) as pool:
+        while waiting or pool.num_busy:
             ready = [job for job in waiting if job.reference is None or job.reference.exists()]
-            for job in ready[: workers - len(running)]:
+            for job in ready[: pool.num_idle]:
                 waiting.remove(job)
-                running[pool.submit(run_job, job)] = job
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                on_end(running.pop(future), future.result())
-    except BaseException:
-        for process in multiprocessing.active_children():
-            process.terminate()
-        pool.shutdown(cancel_futures=True)
-        raise
-    pool.shutdown()
+                pool.start(job)
+            ended = pool.wait()
+            if ended.error is not None:
+                raise ended.error
+            if ended.result is None:
+                raise ConfigurationError(
+                    f"{ended.job.allocator}, seed {ended.job.seed}: its process ended early (exit code "
+                    f"{ended.exit_code}); the same command goes on from its last checkpoint"
+                )
+            on_end(ended.job, ended.result)
 
 
 def _stopped_run(runs: Path) -> Path | None:
@@ -130,18 +123,3 @@ def _stopped_run(runs: Path) -> Path | None:
         else:
             shutil.rmtree(run_dir, ignore_errors=True)
     return found
-
-
-def _prepare_worker(parent: int) -> None:
-    """Leave Ctrl-C to the first process, which ends this one; end with it; say nothing that a library says."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # In order, so that loggers are closed and nothing of the system is left behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    show_own_warnings(lambda line: print(f"fedhq: {line}", file=sys.stderr))
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

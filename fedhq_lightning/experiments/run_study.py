@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shlex
-import signal
-import sys
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +17,9 @@ from fedhq_lightning.experiments.search_space import Space, make_space
 from fedhq_lightning.experiments.study_results import complete_trials, front_table, write_results
 from fedhq_lightning.experiments.study_section import Section, parse_section, pruning_as_json, read_section
 from fedhq_lightning.experiments.study_storage import default_place, join, load, told
-from fedhq_lightning.experiments.study_worker import Job, Worker, check_one_process
+from fedhq_lightning.experiments.study_worker import Job, check_one_process, run_trials
 from fedhq_lightning.experiments.trial_claims import Claims
+from fedhq_lightning.experiments.workers import Ended, Workers
 from fedhq_lightning.federated import checks, setup
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.recipe import files as recipe_files
@@ -69,7 +65,7 @@ def tune_recipe(
     print(f"study {place.folder.name}: {_plan(job, study)}; storage {place.storage}", flush=True)
     try:
         if workers == 1:
-            Worker(job, lambda line: print(line, flush=True)).run()
+            run_trials(job)
         else:
             _run_workers(job, workers)
     except KeyboardInterrupt:
@@ -194,51 +190,24 @@ def _run_workers(job: Job, workers: int) -> None:
 
     Raises:
         ConfigurationError: Every one ended with an error; that of the first.
-        KeyboardInterrupt: Ctrl-C.
     """
-    context = multiprocessing.get_context("spawn")
-    pipes = [context.Pipe(duplex=False) for _ in range(workers)]
-    processes = [context.Process(target=_work, args=(job, pipe[1], list(sys.path))) for pipe in pipes]
-    for process in processes:
-        process.start()
-    for _, end in pipes:
-        end.close()
-    try:
-        for process in processes:
-            process.join()
-    except KeyboardInterrupt:
-        # Ctrl-C reaches every process, but a signal to the first one alone does not.
-        for process in processes:
-            if process.is_alive() and process.pid is not None:
-                with suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGINT)
-        for process in processes:
-            process.join()
-        raise
-    errors = []
-    for number, (process, (reader, _)) in enumerate(zip(processes, pipes, strict=True), start=1):
-        with suppress(EOFError):
-            errors.append(reader.recv())
-        if process.exitcode not in (0, 2):
-            print(
-                f"worker {number} ended early (exit code {process.exitcode}); its trial is taken up by the others, "
-                "or when the study goes on",
-                flush=True,
-            )
-    if len(errors) == workers:
-        raise ConfigurationError(errors[0])
-    if all(process.exitcode != 0 for process in processes):
+    pool: Workers[Job, bool]
+    with Workers(run_trials, workers) as pool:
+        for _ in range(workers):
+            pool.start(job)
+        ends = [_told(pool.wait()) for _ in range(workers)]
+    if not any(end.result for end in ends):
+        refusals = [end.error for end in ends if isinstance(end.error, ConfigurationError)]
+        if len(refusals) == workers:
+            raise refusals[0]
         raise ConfigurationError("no worker got to the end of the study; go on with it by the same --storage")
 
 
-def _work(job: Job, pipe: Connection, path: list[str]) -> None:
-    """A worker's process."""
-    sys.path[:] = path
-    warnings.simplefilter("ignore")
-    try:
-        Worker(job, lambda line: print(line, flush=True)).run()
-    except ConfigurationError as error:
-        pipe.send(str(error))
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+def _told(end: Ended[Job, bool]) -> Ended[Job, bool]:
+    if not end.result and not isinstance(end.error, ConfigurationError):
+        how = f"exit code {end.exit_code}" if end.error is None else f"{type(end.error).__name__}: {end.error}"
+        print(
+            f"worker {end.worker} ended early ({how}); its trial is taken up by the others, or when the study goes on",
+            flush=True,
+        )
+    return end
