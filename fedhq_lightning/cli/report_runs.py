@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.experiments.runs_compared import compared
-from fedhq_lightning.experiments.runs_page import comparison_page
+from fedhq_lightning.experiments.side_by_side import runs_side_by_side
+from fedhq_lightning.experiments.side_by_side_page import runs_page
 from fedhq_lightning.report.page import MARK
 from fedhq_lightning.report.report import run_page, write_report
 from fedhq_lightning.run.run import Run
@@ -42,7 +42,7 @@ def report_runs(run_dirs: Sequence[Path], output: Path | None = None) -> Path:
     if len(run_dirs) == 1:
         text = run_page(run_dirs[0])
     else:
-        text = comparison_page(compared([Run(run_dir) for run_dir in run_dirs]))
+        text = runs_page(runs_side_by_side([Run(run_dir) for run_dir in run_dirs]))
     write_atomically(path, text)
     return path
 

@@ -1,18 +1,27 @@
-"""A cell: one allocator with one seed, kept as a small JSON file when its run has ended."""
+"""What the folder of a comparison holds: the settings that all cells share, and a small JSON file a cell.
+
+A cell is one allocator with one seed, and is kept when its run has ended.
+"""
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.quantize import LaneOptions
+from fedhq_lightning.recipe.identity import changes, in_words
 from fedhq_lightning.run.run import Clock, Run, curve
 from fedhq_lightning.support.atomic_files import write_atomically
+from fedhq_lightning.trainer import FederatedTrainer
 
+FILE_NAME = "comparison.json"
 FORMAT_VERSION = 1
 _SUMMARY = (
     *("rounds", "best_round", "metric_fp", "metric_quantized", "scheme", "wall_seconds", "fit_wall_seconds"),
@@ -53,6 +62,45 @@ class Cell:
     def curve(self, clock: Clock) -> tuple[list[float], list[float]]:
         """When each evaluation was there, and its quantized metric; round 0 first."""
         return curve(self.rounds, clock)
+
+
+def keep_settings(folder: Path, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a folder that of this comparison, or make sure that it is.
+
+    Args:
+        folder: Made if it is not there.
+        name: Of the recipe.
+        settings: What all cells share.
+
+    Returns:
+        The settings that the folder was made with. They may lack arguments that the package has gained since, as long
+        as those have their defaults.
+
+    Raises:
+        ConfigurationError: The folder is that of another comparison, or holds other things, or cannot be made.
+    """
+    path = folder / FILE_NAME
+    if not path.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"{folder} cannot be made: {error.strerror}; name another --folder") from error
+        if any(each.name != ".lock" for each in folder.iterdir()):
+            raise ConfigurationError(
+                f"{folder} holds other things, and no {FILE_NAME}; name a new or empty folder with --folder"
+            )
+        write_atomically(path, json.dumps({"recipe": name, "settings": settings}, indent=1) + "\n")
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        before: dict[str, Any] = kept["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(f"{path} is damaged: {error!r}; name another --folder") from error
+    if found := changes(before, json.loads(json.dumps(settings)), default_of=_default):
+        raise ConfigurationError(
+            f"{folder} is the folder of another comparison (recipe {kept.get('recipe')}): {in_words(found)}; name "
+            "another --folder, or give the same values"
+        )
+    return before
 
 
 def cell_path(folder: Path, allocator: str, seed: int) -> Path:
@@ -148,3 +196,13 @@ def read_cell(path: Path) -> Cell:
     raise ConfigurationError(
         f"{path} has format {version!r}, this version reads {FORMAT_VERSION}; remove it to run the cell again"
     )
+
+
+def _default(name: str, owner: str | None, key: str) -> Any:
+    """The default of an argument that the package has gained since."""
+    made: type | None = {"trainer": FederatedTrainer, "trainer.lanes": LaneOptions}.get(name)
+    if made is None and owner is not None:
+        made = resolve_name(owner)
+    parameters = inspect.signature(made).parameters if made else {}
+    default = parameters[key].default if key in parameters else None
+    return None if default is inspect.Parameter.empty else default

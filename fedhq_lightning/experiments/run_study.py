@@ -17,8 +17,8 @@ from fedhq_lightning.experiments.search_space import Space, make_space
 from fedhq_lightning.experiments.study_results import complete_trials, front_table, write_results
 from fedhq_lightning.experiments.study_section import Section, parse_section, pruning_as_json, read_section
 from fedhq_lightning.experiments.study_storage import default_place, join, load, told
-from fedhq_lightning.experiments.study_worker import Job, check_one_process, run_trials
 from fedhq_lightning.experiments.trial_claims import Claims
+from fedhq_lightning.experiments.trial_runs import StudyJob, check_one_process, run_trials
 from fedhq_lightning.experiments.workers import Ended, Workers
 from fedhq_lightning.federated import checks, setup
 from fedhq_lightning.launch.resolve import resolve
@@ -60,7 +60,7 @@ def tune_recipe(
     job, name = _prepare(recipe, overrides, search, trials, storage)
     space = job.space()
     study, place = join(job.place, _design(job, name), job.objectives)
-    job = Job(job.content, job.section, job.objectives, place, job.seed)
+    job = StudyJob(job.content, job.section, job.objectives, place, job.seed)
     _enqueue_own_values(study, space, job)
     print(f"study {place.folder.name}: {_plan(job, study)}; storage {place.storage}", flush=True)
     try:
@@ -91,7 +91,7 @@ def tune_recipe(
 
 def _prepare(
     recipe: str, overrides: Sequence[str], search: str | None, trials: int | None, storage: str | None
-) -> tuple[Job, str]:
+) -> tuple[StudyJob, str]:
     """Everything that can be checked before there is a study."""
     name, text = recipe_files.find(recipe)
     resolved = resolve(name, text, overrides)
@@ -108,7 +108,7 @@ def _prepare(
         _check_candidates(name, space)
     place = default_place(Path(content["trainer"]["default_root_dir"]), name, storage)
     seed = content["trainer"]["seed"] if section.seed is None else section.seed
-    return Job(content, section, objectives, place, seed), name
+    return StudyJob(content, section, objectives, place, seed), name
 
 
 @contextmanager
@@ -142,7 +142,7 @@ def _check_candidates(name: str, space: Space) -> None:
             raise ConfigurationError(f"search: {key}: the recipe refuses {value!r}: {error}") from error
 
 
-def _design(job: Job, name: str) -> dict[str, Any]:
+def _design(job: StudyJob, name: str) -> dict[str, Any]:
     """What makes this study another than others; settings that change no bit of a run are left out."""
     section: Section = job.section
     return {
@@ -156,7 +156,7 @@ def _design(job: Job, name: str) -> dict[str, Any]:
     }
 
 
-def _enqueue_own_values(study: Study, space: Space, job: Job) -> None:
+def _enqueue_own_values(study: Study, space: Space, job: StudyJob) -> None:
     """Try the recipe as it is first, where the search holds it."""
     own = space.own_values()
     claims = Claims(study, job.place.storage, job.place.folder, 0, job.sampler)
@@ -165,7 +165,7 @@ def _enqueue_own_values(study: Study, space: Space, job: Job) -> None:
             study.enqueue_trial(own)
 
 
-def _plan(job: Job, study: Study) -> str:
+def _plan(job: StudyJob, study: Study) -> str:
     from optuna.trial import TrialState
 
     with told(job.place.storage):
@@ -174,7 +174,7 @@ def _plan(job: Job, study: Study) -> str:
     return f"{job.section.trials} trials{f', {done} of them there already' if done else ''}; {names}"
 
 
-def _write(job: Job, name: str, space: Space) -> list[Any]:
+def _write(job: StudyJob, name: str, space: Space) -> list[Any]:
     """The study's files, as of now; its trials."""
     study = load(job.place)
     claims = Claims(study, job.place.storage, job.place.folder, 0, job.sampler)
@@ -185,13 +185,13 @@ def _write(job: Job, name: str, space: Space) -> list[Any]:
     return trials
 
 
-def _run_workers(job: Job, workers: int) -> None:
+def _run_workers(job: StudyJob, workers: int) -> None:
     """Processes that share the trials; one that dies does not end the others.
 
     Raises:
         ConfigurationError: Every one ended with an error; that of the first.
     """
-    pool: Workers[Job, bool]
+    pool: Workers[StudyJob, bool]
     with Workers(run_trials, workers) as pool:
         for _ in range(workers):
             pool.start(job)
@@ -203,7 +203,7 @@ def _run_workers(job: Job, workers: int) -> None:
         raise ConfigurationError("no worker got to the end of the study; go on with it by the same --storage")
 
 
-def _told(end: Ended[Job, bool]) -> Ended[Job, bool]:
+def _told(end: Ended[StudyJob, bool]) -> Ended[StudyJob, bool]:
     if not end.result and not isinstance(end.error, ConfigurationError):
         how = f"exit code {end.exit_code}" if end.error is None else f"{type(end.error).__name__}: {end.error}"
         print(

@@ -1,4 +1,4 @@
-"""One worker of a study: takes a trial, runs it, tells its result, until there are enough."""
+"""Running trials: take one, run it, tell its result, until there are enough."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.experiments.objectives import Objective
 from fedhq_lightning.experiments.pruning import Progress, TrialReporter
 from fedhq_lightning.experiments.search_space import Space, make_space
+from fedhq_lightning.experiments.study_results import describe_parameters, describe_values
 from fedhq_lightning.experiments.study_section import Section
 from fedhq_lightning.experiments.study_storage import StudyPlace, load, told
 from fedhq_lightning.experiments.trial_claims import Claims
-from fedhq_lightning.experiments.trial_words import describe_parameters, describe_values
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.report.formats import format_seconds
 from fedhq_lightning.run.directory import RunDirectory
@@ -36,7 +36,7 @@ _ROUND = "round "
 
 
 @dataclass(frozen=True)
-class Job:
+class StudyJob:
     """All that a worker needs to know; plain values, so that it can be sent to another process.
 
     Attributes:
@@ -62,7 +62,7 @@ class Job:
         return self.section.make_sampler(derive_seed(self.seed, "trial", number))
 
 
-def run_trials(job: Job) -> bool:
+def run_trials(job: StudyJob) -> bool:
     """Run trials one after another, until the study has as many as it shall have; prints a line about each.
 
     Returns:
@@ -76,7 +76,7 @@ def run_trials(job: Job) -> bool:
 
 
 class _Worker:
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: StudyJob) -> None:
         self._job = job
         self._space = job.space()
         self._study = load(job.place)
