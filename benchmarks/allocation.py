@@ -29,8 +29,8 @@ from allocation_tables import difference_table, spread_table, time_table, wall_t
 
 from fedhq_lightning.experiments.cells import Cell
 from fedhq_lightning.experiments.comparison import Compared, Comparison, Kept
-from fedhq_lightning.experiments.comparison_figures import curves_svg
 from fedhq_lightning.experiments.outcomes import Outcome, outcomes
+from fedhq_lightning.experiments.side_by_side_figures import curves_svg
 from fedhq_lightning.launch.resolve import resolve
 
 FOLDER = Path(__file__).parent / "cells"

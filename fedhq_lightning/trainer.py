@@ -31,8 +31,9 @@ from fedhq_lightning.local.module_state import load_weights
 from fedhq_lightning.local.template import build_like, set_up_template
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
 from fedhq_lightning.quantize.compilation import has_compiler
+from fedhq_lightning.recipe.identity import SETTINGS_THAT_CHANGE_NO_BIT, check_same
 from fedhq_lightning.report.progress import ProgressDisplay
-from fedhq_lightning.run.description import check_same, describe, text_of
+from fedhq_lightning.run.description import describe, text_of
 from fedhq_lightning.run.directory import RunDirectory, load_checkpoint
 from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.run.state import RunState
@@ -44,20 +45,6 @@ from fedhq_lightning.support.threads import torch_threads
 from fedhq_lightning.tracking import check_logger
 from fedhq_lightning.tracking.callback import Tracking
 from fedhq_lightning.types import MonitorMode
-
-_SETTINGS_THAT_CHANGE_NO_BIT = frozenset(
-    f"trainer.{name}"
-    for name in (
-        "accelerator",  # the kind of device that it names decides
-        "devices",
-        "num_nodes",
-        "strategy",
-        "logger",
-        "default_root_dir",
-        "enable_progress_bar",
-        "checkpoint_every_n_rounds",
-    )
-)
 
 
 class FederatedTrainer:
@@ -391,5 +378,5 @@ def _load_same(file: Path, described: dict[str, Any]) -> dict[str, Any]:
     if "recipe" in before and "recipe" in now:
         # It tells more than objects tell about themselves.
         before, now = ({**each["recipe"], "device": each["device"]} for each in (before, now))
-    check_same(before, now, _SETTINGS_THAT_CHANGE_NO_BIT)
+    check_same(before, now, SETTINGS_THAT_CHANGE_NO_BIT)
     return saved

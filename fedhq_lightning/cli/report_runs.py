@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.experiments.runs_compared import compared
-from fedhq_lightning.experiments.runs_page import comparison_page
+from fedhq_lightning.experiments.side_by_side import runs_side_by_side
+from fedhq_lightning.experiments.side_by_side_page import runs_page
 from fedhq_lightning.report.page import MARK
 from fedhq_lightning.report.report import run_page, write_report
-from fedhq_lightning.run.finished_run import load_run
+from fedhq_lightning.run.run import Run
 from fedhq_lightning.support.atomic_files import told_to_user, write_atomically
 
 DEFAULT_OUTPUT = "comparison.html"
@@ -36,13 +36,13 @@ def report_runs(run_dirs: Sequence[Path], output: Path | None = None) -> Path:
     for run_dir in run_dirs:
         _check_finished(run_dir)
     if len(run_dirs) == 1 and output is None:
-        return write_report(run_dirs[0])
+        return write_report(Run(run_dirs[0]))
     path = Path(DEFAULT_OUTPUT) if output is None else output
     _check_ours(path)
     if len(run_dirs) == 1:
-        text = run_page(run_dirs[0])
+        text = run_page(Run(run_dirs[0]))
     else:
-        text = comparison_page(compared([load_run(run_dir) for run_dir in run_dirs]))
+        text = runs_page(runs_side_by_side([Run(run_dir) for run_dir in run_dirs]))
     write_atomically(path, text)
     return path
 

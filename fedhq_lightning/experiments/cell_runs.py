@@ -1,31 +1,31 @@
-"""Run cells, one after another here or several at once in processes of their own."""
+"""The recipe of each cell, and running cells: one after another here, or several at once in other processes."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
+import copy
 import shutil
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
+import yaml
+
+from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.experiments.cells import cell_of_run, write_cell
-from fedhq_lightning.experiments.comparison_settings import cell_recipe
 from fedhq_lightning.experiments.contestants import Contestant
+from fedhq_lightning.experiments.workers import Workers
 from fedhq_lightning.launch.resolve import resolve
-from fedhq_lightning.support.quiet import show_own_warnings
+from fedhq_lightning.recipe.identity import without_free
+from fedhq_lightning.run.run import Run
 from fedhq_lightning.tracking import labelled
 
 
 @dataclass(frozen=True)
-class Job:
+class CellJob:
     """A cell that is still to be run.
 
     Attributes:
@@ -57,7 +57,7 @@ class Job:
     keeps_run: bool
 
 
-def run_job(job: Job) -> float:
+def run_job(job: CellJob) -> float:
     """Run one cell, or go on with a run of it that was stopped, and keep it.
 
     Returns:
@@ -78,16 +78,14 @@ def run_job(job: Job) -> float:
     except ConfigurationError as error:
         raise ConfigurationError(f"{job.allocator}, seed {job.seed}: {error}") from error
     larger_is_better = trainer.monitored.mode != "min"
-    cell = cell_of_run(
-        trainer.run_dir, trainer.summary, job.allocator, job.seed, job.fingerprint, job.described, larger_is_better
-    )
+    cell = cell_of_run(Run(trainer.run_dir), job.allocator, job.seed, job.fingerprint, job.described, larger_is_better)
     write_cell(cell, job.cell)
     if not job.keeps_run:
         shutil.rmtree(job.runs, ignore_errors=True)
     return time.perf_counter() - started
 
 
-def run_jobs(jobs: Sequence[Job], workers: int, on_end: Callable[[Job, float], None]) -> None:
+def run_jobs(jobs: Sequence[CellJob], workers: int, on_end: Callable[[CellJob, float], None]) -> None:
     """Run cells; those that end are kept, whatever happens to the others.
 
     Args:
@@ -103,23 +101,77 @@ def run_jobs(jobs: Sequence[Job], workers: int, on_end: Callable[[Job, float], N
             on_end(job, run_job(job))
         return
     waiting = list(jobs)
-    running: dict[Future[float], Job] = {}
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _prepare_worker, (os.getpid(),))
-    try:
-        while waiting or running:
+    pool: Workers[CellJob, float]
+    with Workers(run_job, min(workers, len(jobs))) as pool:
+        while waiting or pool.num_busy:
             ready = [job for job in waiting if job.reference is None or job.reference.exists()]
-            for job in ready[: workers - len(running)]:
+            for job in ready[: pool.num_idle]:
                 waiting.remove(job)
-                running[pool.submit(run_job, job)] = job
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                on_end(running.pop(future), future.result())
-    except BaseException:
-        for process in multiprocessing.active_children():
-            process.terminate()
-        pool.shutdown(cancel_futures=True)
-        raise
-    pool.shutdown()
+                pool.start(job)
+            ended = pool.wait()
+            if ended.error is not None:
+                raise ended.error
+            if ended.result is None:
+                raise ConfigurationError(
+                    f"{ended.job.allocator}, seed {ended.job.seed}: its process ended early (exit code "
+                    f"{ended.exit_code}); the same command goes on from its last checkpoint"
+                )
+            on_end(ended.job, ended.result)
+
+
+def shared_settings(name: str, text: str) -> dict[str, Any]:
+    """What all cells share: the resolved recipe without allocator, seeds, and what changes no bit.
+
+    Args:
+        name: Of the recipe.
+        text: The resolved recipe.
+
+    Raises:
+        ConfigurationError: The recipe has no scheme.
+    """
+    content = without_free(yaml.safe_load(text))
+    trainer = content["trainer"]
+    if trainer.get("scheme") is None:
+        raise ConfigurationError(
+            f"recipe {name}: trainer.scheme is not set, so every allocator would train the same; give a scheme, such "
+            "as --trainer.scheme=w4a8"
+        )
+    trainer.pop("seed", None)
+    trainer["callbacks"] = _without_allocators(trainer.get("callbacks"))
+    for partitioner in _partitioners(content["data"]):
+        partitioner["init_args"]["seed"] = None
+    return content
+
+
+def cell_recipe(text: str, contestant: Contestant, seed: int, root: Path, reference: Path | None) -> str:
+    """The recipe of one cell.
+
+    Args:
+        text: The resolved recipe of the comparison.
+        contestant: Takes the place of the recipe's allocator.
+        seed: Of the run, and of the partitioners.
+        root: Where its run directory is made.
+        reference: The cell that a random allocator is matched to.
+    """
+    content: dict[str, Any] = yaml.safe_load(text)
+    trainer = content["trainer"]
+    init_args = copy.deepcopy(dict(contestant.init_args))
+    if reference is not None:
+        init_args["reference"] = str(reference.absolute())
+    callbacks = _without_allocators(trainer.get("callbacks"))
+    trainer["callbacks"] = [*callbacks, {"class_path": contestant.class_path, "init_args": init_args}]
+    if contestant.lanes:
+        lanes = dict(trainer.get("lanes") or {})
+        if "qat_kernel" in contestant.lanes and lanes.get("layer_kernels"):
+            # Patterns of single layers would win over the kernel that is asked for.
+            lanes["layer_kernels"] = {mode: each for mode, each in lanes["layer_kernels"].items() if mode != "qat"}
+        trainer["lanes"] = lanes | dict(contestant.lanes)
+    # One process a cell: Lightning would start the whole command again for a second one.
+    trainer |= {"seed": seed, "devices": 1, "num_nodes": 1, "strategy": "auto", "enable_progress_bar": False}
+    trainer["default_root_dir"] = str(root)
+    for partitioner in _partitioners(content["data"]):
+        partitioner["init_args"]["seed"] = seed
+    return str(yaml.safe_dump(content, sort_keys=False))
 
 
 def _stopped_run(runs: Path) -> Path | None:
@@ -133,16 +185,17 @@ def _stopped_run(runs: Path) -> Path | None:
     return found
 
 
-def _prepare_worker(parent: int) -> None:
-    """Leave Ctrl-C to the first process, which ends this one; end with it; say nothing that a library says."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # In order, so that loggers are closed and nothing of the system is left behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    show_own_warnings(lambda line: print(f"fedhq: {line}", file=sys.stderr))
+def _without_allocators(callbacks: Any) -> list[Any]:
+    listed = [] if callbacks is None else callbacks if isinstance(callbacks, list) else [callbacks]
+    return [each for each in listed if not issubclass(resolve_name(each["class_path"]), Allocator)]
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(2)
-        os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+def _partitioners(node: Any) -> Iterator[dict[str, Any]]:
+    """Every partitioner in the data's part of a recipe that takes a seed."""
+    if not isinstance(node, dict):
+        return
+    for key, value in node.items():
+        if key == "partitioner" and isinstance(value, dict) and "seed" in (value.get("init_args") or {}):
+            yield value
+        else:
+            yield from _partitioners(value)

@@ -1,19 +1,27 @@
-"""A cell: one allocator with one seed, kept as a small JSON file when its run has ended."""
+"""What the folder of a comparison holds: the settings that all cells share, and a small JSON file a cell.
+
+A cell is one allocator with one seed, and is kept when its run has ended.
+"""
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.run.records import RoundRecord, read_rounds
+from fedhq_lightning.quantize import LaneOptions
+from fedhq_lightning.recipe.identity import changes, in_words
+from fedhq_lightning.run.run import Clock, Run, curve
 from fedhq_lightning.support.atomic_files import write_atomically
-from fedhq_lightning.types import MODES
+from fedhq_lightning.trainer import FederatedTrainer
 
+FILE_NAME = "comparison.json"
 FORMAT_VERSION = 1
 _SUMMARY = (
     *("rounds", "best_round", "metric_fp", "metric_quantized", "scheme", "wall_seconds", "fit_wall_seconds"),
@@ -34,10 +42,7 @@ class Cell:
         metric_name: What is monitored.
         larger_is_better: Whether more of it is better.
         summary: The better part of the run's `summary.json`.
-        rounds: Columns, one value a round from round 0 on, which is the evaluation before training: `round`,
-            `metric_quantized` and `metric_fp` (None where the round was not evaluated), `virtual_seconds` (of the
-            round), `total_virtual_seconds`, `total_wall_seconds`, `fit_wall_seconds` (of the round), `uplink_bytes`,
-            `downlink_bytes`, and `fp`, `ptq`, `qat`, the clients in each mode; and what the allocator logged.
+        rounds: `Run.columns`, as strict JSON holds them.
         tiers: Names of the device tiers.
         clients: Per round from 1, `[client_id, position in tiers, mode]` of each client; random allocators are matched
             to them.
@@ -54,19 +59,48 @@ class Cell:
     tiers: Sequence[str]
     clients: Sequence[Sequence[Any]]
 
-    @cached_property
-    def evaluated(self) -> list[int]:
-        """Positions in `rounds` of those that evaluated the deployed model, round 0 among them."""
-        return [at for at, value in enumerate(self.rounds["metric_quantized"]) if value is not None]
+    def curve(self, clock: Clock) -> tuple[list[float], list[float]]:
+        """When each evaluation was there, and its quantized metric; round 0 first."""
+        return curve(self.rounds, clock)
 
-    def curve(self, clock: str) -> tuple[list[float], list[float]]:
-        """When each evaluation was there, and its quantized metric; round 0 first.
 
-        Args:
-            clock: "virtual" or "wall".
-        """
-        seconds, values = self.rounds[f"total_{clock}_seconds"], self.rounds["metric_quantized"]
-        return [float(seconds[at]) for at in self.evaluated], [float(values[at]) for at in self.evaluated]
+def keep_settings(folder: Path, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a folder that of this comparison, or make sure that it is.
+
+    Args:
+        folder: Made if it is not there.
+        name: Of the recipe.
+        settings: What all cells share.
+
+    Returns:
+        The settings that the folder was made with. They may lack arguments that the package has gained since, as long
+        as those have their defaults.
+
+    Raises:
+        ConfigurationError: The folder is that of another comparison, or holds other things, or cannot be made.
+    """
+    path = folder / FILE_NAME
+    if not path.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"{folder} cannot be made: {error.strerror}; name another --folder") from error
+        if any(each.name != ".lock" for each in folder.iterdir()):
+            raise ConfigurationError(
+                f"{folder} holds other things, and no {FILE_NAME}; name a new or empty folder with --folder"
+            )
+        write_atomically(path, json.dumps({"recipe": name, "settings": settings}, indent=1) + "\n")
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        before: dict[str, Any] = kept["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(f"{path} is damaged: {error!r}; name another --folder") from error
+    if found := changes(before, json.loads(json.dumps(settings)), default_of=_default):
+        raise ConfigurationError(
+            f"{folder} is the folder of another comparison (recipe {kept.get('recipe')}): {in_words(found)}; name "
+            "another --folder, or give the same values"
+        )
+    return before
 
 
 def cell_path(folder: Path, allocator: str, seed: int) -> Path:
@@ -75,8 +109,7 @@ def cell_path(folder: Path, allocator: str, seed: int) -> Path:
 
 
 def cell_of_run(
-    run_dir: Path,
-    summary: Mapping[str, Any],
+    run: Run,
     allocator: str,
     seed: int,
     fingerprint: str,
@@ -86,8 +119,7 @@ def cell_of_run(
     """What is kept of a finished run.
 
     Args:
-        run_dir: Its directory.
-        summary: Its `summary.json`.
+        run: It.
         allocator: As in `Cell`, like the following.
         seed: See there.
         fingerprint: See there.
@@ -97,45 +129,39 @@ def cell_of_run(
     Raises:
         ConfigurationError: The deployed model was never evaluated.
     """
-    tiers: dict[str, int] = {}
-    rows: list[dict[str, Any]] = []
-    clients: list[list[list[Any]]] = []
-    for record in read_rounds(run_dir / "rounds.jsonl"):
-        rows.append(_row(record))
-        if record.round > 0:
-            members = [(each.client_id, tiers.setdefault(each.tier, len(tiers)), each.mode) for each in record.clients]
-            clients.append([list(member) for member in members])
-    if not any(row["metric_quantized"] is not None for row in rows[1:]):
+    columns = run.columns()
+    if not any(value is not None for value in columns["metric_quantized"][1:]):
         raise ConfigurationError(
             f"{allocator}, seed {seed}: the deployed model was not evaluated, so nothing can be compared; the module "
             "needs a validation_step that logs a metric, and the data held-out examples"
         )
-    names = dict.fromkeys(name for row in rows for name in row)
+    tiers: dict[str, int] = {}
+    clients = [
+        [[each.client_id, tiers.setdefault(each.tier, len(tiers)), each.mode] for each in record.clients]
+        for record in run.stream()
+        if record.round > 0
+    ]
     return Cell(
         allocator,
         seed,
         fingerprint,
         described,
-        str(summary["metric_name"]),
+        run.metric_name,
         larger_is_better,
-        {name: summary[name] for name in _SUMMARY},
-        {name: [row.get(name) for row in rows] for name in names},
+        {name: _kept(name, run.summary[name]) for name in _SUMMARY},
+        {name: [_kept(name, value) for value in values] for name, values in columns.items()},
         list(tiers),
         clients,
     )
 
 
-def _row(record: RoundRecord) -> dict[str, Any]:
-    names = (
-        *("round", "metric_quantized", "metric_fp", "virtual_seconds", "total_virtual_seconds", "total_wall_seconds"),
-        *("fit_wall_seconds", "uplink_bytes", "downlink_bytes"),
-    )
-    encoded = record.to_json()
-    return (
-        {name: encoded[name] for name in names}
-        | {mode: record.mode_counts.get(mode, 0) for mode in MODES}
-        | {f"allocation/{name}": float(f"{value:.6g}") for name, value in record.allocation.items()}
-    )
+def _kept(name: str, value: Any) -> Any:
+    """What strict JSON holds: a value that is not finite as text. Of what allocators log six digits are enough."""
+    if not isinstance(value, float):
+        return value
+    if not math.isfinite(value):
+        return str(value)
+    return float(f"{value:.6g}") if name.startswith("allocation/") else value
 
 
 def write_cell(cell: Cell, path: Path) -> None:
@@ -170,3 +196,13 @@ def read_cell(path: Path) -> Cell:
     raise ConfigurationError(
         f"{path} has format {version!r}, this version reads {FORMAT_VERSION}; remove it to run the cell again"
     )
+
+
+def _default(name: str, owner: str | None, key: str) -> Any:
+    """The default of an argument that the package has gained since."""
+    made: type | None = {"trainer": FederatedTrainer, "trainer.lanes": LaneOptions}.get(name)
+    if made is None and owner is not None:
+        made = resolve_name(owner)
+    parameters = inspect.signature(made).parameters if made else {}
+    default = parameters[key].default if key in parameters else None
+    return None if default is inspect.Parameter.empty else default

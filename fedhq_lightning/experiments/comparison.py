@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -12,14 +11,15 @@ from typing import Any
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.experiments import contestants
-from fedhq_lightning.experiments.cell_runs import Job, run_jobs
-from fedhq_lightning.experiments.cells import Cell, cell_path, read_cell
-from fedhq_lightning.experiments.comparison_settings import cell_recipe, fingerprint, keep_settings, shared_settings
+from fedhq_lightning.experiments.cell_runs import CellJob, cell_recipe, run_jobs, shared_settings
+from fedhq_lightning.experiments.cells import Cell, cell_path, keep_settings, read_cell
 from fedhq_lightning.experiments.contestants import BEST_FIXED, Contestant
 from fedhq_lightning.experiments.statistics import value_at
 from fedhq_lightning.launch.resolve import resolve
+from fedhq_lightning.recipe.identity import fingerprint
+from fedhq_lightning.support.locks import locked
 
-OnEnd = Callable[[Job, float, int, int], None]
+OnEnd = Callable[[CellJob, float, int, int], None]
 """Told of a cell that has ended, its wall seconds, how many have ended, and of how many."""
 
 
@@ -101,24 +101,11 @@ class Compared:
             if job.cell.exists():
                 self._read(job)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes from running cells of the same folder.
-
-        Raises:
-            ConfigurationError: Another process does.
-        """
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other processes from running cells of the same folder; refused where one does."""
         folder = self._comparison.folder
-        with (folder / ".lock").open("ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigurationError(
-                    f"{folder}: another process is running this comparison; let it end, or stop it, first"
-                ) from None
-            except OSError:
-                pass  # a file system without locks
-            yield
+        refusal = f"{folder}: another process is running this comparison; let it end, or stop it, first"
+        return locked(folder / ".lock", refusal)
 
     def run(self, workers: int = 1, limit: int | None = None, on_end: OnEnd = lambda *_: None) -> None:
         """Run the cells that are not there yet.
@@ -134,13 +121,13 @@ class Compared:
         with self.locked():
             done = 0
 
-            def run_missing(jobs: Sequence[Job], more: int) -> None:
+            def run_missing(jobs: Sequence[CellJob], more: int) -> None:
                 nonlocal done
                 missing = [job for job in jobs if not job.cell.exists()]
                 missing = missing[: None if limit is None else max(0, limit - done)]
                 total = done + len(missing) + more
 
-                def ended(job: Job, seconds: float) -> None:
+                def ended(job: CellJob, seconds: float) -> None:
                     nonlocal done
                     done += 1
                     on_end(job, seconds, done, total if limit is None else min(total, limit))
@@ -223,7 +210,7 @@ class Compared:
             if trainer.allocator is None:
                 raise ConfigurationError(f"allocator {each.name!r}: {each.class_path} is no Allocator")
 
-    def _all_jobs(self) -> list[Job]:
+    def _all_jobs(self) -> list[CellJob]:
         """By seed, so that what is there early can be compared; random allocators after the one they are matched to."""
         jobs = []
         for seed in self._seeds:
@@ -233,11 +220,11 @@ class Compared:
         jobs += [self._job(each, seed) for seed in self._grid_seeds for each in contestants.grid()]
         return list({job.cell: job for job in jobs}.values())
 
-    def _best_fixed_jobs(self) -> list[Job]:
+    def _best_fixed_jobs(self) -> list[CellJob]:
         best = self.best_fixed()
         return [] if best is None else [self._job(best, seed) for seed in self._seeds]
 
-    def _job(self, contestant: Contestant, seed: int, reference: Job | None = None) -> Job:
+    def _job(self, contestant: Contestant, seed: int, reference: CellJob | None = None) -> CellJob:
         comparison = self._comparison
         cell = cell_path(self._cells, contestant.name, seed)
         runs = (comparison.runs or comparison.folder / "runs") / cell.stem
@@ -245,14 +232,14 @@ class Compared:
         described: dict[str, Any] = contestant.described()
         if reference is not None:
             described["matched_to"] = reference.allocator
-        return Job(
+        return CellJob(
             contestant.name,
             seed,
             comparison.recipe_name,
             comparison.text,
             contestant,
             described,
-            fingerprint(self._settings, contestant, seed, reference.fingerprint if reference else None),
+            fingerprint([self._settings, contestant.described(), seed, reference.fingerprint if reference else None]),
             cell,
             runs,
             matched_to,
@@ -260,7 +247,7 @@ class Compared:
             comparison.keeps_runs,
         )
 
-    def _read(self, job: Job) -> Cell:
+    def _read(self, job: CellJob) -> Cell:
         cell = read_cell(job.cell)
         if cell.fingerprint != job.fingerprint:
             raise ConfigurationError(

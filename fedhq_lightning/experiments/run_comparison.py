@@ -10,9 +10,11 @@ from pathlib import Path
 from rich.console import Console
 
 from fedhq_lightning.errors import ConfigurationError, nearest
-from fedhq_lightning.experiments import comparison_figures, comparison_tables, outcomes
-from fedhq_lightning.experiments.cell_runs import Job
+from fedhq_lightning.experiments import outcomes, side_by_side_tables
+from fedhq_lightning.experiments.cell_runs import CellJob
 from fedhq_lightning.experiments.comparison import Compared, Comparison, Kept
+from fedhq_lightning.experiments.side_by_side_figures import curves_svg, time_to_target_svg
+from fedhq_lightning.experiments.side_by_side_page import allocators_page
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.support.atomic_files import write_atomically
@@ -52,7 +54,7 @@ def compare_recipe(known: argparse.Namespace, overrides: Sequence[str]) -> None:
             f"baseline {known.baseline!r}: compared are {', '.join(names)}{nearest(known.baseline, names)}"
         )
 
-    def on_end(job: Job, seconds: float, done: int, total: int) -> None:
+    def on_end(job: CellJob, seconds: float, done: int, total: int) -> None:
         print(f"{job.allocator}, seed {job.seed}: {seconds:.0f} s ({done} of {total})", flush=True)
 
     try:
@@ -75,7 +77,7 @@ def write_results(
     baseline: str | None = None,
     console: Console | None = None,
 ) -> str:
-    """Compare cells; write `table.md`, `cells.csv`, `metric-over-time.svg` and `time-to-target.svg`.
+    """Compare cells; write `comparison.html`, `table.md`, `cells.csv`, and as pictures what they came to over time.
 
     Args:
         kept: Cells, one at least.
@@ -93,19 +95,20 @@ def write_results(
     if baseline is None or baseline not in names:
         baseline = outcomes.default_baseline(names)
     rows = outcomes.rows_of(found, baseline)
-    shown = comparison_tables.all_tables(rows, kept.cells[0].metric_name, baseline)
+    shown = side_by_side_tables.all_tables(rows, kept.cells[0].metric_name, baseline)
     remarks = _remarks(kept, found, at, target)
-    page = "\n".join([*map(comparison_tables.markdown, shown), *(f"{remark}\n" for remark in remarks)])
+    page = "\n".join([*map(side_by_side_tables.markdown, shown), *(f"{remark}\n" for remark in remarks)])
     write_atomically(folder / "table.md", page)
-    write_atomically(folder / "cells.csv", comparison_tables.cells_csv(found))
-    written = ["table.md", "cells.csv", "metric-over-time.svg"]
-    write_atomically(folder / "metric-over-time.svg", comparison_figures.curves_svg(kept.cells))
-    if picture := comparison_figures.time_to_target_svg(found):
+    write_atomically(folder / "cells.csv", side_by_side_tables.cells_csv(found))
+    write_atomically(folder / "comparison.html", allocators_page(kept.cells, found, shown, remarks))
+    written = ["comparison.html", "table.md", "cells.csv", "metric-over-time.svg"]
+    write_atomically(folder / "metric-over-time.svg", curves_svg(kept.cells))
+    if picture := time_to_target_svg(found):
         write_atomically(folder / "time-to-target.svg", picture)
         written.append("time-to-target.svg")
     if console is not None:
         for table in shown:
-            comparison_tables.print_table(table, console)
+            side_by_side_tables.print_table(table, console)
         for remark in remarks:
             console.print(remark, markup=False, highlight=False, soft_wrap=True)
         console.print(f"{', '.join(written)} in {folder}", markup=False, highlight=False, soft_wrap=True)

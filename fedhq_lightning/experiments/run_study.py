@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shlex
-import signal
-import sys
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +17,13 @@ from fedhq_lightning.experiments.search_space import Space, make_space
 from fedhq_lightning.experiments.study_results import complete_trials, front_table, write_results
 from fedhq_lightning.experiments.study_section import Section, parse_section, pruning_as_json, read_section
 from fedhq_lightning.experiments.study_storage import default_place, join, load, told
-from fedhq_lightning.experiments.study_worker import Job, Worker, check_one_process
 from fedhq_lightning.experiments.trial_claims import Claims
+from fedhq_lightning.experiments.trial_runs import StudyJob, check_one_process, run_trials
+from fedhq_lightning.experiments.workers import Ended, Workers
 from fedhq_lightning.federated import setup
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.recipe import files as recipe_files
-from fedhq_lightning.trainer import _SETTINGS_THAT_CHANGE_NO_BIT
+from fedhq_lightning.recipe.identity import without_free
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -64,12 +60,12 @@ def tune_recipe(
     job, name = _prepare(recipe, overrides, search, trials, storage)
     space = job.space()
     study, place = join(job.place, _design(job, name), job.objectives)
-    job = Job(job.content, job.section, job.objectives, place, job.seed)
+    job = StudyJob(job.content, job.section, job.objectives, place, job.seed)
     _enqueue_own_values(study, space, job)
     print(f"study {place.folder.name}: {_plan(job, study)}; storage {place.storage}", flush=True)
     try:
         if workers == 1:
-            Worker(job, lambda line: print(line, flush=True)).run()
+            run_trials(job)
         else:
             _run_workers(job, workers)
     except KeyboardInterrupt:
@@ -95,7 +91,7 @@ def tune_recipe(
 
 def _prepare(
     recipe: str, overrides: Sequence[str], search: str | None, trials: int | None, storage: str | None
-) -> tuple[Job, str]:
+) -> tuple[StudyJob, str]:
     """Everything that can be checked before there is a study."""
     name, text = recipe_files.find(recipe)
     resolved = resolve(name, text, overrides)
@@ -112,7 +108,7 @@ def _prepare(
         _check_candidates(name, space)
     place = default_place(Path(content["trainer"]["default_root_dir"]), name, storage)
     seed = content["trainer"]["seed"] if section.seed is None else section.seed
-    return Job(content, section, objectives, place, seed), name
+    return StudyJob(content, section, objectives, place, seed), name
 
 
 @contextmanager
@@ -143,15 +139,12 @@ def _check_candidates(name: str, space: Space) -> None:
             raise ConfigurationError(f"search: {key}: the recipe refuses {value!r}: {error}") from error
 
 
-def _design(job: Job, name: str) -> dict[str, Any]:
+def _design(job: StudyJob, name: str) -> dict[str, Any]:
     """What makes this study another than others; settings that change no bit of a run are left out."""
-    content = {part: dict(values) for part, values in job.content.items()}
-    for key in _SETTINGS_THAT_CHANGE_NO_BIT:
-        content["trainer"].pop(key.removeprefix("trainer."), None)
     section: Section = job.section
     return {
         "format": 1,
-        "recipe": {"name": name, **content},
+        "recipe": {"name": name, **without_free(job.content)},
         "search": dict(section.search),
         "objectives": {each.name: each.direction for each in job.objectives},
         "sampler": dict(section.sampler),
@@ -160,7 +153,7 @@ def _design(job: Job, name: str) -> dict[str, Any]:
     }
 
 
-def _enqueue_own_values(study: Study, space: Space, job: Job) -> None:
+def _enqueue_own_values(study: Study, space: Space, job: StudyJob) -> None:
     """Try the recipe as it is first, where the search holds it."""
     own = space.own_values()
     claims = Claims(study, job.place.storage, job.place.folder, 0, job.sampler)
@@ -169,7 +162,7 @@ def _enqueue_own_values(study: Study, space: Space, job: Job) -> None:
             study.enqueue_trial(own)
 
 
-def _plan(job: Job, study: Study) -> str:
+def _plan(job: StudyJob, study: Study) -> str:
     from optuna.trial import TrialState
 
     with told(job.place.storage):
@@ -178,7 +171,7 @@ def _plan(job: Job, study: Study) -> str:
     return f"{job.section.trials} trials{f', {done} of them there already' if done else ''}; {names}"
 
 
-def _write(job: Job, name: str, space: Space) -> list[Any]:
+def _write(job: StudyJob, name: str, space: Space) -> list[Any]:
     """The study's files, as of now; its trials."""
     study = load(job.place)
     claims = Claims(study, job.place.storage, job.place.folder, 0, job.sampler)
@@ -189,56 +182,29 @@ def _write(job: Job, name: str, space: Space) -> list[Any]:
     return trials
 
 
-def _run_workers(job: Job, workers: int) -> None:
+def _run_workers(job: StudyJob, workers: int) -> None:
     """Processes that share the trials; one that dies does not end the others.
 
     Raises:
         ConfigurationError: Every one ended with an error; that of the first.
-        KeyboardInterrupt: Ctrl-C.
     """
-    context = multiprocessing.get_context("spawn")
-    pipes = [context.Pipe(duplex=False) for _ in range(workers)]
-    processes = [context.Process(target=_work, args=(job, pipe[1], list(sys.path))) for pipe in pipes]
-    for process in processes:
-        process.start()
-    for _, end in pipes:
-        end.close()
-    try:
-        for process in processes:
-            process.join()
-    except KeyboardInterrupt:
-        # Ctrl-C reaches every process, but a signal to the first one alone does not.
-        for process in processes:
-            if process.is_alive() and process.pid is not None:
-                with suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGINT)
-        for process in processes:
-            process.join()
-        raise
-    errors = []
-    for number, (process, (reader, _)) in enumerate(zip(processes, pipes, strict=True), start=1):
-        with suppress(EOFError):
-            errors.append(reader.recv())
-        if process.exitcode not in (0, 2):
-            print(
-                f"worker {number} ended early (exit code {process.exitcode}); its trial is taken up by the others, "
-                "or when the study goes on",
-                flush=True,
-            )
-    if len(errors) == workers:
-        raise ConfigurationError(errors[0])
-    if all(process.exitcode != 0 for process in processes):
+    pool: Workers[StudyJob, bool]
+    with Workers(run_trials, workers) as pool:
+        for _ in range(workers):
+            pool.start(job)
+        ends = [_told(pool.wait()) for _ in range(workers)]
+    if not any(end.result for end in ends):
+        refusals = [end.error for end in ends if isinstance(end.error, ConfigurationError)]
+        if len(refusals) == workers:
+            raise refusals[0]
         raise ConfigurationError("no worker got to the end of the study; go on with it by the same --storage")
 
 
-def _work(job: Job, pipe: Connection, path: list[str]) -> None:
-    """A worker's process."""
-    sys.path[:] = path
-    warnings.simplefilter("ignore")
-    try:
-        Worker(job, lambda line: print(line, flush=True)).run()
-    except ConfigurationError as error:
-        pipe.send(str(error))
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+def _told(end: Ended[StudyJob, bool]) -> Ended[StudyJob, bool]:
+    if not end.result and not isinstance(end.error, ConfigurationError):
+        how = f"exit code {end.exit_code}" if end.error is None else f"{type(end.error).__name__}: {end.error}"
+        print(
+            f"worker {end.worker} ended early ({how}); its trial is taken up by the others, or when the study goes on",
+            flush=True,
+        )
+    return end

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from statistics import fmean, stdev
 
 WINDOW = 3
 """Evaluations in a mean: one alone is noisy."""
 _CONFIDENCE = 0.95
-_MOST_FOR_EXACT_SIGNS = 12
 
 
 def trailing_means(values: Sequence[float], window: int = WINDOW) -> list[float | None]:
@@ -155,35 +153,24 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Differ
         return Difference(spread.mean, spread.deviation, count, nan, nan, nan, nan)
     from scipy.stats import t
 
-    error = spread.deviation / math.sqrt(count)
-    half = float(t.ppf(0.5 + _CONFIDENCE / 2, count - 1)) * error
-    p_t = 2 * float(t.sf(abs(spread.mean) / error, count - 1)) if error else 0.0 if spread.mean else 1.0
+    low = high = spread.mean
+    p_t = 0.0 if spread.mean else 1.0
+    if error := spread.deviation / math.sqrt(count):
+        low, high = map(float, t.interval(_CONFIDENCE, count - 1, spread.mean, error))
+        p_t = 2 * float(t.sf(abs(spread.mean) / error, count - 1))
     wilcoxon = signed_rank_p(differences) if count >= 5 else nan
-    return Difference(spread.mean, spread.deviation, count, spread.mean - half, spread.mean + half, p_t, wilcoxon)
+    return Difference(spread.mean, spread.deviation, count, low, high, p_t, wilcoxon)
 
 
 def signed_rank_p(differences: Sequence[float]) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test, exact also with ties up to twelve differences.
+    """Two-sided p of Wilcoxon's signed-rank test; exact for as many as are compared here, with ties too.
 
-    Differences of 0 are left out, as Wilcoxon did; equal sizes share their mean rank. Beyond twelve, scipy's.
+    Differences of 0 are left out, as Wilcoxon did.
     """
-    sizes = [abs(each) for each in differences if each]
-    if not sizes:
-        return 1.0
-    if len(sizes) > _MOST_FOR_EXACT_SIGNS:
-        from scipy.stats import wilcoxon
+    from scipy.stats import wilcoxon
 
-        return float(wilcoxon([each for each in differences if each]).pvalue)
-    ordered = sorted(sizes)
-    ranks = [ordered.index(size) + (ordered.count(size) + 1) / 2 for size in sizes]
-    positive = sum(rank for rank, each in zip(ranks, filter(None, differences), strict=True) if each > 0)
-    center = sum(ranks) / 2
-    sums = [
-        sum(rank for rank, is_positive in zip(ranks, signs, strict=True) if is_positive)
-        for signs in product((False, True), repeat=len(ranks))
-    ]
-    extreme = sum(abs(each - center) >= abs(positive - center) - 1e-9 for each in sums)
-    return extreme / len(sums)
+    found = [each for each in differences if each]
+    return float(wilcoxon(found).pvalue) if found else 1.0
 
 
 @dataclass(frozen=True)

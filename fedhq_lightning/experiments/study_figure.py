@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedhq_lightning.experiments.objectives import Objective
 from fedhq_lightning.report.curve_figures import time_unit
+from fedhq_lightning.report.model_figures import byte_unit
 from fedhq_lightning.report.picture_style import COLOURS, file_svg, whole_numbers
 
 if TYPE_CHECKING:
@@ -101,9 +102,6 @@ def _axis(name: str, values: Sequence[float]) -> tuple[float, str]:
         size, unit = time_unit(largest)
         return size, f"{words.removesuffix(' seconds')} time ({unit})"
     if name.endswith("_bytes"):
-        size, unit = next(((size, unit) for size, unit in _BYTE_UNITS if largest >= size), (1.0, "B"))
+        size, unit = byte_unit(largest)
         return size, f"{words.removesuffix(' bytes')} ({unit})"
     return 1.0, words
-
-
-_BYTE_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))

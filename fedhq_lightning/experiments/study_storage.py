@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.recipe.identity import changes, in_words
 from fedhq_lightning.support.atomic_files import told_to_user
 from fedhq_lightning.support.quiet import libraries_quiet
 
@@ -216,24 +217,12 @@ def _attributes_of(study: Study) -> dict[str, Any]:
 
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse another design; the message names the first thing that differs."""
-    for part in dict.fromkeys([*before, *now]):
-        differences = list(_differences(before.get(part), now.get(part), part))
-        if differences:
-            key, old, new = differences[0]
-            more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
-            raise ConfigurationError(
-                f"its study is of another {part}: {key} was {old!r} and is {new!r} now{more}; go on with what it was "
-                "made with, or give another --storage"
-            )
-
-
-def _differences(before: Any, now: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for name in dict.fromkeys([*before, *now]):
-            yield from _differences(before.get(name), now.get(name), f"{key}.{name}")
-    elif before != now:
-        yield key, before, now
+    """Refuse another design; the message names the part of it and what differs."""
+    if found := changes(before, now):
+        raise ConfigurationError(
+            f"its study is of another {found[0].name.partition('.')[0]}: {in_words(found)}; go on with what it was "
+            "made with, or give another --storage"
+        )
 
 
 def _shown(text: str) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedhq_lightning.experiments.study_storage import told
-from fedhq_lightning.support.atomic_files import told_to_user
+from fedhq_lightning.support.locks import is_locked, locked
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -50,27 +49,16 @@ class Claims:
     @contextmanager
     def alive(self) -> Iterator[None]:
         """Count as a living worker for the length of the block."""
-        with told_to_user(self._folder):
-            self._folder.mkdir(exist_ok=True)
-            file = (self._folder / self.worker).open("w")
-        with file:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX)
+        own = self._folder / self.worker
+        with locked(own):
             try:
                 yield
             finally:
-                (self._folder / self.worker).unlink(missing_ok=True)
+                own.unlink(missing_ok=True)
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> AbstractContextManager[None]:
         """Keep the other workers from asking, and from writing the study's files, for the length of the block."""
-        with told_to_user(self._folder):
-            self._folder.mkdir(exist_ok=True)
-            file = (self._folder / "lock").open("w")
-        with file:
-            with suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        return locked(self._folder / "lock")
 
     def next(self, space: dict[str, BaseDistribution]) -> Trial | None:
         """A trial to run: one that was left, else a new one; None when there are enough.
@@ -124,12 +112,9 @@ class Claims:
             return False  # asked for, and killed before it was claimed: asking is done alone
         if not path.exists():
             return not worker.startswith(f"{os.uname().nodename}-") and not _is_here(path.parent, trial)
-        with suppress(OSError), path.open("r") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            path.unlink(missing_ok=True)
+        if is_locked(path):
+            return True
+        path.unlink(missing_ok=True)
         return False
 
 

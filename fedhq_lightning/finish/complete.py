@@ -20,6 +20,7 @@ from fedhq_lightning.report.allocation_figures import write_allocation_picture
 from fedhq_lightning.report.report import write_report
 from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.run.records import distinct_clients, tier_figures
+from fedhq_lightning.run.run import Run
 from fedhq_lightning.run.state import RunState
 from fedhq_lightning.run.summary import summarize
 from fedhq_lightning.support.text import first_line
@@ -84,7 +85,7 @@ def complete(
         directory.write_clients()
     directory.write_summary(summary)
     if writes_model:
-        write_report(directory.path)
+        write_report(Run(directory.path, summary))
         write_allocation_picture(directory.path)
     return summary
 

@@ -8,7 +8,7 @@ from fedhq_lightning.report.allocation_figures import boundary_svg, describe_bou
 from fedhq_lightning.report.formats import format_modes, format_seconds
 from fedhq_lightning.report.page import figure, figures, folded, paragraph, section, table
 from fedhq_lightning.run.allocation import Allocation, RoundBoundary, trial_windows
-from fedhq_lightning.run.finished_run import RunHistory
+from fedhq_lightning.run.run import Run
 
 _TITLE = "How the clients were allotted"
 _TOPIC = re.compile(r"(?<=\.) (?=[A-Z]\w+: )")
@@ -22,7 +22,7 @@ _HOW_TO_READ = (
 )
 
 
-def boundary_section(run: RunHistory) -> str:
+def boundary_section(run: Run) -> str:
     """How the clients were allotted; empty where the allocator left no `allocation.json`."""
     if run.allocation_problem:
         return section(_TITLE, paragraph(f"Not shown: {run.allocation_problem}."))
@@ -39,7 +39,7 @@ def boundary_section(run: RunHistory) -> str:
     return section(_TITLE, "".join(parts))
 
 
-def _maps(run: RunHistory, allocation: Allocation) -> list[str]:
+def _maps(run: Run, allocation: Allocation) -> list[str]:
     if not allocation.clients:
         return []
     risks = [client.risk for client in allocation.clients]

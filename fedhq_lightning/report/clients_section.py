@@ -3,14 +3,15 @@
 from fedhq_lightning.report.client_figures import ClientRow, ModeMap, mode_map_svg, split_svg
 from fedhq_lightning.report.formats import TIER_HEADER, format_modes, format_seconds, tier_rows, worst_client_text
 from fedhq_lightning.report.page import figure, figures, paragraph, section, table
-from fedhq_lightning.run.finished_run import ClientHistory, RunHistory
+from fedhq_lightning.run.client_history import ClientHistory
+from fedhq_lightning.run.run import Run
 
 _MOST_ROWS_IN_MAP = 120
 _MOST_BARS = 30
 _LONGEST_LABEL = 14
 
 
-def clients_section(run: RunHistory) -> str:
+def clients_section(run: Run) -> str:
     """Modes of each client by round, its times, and both by tier."""
     title = "Clients and modes"
     if not run.clients:
@@ -21,14 +22,14 @@ def clients_section(run: RunHistory) -> str:
     return section(title, f"{figures([_mode_map(run), _time_split(run)])}\n<h3>Tiers</h3>\n{tiers}\n{_worst(run)}")
 
 
-def _worst(run: RunHistory) -> str:
+def _worst(run: Run) -> str:
     worst = run.summary.get("worst_client")
     if not worst:
         return paragraph("The metric was not measured for single clients.")
     return paragraph(f"Worst client: {worst_client_text(worst, run.metric_name)}.")
 
 
-def _mode_map(run: RunHistory) -> str:
+def _mode_map(run: Run) -> str:
     shown = sorted(run.clients, key=lambda client: -len(client.modes))[:_MOST_ROWS_IN_MAP]
     kept = {client.client_id for client in shown}
     clients = [client for client in run.clients if client.client_id in kept]
@@ -51,7 +52,7 @@ def _mode_map(run: RunHistory) -> str:
     return figure("Mode of each client in each round", note, svg)
 
 
-def _time_split(run: RunHistory) -> str:
+def _time_split(run: Run) -> str:
     slowest = sorted(run.clients, key=lambda client: -_mean_total(client))[:_MOST_BARS]
     kept = {client.client_id for client in slowest}
     clients = [client for client in run.clients if client.client_id in kept]

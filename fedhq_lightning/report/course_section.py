@@ -8,11 +8,11 @@ from fedhq_lightning.report.curve_figures import Curve, curves_svg, difference_s
 from fedhq_lightning.report.formats import format_bytes, format_metric, format_seconds
 from fedhq_lightning.report.model_figures import byte_unit
 from fedhq_lightning.report.page import figure, figures, paragraph, section
-from fedhq_lightning.run.finished_run import RunHistory
 from fedhq_lightning.run.records import RoundRecord
+from fedhq_lightning.run.run import Run
 
 
-def course_section(run: RunHistory) -> str:
+def course_section(run: Run) -> str:
     """The monitored metric by round, by wall time and by virtual time, and the bytes sent."""
     evaluated = [record for record in run.rounds if record.monitored is not None]
     note = "" if evaluated else paragraph("No round of this run was evaluated.")
@@ -20,7 +20,7 @@ def course_section(run: RunHistory) -> str:
     return section("Over the run", f"{note}{figures(pictures + _bytes_figure(run))}")
 
 
-def _metric_figures(run: RunHistory, evaluated: Sequence[RoundRecord]) -> list[str]:
+def _metric_figures(run: Run, evaluated: Sequence[RoundRecord]) -> list[str]:
     name, last = run.metric_name, evaluated[-1]
     best = next((record for record in evaluated if record.round == run.summary.get("best_round")), None)
     result = f"At round {last.round}: {_values(last)}."
@@ -80,7 +80,7 @@ def _values(record: RoundRecord) -> str:
     return f"quantized {format_metric(record.metric_quantized)}, fp {format_metric(record.metric_fp)}"
 
 
-def _cost_figure(run: RunHistory, evaluated: Sequence[RoundRecord]) -> list[str]:
+def _cost_figure(run: Run, evaluated: Sequence[RoundRecord]) -> list[str]:
     """Quantized less fp, which two lines on top of each other do not show."""
     differences = [
         (float(record.round), record.metric_quantized - record.metric_fp)
@@ -98,7 +98,7 @@ def _cost_figure(run: RunHistory, evaluated: Sequence[RoundRecord]) -> list[str]
     return [figure("What quantization changes", note, svg)]
 
 
-def _bytes_figure(run: RunHistory) -> list[str]:
+def _bytes_figure(run: Run) -> list[str]:
     rounds = [record for record in run.rounds if record.round > 0]
     if not rounds:
         return []

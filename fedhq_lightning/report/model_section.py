@@ -6,7 +6,7 @@ from typing import Any
 from fedhq_lightning.report.formats import format_bytes, format_metric, format_seconds, speed_text
 from fedhq_lightning.report.model_figures import classes_svg, latency_svg, sizes_svg
 from fedhq_lightning.report.page import figure, figures, folded, section, table
-from fedhq_lightning.run.finished_run import RunHistory
+from fedhq_lightning.run.run import Run
 
 _MOST_CLASSES = 30
 _LONGEST_LABEL = 16
@@ -21,7 +21,7 @@ _INFERENCE_HEADER = (
 )
 
 
-def model_section(run: RunHistory) -> str:
+def model_section(run: Run) -> str:
     """What is known of the deployed model beyond its metric; empty where nothing is."""
     pictures, tables = _classes(run)
     if (inference := run.summary.get("inference")) and inference.get("batch_sizes"):
@@ -32,7 +32,7 @@ def model_section(run: RunHistory) -> str:
     return section("The deployable model", f"{figures(pictures)}\n" + "\n".join(tables))
 
 
-def _classes(run: RunHistory) -> tuple[list[str], list[str]]:
+def _classes(run: Run) -> tuple[list[str], list[str]]:
     told: Mapping[str, Any] = run.summary.get("per_class") or {}
     names, fp, quantized = told.get("classes"), told.get("fp"), told.get("quantized")
     if not names or not fp:
@@ -99,7 +99,7 @@ def _label(name: Any, count: int | None) -> str:
     return short if count is None else f"{short} (n={count:,})"
 
 
-def _latency(run: RunHistory, inference: Mapping[str, Any]) -> str:
+def _latency(run: Run, inference: Mapping[str, Any]) -> str:
     batches: Mapping[str, Mapping[str, Any]] = inference["batch_sizes"]
     threads = inference.get("threads")
     note = f"Wall time on this host's CPU, {threads} {'thread' if threads == 1 else 'threads'}. "
@@ -117,7 +117,7 @@ def _speedup(measured: Mapping[str, Any]) -> float:
     return float(measured.get("speedup") or measured["fp32_ms"] / measured["int8_ms"])
 
 
-def _sizes(run: RunHistory, inference: Mapping[str, Any]) -> str:
+def _sizes(run: Run, inference: Mapping[str, Any]) -> str:
     labels = {"fp32_bytes": "float32 weights", "int8_bytes": "model.pt2", "packed_bytes": "packed weights"}
     sizes = {label: int(inference[key]) for key, label in labels.items() if inference.get(key)}
     said = ", ".join(f"{label} {format_bytes(count)}" for label, count in sizes.items())

@@ -2,7 +2,7 @@
 
 from fedhq_lightning.report.formats import format_bytes, format_metric, format_modes, format_seconds
 from fedhq_lightning.report.page import folded, section, table
-from fedhq_lightning.run.finished_run import RunHistory
+from fedhq_lightning.run.run import Run
 
 _MOST_CLIENTS = 200
 _ROUND_CLOCKS = ("wall since start", "virtual since start")
@@ -11,7 +11,7 @@ _VIRTUAL_TIMES = ("download, virtual", "compute, virtual", "upload, virtual")
 _CLIENT_HEADER = ("client", "tier", "rounds by mode", *_VIRTUAL_TIMES, "up", "left out")
 
 
-def numbers_section(run: RunHistory) -> str:
+def numbers_section(run: Run) -> str:
     """Every round and every client."""
     rounds = table(f"{run.metric_name}, times and bytes of every round", _ROUND_HEADER, _round_rows(run))
     shown = run.clients[:_MOST_CLIENTS]
@@ -33,7 +33,7 @@ def numbers_section(run: RunHistory) -> str:
     return section("Numbers behind the pictures", content)
 
 
-def _round_rows(run: RunHistory) -> list[tuple[str, ...]]:
+def _round_rows(run: Run) -> list[tuple[str, ...]]:
     best = run.summary.get("best_round")
     return [
         (

@@ -31,7 +31,7 @@ a {{ color: var(--first); }}
 nav ul {{ display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: .8rem 0; padding: 0; list-style: none; }}
 nav a {{ display: inline-block; padding: .15rem 0; }}
 p, figcaption {{ color: var(--soft); margin: .2rem 0; overflow-wrap: anywhere; }}
-p + p, p + .figures, .scroll + p {{ margin-top: .7rem; }}
+p + p, p + .figures, .scroll + p, .scroll + .scroll {{ margin-top: .7rem; }}
 figcaption {{ font-size: .9rem; }}
 figcaption b {{ color: var(--text); font-weight: 600; }}
 .tiles, .figures {{ display: grid; gap: .8rem; }}

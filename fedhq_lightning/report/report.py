@@ -9,7 +9,7 @@ from fedhq_lightning.report.model_section import model_section
 from fedhq_lightning.report.numbers_section import numbers_section
 from fedhq_lightning.report.page import contents, page
 from fedhq_lightning.report.sections import header, recipe_section, summary_section, versions_section
-from fedhq_lightning.run.finished_run import load_run
+from fedhq_lightning.run.run import Run
 from fedhq_lightning.support.atomic_files import write_atomically
 
 _SECTIONS = (
@@ -24,13 +24,13 @@ _SECTIONS = (
 )
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write `report.html` into a run's folder, from what is in it.
+def write_report(run: Run) -> Path:
+    """Write `report.html` into a run's folder.
 
-    The same files give the same bytes. A report that is there already is replaced whole, never left half written.
+    The same run gives the same bytes. A report that is there already is replaced whole, never left half written.
 
     Args:
-        run_dir: The run's folder.
+        run: Whose folder it is.
 
     Returns:
         Path of the report.
@@ -38,14 +38,13 @@ def write_report(run_dir: Path) -> Path:
     Raises:
         ConfigurationError: `summary.json` or `rounds.jsonl` is missing or damaged.
     """
-    path = run_dir / "report.html"
-    write_atomically(path, run_page(run_dir))
+    path = run.folder / "report.html"
+    write_atomically(path, run_page(run))
     return path
 
 
-def run_page(run_dir: Path) -> str:
+def run_page(run: Run) -> str:
     """The page of the report as text; arguments and errors as for `write_report`."""
-    run = load_run(run_dir)
     title = " ".join(str(part) for part in (run.summary.get("recipe"), run.name) if part)
     sections = [text for section in _SECTIONS if (text := section(run))]
     return page(f"{title}: report", "\n".join((header(run), contents(sections), *sections)))

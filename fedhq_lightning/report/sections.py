@@ -4,10 +4,10 @@ import html
 
 from fedhq_lightning.report.formats import format_bytes, format_metric, format_seconds, rounds_text, summary_rows
 from fedhq_lightning.report.page import listing, section, table, tiles
-from fedhq_lightning.run.finished_run import RunHistory
+from fedhq_lightning.run.run import Run
 
 
-def header(run: RunHistory) -> str:
+def header(run: Run) -> str:
     """Title and the figures that matter most."""
     summary, name = run.summary, run.metric_name
     shown = [
@@ -26,18 +26,18 @@ def header(run: RunHistory) -> str:
     )
 
 
-def summary_section(run: RunHistory) -> str:
+def summary_section(run: Run) -> str:
     """`summary.json` in words."""
     rows = summary_rows(run.summary)
     return section("Summary", table("Summary of the run", ("", ""), rows, head=False, caption_shown=False))
 
 
-def recipe_section(run: RunHistory) -> str:
+def recipe_section(run: Run) -> str:
     """The recipe, which reruns this run."""
     return section("Recipe", listing(run.recipe, "Recipe") if run.recipe else "<p>No recipe.yaml.</p>")
 
 
-def versions_section(run: RunHistory) -> str:
+def versions_section(run: Run) -> str:
     """What the run ran with."""
     versions = run.summary.get("versions") or {}
     rows = [(str(name), str(version)) for name, version in versions.items()]

@@ -1,4 +1,4 @@
-"""Plain descriptions of settings: what a run was started with, and whether a resumed one was started the same."""
+"""Plain descriptions of settings: what a run was started with."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ import lightning as L
 import numpy as np
 import yaml
 
-from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.recipe.files import STARTED_FROM_PYTHON
 
 _DEPTH = 4
 # Subclasses of text and numbers become the thing itself, which is all that YAML and checkpoints hold.
 _PLAIN: dict[type, Callable[[Any], Any]] = {str: str.__str__, int: int.__int__, float: float.__float__}
-_COMPARED = ("model", "data", "trainer", "device", "compiled_kernels", "virtual_fleet")
 _LIGHTNING_OWN = ("training", "prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices")
 
 
@@ -56,28 +54,6 @@ def text_of(described: Mapping[str, Any]) -> str:
     )
 
 
-def check_same(before: Mapping[str, Any], now: Mapping[str, Any], free: frozenset[str]) -> None:
-    """Refuse to resume with other settings.
-
-    Args:
-        before: Description in the checkpoint.
-        now: Description of this run. Beside model, data, trainer, the kind of device,
-            whether kernels are compiled and what the fleet's files say nothing is compared.
-        free: Dotted names that do not change what is computed, nor does what is below them.
-
-    Raises:
-        ConfigurationError: Settings differ; the first three are named.
-    """
-    old, new = (_flatten({part: each.get(part) for part in _COMPARED}) for each in (before, now))
-    changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name) and not _is_below(name, free)]
-    if changed:
-        listed = "; ".join(f"{name} was {old.get(name)!r}, is now {new.get(name)!r}" for name in changed[:3])
-        more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise ConfigurationError(
-            f"resuming with another recipe: {listed}{more}; resume with the run's own recipe, or start a new run"
-        )
-
-
 def _settings(value: Any) -> dict[str, Any]:
     """The simple values that an object was made with: what it holds under the names of its constructor's arguments.
 
@@ -110,16 +86,3 @@ def _is_setting(value: Any) -> bool:
 
 def _path(value: Any) -> str:
     return f"{value.__module__}.{value.__qualname__}"
-
-
-def _is_below(name: str, tops: frozenset[str]) -> bool:
-    return any(name == top or name.startswith(f"{top}.") for top in tops)
-
-
-def _flatten(value: Any, name: str = "") -> dict[str, Any]:
-    """Dotted names to simple values; empty mappings and lists are values too."""
-    items: Any = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, Mapping) else ()
-    flat: dict[str, Any] = {}
-    for key, item in items:
-        flat |= _flatten(item, f"{name}.{key}" if name else str(key))
-    return flat or {name: value}

@@ -54,9 +54,9 @@ def _read_file(path: Path) -> LoggedHistory:
 
 def _read_folder(path: Path) -> LoggedHistory:
     if (path / "rounds.jsonl").is_file():
-        from fedhq_lightning.run.logged_in_directory import read_run_directory
+        from fedhq_lightning.run.run import Run
 
-        return read_run_directory(path)
+        return Run(path).logged()
     for pattern in ("*.wandb", "*run-*/*.wandb", "wandb/*run-*/*.wandb"):
         files = [file for file in path.glob(pattern) if "latest-run" not in file.relative_to(path).parts]
         if files:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedhq_lightning.report.picture_style import MODE_COLOURS, own_style, whole_numbers
-from fedhq_lightning.run.finished_run import ClientHistory
+from fedhq_lightning.run.client_history import ClientHistory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,8 +9,9 @@ from typing import Any
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.run.allocation import read_allocation
-from fedhq_lightning.run.finished_run import ClientHistory, load_run
+from fedhq_lightning.run.client_history import ClientHistory
 from fedhq_lightning.run.logged_rows import logged_values
+from fedhq_lightning.run.run import Run
 from fedhq_lightning.tracking.mode_picture import mode_picture
 
 MOST_ROWS = 10_000
@@ -47,7 +48,7 @@ def best_values(summary: Mapping[str, Any], run_dir: Path, monitor_mode: str) ->
     """
     if monitor_mode not in ("min", "max"):
         return {}
-    rows = [logged_values(record) for record in load_run(run_dir).rounds]
+    rows = [logged_values(record) for record in Run(run_dir).rounds]
     found = {}
     for name in monitored_names(summary.get("metric_name")):
         values = [row[name] for row in rows if name in row and math.isfinite(row[name])]
@@ -70,7 +71,7 @@ def tables_and_pictures(summary: Mapping[str, Any], run_dir: Path) -> tuple[dict
     """
     import wandb
 
-    run = load_run(run_dir)
+    run = Run(run_dir)
     media: dict[str, Any] = {}
     notes: dict[str, str] = {}
     tables = {

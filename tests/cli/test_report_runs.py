@@ -10,9 +10,9 @@ import pytest
 
 from fedhq_lightning.cli.report_runs import report_runs
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.experiments.runs_compared import compared
-from fedhq_lightning.run.finished_run import load_run
+from fedhq_lightning.experiments.side_by_side import runs_side_by_side
 from fedhq_lightning.run.records import RoundRecord
+from fedhq_lightning.run.run import Run
 
 from ..report.test_report import Page, svgs, texts
 from ..small_run import small_rounds, write_run
@@ -102,11 +102,11 @@ class TestSeveralRuns:
             assert drawn.count("stroke-dasharray") >= 2, "fp is dashed"
 
     def test_finals_and_when_each_was_as_good_as_the_worst(self, two: list[Path], merged: str) -> None:
-        comparison = compared([load_run(path) for path in two])
+        comparison = runs_side_by_side([Run(path) for path in two])
         target = comparison.target
         assert target is not None
         assert comparison.direction == "max"
-        assert target == comparison.runs[1].final
+        assert target == comparison.runs[1].run.final
         earlier = next(
             record for record in small_rounds() if record.metric_quantized and record.metric_quantized >= target
         )
@@ -119,7 +119,7 @@ class TestSeveralRuns:
             assert part in text
 
     def test_only_the_keys_that_differ(self, two: list[Path], merged: str) -> None:
-        comparison = compared([load_run(path) for path in two])
+        comparison = runs_side_by_side([Run(path) for path in two])
         assert comparison.differing_keys() == [
             (
                 "trainer.callbacks.0.class_path",
@@ -152,7 +152,10 @@ class TestSeveralRuns:
 
     def test_recipes_tell_runs_apart_where_they_can(self, tmp_path: Path) -> None:
         paths = [run(tmp_path / "one", recipe="first"), run(tmp_path / "two", recipe="second")]
-        assert [each.label for each in compared([load_run(path) for path in paths]).runs] == ["A: first", "B: second"]
+        assert [each.label for each in runs_side_by_side([Run(path) for path in paths]).runs] == [
+            "A: first",
+            "B: second",
+        ]
 
     def test_runs_without_a_quantized_model_a_best_round_or_a_recipe(self, tmp_path: Path) -> None:
         plain = [replace(record, metric_quantized=None) for record in small_rounds()]

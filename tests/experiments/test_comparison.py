@@ -210,7 +210,7 @@ class TestRefused:
         del kept["settings"]["model"]["init_args"]["weight_decay"]
         path.write_text(json.dumps(kept))
         Compared(comparison())
-        with pytest.raises(ConfigurationError, match=r"trainer.ema_decay was 'not there', is now 0.5"):
+        with pytest.raises(ConfigurationError, match=r"trainer.ema_decay was None, is now 0.5"):
             Compared(comparison(changes={"trainer.ema_decay": 0.5}))
 
     def test_a_cell_of_other_settings_by_name(self):

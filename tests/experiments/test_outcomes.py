@@ -7,9 +7,9 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from fedhq_lightning.experiments.comparison_figures import curves_svg, time_to_target_svg
-from fedhq_lightning.experiments.comparison_tables import all_tables, cells_csv, markdown
 from fedhq_lightning.experiments.outcomes import default_baseline, outcomes, rows_of, straggler_bound
+from fedhq_lightning.experiments.side_by_side_figures import curves_svg, time_to_target_svg
+from fedhq_lightning.experiments.side_by_side_tables import all_tables, cells_csv, markdown
 from fedhq_lightning.experiments.statistics import Duration
 
 from .made_cells import made_cell

@@ -41,9 +41,9 @@ def test_by_default_in_a_folder_of_its_own():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"recipe": {"name": "mine", "model": {"lr": 0.3}}}, "another recipe: recipe.model.lr was 0.1 and is 0.3 now"),
-        ({"search": {"model.lr": [0.1]}}, r"another search: search.model.lr was \[0.1, 0.2\] and is \[0.1\] now"),
-        ({"seed": 1}, "another seed: seed was 0 and is 1 now"),
+        ({"recipe": {"name": "mine", "model": {"lr": 0.3}}}, "another recipe: recipe.model.lr was 0.1, is now 0.3"),
+        ({"search": {"model.lr": [0.1]}}, r"another search: search.model.lr was \[0.1, 0.2\], is now \[0.1\]"),
+        ({"seed": 1}, "another seed: seed was 0, is now 1"),
     ],
 )
 def test_another_study_is_refused(change, words):

@@ -19,10 +19,16 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.report.curve_figures import enlarged, time_unit
 from fedhq_lightning.report.picture_style import MODE_COLOURS
 from fedhq_lightning.report.report import write_report
+from fedhq_lightning.run.run import Run
 
 from ..small_run import small_rounds, small_summary, write_run
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+def written(run_dir: Path) -> Path:
+    """The report of what is in a folder."""
+    return write_report(Run(run_dir))
 
 
 class Page(HTMLParser):
@@ -83,7 +89,7 @@ INFERENCE = {
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_report(write_run(tmp_path_factory.mktemp("runs") / "20250101-120000-ab12")).read_text()
+    return written(write_run(tmp_path_factory.mktemp("runs") / "20250101-120000-ab12")).read_text()
 
 
 def svgs(text: str) -> dict[str, ElementTree.Element]:
@@ -223,13 +229,13 @@ def test_what_clients_measured_for_the_allocator_is_part_of_their_time(tmp_path:
         replace(record, clients=tuple(replace(client, analysis_seconds=3600.0) for client in record.clients))
         for record in small_rounds()
     ]
-    text = write_report(write_run(tmp_path, rounds)).read_text()
+    text = written(write_run(tmp_path, rounds)).read_text()
     assert {"download", "analysis", "compute", "upload"} <= set(texts(svgs(text)["split"]))
     assert "Slowest: client 8 (board), 1 h 01 min." in Page(text).text
 
 
 def test_a_point_for_every_evaluated_round_and_a_ring_on_the_best(tmp_path: Path) -> None:
-    text = write_report(write_run(tmp_path, best_round=8)).read_text()
+    text = written(write_run(tmp_path, best_round=8)).read_text()
     rounds = small_rounds()
     evaluated = [record for record in rounds if record.metric_fp is not None]
     for name in ("metric-round", "metric-wall", "metric-virtual"):
@@ -259,7 +265,7 @@ def test_what_quantization_changes(report: str) -> None:
 
 
 def test_per_class_and_inference(tmp_path: Path) -> None:
-    text = write_report(write_run(tmp_path, per_class=PER_CLASS, inference=INFERENCE)).read_text()
+    text = written(write_run(tmp_path, per_class=PER_CLASS, inference=INFERENCE)).read_text()
     page, found = Page(text), svgs(text)
     assert {"classes", "latency", "sizes"} <= found.keys()
     assert "Worst, quantized: class bee, 0.8000. Harmed most by quantization: class bee, -0.1000." in page.text
@@ -279,14 +285,14 @@ def test_dollars_in_names_are_no_formulas(tmp_path: Path) -> None:
         for each in small_rounds(num_rounds=4)
     ]
     per_class = PER_CLASS | {"classes": [name, "b$", "c$"]}
-    text = write_report(write_run(tmp_path, rounds, metric_name=name, per_class=per_class)).read_text()
+    text = written(write_run(tmp_path, rounds, metric_name=name, per_class=per_class)).read_text()
     found = svgs(text)
     assert name in texts(found["modes"])
     assert any(each.startswith(name) for each in texts(found["classes"]))
 
 
 def test_the_model_of_a_run_without_scheme(tmp_path: Path) -> None:
-    text = write_report(write_run(tmp_path, per_class=PER_CLASS | {"quantized": None}, inference=None)).read_text()
+    text = written(write_run(tmp_path, per_class=PER_CLASS | {"quantized": None}, inference=None)).read_text()
     assert "Worst, fp: class a class with a very long name, 0.8500." in Page(text).text
     assert markers(svgs(text)["classes"])[0] == 3 + 1
     assert "latency" not in svgs(text)
@@ -296,7 +302,7 @@ def test_a_thousand_classes_show_those_that_change_most(tmp_path: Path) -> None:
     names = [f"class-{number}" for number in range(1000)]
     told = {"classes": names, "examples": [5] * 1000, "fp": [0.5] * 1000}
     told["quantized"] = [0.5 - (0.1 if number > 980 else 0.0) for number in range(1000)]
-    path = write_report(write_run(tmp_path, per_class=told))
+    path = written(write_run(tmp_path, per_class=told))
     assert "The 30 classes that quantization changes most, of 1,000." in path.read_text()
     assert "class-999 (n=5)" in path.read_text()
     assert path.stat().st_size < 500_000
@@ -331,7 +337,7 @@ def test_same_files_same_bytes_whatever_the_users_style(tmp_path: Path, report: 
     run_dir = write_run(tmp_path / "20250101-120000-ab12")
     with matplotlib.rc_context({"axes.linewidth": 5, "xtick.labelsize": 30, "svg.fonttype": "path"}):
         before = dict(matplotlib.rcParams)
-        assert write_report(run_dir).read_text() == report
+        assert written(run_dir).read_text() == report
         assert dict(matplotlib.rcParams) == before
 
 
@@ -344,7 +350,7 @@ def test_matplotlib_is_imported_only_to_draw(tmp_path: Path) -> None:
 
 def test_an_earlier_report_is_replaced_whole_or_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_dir = write_run(tmp_path / "run")
-    path = write_report(run_dir)
+    path = written(run_dir)
     earlier = path.read_text()
 
     def fail(*arguments: object) -> None:
@@ -352,32 +358,32 @@ def test_an_earlier_report_is_replaced_whole_or_stays(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(ConfigurationError, match="disk full"):
-        write_report(run_dir)
+        written(run_dir)
     assert path.read_text() == earlier
     assert {file.name for file in run_dir.iterdir()} == {"report.html", "summary.json", "rounds.jsonl", "recipe.yaml"}
 
 
 def test_missing_or_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"summary\.json: no such file; a run writes it when it ends"):
-        write_report(tmp_path)
+        written(tmp_path)
     run_dir = write_run(tmp_path / "run")
     (run_dir / "summary.json").write_text("[]")
     with pytest.raises(ConfigurationError, match=r"summary\.json is damaged: it holds a list"):
-        write_report(run_dir)
+        written(run_dir)
     (run_dir / "summary.json").write_text("{")
     with pytest.raises(ConfigurationError, match=r"summary\.json is damaged"):
-        write_report(run_dir)
+        written(run_dir)
     run_dir = write_run(tmp_path / "other")
     (run_dir / "rounds.jsonl").unlink()
     with pytest.raises(ConfigurationError, match=r"rounds\.jsonl: no such file"):
-        write_report(run_dir)
+        written(run_dir)
 
 
 def test_a_diverged_run_has_a_report(tmp_path: Path) -> None:
     rounds = small_rounds()
     rounds[-1] = replace(rounds[-1], metric_fp=math.nan, metric_quantized=math.inf, metrics={})
     summary = {"metric_fp": "nan", "metric_quantized": "inf", "worst_client": {"client_id": 1, "metric": "nan"}}
-    text = write_report(write_run(tmp_path / "run", rounds, **summary)).read_text()
+    text = written(write_run(tmp_path / "run", rounds, **summary)).read_text()
     assert "At round 12: quantized inf, fp nan." in text
     assert markers(svgs(text)["metric-round"])[0] == 2 * 6 + 2
     assert "best (round" not in " ".join(texts(svgs(text)["metric-round"]))
@@ -389,7 +395,7 @@ def test_a_run_without_rounds_says_so(tmp_path: Path, kept: slice) -> None:
     run_dir = write_run(tmp_path / "run", rounds)
     lines = (run_dir / "rounds.jsonl").read_text().splitlines(keepends=True)
     (run_dir / "rounds.jsonl").write_text("".join(lines[kept]))
-    text = Page(write_report(run_dir).read_text()).text
+    text = Page(written(run_dir).read_text()).text
     assert "No client took part." in text
     assert "The deployable model" not in text
     assert ("No round of this run was evaluated." in text) is (kept.stop == 0)
@@ -399,7 +405,7 @@ def test_a_run_without_scheme_or_quantized_metric(tmp_path: Path) -> None:
     rounds = [replace(record, metric_quantized=None) for record in small_rounds()]
     run_dir = write_run(tmp_path / "run", rounds, scheme=None, metric_quantized=None, worst_client=None, recipe=None)
     (run_dir / "recipe.yaml").unlink()
-    text = Page(write_report(run_dir).read_text()).text
+    text = Page(written(run_dir).read_text()).text
     assert "not evaluated" in text
     assert "No recipe.yaml." in text
     assert "What quantization changes" not in text
@@ -407,7 +413,7 @@ def test_a_run_without_scheme_or_quantized_metric(tmp_path: Path) -> None:
 
 def test_many_clients_and_rounds_stay_small(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path / "run", small_rounds(num_rounds=120, num_clients=400, cohort=100))
-    path = write_report(run_dir)
+    path = written(run_dir)
     assert path.stat().st_size < 600_000
     text = Page(path.read_text()).text
     assert "The 120 clients that took part most, of 400." in text
@@ -416,7 +422,7 @@ def test_many_clients_and_rounds_stay_small(tmp_path: Path) -> None:
 
 
 def test_one_round(tmp_path: Path) -> None:
-    text = write_report(write_run(tmp_path, small_rounds(num_rounds=1))).read_text()
+    text = written(write_run(tmp_path, small_rounds(num_rounds=1))).read_text()
     assert "It is the best round, and deployed." in Page(text).text
     assert {"metric-round", "modes", "split", "bytes"} <= svgs(text).keys()
 

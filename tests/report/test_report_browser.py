@@ -1,4 +1,4 @@
-"""Both pages in a real browser: no error on the console, nothing cut off or overlapping, the pictures drawn."""
+"""All pages in a real browser: no error on the console, nothing cut off or overlapping, the pictures drawn."""
 
 import html
 import json
@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 
 from fedhq_lightning.cli.report_runs import report_runs
+from fedhq_lightning.experiments.comparison import Kept
+from fedhq_lightning.experiments.run_comparison import write_results
 from fedhq_lightning.report.picture_style import MODE_COLOURS
 
+from ..experiments.made_cells import made_cell
 from ..small_run import allotted_rounds, small_rounds, write_allocation, write_run
 from .test_report import INFERENCE, PER_CLASS
 
@@ -23,6 +26,7 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machin
 REPORT = ("metric-wall", "metric-virtual", "metric-enlarged", "metric-round", "difference", "bytes")
 REPORT += ("map-1", "map-7", "map-12", "boundary", "modes", "split", "classes", "latency", "sizes")
 COMPARISON = ("runs-wall", "runs-virtual", "runs-enlarged", "runs-round", "run-modes", "run-bytes")
+ALLOCATORS = ("time-to-target", "runs-wall", "runs-virtual", "runs-enlarged", "run-modes", "run-bytes")
 
 # Frames have the width they are given, a headless window not less than 500 px.
 PROBE = """<!DOCTYPE html><html lang="en"><body style="margin:0">FRAMES<pre id="found"></pre><script>
@@ -68,7 +72,18 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     whole = {"per_class": PER_CLASS, "inference": INFERENCE, "best_round": 8}
     one = write_allocation(write_run(root / "20250101-120000-ab12", allotted_rounds(), **whole))
     other = write_run(root / "20250102-120000-cd34", small_rounds(seed=2))
-    return {"report": report_runs([one]), "comparison": report_runs([one, other], root / "comparison.html")}
+    cells = [
+        made_cell(name, seed, seconds, [0.1, *(0.2 + 0.05 * number + 0.01 * seed for number in range(12))])
+        for name, seconds in (("all-ptq", 10.0), ("all-qat-fake", 30.0), ("hybrid", 12.0))
+        for seed in range(3)
+    ]
+    write_results(Kept(cells, []), root)
+    (root / "comparison.html").rename(root / "allocators.html")
+    return {
+        "report": report_runs([one]),
+        "comparison": report_runs([one, other], root / "comparison.html"),
+        "allocators": root / "allocators.html",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +104,9 @@ def laid_out(pages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     return found
 
 
-@pytest.mark.parametrize(("name", "pictures"), [("report", REPORT), ("comparison", COMPARISON)])
+@pytest.mark.parametrize(
+    ("name", "pictures"), [("report", REPORT), ("comparison", COMPARISON), ("allocators", ALLOCATORS)]
+)
 @pytest.mark.parametrize("width", [1200, 390])
 def test_every_picture_is_drawn_whole_and_the_page_does_not_scroll_sideways(
     laid_out: dict[str, dict[str, Any]], name: str, pictures: tuple[str, ...], width: int
@@ -127,6 +144,7 @@ def test_words_are_there_and_dark_is_dark(laid_out: dict[str, dict[str, Any]]) -
     assert left_out
     assert all(part in text for part in left_out), "the folded tables open"
     assert "What differs in the recipes" in laid_out["comparison 390"]["text"]
+    assert "Quantized val_accuracy at equal virtual time" in laid_out["allocators 390"]["text"]
     assert {page["background"] for page in laid_out.values()} == {"rgb(20, 23, 29)"}
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from matplotlib.colors import to_rgb
 
 from fedhq_lightning.report.picture_style import MODE_COLOURS
-from fedhq_lightning.run.finished_run import ClientHistory
+from fedhq_lightning.run.client_history import ClientHistory
 from fedhq_lightning.tracking.mode_picture import MOST_ROWS, mode_picture
 
 

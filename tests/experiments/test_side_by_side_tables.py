@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from fedhq_lightning.experiments.comparison_tables import TextTable, print_table
+from fedhq_lightning.experiments.side_by_side_tables import TextTable, print_table
 
 from ..report.test_final_table import Terminal
 

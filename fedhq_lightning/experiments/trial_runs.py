@@ -1,4 +1,4 @@
-"""One worker of a study: takes a trial, runs it, tells its result, until there are enough."""
+"""Running trials: take one, run it, tell its result, until there are enough."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,10 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.experiments.objectives import Objective
 from fedhq_lightning.experiments.pruning import Progress, TrialReporter
 from fedhq_lightning.experiments.search_space import Space, make_space
+from fedhq_lightning.experiments.study_results import describe_parameters, describe_values
 from fedhq_lightning.experiments.study_section import Section
 from fedhq_lightning.experiments.study_storage import StudyPlace, load, told
 from fedhq_lightning.experiments.trial_claims import Claims
-from fedhq_lightning.experiments.trial_words import describe_parameters, describe_values
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.report.formats import format_seconds
 from fedhq_lightning.run.directory import RunDirectory
@@ -36,7 +36,7 @@ _ROUND = "round "
 
 
 @dataclass(frozen=True)
-class Job:
+class StudyJob:
     """All that a worker needs to know; plain values, so that it can be sent to another process.
 
     Attributes:
@@ -62,27 +62,27 @@ class Job:
         return self.section.make_sampler(derive_seed(self.seed, "trial", number))
 
 
-class Worker:
-    """Runs trials.
+def run_trials(job: StudyJob) -> bool:
+    """Run trials one after another, until the study has as many as it shall have; prints a line about each.
 
-    Args:
-        job: What the study is.
-        show: Called with a line about each trial that has ended.
+    Returns:
+        True: it got to the end.
+
+    Raises:
+        ConfigurationError: The storage fails; a trial that fails does not end the study.
     """
+    _Worker(job).run()
+    return True
 
-    def __init__(self, job: Job, show: Callable[[str], None]) -> None:
+
+class _Worker:
+    def __init__(self, job: StudyJob) -> None:
         self._job = job
-        self._show = show
         self._space = job.space()
         self._study = load(job.place)
         self._claims = Claims(self._study, job.place.storage, job.place.folder, job.section.trials, job.sampler)
 
     def run(self) -> None:
-        """Trials one after another, until the study has as many as it shall have.
-
-        Raises:
-            ConfigurationError: The storage fails; a trial that fails does not end the study.
-        """
         with self._claims.alive():
             while (trial := self._claims.next(self._space.distributions())) is not None:
                 try:
@@ -110,7 +110,7 @@ class Worker:
             text = describe_values(self._job.objectives, values)
         parameters = describe_parameters(self._space, trial.params)
         took = format_seconds(time.monotonic() - started)
-        self._show(f"trial {trial.number} | {text} | {parameters} | wall {took}")
+        print(f"trial {trial.number} | {text} | {parameters} | wall {took}", flush=True)
 
     def _values(self, trial: Trial) -> list[float]:
         """Run the recipe with the trial's values; the objectives."""

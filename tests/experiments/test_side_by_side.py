@@ -1,0 +1,81 @@
+"""Runs and allocators side by side: their lines, their totals, and the page of a comparison."""
+
+from pathlib import Path
+
+import pytest
+
+from fedhq_lightning.experiments.comparison import Kept
+from fedhq_lightning.experiments.run_comparison import write_results
+from fedhq_lightning.experiments.side_by_side import Line, allocator_entries, runs_side_by_side
+from fedhq_lightning.experiments.statistics import value_at
+from fedhq_lightning.run.run import Run, curve
+
+from ..report.test_report import Page, svgs, texts
+from ..small_run import small_rounds, write_run
+from .made_cells import made_cell
+
+CELLS = [
+    made_cell("all-ptq", 0, 10.0, [0.1, 0.5, 0.7, 0.6]),
+    made_cell("all-ptq", 1, 10.0, [0.1, 0.3, None, 0.8]),
+    made_cell("all-qat", 0, 20.0, [0.1, 0.4, 0.8, 0.9]),
+]
+
+
+def test_a_run_is_shown_as_it_was(tmp_path: Path) -> None:
+    runs = [Run(write_run(tmp_path / name, small_rounds(seed=seed))) for name, seed in (("one", 1), ("two", 2))]
+    first, second = runs_side_by_side(runs).entries()
+    assert (first.label, second.short) == ("A: one", "B")
+    line = first.line("virtual")
+    assert line.quantized == curve(runs[0].columns(), "virtual")
+    assert line.fp == curve(runs[0].columns(), "virtual", "metric_fp")
+    assert (line.is_mean, line.band) == (False, None)
+    assert first.mode_counts == runs[0].summary["mode_counts"]
+    assert first.total("uplink_bytes") == runs[0].summary["uplink_bytes"]
+
+
+def test_an_allocator_is_shown_by_means_over_its_seeds() -> None:
+    ptq, qat = allocator_entries(CELLS)
+    line = ptq.line("virtual")
+    times, means = line.quantized
+    assert (times[0], times[-1]) == (0.0, 30.0)
+    values = [value_at(*cell.curve("virtual"), 15.0) for cell in CELLS[:2]]
+    assert values == [0.5, 0.3]
+    at = times.index(15.0)
+    assert line.band is not None
+    assert (line.band[0][at], means[at], line.band[1][at]) == (0.3, pytest.approx(0.4), 0.5)
+    assert qat.line("wall").band is None
+    assert ptq.line("wall").end == 3.0
+    assert ptq.mode_counts == {"fp": 0, "ptq": 6, "qat": 0}
+    assert ptq.total("virtual_seconds") == 30.0
+
+
+def test_lines_in_another_unit_and_without_fp() -> None:
+    line = Line("a", ([60.0], [0.5]), ([120.0], [0.6]))
+    assert line.end == 120.0
+    assert line.scaled(60.0) == Line("a", ([1.0], [0.5]), ([2.0], [0.6]))
+    assert line.without_fp() == Line("a", ([60.0], [0.5]))
+    only = Line("a", ([], []), ([120.0], [0.6]))
+    assert only.without_fp() == only
+
+
+def test_the_page_of_a_comparison_has_its_tables_and_pictures(tmp_path: Path) -> None:
+    table = write_results(Kept(CELLS, []), tmp_path)
+    text = (tmp_path / "comparison.html").read_text()
+    page, found = Page(text), svgs(text)
+    assert set(found) == {"time-to-target", "runs-wall", "runs-virtual", "runs-enlarged", "run-modes", "run-bytes"}
+    assert {"all-ptq", "all-qat", "quantized val_accuracy"} <= set(texts(found["runs-virtual"]))
+    for said in ("Quantized val_accuracy at equal virtual time", "Target: half a point short of what all-qat"):
+        assert said in table
+        assert said in page.text
+    assert all(len(each["aria-label"] or "") > 40 for each in page.named("svg"))
+    assert "#01010" not in text
+
+
+def test_versions_that_differ_between_cells_are_told(tmp_path: Path) -> None:
+    cells = [made_cell("all-ptq", seed, 10.0, [0.1, 0.5]) for seed in (0, 1)]
+    cells[0].summary["versions"] = {"torch": "2.12"}  # type: ignore[index]  # a dict underneath
+    cells[1].summary["versions"] = {"torch": "2.13"}  # type: ignore[index]
+    write_results(Kept(cells, []), tmp_path)
+    text = Page((tmp_path / "comparison.html").read_text()).text
+    assert "Packages whose versions differ" in text
+    assert "all-ptq, seed 1" in text
