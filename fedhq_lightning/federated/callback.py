@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.run.records import ClientRecord, RoundRecord
 from fedhq_lightning.types import ClientId, Mode, MonitorMode, Plan
+
+if TYPE_CHECKING:
+    from fedhq_lightning.federated.settings import RunSettings  # which loads torch
 
 
 @dataclass(frozen=True)
