@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol
 
 from fedhq_lightning.errors import ConfigurationError, nearest
+from fedhq_lightning.quiet import say_line
 from fedhq_lightning.setup_notice import clear_notice
 
 Function = Callable[[argparse.Namespace, list[str]], None]
@@ -78,4 +79,4 @@ def complain(message: Any) -> None:
     """Print one line to stderr, once however many processes run."""
     if is_first_process():
         clear_notice()
-        print(f"fedhq: {message}", file=sys.stderr)
+        say_line(f"fedhq: {message}", sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from fedhq_lightning.comparing.comparison import Compared, Comparison, Kept
 from fedhq_lightning.comparing.running import Job
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.files import write_atomically
+from fedhq_lightning.quiet import say_line
 from fedhq_lightning.recipe_parsing import resolve
 
 
@@ -53,7 +55,7 @@ def compare_recipe(known: argparse.Namespace, overrides: Sequence[str]) -> None:
         )
 
     def on_end(job: Job, seconds: float, done: int, total: int) -> None:
-        print(f"{job.allocator}, seed {job.seed}: {seconds:.0f} s ({done} of {total})", flush=True)
+        say_line(f"{job.allocator}, seed {job.seed}: {seconds:.0f} s ({done} of {total})", sys.stdout)
 
     try:
         compared.run(workers, limit, on_end)

@@ -19,7 +19,7 @@ from fedhq_lightning.comparing.cells import cell_of_run, write_cell
 from fedhq_lightning.comparing.lineup import Contestant
 from fedhq_lightning.comparing.settings import cell_recipe
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.quiet import show_own_warnings
+from fedhq_lightning.quiet import say_line, show_own_warnings
 from fedhq_lightning.recipe_parsing import resolve
 from fedhq_lightning.tracking import labelled
 
@@ -138,7 +138,7 @@ def _prepare_worker(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # In order, so that loggers are closed and nothing of the system is left behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    show_own_warnings(lambda line: print(f"fedhq: {line}", file=sys.stderr))
+    show_own_warnings(lambda line: say_line(f"fedhq: {line}", sys.stderr))
 
     def watch() -> None:
         while os.getppid() == parent:

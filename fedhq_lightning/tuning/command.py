@@ -19,6 +19,7 @@ import yaml
 from fedhq_lightning import recipe_files
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import assembly, checks
+from fedhq_lightning.quiet import say_line
 from fedhq_lightning.recipe_parsing import resolve
 from fedhq_lightning.trainer import _SETTINGS_THAT_CHANGE_NO_BIT
 from fedhq_lightning.tuning.claims import Claims
@@ -69,7 +70,7 @@ def tune_recipe(
     print(f"study {place.folder.name}: {_plan(job, study)}; storage {place.storage}", flush=True)
     try:
         if workers == 1:
-            Worker(job, lambda line: print(line, flush=True)).run()
+            Worker(job, lambda line: say_line(line, sys.stdout)).run()
         else:
             _run_workers(job, workers)
     except KeyboardInterrupt:
@@ -223,10 +224,10 @@ def _run_workers(job: Job, workers: int) -> None:
         with suppress(EOFError):
             errors.append(reader.recv())
         if process.exitcode not in (0, 2):
-            print(
+            say_line(
                 f"worker {number} ended early (exit code {process.exitcode}); its trial is taken up by the others, "
                 "or when the study goes on",
-                flush=True,
+                sys.stdout,
             )
     if len(errors) == workers:
         raise ConfigurationError(errors[0])
@@ -239,7 +240,7 @@ def _work(job: Job, pipe: Connection, path: list[str]) -> None:
     sys.path[:] = path
     warnings.simplefilter("ignore")
     try:
-        Worker(job, lambda line: print(line, flush=True)).run()
+        Worker(job, lambda line: say_line(line, sys.stdout)).run()
     except ConfigurationError as error:
         pipe.send(str(error))
         raise SystemExit(2) from None

@@ -17,6 +17,7 @@ from fedhq_lightning.federated.rounds import RoundLoop
 from fedhq_lightning.tuning.command import tune_recipe
 
 from ..small_recipe import write_recipe
+from ..test_quiet import Unbuffered
 
 SEARCH = {
     "search": {
@@ -52,11 +53,15 @@ def outcome(folder):
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     """A study that ran in one go."""
-    root = tmp_path_factory.mktemp("unbroken")
+    root, shown = tmp_path_factory.mktemp("unbroken"), Unbuffered()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
+        patch.setattr(sys, "stdout", shown)
         write()
         folder = tune_recipe("mine.yaml")
+    told = [call for call in shown.calls if call.startswith("trial ")]
+    assert [call.partition(" |")[0] for call in told] == ["trial 0", "trial 1", "trial 2"]
+    assert all(call.endswith("\n") for call in told), "another worker may write between two calls"
     return folder
 
 
