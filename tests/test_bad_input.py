@@ -13,6 +13,7 @@ import pytest
 from fedhq_lightning.cli import main
 
 from .small_recipe import ABSENT, write_recipe
+from .trainer.conftest import make_quick
 
 USER = f"{__package__}.user_code" if __package__ else "user_code"
 PARTITIONER = "data.init_args.partitioner"
@@ -26,6 +27,12 @@ MLP_TAKES = "in_channels, image_size, num_classes, hidden_sizes, lr, momentum, w
 def _own_import_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """`fedhq` adds the working directory."""
     monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is refused is not deployed."""
+    make_quick(monkeypatch)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -497,6 +504,7 @@ def kept_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setattr(sys, "path", list(sys.path))
+        make_quick(patch)
         write_recipe(root / "mine.yaml", {"trainer.max_rounds": 1})
         assert main(["run", "mine.yaml"]) == 0
     return next((root / "runs" / "mine").iterdir())

@@ -17,6 +17,7 @@ from fedhq_lightning import recipe_files
 from fedhq_lightning.cli import main, make_parser
 
 from .small_recipe import SMALL, write_recipe
+from .trainer.conftest import make_quick
 
 # Lightning starts the other processes of a run as the first one was started.
 AS_MODULE = ("-m", "fedhq_lightning.cli")
@@ -143,7 +144,8 @@ def test_what_is_shown_can_be_shown_again(capsys, tmp_path):
     assert capsys.readouterr().out == shown
 
 
-def test_run_leaves_its_recipe_which_can_be_run_again(capsys, tmp_path):
+def test_run_leaves_its_recipe_which_can_be_run_again(capsys, monkeypatch, tmp_path):
+    make_quick(monkeypatch)
     write_recipe(tmp_path / "mine.yaml")
     assert main(["run", "mine.yaml", "--trainer.max_rounds=1"]) == 0
     shown = capsys.readouterr()
@@ -218,6 +220,7 @@ def stopped(capsys, monkeypatch, tmp_path) -> Path:
     """A run that was interrupted in its second round."""
     from fedhq_lightning.federated.rounds import RoundLoop
 
+    make_quick(monkeypatch)  # also for what goes on with it in this process
     (tmp_path / "devices").mkdir()
     (tmp_path / "devices" / "fleet.yaml").write_text("profiles: {raspberry-pi-4: 1}\n")
     write_recipe(tmp_path / "mine.yaml", {"trainer.max_rounds": 3, "trainer.fleet": "devices/fleet.yaml"})
