@@ -21,6 +21,8 @@ os.environ.update(
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
+        # Lines of processes that share a pipe come apart with it, so that one which is not written whole is found.
+        "PYTHONUNBUFFERED": "1",
     }
 )
 # A user's own settings must decide no test.

@@ -165,15 +165,17 @@ def test_every_file_of_a_run_is_explained(page_run: Path) -> None:
     assert {path.name for path in page_run.iterdir()} == listed - {"wandb"}
 
 
-@pytest.fixture
-def page_run(monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def page_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that docs/run-directory.md reads."""
-    monkeypatch.setenv("WANDB_MODE", "disabled")
     namespace: dict[str, object] = {}
-    exec(blocks(ROOT / "docs" / "run-directory.md", "python")[0].text, namespace)
-    run = namespace["run"]
-    assert isinstance(run, Path)
-    return run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("page_run"))
+        patch.setenv("WANDB_MODE", "disabled")
+        exec(blocks(ROOT / "docs" / "run-directory.md", "python")[0].text, namespace)
+        run = namespace["run"]
+        assert isinstance(run, Path)
+        return run.absolute()
 
 
 def _check_recipe(content: dict[str, object]) -> None:

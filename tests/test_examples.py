@@ -1,6 +1,7 @@
 """Every script of examples/ runs as its first lines say, is short, and complains of nothing."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,14 +40,52 @@ def test_example_is_short_and_says_how_to_run_it(script: Path) -> None:
     assert f"python examples/{script.name}" in said.replace("\n", " ")
 
 
-@pytest.mark.parametrize(
-    "script",
-    [pytest.param(each, marks=pytest.mark.slow if each.stem in _SLOW else [], id=each.stem) for each in SCRIPTS],
-)
-def test_example_runs_quietly(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# Runs scripts one after another, as if each were alone but for what is imported and compiled already. What one prints,
+# to whichever end, goes to files of its own; so does what the interpreter says at its end, to those of the last.
+_ONE_AFTER_ANOTHER = """
+import logging, os, runpy, sys, traceback, warnings
+from pathlib import Path
+
+_, rounds, *scripts = sys.argv
+for script in scripts:
+    sys.stdout.flush()
+    for number, end in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{Path(script).stem}.{end}", os.O_WRONLY | os.O_CREAT, 0o600), number)
+    sys.argv = [script, rounds]
+    levels = {name: logging.getLogger(name).level for name in logging.root.manager.loggerDict}
+    try:
+        with warnings.catch_warnings():
+            runpy.run_path(script, run_name="__main__")
+    except BaseException:
+        traceback.print_exc()
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+"""
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the output of every script that is not slow, `NAME.out` and `NAME.err`, from one process."""
+    folder = tmp_path_factory.mktemp("examples")
+    quick = [str(script) for script in SCRIPTS if script.stem not in _SLOW]
+    command = [sys.executable, "-c", _ONE_AFTER_ANOTHER, _ROUNDS, *quick]
     # Its files take as long as a short run itself, and other tests look at them.
+    subprocess.run(command, cwd=folder, env=os.environ | {"WANDB_MODE": "disabled"}, timeout=280, check=True)
+    return folder
+
+
+@pytest.mark.parametrize("name", [script.stem for script in SCRIPTS if script.stem not in _SLOW])
+def test_example_runs_quietly(name: str, printed: Path) -> None:
+    assert (printed / f"{name}.err").read_text() == ""
+    assert _PRINTS[name] in (printed / f"{name}.out").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", _SLOW)
+def test_long_example_runs_quietly(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    done = subprocess.run([sys.executable, str(script), _ROUNDS], capture_output=True, text=True, timeout=200)
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), _ROUNDS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert _PRINTS[script.stem] in done.stdout
+    assert _PRINTS[name] in done.stdout

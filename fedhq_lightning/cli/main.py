@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ _EPILOG = """examples:
 fedhq COMMAND --help tells more.
 """
 _INTERRUPTED = 130
+_LONGEST_WAIT_SECONDS = 10
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exception(error)
         else:
             complain(error)
+        if not is_first_process():
+            _wait_for_the_first()
         return 2
     except KeyboardInterrupt as interruption:
         if not is_first_process():
@@ -84,6 +88,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(f"your own code failed; --debug shows the whole traceback\n{own}")
         return 1
     return 0
+
+
+def _wait_for_the_first() -> None:
+    """Let the first process, which started this one, end first, where it is ending too.
+
+    Lightning kills it as soon as it finds that another process has failed, be its message told or not.
+    """
+    first, started = os.getppid(), time.monotonic()
+    while os.getppid() == first and time.monotonic() - started < _LONGEST_WAIT_SECONDS:
+        time.sleep(0.05)
 
 
 def make_parser() -> Parser:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, Protocol
 
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.support.first_process import is_first_process
+from fedhq_lightning.support.quiet import say_line
 from fedhq_lightning.support.setup_notice import clear_notice
 
 Function = Callable[[argparse.Namespace, list[str]], None]
@@ -74,4 +75,4 @@ def complain(message: Any) -> None:
     """Print one line to stderr, once however many processes run."""
     if is_first_process():
         clear_notice()
-        print(f"fedhq: {message}", file=sys.stderr)
+        say_line(f"fedhq: {message}", sys.stderr)

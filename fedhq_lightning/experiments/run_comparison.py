@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from fedhq_lightning.experiments.side_by_side_page import allocators_page
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.support.atomic_files import write_atomically
+from fedhq_lightning.support.quiet import say_line
 
 
 def compare_recipe(known: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -55,7 +57,7 @@ def compare_recipe(known: argparse.Namespace, overrides: Sequence[str]) -> None:
         )
 
     def on_end(job: CellJob, seconds: float, done: int, total: int) -> None:
-        print(f"{job.allocator}, seed {job.seed}: {seconds:.0f} s ({done} of {total})", flush=True)
+        say_line(f"{job.allocator}, seed {job.seed}: {seconds:.0f} s ({done} of {total})", sys.stdout)
 
     try:
         compared.run(workers, limit, on_end)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from fedhq_lightning.federated import setup
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.recipe.identity import without_free
+from fedhq_lightning.support.quiet import say_line
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -203,8 +205,8 @@ def _run_workers(job: StudyJob, workers: int) -> None:
 def _told(end: Ended[StudyJob, bool]) -> Ended[StudyJob, bool]:
     if not end.result and not isinstance(end.error, ConfigurationError):
         how = f"exit code {end.exit_code}" if end.error is None else f"{type(end.error).__name__}: {end.error}"
-        print(
+        say_line(
             f"worker {end.worker} ended early ({how}); its trial is taken up by the others, or when the study goes on",
-            flush=True,
+            sys.stdout,
         )
     return end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 import traceback
 import warnings
@@ -26,6 +27,7 @@ from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.report.formats import format_seconds
 from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.support.atomic_files import write_atomically
+from fedhq_lightning.support.quiet import say_line
 from fedhq_lightning.support.seeds import derive_seed
 from fedhq_lightning.tracking import labelled
 
@@ -110,7 +112,7 @@ class _Worker:
             text = describe_values(self._job.objectives, values)
         parameters = describe_parameters(self._space, trial.params)
         took = format_seconds(time.monotonic() - started)
-        print(f"trial {trial.number} | {text} | {parameters} | wall {took}", flush=True)
+        say_line(f"trial {trial.number} | {text} | {parameters} | wall {took}", sys.stdout)
 
     def _values(self, trial: Trial) -> list[float]:
         """Run the recipe with the trial's values; the objectives."""

@@ -1,9 +1,10 @@
-"""Libraries kept off the user's terminal while we use them."""
+"""What the user's terminal shows: libraries kept off it while we use them, and our own lines whole."""
 
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TextIO
 
 
 @contextmanager
@@ -38,3 +39,12 @@ def show_own_warnings(say: Callable[[str], None]) -> None:
     warnings.filterwarnings("default", module=r"fedhq_lightning")
     warnings.filterwarnings("default", module=r"lightning\.fabric\.utilities\.rank_zero", category=UserWarning)
     warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
+
+
+def say_line(line: str, stream: TextIO) -> None:
+    """Print a line in one write, so that processes that share a terminal or a file do not mix their lines.
+
+    `print` writes a line's end apart from the line where Python does not buffer, as in most containers.
+    """
+    stream.write(f"{line}\n")
+    stream.flush()

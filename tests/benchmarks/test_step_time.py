@@ -1,6 +1,7 @@
 """The step benchmark from end to end, on its smallest model."""
 
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -90,5 +91,5 @@ def test_a_lane_that_fails_is_reported_and_the_others_are_measured(
     run(monkeypatch, "--models", "mlp-128", "--lanes", "fp32", "ptq", "--rounds", "1", "--no-memory", "--print-only")
     printed = capsys.readouterr().out
     assert "ptq did not run: RuntimeError: no kernel for this\n" in printed
-    assert "| fp32 | 0." in printed or "| fp32 | 1." in printed
+    assert re.search(r"\| fp32 \| \d+\.\d", printed)
     assert "0 of 2 met." in printed

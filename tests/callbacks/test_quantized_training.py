@@ -387,7 +387,7 @@ if __name__ == "__main__":
 def test_two_processes_under_ddp() -> None:
     Path("script.py").write_text(_DDP_SCRIPT)
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
-    subprocess.run([sys.executable, "script.py", "qat"], check=True, env=environment, timeout=120)
+    subprocess.run([sys.executable, "script.py", "qat"], check=True, env=environment, timeout=240)
     first, second = (json.loads(Path(f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert first["lanes"] == second["lanes"] == ["QatLinear"]
     assert all(each["plain"] for each in (first, second))

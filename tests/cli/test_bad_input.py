@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import shutil
 import struct
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from fedhq_lightning.cli.main import main
 
 from ..small_recipe import ABSENT, write_recipe
+from ..trainer.conftest import make_quick
 
 USER = "tests.user_code"
 PARTITIONER = "data.init_args.partitioner"
@@ -25,6 +27,12 @@ MLP_TAKES = "in_channels, image_size, num_classes, hidden_sizes, lr, momentum, w
 def _own_import_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """`fedhq` adds the working directory."""
     monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is refused is not deployed."""
+    make_quick(monkeypatch)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -489,13 +497,23 @@ def test_empty_client_among_others_is_left_out(capsys, tmp_path):
     assert capsys.readouterr().err == ("fedhq: warning: 1 of 3 clients hold no examples and are left out: 1\n")
 
 
-@pytest.fixture
-def finished_run(tmp_path, capsys):
+@pytest.fixture(scope="module")
+def kept_run(tmp_path_factory):
     """Directory of a run of the small recipe."""
-    write_recipe(tmp_path / "mine.yaml", {"trainer.max_rounds": 1})
-    assert main(["run", "mine.yaml"]) == 0
-    capsys.readouterr()
-    return next((tmp_path / "runs" / "mine").iterdir())
+    root = tmp_path_factory.mktemp("kept")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setattr(sys, "path", list(sys.path))
+        make_quick(patch)
+        write_recipe(root / "mine.yaml", {"trainer.max_rounds": 1})
+        assert main(["run", "mine.yaml"]) == 0
+    return next((root / "runs" / "mine").iterdir())
+
+
+@pytest.fixture
+def finished_run(kept_run, tmp_path):
+    """A copy of it, to be spoiled."""
+    return Path(shutil.copytree(kept_run, tmp_path / "runs" / "mine" / kept_run.name))
 
 
 EDITS = {

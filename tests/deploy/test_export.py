@@ -58,14 +58,25 @@ def files_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program of the network as each scheme has it, in a folder named by the scheme; examples of one value."""
+    root = tmp_path_factory.mktemp("exported")
+    for scheme in SCHEMES:
+        torch.manual_seed(0)
+        (root / scheme).mkdir()
+        images = torch.full((5, 1, 8, 8), 0.123456789)
+        export_program(convert(Network().eval(), QuantScheme(scheme)), (images,), root / scheme / "model.pt2")
+    return root
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_exported_is_bitwise_the_converted_module(module: Network, images: Tensor, scheme: str, tmp_path: Path) -> None:
+def test_exported_is_bitwise_the_converted_module(module: Network, images: Tensor, scheme: str, exported: Path) -> None:
     converted = convert(module, QuantScheme(scheme))
-    export_program(converted, (images,), tmp_path / "model.pt2")
-    loaded = torch.export.load(tmp_path / "model.pt2").module()
+    loaded = torch.export.load(exported / scheme / "model.pt2").module()
     for batch in (images, images[:1], images[:2], torch.randn(64, 1, 8, 8)):
         assert torch.equal(loaded(batch), converted(batch))
-    assert files_in(tmp_path) == ["model.pt2"]
+    assert files_in(exported / scheme) == ["model.pt2"]
 
 
 def test_a_fresh_process_needs_torch_only(module: Network, images: Tensor, tmp_path: Path) -> None:
@@ -109,33 +120,28 @@ def test_several_and_nested_arguments(tmp_path: Path) -> None:
     assert torch.equal(torch.export.load(tmp_path / "model.pt2").module()(*args)["out"], converted(*args)["out"])
 
 
-def test_the_file_holds_no_example_and_no_folder_names(module: Network, tmp_path: Path) -> None:
-    images = torch.full((5, 1, 8, 8), 0.123456789)
-    export_program(convert(module, QuantScheme()), (images,), tmp_path / "model.pt2")
-    with ZipFile(tmp_path / "model.pt2") as archive:
+def test_the_file_holds_no_example_and_no_folder_names(exported: Path) -> None:
+    with ZipFile(exported / "w4a8" / "model.pt2") as archive:
         content = b"".join(map(archive.read, archive.namelist()))
-    assert images[0, 0, 0].numpy().tobytes() not in content
+    assert torch.full((8,), 0.123456789).numpy().tobytes() not in content
     assert str(Path(__file__).parent).encode() not in content
     assert b"site-packages" not in content
 
 
-def test_the_graph_is_compressed_and_the_weights_are_as_torch_wrote_them(module: Network, tmp_path: Path) -> None:
+def test_the_graph_is_compressed_and_the_weights_are_as_torch_wrote_them(exported: Path) -> None:
     """As torch writes it, a small model's file is several times its float32 weights."""
-    converted = convert(module, QuantScheme())
-    export_program(converted, (torch.randn(2, 1, 8, 8),), tmp_path / "model.pt2")
-    with ZipFile(tmp_path / "model.pt2") as archive:
+    path = exported / "w4a8" / "model.pt2"
+    with ZipFile(path) as archive:
         kinds = {entry.filename.rpartition(".")[2] == "json": entry.compress_type for entry in archive.infolist()}
         written = sum(entry.file_size for entry in archive.infolist())
     assert kinds == {True: ZIP_DEFLATED, False: ZIP_STORED}
-    assert (tmp_path / "model.pt2").stat().st_size < written / 3
+    assert path.stat().st_size < written / 3
 
 
-def test_the_same_model_is_the_same_file(module: Network, images: Tensor, tmp_path: Path) -> None:
-    converted = convert(module, QuantScheme())
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        export_program(converted, (images,), tmp_path / name / "model.pt2")
-    assert (tmp_path / "one" / "model.pt2").read_bytes() == (tmp_path / "two" / "model.pt2").read_bytes()
+def test_the_same_model_is_the_same_file(module: Network, exported: Path, tmp_path: Path) -> None:
+    images = torch.full((5, 1, 8, 8), 0.123456789)
+    export_program(convert(module, QuantScheme()), (images,), tmp_path / "model.pt2")
+    assert (tmp_path / "model.pt2").read_bytes() == (exported / "w4a8" / "model.pt2").read_bytes()
 
 
 class Branching(nn.Module):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import pytest
@@ -141,11 +141,11 @@ def test_a_cohort_of_a_thousand_is_no_work() -> None:
     fleet = Fleet.resolve("mixed", 0)
     there = VirtualClock(fleet, range(1000), layers, 32, sizes.__getitem__, FitOptions(2), 1000, 1000)
     there.seconds(0, "ptq")
-    walls = []
+    taken = []
     for _ in range(4):
-        started = perf_counter()
+        started = process_time()
         for client_id in range(1000):
             there.seconds(client_id, "ptq")
             there.seconds(client_id, "qat")
-        walls.append(perf_counter() - started)
-    assert min(walls[1:]) < 0.05
+        taken.append(process_time() - started)
+    assert min(taken[1:]) < 0.05

@@ -20,6 +20,7 @@ from fedhq_lightning.run.offline_wandb import _records
 from fedhq_lightning.run.records import read_rounds
 
 from ..small_recipe import changed
+from ..trainer.conftest import make_quick
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no training examples")
 ALL = ("all-ptq", "all-qat-fake", "half=half.yaml", "random-total", "random-tier")
@@ -46,6 +47,12 @@ def without(figures: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 
 @pytest.fixture
+def quick(monkeypatch) -> None:
+    """Where it is about rounds and cells, and not about what a run leaves."""
+    make_quick(monkeypatch)
+
+
+@pytest.fixture
 def count_runs(monkeypatch) -> list[str]:
     """Names of the cells that are run, not read."""
     names: list[str] = []
@@ -60,6 +67,7 @@ def count_runs(monkeypatch) -> list[str]:
 
 
 class TestComparison:
+    @pytest.mark.usefixtures("quick")
     def test_cells_are_paired_kept_and_not_run_again(self, count_runs):
         Compared(comparison()).run()
         assert count_runs == [f"{name}-0" for name in NAMES]
@@ -96,6 +104,7 @@ class TestComparison:
         assert count_runs == ["all-fp-0", "all-ptq-1"]
         assert len(Compared(comparison((*ALL, "all-fp"), seeds=(0, 1))).kept().missing) == 5
 
+    @pytest.mark.usefixtures("quick")
     def test_the_seed_decides_weights_and_partition(self):
         Compared(comparison(("all-ptq",), seeds=(0, 1))).run()
         first, second = (yaml.safe_load((run_dir("all-ptq", seed) / "recipe.yaml").read_text()) for seed in (0, 1))
@@ -105,6 +114,7 @@ class TestComparison:
         cells = Compared(comparison(("all-ptq",), seeds=(0, 1))).kept().cells
         assert cells[0].rounds["metric_quantized"] != cells[1].rounds["metric_quantized"]
 
+    @pytest.mark.usefixtures("quick")
     def test_a_stopped_cell_goes_on_to_the_same_numbers(self, monkeypatch, count_runs):
         from fedhq_lightning.federated.rounds import RoundLoop
 
@@ -150,6 +160,7 @@ class TestComparison:
         sizes = [path.stat().st_size for path in Path("compared/cells").iterdir()]
         assert max(sizes) < 5000
 
+    @pytest.mark.usefixtures("quick")
     def test_the_best_boundary_is_chosen_on_other_seeds(self, count_runs, monkeypatch):
         monkeypatch.setattr(contestants, "GRID_SLACKS", (0.0, 9.0))
         monkeypatch.setattr(contestants, "GRID_SHARES", (0.0,))

@@ -9,6 +9,7 @@ import pytest
 from fedhq_lightning.cli.main import main
 
 from ..small_recipe import write_recipe
+from ..trainer.conftest import make_quick
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no training examples")
 
@@ -17,6 +18,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*no training examples")
 def _own_import_path(monkeypatch):
     """`fedhq` adds the working directory."""
     monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """The report and the exported program of each run are left out."""
+    make_quick(monkeypatch)
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from fedhq_lightning.experiments.run_study import tune_recipe
 from fedhq_lightning.federated.rounds import RoundLoop
 
 from ..small_recipe import write_recipe
+from ..test_quiet import Unbuffered
+from ..trainer.conftest import make_quick
 
 SEARCH = {
     "search": {
@@ -31,6 +33,12 @@ SEARCH = {
 @pytest.fixture(autouse=True)
 def _own_import_path(monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """A trial's report and exported program are a run's; here it is about the study."""
+    make_quick(monkeypatch)
 
 
 def write(path="mine.yaml", tune=SEARCH, **changes):
@@ -52,11 +60,16 @@ def outcome(folder):
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     """A study that ran in one go."""
-    root = tmp_path_factory.mktemp("unbroken")
+    root, shown = tmp_path_factory.mktemp("unbroken"), Unbuffered()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
+        patch.setattr(sys, "stdout", shown)
+        make_quick(patch)
         write()
         folder = tune_recipe("mine.yaml")
+    told = [call for call in shown.calls if call.startswith("trial ")]
+    assert [call.partition(" |")[0] for call in told] == ["trial 0", "trial 1", "trial 2"]
+    assert all(call.endswith("\n") for call in told), "another worker may write between two calls"
     return folder
 
 
@@ -86,9 +99,8 @@ def test_best_recipe_gives_the_same_bits(unbroken):
     best = max(rows(unbroken), key=lambda row: float(row["metric_quantized"]))
     for name in ("metric_quantized", "virtual_seconds"):
         assert summary[name] == float(best[name])
-    weights = [path / "model" / "model.safetensors" for path in (again, Path(best["run_dir"]))]
-    if all(path.exists() for path in weights):
-        assert weights[0].read_bytes() == weights[1].read_bytes()
+    weights = [path / "model" / "weights.safetensors" for path in (again, Path(best["run_dir"]))]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_stopped_and_gone_on_with_is_the_same_study(unbroken, monkeypatch, capsys):

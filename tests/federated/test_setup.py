@@ -99,11 +99,11 @@ def test_a_million_clients_are_set_up_in_seconds() -> None:
         def label_counts(self, client_id: ClientId) -> Any:
             return None
 
-    started = time.perf_counter()
+    started = time.process_time()
     there = job(data=Million(), clients_per_round=5)
     assert len(there.sampler.cohort(1)) == 5
     assert isinstance(there.sampler.with_data(), range)
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
 
 
 def test_a_module_that_asks_for_the_data_module() -> None:

@@ -61,7 +61,7 @@ window.addEventListener("load", () => {
 def chromium(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run it; fails on whatever a page says on the console."""
     common = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr", "--v=0")
-    done = subprocess.run([CHROMIUM, *common, *arguments], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([CHROMIUM, *common, *arguments], capture_output=True, text=True, timeout=240, check=True)
     assert "CONSOLE" not in done.stderr, done.stderr
     return done
 

@@ -5,7 +5,7 @@ import math
 import random
 import shutil
 import struct
-import time
+import threading
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -151,9 +151,11 @@ class TestOnline:
             read_history("wandb:a/b/c")
 
     def test_a_server_that_hangs(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        answer(monkeypatch, lambda path: time.sleep(1))
+        given_up = threading.Event()
+        answer(monkeypatch, lambda path: given_up.wait(60))
         with pytest.raises(ConfigurationError, match="did not answer in time"):
             read_online(RunPath("a", "b", "c"), seconds=0.05)
+        given_up.set()
 
 
 class TestOfflineFiles:

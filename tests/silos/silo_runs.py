@@ -1,7 +1,6 @@
 """Scripts of several processes, and one silo in the process of the tests."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,20 +14,17 @@ SCRIPT = Path(__file__).with_name("silo_script.py")
 
 
 def run_script(
-    folder: Path, *arguments: str, script: Path = SCRIPT, seconds: float = 240
+    folder: Path, *arguments: str, script: Path = SCRIPT, seconds: float = 240, **settings: str
 ) -> subprocess.CompletedProcess[str]:
-    """Two silos; a deadlock ends the test by a timeout."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = str(found.getsockname()[1])
-    ours = {"LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR"}
+    """Two silos, with `settings` in their environment; a deadlock ends the test by a timeout."""
+    ours = {"LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
     return subprocess.run(
         [sys.executable, str(script), *arguments],
         capture_output=True,
         text=True,
         timeout=seconds,
         cwd=folder,
-        env={name: value for name, value in os.environ.items() if name not in ours} | {"MASTER_PORT": port},
+        env={name: value for name, value in os.environ.items() if name not in ours} | settings,
     )
 
 

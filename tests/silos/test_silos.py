@@ -191,11 +191,11 @@ class TestQuantized:
 
 def test_a_silo_that_fails_ends_the_others(tmp_path: Path) -> None:
     try:
-        done = run_script(tmp_path, str(tmp_path), "raises", seconds=120)
+        done = run_script(tmp_path, str(tmp_path), "raises")
     except subprocess.TimeoutExpired as error:
         pytest.fail(f"still running: {error.output}")
     assert done.returncode != 0
-    assert "silo 1 is out of order" in done.stderr
+    assert (tmp_path / "raised-1.txt").read_text() == "ValueError: silo 1 is out of order"
 
 
 def test_payloads_are_not_pickled() -> None:
@@ -211,8 +211,8 @@ def test_the_script_of_the_docs_runs(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "callbacks.md").read_text(encoding="utf-8")
     (text,) = re.findall(r"```python\n(# silos\.py\n.*?)```", page, re.DOTALL)
     (tmp_path / "silos.py").write_text(text, encoding="utf-8")
-    done = run_script(tmp_path, script=tmp_path / "silos.py")
+    # Its warnings would be errors, such as that silos seem to hold the same data.
+    done = run_script(tmp_path, script=tmp_path / "silos.py", PYTHONWARNINGS="error:FederatedAveraging")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "begin with the same batch" not in done.stdout + done.stderr
     assert len(list(read_rounds(next(tmp_path.glob("**/rounds.jsonl"))))) == 3
     assert list(tmp_path.glob("**/model/model.pt2"))

@@ -10,6 +10,7 @@ from fedhq_lightning.cli.main import main
 
 from ..report.test_final_table import Terminal
 from ..small_recipe import write_recipe
+from ..trainer.conftest import make_quick
 
 BEFORE_TORCH = """
 import io, sys
@@ -50,6 +51,7 @@ def test_is_there_before_torch_is_imported() -> None:
 
 @pytest.mark.parametrize("progress", [True, False])
 def test_gives_way_to_the_display(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, progress: bool) -> None:
+    make_quick(monkeypatch)
     terminal = on_a_terminal(monkeypatch)
     write_recipe(tmp_path / "mine.yaml", {"trainer.max_rounds": 1})
     assert main(["run", "mine.yaml", f"--trainer.enable_progress_bar={str(progress).lower()}"]) == 0

@@ -33,11 +33,13 @@ from .offline import Logged
 ROUNDS = allotted_rounds(num_rounds=6)
 KILLED = """
 import os, signal, time
+from tests.tracking.offline import Logged
 from tests.tracking.test_resume import small_run
 
 def kill(trainer, record):
     if record.round == 4:
-        time.sleep(2.5)  # wandb writes once a second
+        while Logged(trainer.run_dir).rounds != [0, 1, 2, 3]:  # wandb writes once a second
+            time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGKILL)
 
 small_run(True, kill)
@@ -133,7 +135,7 @@ def sync(run_dir: Path, address: str) -> str:
     environment = {name: value for name, value in os.environ.items() if name not in ("WANDB_MODE", "WANDB_SERVICE")}
     environment |= {"WANDB_BASE_URL": address, "WANDB_API_KEY": "a" * 40}
     command = [sys.executable, "-m", "wandb", "sync", *map(str, run_dir.glob("wandb/offline-run-*"))]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     return done.stdout + done.stderr
 
 

@@ -11,9 +11,14 @@ from fedhq_lightning.finish import complete
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the two parts that take longest, where a test is about something else."""
+    make_quick(monkeypatch)
+
+
+def make_quick(patch: pytest.MonkeyPatch) -> None:
+    """The same for fixtures of a wider scope."""
 
     def left_out(*arguments: Any) -> None:
         raise ExportError("left out")
 
-    monkeypatch.setattr(model_folder, "export_program", left_out)
-    monkeypatch.setattr(complete, "write_report", lambda path: None)
+    patch.setattr(model_folder, "export_program", left_out)
+    patch.setattr(complete, "write_report", lambda path: None)

@@ -133,7 +133,7 @@ def test_two_processes_find_the_same_bits(tmp_path: Path) -> None:
     recipe = str(write_recipe(tmp_path / "curious.yaml", changes))
     two = start("run", recipe, "--trainer.devices=2", f"--trainer.default_root_dir={tmp_path / 'two'}")
     run_here("run", recipe, f"--trainer.default_root_dir={tmp_path / 'one'}")
-    output, _ = two.communicate(timeout=120)
+    output, _ = two.communicate(timeout=240)
     assert two.returncode == 0, output
     runs = [only_run(tmp_path / name) for name in ("one", "two")]
     found = [

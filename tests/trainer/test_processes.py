@@ -3,10 +3,8 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -25,29 +23,43 @@ SMOKE = [
     *("--trainer.logger=false", "--trainer.max_rounds=4", "--trainer.enable_progress_bar=false"),
 ]
 
+# Each process writes a file of its own beside the script.
 TELLS_OF_THE_GROUP = """
-import atexit, sys, torch
+import atexit, os, sys, torch
+from pathlib import Path
 from fedhq_lightning.cli.main import main
-atexit.register(lambda: print("in a group at exit:", torch.distributed.is_initialized()))  # after what comes later
+
+def tell():
+    rank = os.environ["LOCAL_RANK"]
+    Path(__file__).with_name(f"in a group at exit, {rank}").write_text(str(torch.distributed.is_initialized()))
+
+atexit.register(tell)  # called after what is registered later
+sys.exit(main())
+"""
+KILLED = """
+import os, signal, sys
+from fedhq_lightning.cli.main import main
+from fedhq_lightning.run.directory import RunDirectory
+
+def save_or_die(self, round_number, *others):
+    if round_number == 2:  # its record is on the disk
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(self, round_number, *others)
+
+save, RunDirectory.save_checkpoint = RunDirectory.save_checkpoint, save_or_die
 sys.exit(main())
 """
 
 
-def free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
-
-
 def start(*arguments: str, script: Path | None = None) -> subprocess.Popen[str]:
+    """The command in a process of its own, or in two: Lightning finds the port just before it needs it."""
     program = ["-m", "fedhq_lightning.cli.main"] if script is None else [str(script)]
     return subprocess.Popen(
         [sys.executable, *program, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"MASTER_PORT": free_port(), "MASTER_ADDR": "127.0.0.1"},
-        start_new_session=True,
+        env={name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "MASTER_PORT")},
     )
 
 
@@ -70,24 +82,23 @@ class TestProcesses:
     def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         root = tmp_path_factory.mktemp("processes")
         roots = {name: root / name for name in ("one", "two", "killed")}
-        killed = start("run", *SMOKE, f"--trainer.default_root_dir={roots['killed']}")
-        try:
-            while not any(file.read_text().count("\n") >= 3 for file in roots["killed"].glob("*/*/rounds.jsonl")):
-                assert killed.poll() is None, killed.communicate()[0]
-                time.sleep(0.002)
-        finally:
-            os.killpg(killed.pid, signal.SIGKILL)
-            killed.communicate()
-        assert not list(roots["killed"].glob("*/*/summary.json")), "it was killed too late"
-        run_here("resume", str(only_run(roots["killed"])))
-        run_here("run", *SMOKE, f"--trainer.default_root_dir={roots['one']}")
-        script = root / "script.py"
+        script, killed_script = root / "script.py", root / "killed.py"
         script.write_text(TELLS_OF_THE_GROUP)
+        killed_script.write_text(KILLED)
         arguments = [*SMOKE, "--trainer.devices=2", f"--trainer.default_root_dir={roots['two']}"]
         two = start("run", *arguments, script=script)
-        output, _ = two.communicate(timeout=120)
+        killed = start("run", *SMOKE, f"--trainer.default_root_dir={roots['killed']}", script=killed_script)
+        run_here("run", *SMOKE, f"--trainer.default_root_dir={roots['one']}")
+        output, _ = killed.communicate(timeout=240)
+        assert killed.returncode == -signal.SIGKILL, output
+        directory = RunDirectory(only_run(roots["killed"]))
+        assert [record.round for record in directory.read_rounds()] == [0, 1, 2]
+        assert [path.name for path in directory.saved_checkpoints()] == ["round-000000.ckpt", "round-000001.ckpt"]
+        run_here("resume", str(directory.path))
+        output, _ = two.communicate(timeout=240)
         assert two.returncode == 0, output
-        assert output.count("in a group at exit: False") == 2, "what is left of gloo may abort the process"
+        left = [(root / f"in a group at exit, {rank}").read_text() for rank in (0, 1)]
+        assert left == ["False", "False"], "what is left of gloo may abort the process"
         return {name: only_run(each) for name, each in roots.items()}
 
     @pytest.mark.parametrize("name", ["two", "killed"])
