@@ -13,6 +13,7 @@ import yaml
 from fedhq_lightning.experiments.objectives import METRICS, Objective
 from fedhq_lightning.experiments.search_space import Space
 from fedhq_lightning.experiments.study_figure import Point, study_svg
+from fedhq_lightning.report.final_table import aligned
 from fedhq_lightning.report.formats import format_bytes, format_metric, format_seconds
 from fedhq_lightning.support.atomic_files import told_to_user, write_atomically
 
@@ -85,12 +86,10 @@ def front_table(space: Space, objectives: Sequence[Objective], trials: Sequence[
         values = [describe_value(each.name, value) for each, value in zip(objectives, trial.values, strict=True)]
         parameters = [describe_parameter(each.value(trial.params[each.key])) for each in space.parameters]
         rows.append([str(trial.number), *values, *parameters])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     title = (
         "best trial" if len(objectives) == 1 else f"Pareto front, {len(front)} of {len(complete_trials(trials))} trials"
     )
-    return "\n".join([title, *(line.rstrip() for line in lines)])
+    return "\n".join([title, *aligned(rows)])
 
 
 def _dominates(other: FrozenTrial, trial: FrozenTrial, objectives: Sequence[Objective]) -> bool:

@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.report.allocation_map import draw_map, legend_columns, map_keys
 from fedhq_lightning.report.curve_figures import time_unit
 from fedhq_lightning.report.picture_style import COLOURS, file_svg, page_svg, whole_numbers
-from fedhq_lightning.run.allocation import Allocation, RoundBoundary, read_allocation
-from fedhq_lightning.run.records import read_rounds
+from fedhq_lightning.run.allocation import Allocation, RoundBoundary
+from fedhq_lightning.run.run import Run
 from fedhq_lightning.support.atomic_files import write_atomically
 from fedhq_lightning.types import ClientId
 
@@ -106,16 +105,14 @@ def write_allocation_picture(run_dir: Path) -> Path | None:
     Raises:
         ConfigurationError: `rounds.jsonl` is damaged, or the picture cannot be written.
     """
-    try:
-        allocation = read_allocation(run_dir)
-    except ConfigurationError:
-        return None
+    run = Run(run_dir)
+    allocation = run.allocation
     if allocation is None or not allocation.clients or not allocation.boundaries:
         return None
     shown = allocation.telling_boundaries()
     wanted = {boundary.round for boundary in shown}
     trained: dict[int, dict[ClientId, str]] = {}
-    for record in read_rounds(run_dir / "rounds.jsonl"):
+    for record in run.stream():
         if record.round in wanted:
             trained[record.round] = {client.client_id: client.mode for client in record.clients}
     risks = [client.risk for client in allocation.clients]
