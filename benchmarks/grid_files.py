@@ -7,7 +7,6 @@ of these files, a setting's `comparison.json` before its cells. The same cells m
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from fedhq_lightning.support.atomic_files import write_atomically
+from fedhq_lightning.support.locks import locked
 
 
 def unpack(file: Path, folder: Path) -> None:
@@ -54,14 +54,9 @@ def unpacked(file: Path, folder: Path) -> Iterator[Path]:
         folder: Working folder, this grid's alone.
 
     Raises:
-        SystemExit: Another process is running the grid.
+        ConfigurationError: Another process is running the grid.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SystemExit(f"{folder}: another process is running this grid; let it end first") from None
+    with locked(folder.with_suffix(".lock"), f"{folder}: another process is running this grid; let it end first"):
         folder.mkdir(exist_ok=True)
         unpack(file, folder)
         try:

@@ -6,6 +6,7 @@ from pathlib import Path
 import grid_files
 import pytest
 
+from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.experiments.cells import cell_path, read_cell, write_cell
 
 from ..experiments.made_cells import made_cell
@@ -80,7 +81,7 @@ def test_what_a_killed_command_left_is_taken_up(tmp_path):
 
 def test_one_process_a_grid(tmp_path):
     with grid_files.unpacked(tmp_path / "grid.jsonl", tmp_path / "grid"):
-        with pytest.raises(SystemExit, match="another process"):
+        with pytest.raises(ConfigurationError, match="another process"):
             grid_files.unpacked(tmp_path / "grid.jsonl", tmp_path / "grid").__enter__()
         with grid_files.unpacked(tmp_path / "other.jsonl", tmp_path / "other"):
             pass
