@@ -10,8 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DOCS_INSTALLED := $(VENV)/.installed-docs
-# Test processes; each computes with one thread, and begins with a part of the suite that lies together, so that what the
-# tests of a file share is made once.
+# Test processes; each computes with one thread, and takes the tests of a file or a class together, so that what they
+# share is made once.
 WORKERS ?= 2
 
 .PHONY: help demo test test-slow lint format docs dist clean
@@ -30,7 +30,7 @@ demo: $(INSTALLED)
 	$(BIN)/fedhq run mnist5k-hybrid
 
 test: lint
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope -m "not slow"
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m slow --timeout=1800

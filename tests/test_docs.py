@@ -76,7 +76,9 @@ def page_files(page: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @by_name([page for page in PAGES if blocks(page, "python")])
 @pytest.mark.usefixtures("page_files")
-def test_python_blocks_run_in_order(page: Path) -> None:
+def test_python_blocks_run_in_order(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # No block reads it, and `page_run` has it.
+    monkeypatch.setattr("fedhq_lightning.finish.complete.write_report", lambda run: None)
     namespace: dict[str, object] = {"__name__": "documentation"}
     with warnings.catch_warnings():
         # Lightning's Trainer recommends workers and loggers, which a page that shows something else does without.

@@ -7,6 +7,8 @@ import torch
 from stability import GRIDS, Cell, Kept, cells_of, growth, growth_table, initial_weight, run, run_table
 from weight_grids import weight_grid
 
+from ..trainer.conftest import make_quick
+
 
 def grown(grid: str, bits: int, rounds: int = 10) -> float:
     with weight_grid(grid):
@@ -77,7 +79,8 @@ def test_run_table() -> None:
 
 # The smallest clients of a skewed partition are left out with a warning.
 @pytest.mark.filterwarnings("ignore:.*no training examples")
-def test_a_run_gives_percent_of_the_last_round_and_repeats() -> None:
+def test_a_run_gives_percent_of_the_last_round_and_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_quick(monkeypatch)
     cell = Cell("w4a8", 0.3, "ptq", "shipped", seed=3, rounds=1)
     accuracy = run(cell)
     assert 0 < accuracy <= 100
