@@ -17,7 +17,7 @@ from fedhq_lightning.experiments.run_study import tune_recipe
 from fedhq_lightning.federated.rounds import RoundLoop
 
 from ..small_recipe import write_recipe
-from ..test_quiet import Unbuffered
+from ..support.test_quiet import Unbuffered
 from ..trainer.conftest import make_quick
 
 SEARCH = {

@@ -12,10 +12,6 @@ def test_every_public_name_loads(name: str) -> None:
     assert name in dir(quantize)
 
 
-def test_no_public_name_is_hidden_by_a_module_of_the_same_name() -> None:
-    assert not set(quantize.__all__) & set(quantize._MODULES.values())
-
-
 def test_unknown_name() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         quantize.nothing  # noqa: B018  # the access is the test

@@ -12,7 +12,7 @@ def test_the_import_says_nothing_and_no_other_module_imports_torchao() -> None:
         "import sys, fedhq_lightning.quantize as q\n"
         "from fedhq_lightning.quantize import QuantScheme, round_to_grid, pack\n"
         "assert 'torchao' not in sys.modules\n"
-        "from fedhq_lightning.quantize import prepare, convert, export_program\n"
+        "from fedhq_lightning.quantize import prepare, convert\n"
         "assert 'torchao' in sys.modules"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)

@@ -57,6 +57,12 @@ def test_every_name_loads_and_is_listed(package: str) -> None:
         assert name in dir(module)
 
 
+@pytest.mark.parametrize("package", LAZY)
+def test_no_name_is_hidden_by_a_module_of_the_same_name(package: str) -> None:
+    """Importing the module would put it in the name's place."""
+    assert not {file.stem for file in LAZY[package].parent.iterdir()} & set(importlib.import_module(package).__all__)
+
+
 def test_no_package_has_another_way() -> None:
     """A `__getattr__` without types would hide every name from type checkers again."""
     others = [str(file) for file in ROOT.rglob("__init__.py") if "def __getattr__" in file.read_text(encoding="utf-8")]
