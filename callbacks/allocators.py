@@ -16,7 +16,7 @@ from fedhq_lightning.allocation import AllocationContext
 from fedhq_lightning.allocation.hybrid import HybridAllocator as _HybridAllocator
 from fedhq_lightning.drop_in.trainer_parts import callbacks_of
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.silos.silo_settings import SiloCallback
+from fedhq_lightning.silos.silo_callback import SiloCallback
 
 _FEWEST_SILOS = 8
 """With fewer, one silo more or less in qat is all that a boundary could be tried on."""

@@ -20,9 +20,10 @@ from fedhq_lightning.federated.aggregators import Aggregator, FedAvg
 from fedhq_lightning.federated.wire import Uplink
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
 from fedhq_lightning.silos import silo_checkpoint
+from fedhq_lightning.silos.silo_callback import SiloCallback
 from fedhq_lightning.silos.silo_checks import refuse_layers, refuse_loaders, refuse_settings
 from fedhq_lightning.silos.silo_run import LocalWork, SiloRun
-from fedhq_lightning.silos.silo_settings import SiloCallback, SiloSettings
+from fedhq_lightning.silos.silo_settings import SiloSettings
 from fedhq_lightning.silos.silo_strategy import SiloStrategy
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
 
@@ -109,7 +110,7 @@ class FederatedAveraging(SiloCallback):
     def state_dict(self) -> dict[str, Any]:
         """Settings, and where the run stands; the same on every silo."""
         state: dict[str, Any] = dict(self._restored) if self._run is None else self._run.state_dict()
-        return state | self._settings()
+        return state | self._kept_on_resume()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a checkpoint was written.
@@ -119,7 +120,7 @@ class FederatedAveraging(SiloCallback):
         """
         if not self._is_fitting:
             return
-        self._refuse_other_settings(state_dict, self._settings())
+        self._refuse_other_settings(state_dict, self._kept_on_resume())
         self._restored = state_dict
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -277,8 +278,8 @@ class FederatedAveraging(SiloCallback):
     def _silo_settings(self) -> SiloSettings:
         return SiloSettings(self.every_n_epochs, self.scheme, self.uplink, self.lanes, self.aggregator, self.fleet)
 
-    def _settings(self) -> dict[str, Any]:
-        """What a resumed run has to keep."""
+    def _kept_on_resume(self) -> dict[str, Any]:
+        """Settings that a resumed run has to keep, as plain values."""
         return {"every_n_epochs": self.every_n_epochs, "uplink": self.uplink, **plain_scheme(self.scheme)}
 
     def _end_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, validates: bool) -> None:

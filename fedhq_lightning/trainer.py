@@ -1,4 +1,4 @@
-"""`FederatedTrainer`: the facade. It makes a frozen `RunSettings` and hands that down, never itself."""
+"""`FederatedTrainer`: the facade. It hands a frozen `RunSettings` down, and itself only as a `RoundControl`."""
 
 from __future__ import annotations
 
@@ -85,6 +85,7 @@ class FederatedTrainer:
 
     Attributes:
         settings: What was asked for, checked and frozen.
+        described: The same as plain values, by the names of the arguments.
         monitored: Name and direction of the metric that the run watches, once `fit` has begun.
         run_dir: The run directory, once `fit` has begun.
         summary: What `summary.json` holds, after `fit`.
@@ -176,7 +177,7 @@ class FederatedTrainer:
         self.summary: dict[str, Any] = {}
         self.should_stop = False
         self.writes_model = True
-        self._tracking: Tracking | None = None
+        self._listeners: list[RoundCallback] = []
         self._fitted: L.LightningModule | None = None
 
     @property
@@ -243,6 +244,7 @@ class FederatedTrainer:
 
     def _fit(self, module: L.LightningModule, datamodule: FederatedDataModule, ckpt_path: Path | None) -> None:
         """Set up, open the run directory, launch, and run."""
+        self.monitored, self.summary, self._listeners = Monitored(), {}, []
         setup.check_types(module, datamodule)
         settings, described = self.settings, self._describe_run(module, datamodule)
         with ExitStack() as until_the_end:
@@ -277,7 +279,7 @@ class FederatedTrainer:
                 processes.barrier()  # all have read the rounds
                 if self.is_global_zero:
                     directory.rewind(state.round)
-            self._tracking = Tracking(self.logger, processes, recipe.name, described, state.records)
+            self._listeners = [*self.callbacks, Tracking(self.logger, processes, recipe.name, described, state.records)]
             self._run(module, job, processes, directory, state, described, recipe.name)
 
     def _run(
@@ -321,8 +323,8 @@ class FederatedTrainer:
             raise
 
     def call(self, hook: str, *arguments: Any) -> None:
-        """Notify every round callback, the loggers' first."""
-        for callback in self.callbacks if self._tracking is None else [self._tracking, *self.callbacks]:
+        """Notify every round callback of the running fit, the loggers' last."""
+        for callback in self._listeners:
             getattr(callback, hook)(self, *arguments)
 
     def _describe_run(self, module: L.LightningModule, datamodule: FederatedDataModule) -> dict[str, Any]:

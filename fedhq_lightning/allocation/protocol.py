@@ -63,14 +63,35 @@ class AllocationContext:
     resumes: bool = False
 
     @classmethod
-    def on_clock(cls, clock: "VirtualClock", client_ids: Sequence[ClientId], seed: int, **known: Any) -> Self:
-        """What the run's clock tells, and what else is known.
+    def on_clock(
+        cls,
+        clock: "VirtualClock",
+        client_ids: Sequence[ClientId],
+        seed: int,
+        *,
+        divergence: "Callable[[ClientId, DivergenceMeasure], float] | None",
+        sensitivity: "Callable[[ClientId, SensitivityMeasure], float | None] | None",
+        cohort: Callable[[int], Sequence[ClientId]] | None,
+        max_rounds: int,
+        eval_every_n_rounds: int,
+        monitor_mode: MonitorMode,
+        resumes: bool,
+        round_deadline: float | None = None,
+    ) -> Self:
+        """What the run's clock tells, beside what is given; see the attributes.
 
         Args:
             clock: Of all clients, those without data included.
             client_ids: Those with data.
             seed: The run's.
-            known: The other attributes.
+            divergence: Or None where the data tell no label counts.
+            sensitivity: Or None without a scheme.
+            cohort: Or None where that depends on more than the seed.
+            max_rounds: Of the run.
+            eval_every_n_rounds: Of the run.
+            monitor_mode: Of the run.
+            resumes: Whether a checkpoint's state follows.
+            round_deadline: Of the run.
         """
         return cls(
             client_ids,
@@ -81,7 +102,14 @@ class AllocationContext:
             fits=clock.fits,
             tier=clock.tier,
             seconds_on=lambda spec: clock.on(Fleet.resolve(spec, seed)).seconds,
-            **known,
+            divergence=divergence,
+            sensitivity=sensitivity,
+            cohort=cohort,
+            max_rounds=max_rounds,
+            eval_every_n_rounds=eval_every_n_rounds,
+            round_deadline=round_deadline,
+            monitor_mode=monitor_mode,
+            resumes=resumes,
         )
 
 

@@ -16,7 +16,7 @@ from fedhq_lightning.cli.own_code import told_from_own_lines
 from fedhq_lightning.cli.parser import Function, Parser, complain
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.support.first_process import is_first_process
-from fedhq_lightning.support.quiet import show_own_warnings
+from fedhq_lightning.support.quiet import say_line, show_own_warnings
 from fedhq_lightning.version import __version__
 
 _EPILOG = """examples:
@@ -34,7 +34,7 @@ _EPILOG = """examples:
 fedhq COMMAND --help tells more.
 """
 _INTERRUPTED = 130
-_LONGEST_WAIT_SECONDS = 10
+_LONGEST_WAIT_SECONDS = 30
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,8 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exception(error)
         else:
             complain(error)
-        if not is_first_process():
-            _wait_for_the_first()
+        if not is_first_process() and not _first_has_ended():
+            say_line(f"fedhq: process {os.environ.get('LOCAL_RANK')}: {error}", sys.stderr)
         return 2
     except KeyboardInterrupt as interruption:
         if not is_first_process():
@@ -90,14 +90,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _wait_for_the_first() -> None:
-    """Let the first process, which started this one, end first, where it is ending too.
+def _first_has_ended() -> bool:
+    """Let the first process end first, where it is ending of the same mistake and tells of it.
 
-    Lightning kills it as soon as it finds that another process has failed, be its message told or not.
+    Where Lightning started this process, it kills the first one as soon as it finds that this one has failed, be the
+    message told or not. Other launchers (RANK is set by torchrun and its kin) do not.
+
+    Returns:
+        False where the first process goes on, so that this mistake is this process's alone.
     """
+    if "RANK" in os.environ:
+        return True
     first, started = os.getppid(), time.monotonic()
-    while os.getppid() == first and time.monotonic() - started < _LONGEST_WAIT_SECONDS:
+    while os.getppid() == first:
+        if time.monotonic() - started > _LONGEST_WAIT_SECONDS:
+            return False
         time.sleep(0.05)
+    return True
 
 
 def make_parser() -> Parser:

@@ -50,11 +50,13 @@ class ExactMean:
         """
         if weight < 1 or self.total_weight + weight > MAX_TOTAL_WEIGHT:
             raise ValueError(f"weight {weight}: must be >= 1 and the total at most {MAX_TOTAL_WEIGHT}")
-        digits = {key: _digits(key, value) for key, value in state.items()}
+        for key, value in state.items():
+            if not bool((value.detach().float().abs() < MAX_VALUE).all()):
+                raise ValueError(f"{key}: not finite, or a magnitude of {MAX_VALUE:.0f} and more")
         self.total_weight += weight
-        for key, value in digits.items():
-            held = self.limbs.get(key)
-            self.limbs[key] = value.mul_(weight) if held is None else _added(value.mul_(weight), held)
+        for key, value in state.items():  # one at a time: digits take several times a tensor's room
+            digits, held = _digits(value).mul_(weight), self.limbs.get(key)
+            self.limbs[key] = digits if held is None else _added(digits, held)
 
     def mean(self) -> StateDict:
         """Sum over weight, to within a few units of float64's last place, then rounded to float32.
@@ -97,11 +99,9 @@ def _unit(digit: int) -> float:
     return 2.0 ** -(_FIRST_UNIT + digit * _DIGIT_BITS)
 
 
-def _digits(key: str, value: Tensor) -> Tensor:
-    """(*shape) float -> (num_digits, *shape) int64 whose places add up to the value exactly."""
+def _digits(value: Tensor) -> Tensor:
+    """(*shape) float below `MAX_VALUE` -> (num_digits, *shape) int64 whose places add up to the value exactly."""
     rest = value.detach().float().double()
-    if not bool((rest.abs() < MAX_VALUE).all()):
-        raise ValueError(f"{key}: not finite, or a magnitude of {MAX_VALUE:.0f} and more")
     digits = []
     for digit in range(_MAX_DIGITS):
         unit = _unit(digit)

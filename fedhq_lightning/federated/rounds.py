@@ -41,7 +41,7 @@ class RoundLoop:
         processes: The others.
         directory: Written by process 0 only.
         state: Where the run stands.
-        saved_parts: What a checkpoint holds beside the state.
+        saved_parts: What a checkpoint holds of others: the run's description, and the callbacks' states.
     """
 
     def __init__(
@@ -81,6 +81,9 @@ class RoundLoop:
             updates = self._fit(at_server, plan, watch)  # one at a time, as they are aggregated
             clients = self._aggregate(at_server, updates)
             self._observe(at_server.number, plan, clients, watch)
+        if control.should_stop and not state.stopped:  # set when the round was saved already
+            state.stopped = True
+            self._processes.from_first(self._save_checkpoint)
 
     def _plan(self, round_number: int, watch: _Stopwatch) -> Plan:
         cohort = self._job.sampler.cohort(round_number, self._state.virtual_seconds)
@@ -124,19 +127,21 @@ class RoundLoop:
         """Give the server this process's updates, and step; every client's record, in fixed order."""
         records = list[ClientRecord]()
         for update in updates:
-            record = update.record
-            if record.status == "ok":
-                reason = at_server.receive(record.client_id, update.payload, record.num_examples)
-                if reason:
-                    record = replace(record, status="quarantined", reason=reason)
-            records.append(record)
+            records.append(update.record)
+            if update.record.status == "ok":
+                at_server.receive(update.record.client_id, update.payload, update.record.num_examples)
         found = at_server.close()
         self._state.global_state = found.state
         if not found.total_weight:
             rank_zero_warn(f"round {at_server.number}: no usable update arrived; the global model stays as it is")
         if self._settings.ema_decay is not None:
             self._state.average(self._settings.ema_decay)
-        records = [replace(record, update_divergence=found.divergences.get(record.client_id)) for record in records]
+        records = [
+            replace(record, status="quarantined", reason=found.refused[record.client_id])
+            if record.client_id in found.refused
+            else replace(record, update_divergence=found.divergences.get(record.client_id))
+            for record in records
+        ]
         parts = self._processes.gather([record.to_json() for record in records])
         everyone = [ClientRecord.from_json(record) for part in parts for record in part]
         self._warn_of_sensitivity(everyone)
@@ -191,7 +196,7 @@ class RoundLoop:
         if state.round > 0:
             self._job.allocator.write(self._directory.path)
         if state.round % self._settings.checkpoint_every_n_rounds == 0 or is_end:
-            self._directory.save_checkpoint(state.round, self._checkpoint(), _KEPT_CHECKPOINTS)
+            self._save_checkpoint()
 
     def _record(
         self,
@@ -228,14 +233,15 @@ class RoundLoop:
             wait_seconds=wait,
         )
 
-    def _checkpoint(self) -> dict[str, Any]:
-        return {
+    def _save_checkpoint(self) -> None:
+        parts = {
             "format_version": 1,
             "state": self._state.to_checkpoint(),
             "aggregator": self._settings.aggregator.state_dict(),
             "allocator": self._job.allocator.state_dict(),
             **self._saved_parts(),
         }
+        self._directory.save_checkpoint(self._state.round, parts, _KEPT_CHECKPOINTS)
 
 
 def train_metrics(clients: Sequence[ClientRecord]) -> dict[str, float]:

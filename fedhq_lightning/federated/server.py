@@ -82,16 +82,18 @@ class Server:
 
 @dataclass(frozen=True)
 class Aggregated:
-    """What follows from the updates of a round, the same on every process.
+    """What follows from the updates of a round; the model is the same on every process.
 
     Attributes:
         state: The next global model.
         total_weight: Sum of the weights of the updates that count; 0 where none did, and the model stayed.
+        refused: Client to why its update was left out, of those that this process received.
         divergences: 1 - cosine with the mean of each update that this process received, where asked for.
     """
 
     state: StateDict
     total_weight: int
+    refused: Mapping[ClientId, str]
     divergences: Mapping[ClientId, float | None]
 
 
@@ -115,20 +117,18 @@ class ServerRound:
         self._server = server
         self._current = current
         self._sum = server.accumulator()
+        self._refused: dict[ClientId, str] = {}
         self._directions: UpdateDirections | None = None
         if server.sketcher is not None:
             self._directions = UpdateDirections(server.link.uplink, server.sketcher, server.parameter_names, received)
 
-    def receive(self, client_id: ClientId, payload: bytes, num_examples: int) -> str:
-        """Check one client's update and add it up.
+    def receive(self, client_id: ClientId, payload: bytes, num_examples: int) -> None:
+        """Check one client's update and add it up, or leave it out and note why.
 
         Args:
             client_id: Who should have sent it.
             payload: What arrived.
             num_examples: Its weight.
-
-        Returns:
-            Why the update is left out; empty where it counts.
         """
         try:
             if num_examples < 1:
@@ -138,18 +138,19 @@ class ServerRound:
                 update = transform(client_id, update)
             self._sum.add(update, num_examples)
         except (PayloadError, ValueError) as error:
-            return str(error)
+            self._refused[client_id] = str(error)
+            return
         if self._directions is not None:
             self._directions.add(client_id, update)
-        return ""
 
     def close(self) -> Aggregated:
-        """Bring together what all processes received, and step."""
+        """Bring together what all processes received, step, and let go of the sum, which is large."""
         server, total = self._server, self._sum.reduced(self._server.processes)
+        self._sum = server.accumulator()
         if not total.total_weight:
-            return Aggregated(self._current, 0, {})
+            return Aggregated(self._current, 0, self._refused, {})
         decoded_mean = total.mean()
         divergences = {} if self._directions is None else self._directions.divergences(decoded_mean)
         mean = server.link.combine(decoded_mean, self.received)
         state = server.aggregator.step(self._current, mean, server.parameter_names)
-        return Aggregated(state, total.total_weight, divergences)
+        return Aggregated(state, total.total_weight, self._refused, divergences)

@@ -110,7 +110,6 @@ def set_up(
     Raises:
         ConfigurationError: Whatever can be known to be wrong before round 1.
     """
-    check_types(module, datamodule)
     check_module(module)
     seed_generators(derive_seed(settings.seed, "set up"))
     prepare_data(datamodule, "fit")
@@ -183,7 +182,7 @@ def check_types(module: Any, datamodule: Any) -> None:
 
 
 def prepare_data(datamodule: L.LightningDataModule, stage: str) -> None:
-    """Lightning's two data hooks: download once a node, set up in every process."""
+    """Lightning's two data hooks: download in the first process, set up in every one."""
     if is_first_process():
         datamodule.prepare_data()
     datamodule.setup(stage)

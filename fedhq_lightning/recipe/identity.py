@@ -26,13 +26,18 @@ TRAINER_SETTINGS_THAT_CHANGE_NO_BIT = (
 )
 """Keys of `trainer` that do not change what a run computes, nor does what is below them."""
 SETTINGS_THAT_CHANGE_NO_BIT = frozenset(f"trainer.{name}" for name in TRAINER_SETTINGS_THAT_CHANGE_NO_BIT)
-"""The same as dotted names."""
+"""Dotted names of the keys that do not change what a run computes."""
 
 DefaultOf: TypeAlias = Callable[[str, str | None, str], Any]
 """What an unset key counts as: of a mapping's dotted name, the class whose `init_args` it is (or None), and the key."""
 _PARTS_OF_A_RUN = ("model", "data", "trainer", "device", "compiled_kernels", "virtual_fleet")
 _MOST_NAMED = 3
 _CLASS, _ARGUMENTS = "class_path", "init_args"
+_MOVED = {
+    "fedhq_lightning.reporting.progress.ProgressDisplay": "fedhq_lightning.report.progress.ProgressDisplay",
+    "fedhq_lightning.devices.profile.DeviceProfile": "fedhq_lightning.devices.device_profile.DeviceProfile",
+}
+"""Classes that a run of 0.1 may have been described with -> where they are now."""
 
 
 @dataclass(frozen=True)
@@ -128,14 +133,19 @@ def _changes(
 ) -> Iterator[Change]:
     if before == now or name in free:
         return
+    if name.rpartition(".")[2] == _ARGUMENTS:  # none are as many as those that are not set
+        before, now = before or {}, now or {}
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         made_by = now.get(_CLASS)
-        if before.get(_CLASS) != made_by:
-            yield Change(_below(name, _CLASS), before.get(_CLASS), made_by)
+        then = before.get(_CLASS)
+        if made_by not in (then, _MOVED.get(str(then))):
+            yield Change(_below(name, _CLASS), then, made_by)
             return
         for key in dict.fromkeys([*before, *now]):
+            if key == _CLASS:
+                continue
             old, new = (
-                each[key] if key in each else default_of(name, owner, key)  # not asked for in vain
+                each[key] if key in each else default_of(name, owner, key)  # asked for only where it is needed
                 for each in (before, now)
             )
             yield from _changes(old, new, _below(name, key), made_by if key == _ARGUMENTS else None, free, default_of)

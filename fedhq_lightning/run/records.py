@@ -173,7 +173,9 @@ class RoundRecord:
         fit_wall_seconds: float,
         allocator_seconds: float,
         virtual_seconds: float,
-        **more: Any,
+        metric_fp: float | None = None,
+        metric_quantized: float | None = None,
+        wait_seconds: float = 0.0,
     ) -> Self:
         """The record of a round, with what its clients' records add up to.
 
@@ -183,11 +185,13 @@ class RoundRecord:
             clients: One record a client.
             metrics: By prefix.
             before: Wall and virtual seconds of all earlier rounds.
-            wall_seconds: Of this round, as are the next three.
-            fit_wall_seconds: Of its local fits.
-            allocator_seconds: Of its planning.
-            virtual_seconds: Waiting included.
-            more: The other attributes that are known by now.
+            wall_seconds: Of this round.
+            fit_wall_seconds: Of this round's local fits.
+            allocator_seconds: Of this round's planning.
+            virtual_seconds: Of this round, waiting included.
+            metric_fp: Monitored metric of the global model, where it is known by now.
+            metric_quantized: Monitored metric of the deployed model, where it is known by now.
+            wait_seconds: Virtual seconds that the round waited for its first client.
         """
         return cls(
             round=round_number,
@@ -206,7 +210,9 @@ class RoundRecord:
             clients=tuple(clients),
             reason=plan.reason,
             allocation=dict(plan.logged),
-            **more,
+            metric_fp=metric_fp,
+            metric_quantized=metric_quantized,
+            wait_seconds=wait_seconds,
         )
 
     @property

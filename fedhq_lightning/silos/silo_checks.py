@@ -20,7 +20,7 @@ from fedhq_lightning.drop_in.quantized_callback import QuantizedCallback
 from fedhq_lightning.drop_in.trainer_parts import callbacks_of, is_rehearsal, training_loaders
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.quantize import QuantScheme
-from fedhq_lightning.silos.silo_settings import SiloCallback
+from fedhq_lightning.silos.silo_callback import SiloCallback
 from fedhq_lightning.silos.silo_strategy import SiloStrategy
 
 

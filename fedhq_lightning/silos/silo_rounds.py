@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fedhq_lightning.federated.aggregators import Aggregator
-from fedhq_lightning.federated.server import Server, ServerRound
+from fedhq_lightning.federated.server import Aggregated, Server, ServerRound
 from fedhq_lightning.federated.wire import Link, Uplink
 from fedhq_lightning.quantize import LayerScheme
 from fedhq_lightning.risk.update_sketch import Sketcher
 from fedhq_lightning.support.collectives import Processes
-from fedhq_lightning.types import ClientId, StateDict
+from fedhq_lightning.types import StateDict
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,6 @@ class Work:
     loss: float | None = None
     sensitivity: float | None = None
     allocator_seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Found:
-    """What follows from the payloads of a round, the same on every silo.
-
-    Attributes:
-        state: The next global model.
-        refused: Rank to why its update was left out.
-        divergences: Rank to the direction of its update, where that was asked for.
-    """
-
-    state: StateDict
-    refused: Mapping[int, str]
-    divergences: Mapping[ClientId, float | None]
 
 
 class SiloRound:
@@ -95,7 +80,7 @@ class SiloRound:
         work: Sequence[Work],
         aggregator: Aggregator,
         sketcher: Sketcher | None = None,
-    ) -> Found:
+    ) -> Aggregated:
         """Take the server's step, which every silo takes alike.
 
         Args:
@@ -105,14 +90,12 @@ class SiloRound:
             aggregator: Makes the next global model.
             sketcher: Where the directions of updates are wanted.
         """
-        names, alone = trained_names(module, self._frozen(module)), Processes(None)
+        names, alone = trained_names(module, self._frozen(module)), Processes(None)  # it has everybody's payloads
         server = Server(self._link(module), aggregator, names, alone, sketcher=sketcher)
-        at_server, refused = ServerRound(server, self.number, self.received, self.received), dict[int, str]()
+        at_server = ServerRound(server, self.number, self.received, self.received)
         for rank, payload in enumerate(payloads):
-            if reason := at_server.receive(rank, payload, work[rank].num_examples):
-                refused[rank] = reason
-        found = at_server.close()
-        return Found(found.state, refused, found.divergences)
+            at_server.receive(rank, payload, work[rank].num_examples)
+        return at_server.close()
 
     def _link(self, module: nn.Module) -> Link:
         return Link(self.received, self._grids, self._uplink, "fp32", self._frozen(module))

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.drop_in.trainer_parts import callbacks_of, is_rehearsal
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated.server import Aggregated
 from fedhq_lightning.federated.update_directions import sketcher_of
 from fedhq_lightning.federated.wire import warn_of_lost_changes
 from fedhq_lightning.risk.update_sketch import Sketcher
@@ -32,7 +33,7 @@ from fedhq_lightning.silos.silo_context import (
     warn_of_same_data,
 )
 from fedhq_lightning.silos.silo_logs import SiloLogs
-from fedhq_lightning.silos.silo_rounds import Found, SiloRound, Work, frozen_names, put, snapshot
+from fedhq_lightning.silos.silo_rounds import SiloRound, Work, frozen_names, put, snapshot
 from fedhq_lightning.silos.silo_settings import SiloSettings
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.types import MODES, Mode, MonitorMode, Plan, StateDict
@@ -292,7 +293,7 @@ class SiloRun:
                 "ModelCheckpoint(monitor='quantized/NAME') with a metric that validation logs, or say fine=False"
             )
 
-    def _record(self, payloads: list[bytes], work: list[Work], found: Found, exchanged: float) -> RoundRecord:
+    def _record(self, payloads: list[bytes], work: list[Work], found: Aggregated, exchanged: float) -> RoundRecord:
         clients = [self._client(rank, payloads, work[rank], found) for rank in range(self.processes.count)]
         kept = [each for rank, each in enumerate(work) if rank not in found.refused and each.loss is not None]
         examples = sum(each.num_examples for each in kept)
@@ -307,13 +308,11 @@ class SiloRun:
             fit_wall_seconds=max(each.wall_seconds for each in work),
             allocator_seconds=work[0].allocator_seconds,
             virtual_seconds=max(client.virtual_seconds for client in clients),
-            metric_fp=None,
-            metric_quantized=None,
         )
         self._seconds = {"wall": record.total_wall_seconds, "virtual": record.total_virtual_seconds}
         return record
 
-    def _client(self, rank: int, payloads: list[bytes], work: Work, found: Found) -> ClientRecord:
+    def _client(self, rank: int, payloads: list[bytes], work: Work, found: Aggregated) -> ClientRecord:
         mode, clock = self.plan.modes[rank], self._clock
         times = None if clock is None else clock.time(rank, mode)
         measured = work.sensitivity is not None and clock is not None
@@ -338,7 +337,7 @@ class SiloRun:
             update_divergence=found.divergences.get(rank),
         )
 
-    def _warn(self, found: Found, record: RoundRecord) -> None:
+    def _warn(self, found: Aggregated, record: RoundRecord) -> None:
         for rank, reason in found.refused.items():
             rank_zero_warn(f"round {record.round}: silo {rank} is quarantined: {reason}")
         if len(found.refused) == self.processes.count:

@@ -27,8 +27,8 @@ from typing_extensions import override
 
 from fedhq_lightning.drop_in.trainer_parts import AveragesResults, callbacks_of
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.silos.silo_callback import SiloCallback
 from fedhq_lightning.silos.silo_results import average_epoch_ends, average_results
-from fedhq_lightning.silos.silo_settings import SiloCallback
 from fedhq_lightning.support.collectives import Processes, leave_group_at_exit
 
 NAME = "fedhq"

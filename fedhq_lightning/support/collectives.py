@@ -60,8 +60,8 @@ class Processes:
     Only tensors, bytes and JSON travel.
 
     Args:
-        device: Where the group's backend wants its tensors: the process's own device; None for a run of one process,
-            whatever group that process belongs to.
+        device: Where the group's backend wants its tensors: the process's own device; None for a process that
+            computes alone, whatever group it belongs to.
     """
 
     def __init__(self, device: torch.device | None) -> None:
@@ -78,25 +78,25 @@ class Processes:
         """
         if self.count == 1:
             return [data]
+        sizes = self._sizes(len(data))
+        sent = self._padded(data, max(sizes))
+        rows = [torch.empty_like(sent) for _ in sizes]
         with self._others_may_have_ended():
-            sizes = self._sizes(len(data))
-            sent = self._padded(data, max(sizes))
-            rows = [torch.empty_like(sent) for _ in sizes]
             dist.all_gather(rows, sent)
         return [_to_bytes(row[:size]) for row, size in zip(rows, sizes, strict=True)]
 
     def gather_bytes_on_first(self, data: bytes) -> list[bytes]:
-        """The same on process 0 alone; nothing elsewhere, so that only process 0 needs the room.
+        """The bytes of every process, by rank, on process 0; nothing elsewhere, so that only process 0 needs the room.
 
         Raises:
             RuntimeError: Another process has ended.
         """
         if self.count == 1:
             return [data]
+        sizes = self._sizes(len(data))
+        sent = self._padded(data, max(sizes))
+        rows = [torch.empty_like(sent) for _ in sizes] if self.rank == 0 else None
         with self._others_may_have_ended():
-            sizes = self._sizes(len(data))
-            sent = self._padded(data, max(sizes))
-            rows = [torch.empty_like(sent) for _ in sizes] if self.rank == 0 else None
             dist.gather(sent, rows, dst=0)
         return [] if rows is None else [_to_bytes(row[:size]) for row, size in zip(rows, sizes, strict=True)]
 
@@ -142,8 +142,9 @@ class Processes:
             return
         raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).to(self._device)
         raw = raw.clone() if raw.data_ptr() == tensor.data_ptr() else raw
-        with torch.no_grad(), self._others_may_have_ended():
+        with self._others_may_have_ended():
             dist.broadcast(raw, src=0)
+        with torch.no_grad():
             tensor.copy_(raw.to(tensor.device).view(tensor.dtype).reshape(tensor.shape))
 
     def barrier(self) -> None:
@@ -153,7 +154,8 @@ class Processes:
     def _sizes(self, size: int) -> list[int]:
         mine = torch.tensor([size], device=self._device)
         found = [torch.empty_like(mine) for _ in range(self.count)]
-        dist.all_gather(found, mine)
+        with self._others_may_have_ended():
+            dist.all_gather(found, mine)
         return [int(each) for each in found]
 
     def _padded(self, data: bytes, size: int) -> Tensor:

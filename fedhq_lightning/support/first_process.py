@@ -10,7 +10,10 @@ _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
 
 def is_first_process() -> bool:
-    """Whether this is process 0 of the run: the first of its node, and by Lightning's word where it is imported."""
+    """Whether this is process 0 of the run.
+
+    Lightning knows once it is imported; before, and of the processes of one node, the environment tells.
+    """
     lightning = sys.modules.get("lightning.fabric.utilities.rank_zero")
     rank = None if lightning is None else getattr(lightning.rank_zero_only, "rank", None)
     if rank is None:

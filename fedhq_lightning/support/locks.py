@@ -42,6 +42,8 @@ def locked(path: Path, refusal: str | None = None) -> Iterator[None]:
 
 def is_locked(path: Path) -> bool:
     """Whether a process holds the lock of a file; no where the file system has no locks."""
+    if not path.exists():
+        return False
     lock = _lock_of(path)
     try:
         lock.acquire(timeout=0)

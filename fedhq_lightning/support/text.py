@@ -1,4 +1,4 @@
-"""Words of others, cut to what fits into a message."""
+"""Texts of libraries and of the user, made short enough for one of our messages."""
 
 
 def first_line(error: BaseException) -> str:

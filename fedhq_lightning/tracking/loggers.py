@@ -97,13 +97,8 @@ def make_loggers(
                 each.log_hyperparams(settings)
                 opened.append(TrackedLogger(each))
         for record in done:
-            _log(opened, record)
+            log_round(opened, record)
     return opened
-
-
-def log_round(loggers: Sequence[TrackedLogger], record: RoundRecord) -> None:
-    """Log one round's numbers, on the `round` axis and as the step of loggers that have one."""
-    _log(loggers, record)
 
 
 def finish(
@@ -130,7 +125,8 @@ def _given(logger: bool | Logger | list[Logger]) -> list[Logger]:
     return logger if isinstance(logger, list) else [logger] if isinstance(logger, Logger) else []
 
 
-def _log(loggers: Sequence[TrackedLogger], record: RoundRecord) -> None:
+def log_round(loggers: Sequence[TrackedLogger], record: RoundRecord) -> None:
+    """Log one round's numbers, on the `round` axis and as the step of loggers that have one."""
     values = logged_values(record)
     for each in loggers:
         if record.round in each.rounds_held:

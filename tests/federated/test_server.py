@@ -31,7 +31,7 @@ def payload(of: ClientId, by: float, round_number: int = 1) -> bytes:
 
 def step(at_server: ServerRound, moved: Mapping[ClientId, float], examples: int = 3) -> Aggregated:
     for client_id, by in moved.items():
-        assert at_server.receive(client_id, payload(client_id, by), examples) == ""
+        at_server.receive(client_id, payload(client_id, by), examples)
     return at_server.close()
 
 
@@ -39,10 +39,10 @@ def test_the_step_is_the_weighted_mean_and_leaves_the_rest() -> None:
     at_server = server().open_round(1, GLOBAL)
     assert at_server.downlink_bytes > 0
     assert same_bits(at_server.received, GLOBAL)
-    assert at_server.receive("a", payload("a", 0.5), 1) == ""
-    assert at_server.receive("b", payload("b", -0.5), 3) == ""
+    at_server.receive("a", payload("a", 0.5), 1)
+    at_server.receive("b", payload("b", -0.5), 3)
     found = at_server.close()
-    assert found.total_weight == 4
+    assert (found.total_weight, dict(found.refused)) == (4, {})
     torch.testing.assert_close(found.state["weight"], GLOBAL["weight"] - 0.25)
     assert found.state["steps"] == 7
 
@@ -67,8 +67,11 @@ def test_who_comes_first_changes_no_bit() -> None:
 )
 def test_what_fails_a_check_is_left_out_with_its_reason(sent: bytes, examples: int, words: str) -> None:
     at_server = server().open_round(1, GLOBAL)
-    assert words in at_server.receive("a", sent, examples)
-    assert same_bits(step(at_server, {"c": 0.5}).state, step(server().open_round(1, GLOBAL), {"c": 0.5}).state)
+    at_server.receive("a", sent, examples)
+    found = step(at_server, {"c": 0.5})
+    assert list(found.refused) == ["a"]
+    assert words in found.refused["a"]
+    assert same_bits(found.state, step(server().open_round(1, GLOBAL), {"c": 0.5}).state)
 
 
 def test_without_any_update_the_model_stays() -> None:
@@ -99,8 +102,9 @@ def test_a_transform_may_refuse_an_update() -> None:
         raise ValueError(f"{client_id} is not trusted")
 
     at_server = server(transforms=(refuse,)).open_round(1, GLOBAL)
-    assert at_server.receive("a", payload("a", 0.5), 3) == "a is not trusted"
-    assert at_server.close().total_weight == 0
+    at_server.receive("a", payload("a", 0.5), 3)
+    found = at_server.close()
+    assert (found.total_weight, dict(found.refused)) == (0, {"a": "a is not trusted"})
 
 
 class Median:

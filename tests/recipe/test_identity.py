@@ -98,3 +98,18 @@ def test_only_keys_that_differ_are_listed() -> None:
         ("trainer.callbacks.0.fine", ["true", "-"]),
         ("empty", ["[]", "null"]),
     ]
+
+
+def test_a_class_that_has_moved_since_is_the_same() -> None:
+    before = {"trainer": {"callbacks": [{"class_path": "fedhq_lightning.reporting.progress.ProgressDisplay"}]}}
+    now = {"trainer": {"callbacks": [{"class_path": "fedhq_lightning.report.progress.ProgressDisplay"}]}}
+    assert changes(before, now) == []
+    assert changes(now, before) != []
+
+
+def test_a_first_argument_that_is_not_set_changes_nothing() -> None:
+    before, now = {"a": {"class_path": "X"}}, {"a": {"class_path": "X", "init_args": {"y": None}}}
+    assert changes(before, now) == []
+    assert [str(each) for each in changes(before, {"a": {"class_path": "X", "init_args": {"y": 1}}})] == [
+        "a.init_args.y was None, is now 1"
+    ]
