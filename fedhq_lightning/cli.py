@@ -33,7 +33,7 @@ _EPILOG = """examples:
 fedhq COMMAND --help tells more.
 """
 _INTERRUPTED = 130
-_LONGEST_WAIT_SECONDS = 10
+_LONGEST_WAIT_SECONDS = 30
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

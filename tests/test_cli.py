@@ -302,7 +302,7 @@ from fedhq_lightning import cli
 
 def complain_late(message):
     if cli.is_first_process():
-        time.sleep(1)
+        time.sleep(4)  # longer than another process takes to end
     complain(message)
 
 complain, cli.complain = cli.complain, complain_late
