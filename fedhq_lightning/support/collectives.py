@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -78,12 +78,11 @@ class Processes:
         """
         if self.count == 1:
             return [data]
-        sizes = self._sizes(len(data))
-        sent = self._padded(data, max(sizes))
+        sizes, sent = self._announced(data)
         rows = [torch.empty_like(sent) for _ in sizes]
         with self._others_may_have_ended():
             dist.all_gather(rows, sent)
-        return [_to_bytes(row[:size]) for row, size in zip(rows, sizes, strict=True)]
+        return _cut(rows, sizes)
 
     def gather_bytes_on_first(self, data: bytes) -> list[bytes]:
         """The bytes of every process, by rank, on process 0; nothing elsewhere, so that only process 0 needs the room.
@@ -93,12 +92,11 @@ class Processes:
         """
         if self.count == 1:
             return [data]
-        sizes = self._sizes(len(data))
-        sent = self._padded(data, max(sizes))
+        sizes, sent = self._announced(data)
         rows = [torch.empty_like(sent) for _ in sizes] if self.rank == 0 else None
         with self._others_may_have_ended():
             dist.gather(sent, rows, dst=0)
-        return [] if rows is None else [_to_bytes(row[:size]) for row, size in zip(rows, sizes, strict=True)]
+        return [] if rows is None else _cut(rows, sizes)
 
     def gather(self, value: Any) -> list[Any]:
         """One JSON value of every process, by rank, on every process."""
@@ -151,17 +149,17 @@ class Processes:
         """Wait for all."""
         self.gather(None)
 
-    def _sizes(self, size: int) -> list[int]:
-        mine = torch.tensor([size], device=self._device)
-        found = [torch.empty_like(mine) for _ in range(self.count)]
+    def _announced(self, data: bytes) -> tuple[list[int], Tensor]:
+        """How many bytes every process will send, by rank; and this one's, filled up to the most of them."""
+        mine = torch.tensor([len(data)], device=self._device)
+        told = [torch.empty_like(mine) for _ in range(self.count)]
         with self._others_may_have_ended():
-            dist.all_gather(found, mine)
-        return [int(each) for each in found]
-
-    def _padded(self, data: bytes, size: int) -> Tensor:
-        result = torch.zeros(size, dtype=torch.uint8)
-        result[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else result[:0]
-        return result.to(self._device)
+            dist.all_gather(told, mine)
+        sizes = [int(each) for each in told]
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)
+        if data:
+            padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        return sizes, padded.to(self._device)
 
     @contextmanager
     def _others_may_have_ended(self) -> Iterator[None]:
@@ -173,5 +171,5 @@ class Processes:
             ) from error
 
 
-def _to_bytes(row: Tensor) -> bytes:
-    return row.cpu().numpy().tobytes()
+def _cut(rows: Sequence[Tensor], sizes: Sequence[int]) -> list[bytes]:
+    return [row[:size].cpu().numpy().tobytes() for row, size in zip(rows, sizes, strict=True)]
