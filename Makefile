@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DOCS_INSTALLED := $(VENV)/.installed-docs
 # Test processes; each computes with one thread, and takes the tests of a file or a class together, so that what they
-# share is made once.
+# share is made once. Those that take longest are begun first (tests/conftest.py).
 WORKERS ?= 2
 
 .PHONY: help demo test test-slow lint format docs dist clean
@@ -30,7 +30,7 @@ demo: $(INSTALLED)
 	$(BIN)/fedhq run mnist5k-hybrid
 
 test: lint
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope -m "not slow"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "not slow"
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m slow --timeout=1800

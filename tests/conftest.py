@@ -43,6 +43,33 @@ _home = tempfile.TemporaryDirectory(prefix="fedhq-home-", ignore_cleanup_errors=
 os.environ["HOME"] = _home.name
 
 
+# They start processes, and are few tests that take long: begun last, one worker would end alone with them.
+_FIRST = (
+    *(
+        "cli/test_main",
+        "trainer/test_processes",
+        "test_examples",
+        "silos/test_silos",
+        "test_docs",
+        "trainer/test_analysis",
+    ),
+    *(
+        "experiments/test_run_study",
+        "experiments/test_run_comparison",
+        "profiling/test_profile_host",
+        "cli/test_bad_input",
+    ),
+    *("tracking/test_resume", "trainer/test_analysis", "deploy/test_export", "testing/test_contracts"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest modules first; else the order stays."""
+    folder = Path(__file__).parent
+    first = {folder / f"{name}.py" for name in _FIRST}
+    items.sort(key=lambda item: item.path not in first)
+
+
 def _is_local(address: object) -> bool:
     """True for Unix sockets (a path) and for the loopback, where Gloo and W&B's own service listen."""
     if not isinstance(address, tuple):
