@@ -8,6 +8,7 @@ import pytest
 from fedhq_lightning.data import MNIST5k
 
 from ..small_run import small_rounds
+from ..trainer.conftest import make_quick
 
 
 @pytest.mark.parametrize(("seconds", "verdict"), [(0.005, "0.50% (met)"), (0.02, "2.00% (missed)")])
@@ -22,6 +23,7 @@ def test_the_table(seconds, verdict):
 def test_a_small_run_measures_something(monkeypatch):
     allocator = allocator_time.TimedAllocator(window=1)
     monkeypatch.setattr(allocator_time, "FashionMNIST", MNIST5k)  # which needs no file of the system's
+    make_quick(monkeypatch)
     rounds = allocator_time.run(allocator, clients=6, rounds=1)
     assert [len(each.clients) for each in rounds] == [6]
     assert rounds[0].allocator_seconds > 0
