@@ -68,10 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigurationError as error:
         if known.debug:
             traceback.print_exception(error)
-        else:
-            complain(error)
-        if not is_first_process() and not _first_has_ended():
-            say_line(f"fedhq: process {os.environ.get('LOCAL_RANK')}: {error}", sys.stderr)
+        _tell(error, is_told=known.debug)
         return 2
     except KeyboardInterrupt as interruption:
         if not is_first_process():
@@ -85,9 +82,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         own = None if known.debug else told_from_own_lines(error)
         if own is None:
             raise
-        complain(f"your own code failed; --debug shows the whole traceback\n{own}")
+        _tell(f"your own code failed; --debug shows the whole traceback\n{own}")
         return 1
     return 0
+
+
+def _tell(message: object, is_told: bool = False) -> None:
+    """Say what went wrong: the first process for all, another one where the mistake is its alone."""
+    if not is_told:
+        complain(message)
+    if not is_first_process() and not _first_has_ended():
+        say_line(f"fedhq: process {os.environ.get('LOCAL_RANK')}: {message}", sys.stderr)
 
 
 def _first_has_ended() -> bool:

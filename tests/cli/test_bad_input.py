@@ -583,6 +583,22 @@ def test_a_mistake_in_user_code_is_told_from_its_own_lines(capsys, tmp_path):
     assert lines[-1] == "ZeroDivisionError: a mistake of the user's own"
 
 
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"model": user("Broken")}, 1, "your own code failed"),
+        ({"trainer.scheme": "w9a8"}, 2, "recipe mine: trainer.scheme"),
+    ],
+)
+def test_a_mistake_of_a_later_process_alone_is_told(capsys, tmp_path, monkeypatch, changes, code, words):
+    """The first one goes on, waiting for it; this test's own parent stands for it."""
+    monkeypatch.setattr("fedhq_lightning.cli.main._LONGEST_WAIT_SECONDS", 0)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    write_recipe(tmp_path / "mine.yaml", changes)
+    assert main(["run", "mine.yaml"]) == code
+    assert capsys.readouterr().err.startswith(f"fedhq: process 1: {words}")
+
+
 def test_a_mistake_in_the_rounds_names_round_and_client(capsys, tmp_path):
     write_recipe(tmp_path / "mine.yaml", {"model": user("BreaksInRounds")})
     assert main(["run", "mine.yaml"]) == 1
