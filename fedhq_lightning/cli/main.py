@@ -68,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigurationError as error:
         if known.debug:
             traceback.print_exception(error)
-        _tell(error, is_told=known.debug)
+            _first_has_ended()
+        else:
+            _tell(error)
         return 2
     except KeyboardInterrupt as interruption:
         if not is_first_process():
@@ -87,11 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _tell(message: object, is_told: bool = False) -> None:
+def _tell(message: object) -> None:
     """Say what went wrong: the first process for all, another one where the mistake is its alone."""
-    if not is_told:
-        complain(message)
-    if not is_first_process() and not _first_has_ended():
+    complain(message)
+    if not _first_has_ended():
         say_line(f"fedhq: process {os.environ.get('LOCAL_RANK')}: {message}", sys.stderr)
 
 
@@ -102,9 +103,9 @@ def _first_has_ended() -> bool:
     message told or not. Other launchers (RANK is set by torchrun and its kin) do not.
 
     Returns:
-        False where the first process goes on, so that this mistake is this process's alone.
+        False where another process is the first and goes on, so that this mistake is this process's alone.
     """
-    if "RANK" in os.environ:
+    if is_first_process() or "RANK" in os.environ:
         return True
     first, started = os.getppid(), time.monotonic()
     while os.getppid() == first:
