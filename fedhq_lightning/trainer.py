@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.data import FederatedDataModule
+from fedhq_lightning.data.partitioned import unwrapped
 from fedhq_lightning.devices import Fleet, FleetSpec
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import setup
@@ -26,7 +27,8 @@ from fedhq_lightning.federated.settings import RunSettings, check_settings
 from fedhq_lightning.federated.wire import Downlink, Uplink
 from fedhq_lightning.finish.complete import complete
 from fedhq_lightning.local import prediction
-from fedhq_lightning.local.evaluation import as_loaders
+from fedhq_lightning.local.data_hooks import prepared, release_data
+from fedhq_lightning.local.evaluation import Evaluator, as_loaders
 from fedhq_lightning.local.module_state import load_weights
 from fedhq_lightning.local.template import build_like, set_up_template
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
@@ -236,11 +238,14 @@ class FederatedTrainer:
             raise ConfigurationError("predict: no module; give one, or call fit before")
         settings, fabric = self.settings, self.fabric
         template = set_up_template(module, settings.fit_options)
-        loaders = prediction.loaders_of(data)
         evaluator = setup.evaluator_of(settings, fabric, template, launch(fabric))
         model = evaluator.deployed if quantized and settings.scheme is not None else evaluator.model
-        with torch_threads(settings.threads):
-            return prediction.predict(model(template.state_dict()), loaders, settings.fit_options, fabric.device)
+        with torch_threads(settings.threads), prepared(data, "predict"):
+            datamodule = data if isinstance(data, L.LightningDataModule) else None
+            loaders = prediction.loaders_of(data)
+            return prediction.predict(
+                model(template.state_dict()), loaders, settings.fit_options, fabric.device, datamodule
+            )
 
     def _fit(self, module: L.LightningModule, datamodule: FederatedDataModule, ckpt_path: Path | None) -> None:
         """Set up, open the run directory, launch, and run."""
@@ -268,6 +273,7 @@ class FederatedTrainer:
             processes = launch(self.fabric)
             self.run_dir = Path(processes.broadcast(str(directory.path)))
             directory = RunDirectory(self.run_dir)
+            evaluator = setup.evaluator_of(settings, self.fabric, job.template, processes, job.datamodule)
             if saved is None:
                 state = RunState(job.initial_state())
                 # What was measured or read at set-up need not be the same to the last bit on every process.
@@ -276,16 +282,18 @@ class FederatedTrainer:
             else:
                 state = RunState.from_checkpoint(saved["state"], records)
                 self._load_parts(saved, job.allocator)
+                evaluator.load_state_dict(saved.get("evaluator", {}))  # not in checkpoints of 0.2.0
                 processes.barrier()  # all have read the rounds
                 if self.is_global_zero:
                     directory.rewind(state.round)
             self._listeners = [*self.callbacks, Tracking(self.logger, processes, recipe.name, described, state.records)]
-            self._run(module, job, processes, directory, state, described, recipe.name)
+            self._run(module, job, evaluator, processes, directory, state, described, recipe.name)
 
     def _run(
         self,
         module: L.LightningModule,
         job: setup.Job,
+        evaluator: Evaluator,
         processes: Processes,
         directory: RunDirectory,
         state: RunState,
@@ -297,7 +305,6 @@ class FederatedTrainer:
         self.should_stop = state.stopped
         try:
             self.call("on_fit_start")
-            evaluator = setup.evaluator_of(settings, fabric, job.template, processes)
             rounds = RoundLoop(
                 settings,
                 self,
@@ -318,7 +325,9 @@ class FederatedTrainer:
             load_weights(module, state.deployed)
             self._fitted = module
             self.call("on_fit_end")
+            release_data(job.datamodule, "fit")
         except BaseException as error:
+            unwrapped(job.datamodule).on_exception(error)
             self.call("on_exception", error)
             raise
 
@@ -354,12 +363,11 @@ class FederatedTrainer:
     ) -> dict[str, float]:
         if not is_overridden(f"{stage}_step", module):
             raise ConfigurationError(f"{type(module).__name__} has no {stage}_step; add one that logs a metric")
-        setup.prepare_data(datamodule, "validate" if stage == "validation" else "test")
         settings, fabric = self.settings, self.fabric
-        template = set_up_template(module, settings.fit_options)
-        evaluator = setup.evaluator_of(settings, fabric, template, launch(fabric))
-        loaders = datamodule.val_dataloader() if stage == "validation" else datamodule.test_dataloader()
-        with torch_threads(settings.threads):
+        with torch_threads(settings.threads), prepared(datamodule, "validate" if stage == "validation" else "test"):
+            template = set_up_template(module, settings.fit_options)
+            evaluator = setup.evaluator_of(settings, fabric, template, launch(fabric), datamodule)
+            loaders = datamodule.val_dataloader() if stage == "validation" else datamodule.test_dataloader()
             return evaluator.evaluate(template.state_dict(), as_loaders(loaders), stage)
 
 

@@ -91,6 +91,12 @@ class PartitionedDataModule(FederatedDataModule):
             self._deal()
         self._stages.add(stage)
 
+    def teardown(self, stage: str) -> None:
+        """Let the wrapped data module clean up; where it does, it is set up anew when it is needed again."""
+        self.datamodule.teardown(stage)
+        if is_overridden("teardown", self.datamodule):
+            self._stages.discard(stage)
+
     def num_examples(self, client_id: ClientId) -> int:
         """Training examples of one client, possibly 0."""
         return len(self._rows(client_id))
@@ -118,7 +124,7 @@ class PartitionedDataModule(FederatedDataModule):
         Raises:
             ConfigurationError: It has none.
         """
-        return self._held_out("val_dataloader", "fit")
+        return self._held_out("val_dataloader", "fit", "validate")
 
     def test_dataloader(self) -> Any:
         """The wrapped module's test data.
@@ -128,12 +134,13 @@ class PartitionedDataModule(FederatedDataModule):
         """
         return self._held_out("test_dataloader", "test")
 
-    def _held_out(self, name: str, stage: str) -> Any:
+    def _held_out(self, name: str, *stages: str) -> Any:
         if not is_overridden(name, self.datamodule):
             raise ConfigurationError(
                 f"{type(self.datamodule).__name__} has no {name}: add one that gives held-out data for the server"
             )
-        self.setup(stage)
+        if not self._stages.intersection(stages):
+            self.setup(stages[0])
         return getattr(self.datamodule, name)()
 
     def _client_loader(self, client_id: ClientId, trains: bool) -> DataLoader[Any]:
@@ -211,3 +218,8 @@ class PartitionedDataModule(FederatedDataModule):
                 f"{name}'s training loader has a batch sampler of its own or no batches; give it a batch_size instead"
             )
         return loader
+
+
+def unwrapped(datamodule: LightningDataModule) -> LightningDataModule:
+    """The data module whose hooks Lightning would call: the one within a `PartitionedDataModule`, else itself."""
+    return datamodule.datamodule if isinstance(datamodule, PartitionedDataModule) else datamodule

@@ -90,7 +90,7 @@ def probe(
             logs, a held-out loader without batches, batches too small for BatchNorm, layers made in a step or hook.
     """
     module = copy.deepcopy(template)
-    trainer = ClientTrainer(module, options, torch.device("cpu"), autocast)
+    trainer = ClientTrainer(module, options, torch.device("cpu"), autocast, datamodule)
     batch, step, costs = datamodule.calibration_batch(client_id), module.training_step, list[LayerCost]()
     loader = datamodule.train_dataloader(client_id)
     batch_size = _batch_size(batch, loader, num_examples(datamodule, client_id))

@@ -81,7 +81,7 @@ class ClientAnalyst:
     def _loaded(self, state: StateDict) -> ClientTrainer:
         if self._trainer is None:
             module = copy.deepcopy(self._template).to(self._device)
-            self._trainer = ClientTrainer(module, self._options, self._device, self._autocast)
+            self._trainer = ClientTrainer(module, self._options, self._device, self._autocast, self._datamodule)
         module = self._trainer.lightning_module
         restore_buffers(module, self._template, self._device)
         load_weights(module, state)

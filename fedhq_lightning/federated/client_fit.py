@@ -131,11 +131,7 @@ class ClientFitter:
             sensitivity = self._analyst.sensitivity(client_id, self._wanted_sensitivity, received)
         started = time.perf_counter()
         if not late:
-            try:
-                num_steps, metrics, payload = self._train(round_number, client_id, mode, received, learning_rate_scale)
-            except Exception as error:
-                error.add_note(f"while client {client_id} trained in {mode}, in round {round_number}")
-                raise
+            num_steps, metrics, payload = self._train(round_number, client_id, mode, received, learning_rate_scale)
         record = ClientRecord(
             round=round_number,
             client_id=client_id,
@@ -191,5 +187,5 @@ class ClientFitter:
             if mode != "fp" and self._scheme is not None:
                 module = prepare(module, mode, self._scheme, self._lane_options)
             module.to(self._device)
-            self._lanes[mode] = ClientTrainer(module, self._options, self._device, self._autocast)
+            self._lanes[mode] = ClientTrainer(module, self._options, self._device, self._autocast, self._datamodule)
         return self._lanes[mode]

@@ -10,6 +10,7 @@ import numpy as np
 
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.support.notes import noted
 from fedhq_lightning.types import ClientId, FitOptions
 
 # Loaders of more clients are not made before round 1: it is to begin within seconds.
@@ -42,7 +43,11 @@ def num_examples(datamodule: FederatedDataModule, client_id: ClientId) -> int:
     Raises:
         ConfigurationError: No whole number, or less than 0.
     """
-    given = datamodule.num_examples(client_id)
+    try:
+        given = datamodule.num_examples(client_id)
+    except Exception as error:
+        error.add_note(f"while client {client_id} told how many examples it has")
+        raise
     try:
         found = operator.index(given)
     except TypeError:
@@ -86,7 +91,8 @@ def num_batches(datamodule: FederatedDataModule, client_id: ClientId) -> int:
         ConfigurationError: The loader does not know.
     """
     try:
-        return len(datamodule.train_dataloader(client_id))
+        with noted(f"while client {client_id} made its training loader"):
+            return len(datamodule.train_dataloader(client_id))
     except TypeError as error:
         raise ConfigurationError(
             f"client {client_id!r}: its training loader has no length ({error}); a local fit needs one, so take a "

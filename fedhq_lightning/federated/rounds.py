@@ -23,6 +23,7 @@ from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.run.records import ClientRecord, RoundRecord
 from fedhq_lightning.run.state import RunState
 from fedhq_lightning.support.collectives import Processes
+from fedhq_lightning.support.notes import noted
 from fedhq_lightning.types import MODES, Plan
 
 _KEPT_CHECKPOINTS = 2
@@ -109,12 +110,16 @@ class RoundLoop:
         scale = learning_rate_scale(settings.round_lr, at_server.number, settings.max_rounds)
         work = [float(self._job.datamodule.num_examples(client_id)) for client_id in cohort]
         for client_id in share_of(self._processes, cohort, work):
-            control.call("on_client_start", client_id, plan.modes[client_id])
-            with watch.measure("fit"):
+            mode = plan.modes[client_id]
+            control.call("on_client_start", client_id, mode)
+            with (
+                watch.measure("fit"),
+                noted(f"while client {client_id} trained in {mode}, in round {at_server.number}"),
+            ):
                 update = self._fitter.fit(
                     at_server.number,
                     client_id,
-                    plan.modes[client_id],
+                    mode,
                     at_server.received,
                     at_server.downlink_bytes,
                     scale,
@@ -170,7 +175,8 @@ class RoundLoop:
         last = round_number == settings.max_rounds
         metrics = train_metrics(clients)
         if self._job.validation_loaders and (round_number % settings.eval_every_n_rounds == 0 or last):
-            metrics |= self._evaluator.evaluate(state.served, self._job.validation_loaders)
+            with noted(f"while the global model was evaluated, after round {round_number}"):
+                metrics |= self._evaluator.evaluate(state.served, self._job.validation_loaders)
         record = self._record(round_number, metrics, plan, clients, watch)
         if round_number > 0:
             with watch.measure("allocator"):
@@ -239,6 +245,7 @@ class RoundLoop:
             "state": self._state.to_checkpoint(),
             "aggregator": self._settings.aggregator.state_dict(),
             "allocator": self._job.allocator.state_dict(),
+            "evaluator": self._evaluator.state_dict(),
             **self._saved_parts(),
         }
         self._directory.save_checkpoint(self._state.round, parts, _KEPT_CHECKPOINTS)

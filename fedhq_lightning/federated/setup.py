@@ -33,6 +33,7 @@ from fedhq_lightning.federated.server import Server
 from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.federated.update_directions import sketcher_of
 from fedhq_lightning.federated.wire import Link, warn_of_lost_changes
+from fedhq_lightning.local.data_hooks import prepare_data
 from fedhq_lightning.local.evaluation import Evaluator
 from fedhq_lightning.local.module_checks import (
     check_is_lightning_module,
@@ -44,7 +45,7 @@ from fedhq_lightning.quantize import LayerScheme
 from fedhq_lightning.risk.divergence import DivergenceMeasure, LabelStatistics
 from fedhq_lightning.risk.sensitivity import SensitivityMeasure
 from fedhq_lightning.support.collectives import Processes
-from fedhq_lightning.support.first_process import is_first_process
+from fedhq_lightning.support.notes import noted
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
 from fedhq_lightning.types import MODES, ClientId, StateDict
 
@@ -121,11 +122,16 @@ def set_up(
     with_data = sampler.with_data()
 
     client_id = client_to_probe(datamodule, with_data)
-    template = set_up_template(module, settings.fit_options, lambda: datamodule.calibration_batch(client_id))
+    first_batch = f"while the first batch of client {client_id} was tried, before round 1"
+    with noted(first_batch):
+        template = set_up_template(
+            module, settings.fit_options, lambda: datamodule.calibration_batch(client_id), datamodule
+        )
     allocator = settings.allocator or FixedAllocator("fp")
     grids = grids_of(settings, template)
     quantized = {name.removesuffix(".weight"): grid.activation_bits is not None for name, grid in grids.items()}
-    found = checks.probe(template, datamodule, client_id, settings.fit_options, quantized, fabric.autocast)
+    with noted(first_batch):
+        found = checks.probe(template, datamodule, client_id, settings.fit_options, quantized, fabric.autocast)
     check_last_batches(datamodule, with_data, found.batch_size, found.batch_norm, settings.fit_options)
     check_state(template, found.frozen)
     sent = template.state_dict()
@@ -181,13 +187,6 @@ def check_types(module: Any, datamodule: Any) -> None:
         )
 
 
-def prepare_data(datamodule: L.LightningDataModule, stage: str) -> None:
-    """Lightning's two data hooks: download in the first process, set up in every one."""
-    if is_first_process():
-        datamodule.prepare_data()
-    datamodule.setup(stage)
-
-
 def grids_of(settings: RunSettings, template: L.LightningModule) -> dict[str, LayerScheme]:
     """Grid of each quantized weight by its name in the state; empty without a scheme."""
     if settings.scheme is None:
@@ -216,10 +215,23 @@ def fitter_of(settings: RunSettings, fabric: Fabric, job: Job) -> ClientFitter:
     )
 
 
-def evaluator_of(settings: RunSettings, fabric: Fabric, template: L.LightningModule, processes: Processes) -> Evaluator:
+def evaluator_of(
+    settings: RunSettings,
+    fabric: Fabric,
+    template: L.LightningModule,
+    processes: Processes,
+    datamodule: L.LightningDataModule | None = None,
+) -> Evaluator:
     """The part that evaluates global states."""
     return Evaluator(
-        template, settings.scheme, settings.fit_options, processes, fabric.device, fabric.autocast, settings.seed
+        template,
+        settings.scheme,
+        settings.fit_options,
+        processes,
+        fabric.device,
+        fabric.autocast,
+        settings.seed,
+        datamodule,
     )
 
 

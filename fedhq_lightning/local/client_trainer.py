@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.local.data_hooks import BatchTransfer
 from fedhq_lightning.local.logged_values import LoggedValues, plain
 from fedhq_lightning.local.optimizers import configured_optimizer, scale_learning_rate
 from fedhq_lightning.local.trainer_on_module import attach, detach, evaluating, lightnings_log, step_arguments
@@ -38,6 +39,7 @@ class ClientTrainer(TrainerSurface):
         options: What a local fit does.
         device: Where batches go.
         autocast: Context in which steps run; evaluation of an integer model runs without.
+        datamodule: Where batches come from, for its batch transfer hooks; None for loaders alone.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class ClientTrainer(TrainerSurface):
         options: FitOptions,
         device: torch.device,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        datamodule: L.LightningDataModule | None = None,
     ) -> None:
         self.lightning_module = self.model = module
         self.options = options
@@ -64,6 +67,7 @@ class ClientTrainer(TrainerSurface):
         self.current_epoch = self.global_step = self.num_training_batches = 0
         self.estimated_stepping_batches: float = 0
         self._autocast = autocast
+        self._transfer = BatchTransfer(module, datamodule, self)
         self._values = LoggedValues()
         self._current_batch: Any = None
         self._batch_size: int | None = None
@@ -151,7 +155,7 @@ class ClientTrainer(TrainerSurface):
                 self._dataloader_idx = index if len(loaders) > 1 else None
                 for batch_idx, batch in enumerate(loader):
                     indices = (batch_idx, index) if len(loaders) > 1 else (batch_idx,)
-                    batch = self._to_device(batch, index)
+                    batch = self.to_device(batch, index)
                     hook("batch_start", batch, *indices)
                     with self._autocast():
                         output = step(*step_arguments(step, batch, *indices))
@@ -170,7 +174,7 @@ class ClientTrainer(TrainerSurface):
             Its loss over the number of batches to an optimizer step, or None where the step gave none.
         """
         self._values = LoggedValues()
-        loss = self._training_step(self._to_device(batch, 0), 0).loss
+        loss = self._training_step(self.to_device(batch, 0), 0).loss
         self._values = LoggedValues()
         return loss
 
@@ -225,7 +229,7 @@ class ClientTrainer(TrainerSurface):
         module, every = self.lightning_module, self.accumulate_grad_batches
         for batch_idx, batch in enumerate(loader):
             count = batch_idx + 1
-            batch = self._to_device(batch, 0)
+            batch = self.to_device(batch, 0)
             if module.on_train_batch_start(batch, batch_idx) == -1:
                 self._step_schedulers("epoch", self.current_epoch + 1)
                 return True
@@ -286,11 +290,9 @@ class ClientTrainer(TrainerSurface):
                 f"training_step returned {type(output).__name__}; return the loss tensor, a dict with 'loss', or None"
             ) from error
 
-    def _to_device(self, batch: Any, dataloader_idx: int) -> Any:
-        module = self.lightning_module
-        batch = module.on_before_batch_transfer(batch, dataloader_idx)
-        batch = module.transfer_batch_to_device(batch, self.device, dataloader_idx)
-        batch = module.on_after_batch_transfer(batch, dataloader_idx)
+    def to_device(self, batch: Any, dataloader_idx: int) -> Any:
+        """A batch where the module is, as the hooks leave it; what is logged next weighs as many examples."""
+        batch = self._transfer(batch, self.device, dataloader_idx)
         self._current_batch = batch
         self._batch_size = None
         return batch
