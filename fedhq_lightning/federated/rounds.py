@@ -108,14 +108,16 @@ class RoundLoop:
         """Train this process's share of the cohort, one client after another."""
         settings, control, cohort = self._settings, self._control, list(plan.modes)
         scale = learning_rate_scale(settings.round_lr, at_server.number, settings.max_rounds)
-        work = [float(self._job.datamodule.num_examples(client_id)) for client_id in cohort]
+        in_round = f"in round {at_server.number}"
+        notes = {each: f"while client {each} trained in {mode}, {in_round}" for each, mode in plan.modes.items()}
+        work = []
+        for client_id in cohort:
+            with noted(notes[client_id]):
+                work.append(float(self._job.datamodule.num_examples(client_id)))
         for client_id in share_of(self._processes, cohort, work):
             mode = plan.modes[client_id]
             control.call("on_client_start", client_id, mode)
-            with (
-                watch.measure("fit"),
-                noted(f"while client {client_id} trained in {mode}, in round {at_server.number}"),
-            ):
+            with watch.measure("fit"), noted(notes[client_id]):
                 update = self._fitter.fit(
                     at_server.number,
                     client_id,
