@@ -20,6 +20,7 @@ from fedhq_lightning.drop_in.copies import ForwardRecorder, as_float, converted_
 from fedhq_lightning.drop_in.lane_swap import has_lazy_layers
 from fedhq_lightning.drop_in.trainer_parts import AveragesResults
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.local.memory_of_evaluation import Attributes, changed, plain_attributes, recall
 from fedhq_lightning.quantize import QuantScheme
 
 Stage = Literal["validation", "test"]
@@ -55,6 +56,7 @@ class QuantizedEvaluation:
         pl_module: Converted as it is now; it stays as it is.
         scheme: The deployment grid.
         stage: Whose steps and hooks are run.
+        memory: What an earlier pass left on its copy, such as a best value so far.
 
     Raises:
         ConfigurationError: See `converted_copy`, or a step that takes Lightning's `dataloader_iter`.
@@ -63,8 +65,12 @@ class QuantizedEvaluation:
         shown: Names that the module wants in the progress bar.
     """
 
-    def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule, scheme: QuantScheme, stage: Stage) -> None:
+    def __init__(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, scheme: QuantScheme, stage: Stage, memory: Attributes
+    ) -> None:
         self._module = converted_copy(pl_module, scheme)
+        self._before = plain_attributes(self._module)
+        recall(self._module, memory)
         self._step = getattr(self._module, f"{stage}_step")
         if is_param_in_hook_signature(self._step, "dataloader_iter", explicit=True):
             raise ConfigurationError(
@@ -90,6 +96,11 @@ class QuantizedEvaluation:
     def example_args(self) -> tuple[Any, ...] | None:
         """The first positional arguments of the module's `forward`, on the CPU."""
         return self._recorder.arguments
+
+    @property
+    def memory(self) -> Attributes:
+        """What the pass left on its copy, for the next."""
+        return changed(plain_attributes(self._module), self._before)
 
     def step(self, batch: Any, batch_idx: int, dataloader_idx: int | None) -> None:
         """Run the module's step on one batch.
@@ -162,6 +173,7 @@ class QuantizedValidation:
         self.example_args: tuple[Any, ...] | None = None
         self._evaluation: QuantizedEvaluation | None = None
         self._batch: Any = None
+        self._memory: Attributes = {}
 
     def start(self) -> None:
         """Forget an earlier pass, whether it ended or not; in the callback's `on_..._start`."""
@@ -173,7 +185,7 @@ class QuantizedValidation:
         A pass whose first batch builds the module's lazy layers, as that of the sanity check, has no metrics.
         """
         if self._evaluation is None and not has_lazy_layers(pl_module):
-            self._evaluation = QuantizedEvaluation(trainer, pl_module, self.scheme, stage)
+            self._evaluation = QuantizedEvaluation(trainer, pl_module, self.scheme, stage, self._memory)
         self._batch = copy_of_batch(batch)
 
     def batch_end(self, trainer: pl.Trainer, batch_idx: int) -> None:
@@ -193,6 +205,7 @@ class QuantizedValidation:
         if evaluation is None:  # a loader without batches
             return {}
         values = evaluation.finish()
+        self._memory = evaluation.memory
         for name, value in values.items():
             # Not the module's own `log`, which may change names.
             shown = name in evaluation.shown

@@ -11,7 +11,7 @@ import lightning as L
 import torch
 
 from fedhq_lightning.local.client_trainer import ClientTrainer
-from fedhq_lightning.local.memory_of_evaluation import recall, remembered, take_weights
+from fedhq_lightning.local.memory_of_evaluation import changed, plain_attributes, recall, take_weights
 from fedhq_lightning.local.module_state import load_weights
 from fedhq_lightning.quantize import QuantScheme, convert
 from fedhq_lightning.support.collectives import Processes
@@ -70,7 +70,7 @@ class Evaluator:
                 fresh = self.model(state) if kind == "fp" else self.deployed(state)
                 module = self._resident(kind, fresh)
                 metrics = self.metrics_of(module, loaders, stage, self.autocast if kind == "fp" else nullcontext)
-                mine[kind] = metrics, remembered(module, fresh)
+                mine[kind] = metrics, changed(plain_attributes(module), plain_attributes(fresh))
         shared: dict[str, Any] = {}
         for part in self._processes.gather(mine):
             shared |= part

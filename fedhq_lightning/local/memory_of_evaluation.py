@@ -8,8 +8,12 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torchmetrics import Metric
+
+Attributes = dict[str, dict[str, Any]]
+"""Values by the name of the attribute, by the name of the submodule."""
 
 _OF_TORCH = frozenset(vars(nn.Module()))
 _OF_LIGHTNING = frozenset(vars(L.LightningModule())) - {"training"}
@@ -25,34 +29,36 @@ def take_weights(module: nn.Module, fresh: nn.Module) -> None:
             own.register_buffer(name, buffer, persistent=name not in part._non_persistent_buffers_set)
 
 
-def remembered(module: nn.Module, fresh: nn.Module) -> dict[str, dict[str, Any]]:
-    """Numbers, texts, tensors and collections of them that a module has as attributes, and another has otherwise.
-
-    Args:
-        module: After an evaluation.
-        fresh: The same module without one.
-
-    Returns:
-        By the name of the submodule, values by the name of the attribute; what `recall` takes.
-    """
+def plain_attributes(module: nn.Module) -> Attributes:
+    """Numbers, texts, tensors and collections of them that a module and its parts have as attributes, as copies."""
     found = {}
     for path, part in module.named_modules():
-        before = vars(fresh.get_submodule(path))
         ours = _OF_TORCH if isinstance(part, Metric) else _OF_TORCH | _OF_LIGHTNING
-        changed = {
-            name: value
-            for name, value in vars(part).items()
-            if name not in ours and _is_plain(value) and not (name in before and _is_same(value, before[name]))
-        }
-        if changed:
-            found[path] = copy.deepcopy(move_data_to_device(changed, torch.device("cpu")))
+        plain = {name: value for name, value in vars(part).items() if name not in ours and _is_plain(value)}
+        if plain:
+            found[path] = copy.deepcopy(move_data_to_device(_detached(plain), torch.device("cpu")))
     return found
 
 
-def recall(module: L.LightningModule, kept: dict[str, dict[str, Any]]) -> None:
-    """Set what `remembered` gave, in a module of the same layers."""
+def changed(after: Attributes, before: Attributes) -> Attributes:
+    """What is in `after` and was not in `before`, or was another value; for `recall`."""
+    found = {}
+    for path, values in after.items():
+        old = before.get(path, {})
+        new = {name: value for name, value in values.items() if name not in old or not _is_same(value, old[name])}
+        if new:
+            found[path] = new
+    return found
+
+
+def recall(module: L.LightningModule, kept: Attributes) -> None:
+    """Set attributes in a module of the same layers."""
     for path, values in kept.items():
         vars(module.get_submodule(path)).update(move_data_to_device(copy.deepcopy(values), module.device))
+
+
+def _detached(values: dict[str, Any]) -> Any:
+    return apply_to_collection(values, Tensor, Tensor.detach)
 
 
 def _is_plain(value: Any) -> bool:
