@@ -16,7 +16,7 @@ Attributes = dict[str, dict[str, Any]]
 """Values by the name of the attribute, by the name of the submodule."""
 
 _OF_TORCH = frozenset(vars(nn.Module()))
-_OF_LIGHTNING = frozenset(vars(L.LightningModule())) - {"training"}
+_OF_LIGHTNING = frozenset(vars(L.LightningModule()))
 
 
 def take_weights(module: nn.Module, fresh: nn.Module) -> None:
