@@ -45,7 +45,8 @@ def folder(tmp_path: Path) -> Path:
 
 def measure(module: nn.Module, folder: Path, batch: int = 6) -> dict:  # type: ignore[type-arg]  # as JSON holds it
     args = (torch.ones(batch, NUM_FEATURES),)
-    return measure_inference(module, args, folder / "model.pt2", folder / "weights.safetensors", 123)
+    program = torch.export.load(folder / "model.pt2").module()
+    return measure_inference(module, program, args, folder / "model.pt2", folder / "weights.safetensors", 123)
 
 
 def test_times_are_of_what_is_called(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
