@@ -133,3 +133,12 @@ def _one_thread() -> None:
 def _own_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs write under the working directory; none may write into the checkout or see another test's."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the report and the measurement of the deployed model's speed, for runs that are about something else."""
+    from fedhq_lightning.finish import complete
+
+    monkeypatch.setattr(complete, "write_report", lambda run: None)
+    monkeypatch.setattr(complete, "measure_inference", lambda *arguments: None)

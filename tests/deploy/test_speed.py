@@ -82,6 +82,7 @@ def test_one_sample_is_one_entry(folder: Path) -> None:
 
 
 def test_a_run_tells_it_and_is_not_changed_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedhq_lightning.finish.complete.write_report", lambda run: None)
     settings = {"scheme": "w4a8", "callbacks": FixedAllocator("ptq"), "max_rounds": 1, "threads": 1}
     done, state = fit(**settings)
     found = done.summary["inference"]
