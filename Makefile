@@ -13,6 +13,8 @@ DOCS_INSTALLED := $(VENV)/.installed-docs
 # Test processes; each computes with one thread, and takes the tests of a file or a class together, so that what they
 # share is made once. Those that take longest are begun first (tests/conftest.py).
 WORKERS ?= 2
+# Without its caches, every interpreter that a test starts compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test test-slow lint format docs dist clean
 

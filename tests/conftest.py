@@ -113,6 +113,14 @@ def _no_network() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """What a file needs to outlast a power cut takes milliseconds a file, and no test cuts the power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     """A run sets torch's thread count for the whole process: put it back. Tests without torch do not pay for it."""
@@ -125,3 +133,12 @@ def _one_thread() -> None:
 def _own_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs write under the working directory; none may write into the checkout or see another test's."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the report and the measurement of the deployed model's speed, for runs that are about something else."""
+    from fedhq_lightning.finish import complete
+
+    monkeypatch.setattr(complete, "write_report", lambda run: None)
+    monkeypatch.setattr(complete, "measure_inference", lambda *arguments: None)

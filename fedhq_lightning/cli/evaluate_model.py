@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from fedhq_lightning.cli.evaluation_tables import Evaluation, print_evaluation
@@ -23,14 +24,12 @@ from fedhq_lightning.federated import checks, setup
 from fedhq_lightning.federated.clients import client_to_probe, plain_client_ids
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.local.data_hooks import prepare_data, prepared
-from fedhq_lightning.local.evaluation import Evaluator
 from fedhq_lightning.local.template import set_up_template
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.quiet import libraries_quiet
 from fedhq_lightning.support.text import first_line
 from fedhq_lightning.support.threads import torch_threads
 from fedhq_lightning.trainer import FederatedTrainer
-from fedhq_lightning.types import StateDict
 
 
 def evaluate_model(model: Path, recipe: str | None = None, overrides: Sequence[str] = ()) -> Evaluation:
@@ -88,18 +87,23 @@ def _evaluate(
         recorder = checks.ForwardRecorder(plain)
         fp_metrics = evaluator.metrics_of(plain, loaders, autocast=trainer.fabric.autocast)
         example_args = recorder.arguments
-    metrics = dict[str, float]()
+    metrics, program = dict[str, float](), None
     if files.program is not None:
-        metrics = _metrics_of_program(evaluator, state, loaders, files.program, f"the {kind} of recipe {recipe}")
+        program = _read_program(files.program)
+        try:
+            metrics = metrics_of_program(evaluator, state, loaders, program)
+        except ExportError as error:
+            wanted = f"the {kind} of recipe {recipe}"
+            raise ConfigurationError(f"{files.program.name} does not do what {wanted} does: {error}") from error
     elif files.packed is not None:
         metrics = evaluator.metrics_of(load_packed(files.packed, template), loaders)
     inference, is_conversion = None, None
-    if files.program is not None and files.weights is not None and example_args is not None:
+    if files.program and program is not None and files.weights is not None and example_args is not None:
         converted = evaluator.deployed(state).cpu()
         example_args = pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, example_args)
-        is_conversion = computes_the_same(files.program, converted, example_args)
+        is_conversion = computes_the_same(program, converted, example_args)
         packed_bytes = packed_size(converted) if is_conversion else None
-        inference = measure_inference(plain.cpu(), example_args, files.program, files.weights, packed_bytes)
+        inference = measure_inference(plain.cpu(), program, example_args, files.program, files.weights, packed_bytes)
     return Evaluation(
         kind,
         None if evaluator.scheme is None else str(evaluator.scheme),
@@ -111,17 +115,12 @@ def _evaluate(
     )
 
 
-def _metrics_of_program(
-    evaluator: Evaluator, state: StateDict, loaders: Sequence[Any], program: Path, wanted: str
-) -> dict[str, float]:
+def _read_program(file: Path) -> nn.Module:
     try:
         with libraries_quiet("torch.export", level=logging.CRITICAL):  # which shows the traceback
-            torch.export.load(program)
+            program: nn.Module = torch.export.load(file).module()
     except Exception as error:  # a damaged archive fails in any of a dozen ways
         raise ConfigurationError(
-            f"{program.name} is damaged, or written by another torch than {torch.__version__}: {first_line(error)}"
+            f"{file.name} is damaged, or written by another torch than {torch.__version__}: {first_line(error)}"
         ) from error
-    try:
-        return metrics_of_program(evaluator, state, loaders, program)
-    except ExportError as error:
-        raise ConfigurationError(f"{program.name} does not do what {wanted} does: {error}") from error
+    return program

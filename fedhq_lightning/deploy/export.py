@@ -46,7 +46,7 @@ class _ForwardOnly(nn.Module):
         return self.module(*args)
 
 
-def export_program(converted: nn.Module, example_args: tuple[Any, ...], path: Path) -> None:
+def export_program(converted: nn.Module, example_args: tuple[Any, ...], path: Path) -> nn.Module:
     """Write a module as a program that `torch.export.load(path).module()` runs without this package.
 
     Args:
@@ -54,6 +54,9 @@ def export_program(converted: nn.Module, example_args: tuple[Any, ...], path: Pa
         example_args: Positional arguments of one forward call. The first dimension of every tensor is the batch and
             may vary in the program; nothing else may. Their values are compared, not stored.
         path: File to write, whole or not at all. By custom `*.pt2`.
+
+    Returns:
+        The program as it was read back from the file.
 
     Raises:
         ExportError: The module cannot be exported with a batch of any size, or the program that was read back differs
@@ -70,7 +73,7 @@ def export_program(converted: nn.Module, example_args: tuple[Any, ...], path: Pa
                 program = _program(_ForwardOnly(converted), example_args)
             torch.export.save(program, written)
             _compress_text(written)
-            loaded = torch.export.load(written).module()
+            loaded: nn.Module = torch.export.load(written).module()
         except Exception as error:  # export raises whatever the traced code and a dozen of its own passes raise
             raise ExportError(f"{kind} cannot be exported: {first_line(error)}") from error
         single = pytree.tree_map(lambda leaf: leaf[:1] if _has_batch(leaf) else leaf, example_args)
@@ -84,6 +87,7 @@ def export_program(converted: nn.Module, example_args: tuple[Any, ...], path: Pa
             if not same:
                 raise ExportError(f"{type(converted).__name__}, exported, differs from the module on {what}")
         os.replace(written, path)
+    return loaded
 
 
 def _program(module: nn.Module, example_args: tuple[Any, ...]) -> torch.export.ExportedProgram:
@@ -155,10 +159,10 @@ def save_packed(converted: nn.Module, path: Path) -> None:
         os.replace(written, path)
 
 
-def computes_the_same(program: Path, converted: nn.Module, example_args: tuple[Any, ...]) -> bool:
-    """Whether a written program computes bit for bit what a converted module does, on one example on the CPU."""
+def computes_the_same(program: nn.Module, converted: nn.Module, example_args: tuple[Any, ...]) -> bool:
+    """Whether a program that was read computes bit for bit what a converted module does, on one example on the CPU."""
     with torch.no_grad():
-        return _equal(torch.export.load(program).module()(*example_args), converted.eval()(*example_args))
+        return _equal(program(*example_args), converted.eval()(*example_args))
 
 
 def packed_size(converted: nn.Module) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import nn
 
 from fedhq_lightning.deploy import ExportError
 from fedhq_lightning.deploy.deployment import Deployment
@@ -49,21 +50,23 @@ def deploy(
         example_args,
         evaluator.scheme,
         type(module).__name__,
-        evaluate=lambda path: metrics_of_program(evaluator, state, loaders, path),
+        evaluate=partial(metrics_of_program, evaluator, state, loaders),
         fp_metrics=metrics["fp"],
         quantized_metrics=metrics["quantized"],
         held_out=held_out,
     )
 
 
-def metrics_of_program(evaluator: Evaluator, state: StateDict, loaders: Sequence[Any], path: Path) -> dict[str, float]:
-    """Metrics with the file's program as the module's `forward`; empty if validation never calls `forward`.
+def metrics_of_program(
+    evaluator: Evaluator, state: StateDict, loaders: Sequence[Any], program: nn.Module
+) -> dict[str, float]:
+    """Metrics with an exported program as the module's `forward`; empty if validation never calls `forward`.
 
     Raises:
         ExportError: The program does not take what validation gives it: other sizes than the first dimension's, or
             arguments by keyword.
     """
-    module, program, calls = evaluator.deployed(state).cpu(), torch.export.load(path).module(), 0
+    module, calls = evaluator.deployed(state).cpu(), 0
 
     def forward(*args: Any, **keywords: Any) -> Any:
         nonlocal calls

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 import safetensors.torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fedhq_lightning.deploy import ExportError, export_program, model_readme, save_packed
@@ -25,7 +25,7 @@ WEIGHTS = "weights.safetensors"
 LOADER = "load_model.py"
 README = "README.md"
 
-Evaluate = Callable[[Path], Mapping[str, float]]
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
 
 def write_model_folder(
@@ -55,7 +55,7 @@ def write_model_folder(
             module's `example_input_array`.
         scheme: Grid of `converted`; None if that is None.
         name: What the model is called, by custom its class.
-        evaluate: Called with the path of the written program; its metrics on held-out data. An ExportError of it means
+        evaluate: Called with the program as read back; its metrics on held-out data. An ExportError of it means
             that the program is of no use, and the model is packed instead.
         fp_metrics: Metrics of the float32 weights by name, for the README.
         quantized_metrics: Those of `converted`, for the README, where `evaluate` gives none.
@@ -103,14 +103,14 @@ def _write_model(
     converted, path = converted.cpu(), folder / PROGRAM
     try:
         example_args = _example(converted, example_args)
-        export_program(converted, example_args, path)
-        metrics = dict(evaluate(path)) if evaluate is not None else {}
+        program = export_program(converted, example_args, path)
+        metrics = dict(evaluate(program)) if evaluate is not None else {}
     except ExportError as error:
         path.unlink(missing_ok=True)
         save_packed(converted, folder / PACKED)
         return Deployment("packed", str(error), {}, packed_bytes=packed_size(converted))
     write_atomically(folder / LOADER, model_readme.LOADER_TEXT)
-    return Deployment(PROGRAM, "", metrics, example_args, packed_size(converted))
+    return Deployment(PROGRAM, "", metrics, program, example_args, packed_size(converted))
 
 
 def _example(module: L.LightningModule, example_args: tuple[Any, ...] | None) -> tuple[Any, ...]:

@@ -19,35 +19,40 @@ _MOST_SECONDS = 0.5
 
 
 def measure_inference(
-    plain: nn.Module, example_args: tuple[Any, ...], program: Path, weights: Path, packed_bytes: int | None
+    plain: nn.Module,
+    program: nn.Module,
+    example_args: tuple[Any, ...],
+    file: Path,
+    weights: Path,
+    packed_bytes: int | None,
 ) -> dict[str, Any]:
     """Wall times of single forwards of an exported program and of its float32 module, in turns, on torch's threads.
 
     Args:
         plain: The module with float32 weights, on the CPU; put into evaluation mode.
+        program: The exported program, as read.
         example_args: Inputs on the CPU, the first dimension of tensors being the batch; its first sample is the
             other batch.
-        program: The .pt2 file.
+        file: The program's .pt2 file, for its size.
         weights: The module's weights as a file, for its size.
         packed_bytes: What `packed_size` gives.
 
     Returns:
-        `threads`; `fp32_bytes` (of `weights`), `int8_bytes` (of `program`, its graph included),
+        `threads`; `fp32_bytes` (of `weights`), `int8_bytes` (of `file`, its graph included),
         `packed_bytes` (what the weights take at the scheme's bits); `batch_sizes`, by batch size as text:
         `fp32_ms`, `int8_ms` (medians of wall milliseconds for the whole batch), `fp32_ms_quartiles`,
         `int8_ms_quartiles` (first and third), `speedup` (fp32 over int8, the median over pairs; above 1: int8 is
         faster), `repetitions`.
     """
-    loaded = torch.export.load(program).module()
     plain.eval()
     batch_sizes = {}
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for args in (_first_sample(example_args), example_args):
-            batch_sizes[str(batch_size(args))] = _in_turns(partial(plain, *args), partial(loaded, *args))
+            batch_sizes[str(batch_size(args))] = _in_turns(partial(plain, *args), partial(program, *args))
     return {
         "threads": torch.get_num_threads(),
         "fp32_bytes": weights.stat().st_size,
-        "int8_bytes": program.stat().st_size,
+        "int8_bytes": file.stat().st_size,
         "packed_bytes": packed_bytes,
         "batch_sizes": batch_sizes,
     }

@@ -94,12 +94,12 @@ def complete(
 def _inference(
     evaluator: Evaluator, state: RunState, directory: RunDirectory, deployment: Deployment
 ) -> dict[str, Any] | None:
-    if deployment.example_args is None:
+    if deployment.program is None or deployment.example_args is None:
         return None
     plain = evaluator.model(state.deployed).cpu()
     files = directory.model / PROGRAM, directory.model / WEIGHTS
     try:
-        return measure_inference(plain, deployment.example_args, *files, deployment.packed_bytes)
+        return measure_inference(plain, deployment.program, deployment.example_args, *files, deployment.packed_bytes)
     except Exception as error:  # of the user's code, called outside validation
         rank_zero_warn(f"summary: inference was not measured: {type(error).__name__}: {first_line(error)}")
         return None

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from fedhq_lightning.deploy import ExportError, model_folder
-from fedhq_lightning.finish import complete
 from fedhq_lightning.quantize import compilation
 
 
@@ -13,13 +12,6 @@ from fedhq_lightning.quantize import compilation
 def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels in eager mode: the same bits, without a minute of compiling them for modules of two batches."""
     monkeypatch.setattr(compilation, "can_compile", lambda: False)
-
-
-@pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the report and the measurement of the deployed model's speed."""
-    monkeypatch.setattr(complete, "write_report", lambda path: None)
-    monkeypatch.setattr(complete, "measure_inference", lambda *arguments: None)
 
 
 @pytest.fixture

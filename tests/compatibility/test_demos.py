@@ -16,6 +16,8 @@ from ..small_federation import SmallData
 from .demos import DemoData, made, modules_of_demos
 from .runs import assert_ran, run, seeded, traces
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 KINDS = modules_of_demos()
 
 

@@ -15,6 +15,8 @@ from fedhq_lightning.trainer import FederatedTrainer
 from ..small_federation import NUM_CLASSES, SmallData, SmallModule
 from ..trainer.runs import fit, records
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 class Texts(SmallData):
     """Token ids, padded to the longest of each batch."""

@@ -160,8 +160,8 @@ class TestReadme:
     def test_metrics_of_the_written_program_stand_before_others(self, tmp_path: Path) -> None:
         seen: list[bool] = []
 
-        def evaluate(path: Path) -> dict[str, float]:
-            seen.append(path.is_file())
+        def evaluate(program: nn.Module) -> dict[str, float]:
+            seen.append(program(torch.zeros(2, NUM_FEATURES)).shape[0] == 2)
             return {"val_accuracy": 0.25}
 
         done = write(tmp_path / "model", SmallModule(), evaluate=evaluate, quantized_metrics={"val_accuracy": 0.75})
@@ -195,7 +195,7 @@ write(__import__("pathlib").Path(sys.argv[1]), SmallModule())
 
 class TestOtherKinds:
     def test_a_program_of_no_use_is_packed_and_its_files_go(self, tmp_path: Path) -> None:
-        def evaluate(path: Path) -> dict[str, float]:
+        def evaluate(program: nn.Module) -> dict[str, float]:
             raise ExportError("it takes no texts")
 
         module, folder = SmallModule(), tmp_path / "model"
@@ -241,7 +241,7 @@ def test_packed_size_is_what_the_packed_file_holds(tmp_path: Path) -> None:
 
     module = Two().eval()
 
-    def evaluate(path: Path) -> dict[str, float]:
+    def evaluate(program: nn.Module) -> dict[str, float]:
         raise ExportError("packed")
 
     done = write(tmp_path / "model", module, example_args=(torch.randn(2, 100),), evaluate=evaluate)

@@ -45,7 +45,8 @@ def folder(tmp_path: Path) -> Path:
 
 def measure(module: nn.Module, folder: Path, batch: int = 6) -> dict:  # type: ignore[type-arg]  # as JSON holds it
     args = (torch.ones(batch, NUM_FEATURES),)
-    return measure_inference(module, args, folder / "model.pt2", folder / "weights.safetensors", 123)
+    program = torch.export.load(folder / "model.pt2").module()
+    return measure_inference(module, program, args, folder / "model.pt2", folder / "weights.safetensors", 123)
 
 
 def test_times_are_of_what_is_called(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,6 +82,7 @@ def test_one_sample_is_one_entry(folder: Path) -> None:
 
 
 def test_a_run_tells_it_and_is_not_changed_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedhq_lightning.finish.complete.write_report", lambda run: None)
     settings = {"scheme": "w4a8", "callbacks": FixedAllocator("ptq"), "max_rounds": 1, "threads": 1}
     done, state = fit(**settings)
     found = done.summary["inference"]

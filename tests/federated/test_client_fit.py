@@ -9,6 +9,8 @@ from torch import Tensor
 from ..small_federation import SmallModule
 from ..trainer.runs import fit, records
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 class Caches(SmallModule):
     """Keeps a table as long as the longest input it has seen, in one of the ways in which modules do."""

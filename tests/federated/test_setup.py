@@ -19,6 +19,8 @@ from fedhq_lightning.types import ClientId
 
 from ..small_federation import SmallData, SmallModule, examples, trainer
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 def job(module: Any = None, data: Any = None, **settings: Any) -> Job:
     asked = trainer(**settings)

@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from ..small_federation import NUM_CLASSES, SmallData, SmallModule, examples
 from ..trainer.runs import fit
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 class TwoLoaders(SmallData):
     def val_dataloader(self) -> Any:

@@ -13,6 +13,8 @@ from fedhq_lightning.types import ClientId
 from ..small_federation import SmallData, SmallModule, examples
 from ..trainer.runs import fit
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 class TwoLoaders(SmallData):
     def val_dataloader(self) -> Any:
