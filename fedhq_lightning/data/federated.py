@@ -4,11 +4,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence, Sized
 from typing import Any
 
-import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.support.seeds import generators_kept
 from fedhq_lightning.types import ClientId
 
 
@@ -67,12 +67,10 @@ class FederatedDataModule(LightningDataModule, ABC):
     def calibration_batch(self, client_id: ClientId) -> Any:
         """One batch of the client's own data: by default the first of its training loader, the same at every call.
 
-        Torch's global random numbers are left as they were.
+        The global random numbers of Python, NumPy and torch are left as they were.
 
         Args:
             client_id: One of `client_ids`, whose training loader gives a batch.
         """
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed: it would reseed accelerators, whose state is not put back here.
-            torch.default_generator.manual_seed(0)
+        with generators_kept():
             return next(iter(self.train_dataloader(client_id)))

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch.utils._pytree import tree_leaves
 
 from fedhq_lightning.allocation import AllocationContext
-from fedhq_lightning.data.labels import find_labels
+from fedhq_lightning.data.labels import find_labels, whole_numbers, why_no_classes
 from fedhq_lightning.devices import Fleet, FleetSpec
 from fedhq_lightning.devices.lane_kernels import LaneKernels
 from fedhq_lightning.devices.roofline import LayerCost, measure_costs
@@ -30,8 +30,9 @@ from fedhq_lightning.drop_in.trainer_parts import training_loaders
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.quantize import LaneOptions, LayerScheme, QuantScheme
 from fedhq_lightning.risk.divergence import LabelStatistics
-from fedhq_lightning.risk.sensitivity import SensitivityMeasure, generators_kept, quantization_sensitivity
+from fedhq_lightning.risk.sensitivity import SensitivityMeasure, quantization_sensitivity
 from fedhq_lightning.support.collectives import Processes
+from fedhq_lightning.support.seeds import generators_kept
 from fedhq_lightning.types import FitOptions, MonitorMode
 
 _WITHOUT_END = 1000
@@ -158,9 +159,9 @@ def label_counts(dataset: Any) -> dict[str, int] | None:
         labels = find_labels(dataset)
     except (ConfigurationError, TypeError):
         return None
-    if labels is None or labels.dtype.kind == "f":
+    if labels is None or why_no_classes(labels.values) is not None:
         return None
-    return dict(Counter(str(label) for label in labels.tolist()))
+    return dict(Counter(str(label) for label in whole_numbers(labels.values).tolist()))
 
 
 def examples_in(batch: Any, loaders: Sequence[Any] = ()) -> int:

@@ -172,7 +172,7 @@ class TestData:
         assert label_counts(data) == {"2": 3, "0": 1, "1": 1}
         assert label_counts(Subset(data, [0, 1])) == {"2": 1, "0": 1}
 
-    @pytest.mark.parametrize("labels", [torch.zeros(5), None])
+    @pytest.mark.parametrize("labels", [torch.full((5,), 0.5), None])
     def test_what_is_no_class_is_not_told(self, labels: torch.Tensor | None) -> None:
         tensors = (torch.zeros(5, 2),) if labels is None else (torch.zeros(5, 2), labels)
         assert label_counts(TensorDataset(*tensors)) is None
