@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning import LightningDataModule
 from torch import Tensor
+from torch.utils.data import BatchSampler
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.support.seeds import generators_kept
@@ -40,21 +41,25 @@ class FederatedDataModule(LightningDataModule, ABC):
     def num_examples(self, client_id: ClientId) -> int:
         """Training examples that the client holds; 0 leaves it out of the run.
 
+        By default what one pass of its loader draws: the length of the sampler, or else of the dataset.
+
         Args:
             client_id: One of `client_ids`.
 
         Raises:
-            ConfigurationError: The client's loader has no dataset with a length; override this method then.
+            ConfigurationError: The client's loader has neither with a length; override this method then.
         """
         loader = self.train_dataloader(client_id)
         dataset = getattr(loader, "dataset", None)
-        if not isinstance(dataset, Sized):
-            held = type(loader if dataset is None else dataset).__name__
+        drawn = sampler_of(loader)
+        held = drawn if isinstance(drawn, Sized) else dataset
+        if not isinstance(held, Sized):
+            kind = type(loader if dataset is None else dataset).__name__
             raise ConfigurationError(
-                f"client {client_id!r}: {held} does not tell how many training examples it holds; give a DataLoader "
+                f"client {client_id!r}: {kind} does not tell how many training examples it holds; give a DataLoader "
                 "over a map-style dataset, or override num_examples"
             )
-        return len(dataset)
+        return len(held)
 
     def label_counts(self, client_id: ClientId) -> Tensor | None:
         """Examples per class, (num_classes,) int64 with the same classes for every client, or None if unknown.
@@ -74,3 +79,16 @@ class FederatedDataModule(LightningDataModule, ABC):
         """
         with generators_kept():
             return next(iter(self.train_dataloader(client_id)))
+
+
+def sampler_of(loader: Any) -> Any:
+    """What draws a loader's examples one by one, or None where that cannot be told.
+
+    Args:
+        loader: Anything that gives batches.
+    """
+    batches = getattr(loader, "batch_sampler", None)
+    if batches is not None:
+        return getattr(batches, "sampler", None)
+    sampler = getattr(loader, "sampler", None)
+    return sampler.sampler if isinstance(sampler, BatchSampler) else sampler

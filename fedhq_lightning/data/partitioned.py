@@ -2,22 +2,19 @@
 
 import os
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from lightning import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fedhq_lightning.data.client_loaders import ClientLoaders
-from fedhq_lightning.data.columns import NamedColumn
 from fedhq_lightning.data.federated import FederatedDataModule
-from fedhq_lightning.data.labels import class_numbers, find_labels, why_no_classes
+from fedhq_lightning.data.label_counts import LabelCounts
+from fedhq_lightning.data.labels import find_labels
 from fedhq_lightning.data.partition_column import column_name, deals_by_label, partition_column
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.support.seeds import generators_kept
@@ -81,7 +78,7 @@ class PartitionedDataModule(FederatedDataModule):
         self._stages: set[str] = set()
         self._loaders: ClientLoaders
         self._client_rows: list[NDArray[np.int64]] = []
-        self._labels: NamedColumn | None = None
+        self._label_counts: LabelCounts
 
     @property
     def client_ids(self) -> Sequence[ClientId]:
@@ -112,10 +109,7 @@ class PartitionedDataModule(FederatedDataModule):
     def label_counts(self, client_id: ClientId) -> Tensor | None:
         """Examples per class of one client, (num_classes,) int64; None where labels are unknown or not classes."""
         rows = self._rows(client_id)
-        if self._classes is None:
-            return None
-        numbers, num_classes = self._classes
-        return torch.from_numpy(np.bincount(numbers[rows], minlength=num_classes).astype(np.int64))
+        return self._label_counts.among(rows)
 
     # One training loader per client: the signature is FederatedDataModule's, not Lightning's.
     def train_dataloader(self, client_id: ClientId) -> DataLoader[Any]:  # type: ignore[override]
@@ -174,26 +168,12 @@ class PartitionedDataModule(FederatedDataModule):
         loaders = ClientLoaders(self.datamodule.train_dataloader(), owner)
         name = column_name(self.partitioner)
         by_label = name if deals_by_label(self.partitioner) else None
-        self._labels = find_labels(loaders.dataset, self.label_fn, by_label)
+        labels = find_labels(loaders.dataset, self.label_fn, by_label)
         order = np.random.default_rng(ORDER_SEED).permutation(len(loaders.dataset))  # type: ignore[arg-type]  # has one
         columns = {}
         if name is not None:
             is_given = self.label_fn is not None
-            column = partition_column(self.partitioner, loaders.dataset, self._labels, is_given, owner)
+            column = partition_column(self.partitioner, loaders.dataset, labels, is_given, owner)
             columns[name] = column[order]
         self._client_rows = partition_rows(self.partitioner, order, columns)
-        self._loaders = loaders
-
-    @cached_property
-    def _classes(self) -> tuple[NDArray[np.int64], int] | None:
-        """Class number of every example and how many classes there are, or None: then it warns, once."""
-        labels = self._labels
-        if labels is None:
-            return None
-        classes = class_numbers(labels.values)
-        if classes is None:
-            rank_zero_warn(
-                f"{type(self.datamodule).__name__}: {labels.source} holds {why_no_classes(labels.values)}, so clients "
-                "tell no label counts; where examples have a class, give label_fn, a function from an example to it"
-            )
-        return classes
+        self._loaders, self._label_counts = loaders, LabelCounts(labels, owner)

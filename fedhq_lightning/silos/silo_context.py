@@ -17,8 +17,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import Subset, SubsetRandomSampler
 
 from fedhq_lightning.allocation import AllocationContext
+from fedhq_lightning.data.federated import sampler_of
 from fedhq_lightning.data.labels import find_labels, whole_numbers, why_no_classes
 from fedhq_lightning.devices import Fleet, FleetSpec
 from fedhq_lightning.devices.lane_kernels import LaneKernels
@@ -139,8 +141,7 @@ def own_facts(
     if len(loaders) == 1:
         held = _length(getattr(loaders[0], "sampler", None)) or _length(getattr(loaders[0], "dataset", None))
         examples = min(examples, held) if held else examples
-    dataset = getattr(loaders[0], "dataset", None) if len(loaders) == 1 else None
-    labels = label_counts(dataset) if tells_labels and dataset is not None else None
+    labels = label_counts(drawn_examples(loaders[0])) if tells_labels and len(loaders) == 1 else None
     quantized = {name.removesuffix(".weight"): grid.activation_bits is not None for name, grid in grids.items()}
     costs, problem, sensitivities = list[LayerCost](), "", dict[str, float | None]()
     try:
@@ -151,6 +152,13 @@ def own_facts(
     return SiloFacts(
         examples, size, labels, [asdict(each) for each in costs], problem, sensitivities, probe.fingerprint
     )
+
+
+def drawn_examples(loader: Any) -> Any:
+    """The dataset of a loader, or the part of it that a SubsetRandomSampler draws; None without one."""
+    dataset: Any = getattr(loader, "dataset", None)
+    sampler = sampler_of(loader)
+    return Subset(dataset, list(sampler.indices)) if isinstance(sampler, SubsetRandomSampler) else dataset
 
 
 def label_counts(dataset: Any) -> dict[str, int] | None:
