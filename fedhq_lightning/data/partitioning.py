@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhq_lightning.data.labels import Column
+from fedhq_lightning.data.columns import Column
 from fedhq_lightning.errors import ConfigurationError
 
 if TYPE_CHECKING:

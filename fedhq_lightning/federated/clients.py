@@ -7,8 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import SequentialSampler
 
 from fedhq_lightning.data import FederatedDataModule
+from fedhq_lightning.data.federated import sampler_of
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.support.notes import noted
 from fedhq_lightning.types import ClientId, FitOptions
@@ -131,3 +134,22 @@ def check_last_batches(
                 f"one example, on which {batch_norm} (BatchNorm) cannot train; set drop_last=True in the "
                 "training loader, or take another batch_size"
             )
+
+
+def warn_of_examples_never_drawn(datamodule: FederatedDataModule, client_id: ClientId, options: FitOptions) -> None:
+    """Tell of a local fit that ends before the last batch of a loader that begins with the same ones every round.
+
+    Args:
+        datamodule: Gives loaders.
+        client_id: The client with the most examples.
+        options: What a local fit does.
+    """
+    if options.local_steps is None:
+        return
+    num_drawn, loader = options.local_steps * options.accumulate_grad_batches, datamodule.train_dataloader(client_id)
+    if num_drawn < len(loader) and isinstance(sampler_of(loader), SequentialSampler):
+        rank_zero_warn(
+            f"client {client_id!r}: its training loader does not shuffle, and a local fit ends after {num_drawn} of "
+            f"{len(loader)} batches, so the others are never trained on; give the loader shuffle=True, or local_epochs "
+            "in place of local_steps"
+        )

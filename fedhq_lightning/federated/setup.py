@@ -27,6 +27,7 @@ from fedhq_lightning.federated.clients import (
     empty_positions,
     num_examples,
     plain_client_ids,
+    warn_of_examples_never_drawn,
 )
 from fedhq_lightning.federated.sampling import CohortSampler
 from fedhq_lightning.federated.server import Server
@@ -133,6 +134,7 @@ def set_up(
     with noted(first_batch):
         found = checks.probe(template, datamodule, client_id, settings.fit_options, quantized, fabric.autocast)
     check_last_batches(datamodule, with_data, found.batch_size, found.batch_norm, settings.fit_options)
+    warn_of_examples_never_drawn(datamodule, client_id, settings.fit_options)
     check_state(template, found.frozen)
     sent = template.state_dict()
     sent_grids = {name: grid for name, grid in grids.items() if name in sent}

@@ -155,7 +155,7 @@ def test_workers_are_carried_over() -> None:
 
 
 def test_order_follows_the_global_seed() -> None:
-    module = PartitionedDataModule(Wrapped(), flwr.IidPartitioner(4))
+    module = PartitionedDataModule(Wrapped(shuffle=True), flwr.IidPartitioner(4))
     orders = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -216,7 +216,7 @@ def test_column_of_a_hugging_face_dataset() -> None:
     assert list(module.client_ids) == [0, 1, 2]
     rows = torch.cat([batch["row"] for batch in module.train_dataloader(1)])
     assert sorted(rows.tolist()) == list(range(1, 30, 3))
-    assert module.label_counts(1).tolist() == [0, 10, 0]
+    assert module.label_counts(1) is None
 
 
 def test_empty_clients_stay_listed() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
 from torch import nn
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import DataLoader, Subset, SubsetRandomSampler, TensorDataset
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.aggregators import FedAvg
@@ -14,7 +14,7 @@ from fedhq_lightning.federated.exact_mean import ExactMean
 from fedhq_lightning.quantize import QuantScheme
 from fedhq_lightning.silos import silo_checkpoint, silo_strategy
 from fedhq_lightning.silos.first_weights import share_first_weights
-from fedhq_lightning.silos.silo_context import SiloFacts, examples_in, label_counts, warn_of_same_data
+from fedhq_lightning.silos.silo_context import SiloFacts, drawn_examples, examples_in, label_counts, warn_of_same_data
 from fedhq_lightning.silos.silo_rounds import SiloRound, Work, frozen_names, put, snapshot
 from fedhq_lightning.support.collectives import Processes
 
@@ -172,7 +172,12 @@ class TestData:
         assert label_counts(data) == {"2": 3, "0": 1, "1": 1}
         assert label_counts(Subset(data, [0, 1])) == {"2": 1, "0": 1}
 
-    @pytest.mark.parametrize("labels", [torch.zeros(5), None])
+    def test_labels_are_counted_of_what_the_sampler_draws(self) -> None:
+        data = TensorDataset(torch.zeros(5, 2), torch.tensor([2, 0, 2, 1, 2]))
+        for sampler, counts in ((SubsetRandomSampler([0, 1]), {"2": 1, "0": 1}), (None, {"2": 3, "0": 1, "1": 1})):
+            assert label_counts(drawn_examples(DataLoader(data, 2, sampler=sampler))) == counts
+
+    @pytest.mark.parametrize("labels", [torch.full((5,), 0.5), None])
     def test_what_is_no_class_is_not_told(self, labels: torch.Tensor | None) -> None:
         tensors = (torch.zeros(5, 2),) if labels is None else (torch.zeros(5, 2), labels)
         assert label_counts(TensorDataset(*tensors)) is None
