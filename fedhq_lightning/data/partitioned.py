@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
@@ -15,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 from fedhq_lightning.data.federated import FederatedDataModule
 from fedhq_lightning.data.labels import Column, class_numbers, find_column, find_labels
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.support.lightnings import AnyDataModule, is_overridden
 from fedhq_lightning.types import ClientId
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class PartitionedDataModule(FederatedDataModule):
 
     def __init__(
         self,
-        datamodule: LightningDataModule,
+        datamodule: AnyDataModule,
         partitioner: "Partitioner",
         label_fn: Callable[[Any], int] | None = None,
     ) -> None:
