@@ -17,17 +17,31 @@ _Kind = TypeVar("_Kind")
 _OTHER_NAMES = {"lightning.pytorch.": "pytorch_lightning.", "lightning.fabric.": "lightning_fabric."}
 
 
-def both(kind: type[_Kind]) -> tuple[type[_Kind], ...]:
-    """A class of `lightning` and, where it is imported, the same of `pytorch_lightning`: for `isinstance`.
+def both(*kinds: type[_Kind]) -> tuple[type[_Kind], ...]:
+    """Classes of `lightning` and, where it is imported, the same of `pytorch_lightning`: for `isinstance`.
 
     Args:
-        kind: A class of `lightning.pytorch` or `lightning.fabric`, as it is defined there.
+        kinds: Classes of `lightning.pytorch` or `lightning.fabric`, as they are defined there.
     """
+    others = (others_of(kind) for kind in kinds)
+    return (*kinds, *(each for each in others if each is not None))
+
+
+def others_of(kind: type[_Kind]) -> type[_Kind] | None:
+    """The class of `pytorch_lightning` that is `kind` there; None where that package is not imported, or has none."""
     for ours, others in _OTHER_NAMES.items():
         if kind.__module__.startswith(ours):
-            other = getattr(sys.modules.get(others + kind.__module__.removeprefix(ours)), kind.__name__, None)
-            return (kind,) if other is None else (kind, other)
+            module = sys.modules.get(others + kind.__module__.removeprefix(ours))
+            return getattr(module, kind.__name__, None)
     raise ValueError(f"{kind.__module__}.{kind.__qualname__} is not of lightning")
+
+
+def as_of(trainer: Any, kind: type[_Kind]) -> type[_Kind]:
+    """`kind` as the package has it from which a Trainer comes."""
+    other_trainer = others_of(pl.Trainer)
+    if other_trainer is None or not isinstance(trainer, other_trainer):
+        return kind
+    return others_of(kind) or kind
 
 
 class _OfBoth(type):

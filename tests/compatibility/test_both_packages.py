@@ -9,15 +9,20 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from lightning.pytorch.demos.boring_classes import BoringModel
+from pytorch_lightning.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from pytorch_lightning.demos import boring_classes
 from torch.utils.data import DataLoader
 
+from fedhq_lightning.callbacks import FederatedAveraging, FixedAllocator, QuantizedTraining
+from fedhq_lightning.drop_in.trainer_callback import TrainerCallback
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.quantize import QuantScheme
 from fedhq_lightning.run.directory import load_checkpoint
 
 from .. import small_federation
+from ..beside_lightning import without_advice
+from ..silos.silo_runs import one_silo
 from ..small_federation import SmallData, examples, same_bits
 from ..small_recipe import changed
 from .demos import DemoData
@@ -169,6 +174,68 @@ def test_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         found.append((module.state_dict(), there.summary["metric_quantized"], len(table.read_text().splitlines())))
     assert same_bits(found[0][0], found[1][0])
     assert found[0][1:] == found[1][1:]
+
+
+def fit_with(package: Any, callbacks: Any, **settings: Any) -> tuple[dict[str, Any], dict[str, float]]:
+    """Weights and metrics of a fit with callbacks in a package's own Trainer."""
+    quiet = {"accelerator": "cpu", "devices": 1, "max_epochs": 1, "logger": False, "enable_checkpointing": False}
+    quiet |= {"enable_progress_bar": False, "enable_model_summary": False}
+    module = small(package)
+    with without_advice():
+        there = package.Trainer(**(quiet | settings), callbacks=callbacks)
+        torch.manual_seed(3)
+        there.fit(module, DataLoader(examples(40, 1), 8, shuffle=True), DataLoader(examples(20, 2), 8))
+    logged = {name: float(value) for name, value in there.callback_metrics.items() if "seconds" not in name}
+    return module.state_dict(), logged
+
+
+def test_quantized_training_in_either_trainer(tmp_path: Path) -> None:
+    """Given alone, not in a list: then the Trainer asks whether it is a Callback of its own."""
+    found = []
+    for package in (L, pl):
+        callback = QuantizedTraining("qat", "w4a8", dirpath=tmp_path / package.__name__)
+        assert isinstance(callback, package.Callback)
+        found.append(fit_with(package, callback))
+        assert callback.deployed_path is not None
+        assert callback.deployed_path.name == "model.pt2"
+    assert same_bits(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+    assert "quantized/val_loss" in found[0][1]
+
+
+def test_a_silo_in_either_trainer() -> None:
+    found = []
+    for package in (L, pl):
+        with one_silo() as settings:
+            callbacks = [FederatedAveraging(scheme="w4a8", export=False), FixedAllocator("qat")]
+            found.append(fit_with(package, callbacks, **settings))
+    assert same_bits(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+    assert found[0][1]["fedhq/silo_0/mode"] == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"strategy": "auto"}, r"FederatedAveraging needs Trainer\(strategy='fedhq'\), got SingleDeviceStrategy"),
+        ({"callbacks": [StochasticWeightAveraging(0.1)]}, "FederatedAveraging together with StochasticWeightAveraging"),
+        ({"callbacks": [ModelCheckpoint(every_n_train_steps=1)]}, "ModelCheckpoint.every_n_train_steps"),
+    ],
+)
+def test_what_a_silo_refuses_is_refused_in_the_other_trainer(settings: dict[str, Any], words: str) -> None:
+    callbacks = [FederatedAveraging(scheme="w4a8", export=False), *settings.pop("callbacks", [])]
+    with one_silo() as fedhq, pytest.raises(ConfigurationError, match=words):
+        fit_with(pl, callbacks, **(fedhq | {"enable_checkpointing": True} | settings))
+
+
+def test_a_callback_that_was_made_before_the_other_package_was_imported() -> None:
+    """A class learns of it with the next object of it."""
+    before = TrainerCallback.__bases__
+    TrainerCallback.__bases__ = before[:1]
+    assert not issubclass(QuantizedTraining, pl.Callback)
+    made = QuantizedTraining("fp")
+    assert isinstance(made, pl.Callback)
+    assert isinstance(made, L.Callback)
 
 
 def test_a_compiled_module_is_refused() -> None:
