@@ -24,7 +24,7 @@ from fedhq_lightning.silos.silo_callback import SiloCallback
 from fedhq_lightning.silos.silo_checks import refuse_layers, refuse_loaders, refuse_settings
 from fedhq_lightning.silos.silo_run import LocalWork, SiloRun
 from fedhq_lightning.silos.silo_settings import SiloSettings
-from fedhq_lightning.silos.silo_strategy import SiloStrategy
+from fedhq_lightning.silos.silo_strategy import SiloStrategy, register
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
 
 
@@ -88,6 +88,7 @@ class FederatedAveraging(SiloCallback):
                 "out of FederatedAveraging"
             )
         super().__init__(None if scheme is None else QuantScheme.parse(scheme), export, dirpath)
+        register()  # with what is imported by now
         self.every_n_epochs = every_n_epochs
         self.uplink: Uplink = uplink
         self.lanes = lanes

@@ -13,7 +13,6 @@ from fedhq_lightning.drop_in.quantized_callback import QuantizedCallback, plain_
 from fedhq_lightning.drop_in.trainer_parts import callbacks_of
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
-from fedhq_lightning.silos import silo_strategy  # noqa: F401  # registers "fedhq", which then says what it lacks
 from fedhq_lightning.support.memory import keep_freed_memory
 from fedhq_lightning.types import MODES, Mode
 

@@ -10,8 +10,6 @@ from typing import Any, Literal
 
 import lightning as L
 import yaml
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.data import FederatedDataModule
@@ -42,6 +40,7 @@ from fedhq_lightning.run.state import RunState
 from fedhq_lightning.support.atomic_files import write_atomically
 from fedhq_lightning.support.collectives import Processes, launch
 from fedhq_lightning.support.first_process import is_first_process
+from fedhq_lightning.support.lightnings import AnyLogger, is_overridden
 from fedhq_lightning.support.memory import keep_freed_memory
 from fedhq_lightning.support.threads import torch_threads
 from fedhq_lightning.tracking import check_logger
@@ -114,7 +113,7 @@ class FederatedTrainer:
         monitor: str | None = None,
         monitor_mode: MonitorMode | None = None,
         callbacks: Sequence[RoundCallback | Allocator] | RoundCallback | Allocator | None = None,
-        logger: bool | Logger | list[Logger] = True,
+        logger: bool | AnyLogger | list[AnyLogger] = True,
         accelerator: str = "auto",
         devices: int | str | list[int] = 1,
         num_nodes: int = 1,
@@ -241,7 +240,7 @@ class FederatedTrainer:
         evaluator = setup.evaluator_of(settings, fabric, template, launch(fabric))
         model = evaluator.deployed if quantized and settings.scheme is not None else evaluator.model
         with torch_threads(settings.threads), prepared(data, "predict"):
-            datamodule = data if isinstance(data, L.LightningDataModule) else None
+            datamodule = data if isinstance(data, AnyDataModule) else None
             loaders = prediction.loaders_of(data)
             return prediction.predict(
                 model(template.state_dict()), loaders, settings.fit_options, fabric.device, datamodule

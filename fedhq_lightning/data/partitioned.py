@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from lightning import LightningDataModule
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -17,6 +15,7 @@ from fedhq_lightning.data.label_counts import LabelCounts
 from fedhq_lightning.data.labels import find_labels
 from fedhq_lightning.data.partition_column import column_name, deals_by_label, partition_column
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.support.lightnings import AnyDataModule, is_overridden
 from fedhq_lightning.support.seeds import generators_kept
 from fedhq_lightning.types import ClientId
 
@@ -62,7 +61,7 @@ class PartitionedDataModule(FederatedDataModule):
 
     def __init__(
         self,
-        datamodule: LightningDataModule,
+        datamodule: AnyDataModule,
         partitioner: "Partitioner",
         label_fn: Callable[[Any], int] | None = None,
     ) -> None:
@@ -186,6 +185,6 @@ class PartitionedDataModule(FederatedDataModule):
         self._loaders, self._label_counts = loaders, LabelCounts(labels, owner)
 
 
-def unwrapped(datamodule: LightningDataModule) -> LightningDataModule:
+def unwrapped(datamodule: AnyDataModule) -> AnyDataModule:
     """The data module whose hooks Lightning would call: the one within a `PartitionedDataModule`, else itself."""
     return datamodule.datamodule if isinstance(datamodule, PartitionedDataModule) else datamodule

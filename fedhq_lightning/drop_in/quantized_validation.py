@@ -22,6 +22,7 @@ from fedhq_lightning.drop_in.trainer_parts import AveragesResults
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.local.memory_of_evaluation import Attributes, changed, plain_attributes, recall
 from fedhq_lightning.quantize import QuantScheme
+from fedhq_lightning.support.lightnings import AnyModule, lightnings_own
 
 Stage = Literal["validation", "test"]
 
@@ -87,7 +88,7 @@ class QuantizedEvaluation:
         self._recorder = ForwardRecorder(self._module)
         self.shown: set[str] = set()
         for each in self._module.modules():
-            if isinstance(each, pl.LightningModule):
+            if isinstance(each, AnyModule):
                 each._trainer = self._view  # type: ignore[assignment]  # a stand-in, not a subclass
         for hook in ("start", "epoch_start"):
             self._call(f"on_{stage}_{hook}")
@@ -209,7 +210,9 @@ class QuantizedValidation:
         for name, value in values.items():
             # Not the module's own `log`, which may change names.
             shown = name in evaluation.shown
-            pl.LightningModule.log(pl_module, name, value, prog_bar=shown, sync_dist=True, add_dataloader_idx=False)
+            lightnings_own(pl_module).log(
+                pl_module, name, value, prog_bar=shown, sync_dist=True, add_dataloader_idx=False
+            )
         self.example_args = evaluation.example_args or self.example_args
         return values
 

@@ -17,7 +17,6 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.data import extract_batch_size
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -27,6 +26,7 @@ from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.federated.clients import num_examples
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.local.evaluation import as_loaders
+from fedhq_lightning.support.lightnings import is_overridden
 from fedhq_lightning.types import ClientId, FitOptions, MonitorMode
 
 # Words of a metric's name that tell which way is better; a number may follow, as in map50.

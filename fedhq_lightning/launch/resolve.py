@@ -23,6 +23,7 @@ from fedhq_lightning.federated.settings import check_settings
 from fedhq_lightning.quantize import QuantScheme
 from fedhq_lightning.recipe.errors import check_all_used, check_class_nodes, explain
 from fedhq_lightning.recipe.keys import locate, with_values
+from fedhq_lightning.support.lightnings import AnyModule
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
 from fedhq_lightning.trainer import FederatedTrainer, Recipe
 
@@ -147,7 +148,7 @@ def _split(overrides: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
 def recipe_parser() -> ArgumentParser:
     """The keys of a recipe."""
     parser = ArgumentParser(prog="fedhq run RECIPE", exit_on_error=False, allow_abbrev=False, default_env=False)
-    parser.add_subclass_arguments(L.LightningModule, "model", required=True)
+    parser.add_subclass_arguments(AnyModule, "model", required=True)
     parser.add_subclass_arguments(FederatedDataModule, "data", required=True)
     parser.add_class_arguments(FederatedTrainer, "trainer")
     return parser

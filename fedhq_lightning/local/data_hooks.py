@@ -9,14 +9,14 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from fedhq_lightning.data.partitioned import unwrapped
 from fedhq_lightning.local.trainer_surface import TrainerSurface
 from fedhq_lightning.support.first_process import is_first_process
+from fedhq_lightning.support.lightnings import AnyDataModule, is_overridden
 
 
-def prepare_data(datamodule: L.LightningDataModule, stage: str) -> None:
+def prepare_data(datamodule: AnyDataModule, stage: str) -> None:
     """Download in the first process, set up in every one."""
     unwrapped(datamodule).trainer = TrainerSurface()  # type: ignore[assignment]  # a stand-in, not a subclass
     if is_first_process():
@@ -24,7 +24,7 @@ def prepare_data(datamodule: L.LightningDataModule, stage: str) -> None:
     datamodule.setup(stage)
 
 
-def release_data(datamodule: L.LightningDataModule, stage: str) -> None:
+def release_data(datamodule: AnyDataModule, stage: str) -> None:
     """Tear down what `prepare_data` set up."""
     datamodule.teardown(stage)
     unwrapped(datamodule).trainer = None
@@ -33,7 +33,7 @@ def release_data(datamodule: L.LightningDataModule, stage: str) -> None:
 @contextmanager
 def prepared(data: Any, stage: str) -> Iterator[None]:
     """A data module between its `setup` and its `teardown`; nothing happens to loaders."""
-    if not isinstance(data, L.LightningDataModule):
+    if not isinstance(data, AnyDataModule):
         yield
         return
     prepare_data(data, stage)
@@ -50,7 +50,7 @@ class BatchTransfer:
         trainer: The module's.
     """
 
-    def __init__(self, module: L.LightningModule, datamodule: L.LightningDataModule | None, trainer: Any) -> None:
+    def __init__(self, module: L.LightningModule, datamodule: AnyDataModule | None, trainer: Any) -> None:
         self._module = module
         self._datamodule = None if datamodule is None else unwrapped(datamodule)
         self._trainer = trainer

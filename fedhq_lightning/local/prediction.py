@@ -8,13 +8,13 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from fedhq_lightning.data.partitioned import unwrapped
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.local.evaluation import as_loaders
+from fedhq_lightning.support.lightnings import AnyDataModule, is_overridden
 from fedhq_lightning.support.text import first_line
 from fedhq_lightning.types import FitOptions
 
@@ -25,7 +25,7 @@ def loaders_of(data: Any) -> list[Any]:
     Raises:
         ConfigurationError: A data module without `predict_dataloader`, or nothing.
     """
-    if isinstance(data, L.LightningDataModule):
+    if isinstance(data, AnyDataModule):
         # Partitioned data are dealt for training only: what is to be predicted is the wrapped module's.
         data = unwrapped(data)
         if not is_overridden("predict_dataloader", data):

@@ -9,11 +9,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torchmetrics import Metric
 
 from fedhq_lightning.local.trainer_surface import TrainerSurface
+from fedhq_lightning.support.lightnings import AnyModule, is_overridden, lightnings_own
 
 _OPTIONS = ("on_step", "on_epoch", "reduce_fx", "add_dataloader_idx", "batch_size")
 
@@ -21,9 +21,9 @@ _OPTIONS = ("on_step", "on_epoch", "reduce_fx", "add_dataloader_idx", "batch_siz
 def attach(module: L.LightningModule, trainer: TrainerSurface, log: Callable[..., None]) -> None:
     """Make `trainer` the module's, with `log` for its own, and keep its metrics from talking to other processes."""
     for each in module.modules():
-        if isinstance(each, L.LightningModule):
+        if isinstance(each, AnyModule):
             each._trainer = trainer  # type: ignore[assignment]  # a stand-in, not a subclass
-            if type(each).log is not L.LightningModule.log:
+            if type(each).log is not lightnings_own(each).log:
                 each._current_fx_name = "training_step"  # where Lightning's own `log` allows everything
             elif "log" not in vars(each) or _is_ours(each):
                 each.log = log  # type: ignore[method-assign]  # on this instance only
@@ -34,7 +34,7 @@ def attach(module: L.LightningModule, trainer: TrainerSurface, log: Callable[...
 def detach(module: L.LightningModule) -> None:
     """Leave the module as if no trainer had been there."""
     for each in module.modules():
-        if isinstance(each, L.LightningModule):
+        if isinstance(each, AnyModule):
             each._trainer = each._current_fx_name = None
             if _is_ours(each):
                 del each.log

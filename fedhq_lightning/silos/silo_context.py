@@ -34,6 +34,7 @@ from fedhq_lightning.quantize import LaneOptions, LayerScheme, QuantScheme
 from fedhq_lightning.risk.divergence import LabelStatistics
 from fedhq_lightning.risk.sensitivity import SensitivityMeasure, quantization_sensitivity
 from fedhq_lightning.support.collectives import Processes
+from fedhq_lightning.support.lightnings import AnyModule
 from fedhq_lightning.support.seeds import generators_kept
 from fedhq_lightning.types import FitOptions, MonitorMode
 
@@ -82,7 +83,7 @@ class SiloProbe:
         copied = plain_copy(self._module)
         view: Any = TrainerView(self._trainer, copied)
         for each in copied.modules():
-            if isinstance(each, pl.LightningModule):
+            if isinstance(each, AnyModule):
                 each._trainer = view
         # The strategy looks at the module that is trained to see whether a step runs.
         before = self._module._current_fx_name

@@ -17,6 +17,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.utilities import rank_zero_warn
 
 from fedhq_lightning.support.collectives import Processes
+from fedhq_lightning.support.lightnings import both
 
 
 def average_epoch_ends(trainer: pl.Trainer, average: Callable[[Mapping[str, Any]], None]) -> None:
@@ -27,7 +28,8 @@ def average_epoch_ends(trainer: pl.Trainer, average: Callable[[Mapping[str, Any]
         average: What to do with the results of a loader, on every silo after its last batch.
     """
     # Lightning's advice to synchronize by hand, which would be followed by nothing here.
-    warnings.filterwarnings("ignore", ".*recommended to use `self.log.*sync_dist=True.*", PossibleUserWarning)
+    for kind in both(PossibleUserWarning):
+        warnings.filterwarnings("ignore", ".*recommended to use `self.log.*sync_dist=True.*", kind)
     connector: Any = trainer._logger_connector
     if "update_eval_epoch_metrics" in vars(connector):
         return

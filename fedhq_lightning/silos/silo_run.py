@@ -36,6 +36,7 @@ from fedhq_lightning.silos.silo_logs import SiloLogs
 from fedhq_lightning.silos.silo_rounds import SiloRound, Work, frozen_names, put, snapshot
 from fedhq_lightning.silos.silo_settings import SiloSettings
 from fedhq_lightning.support.collectives import Processes
+from fedhq_lightning.support.lightnings import both
 from fedhq_lightning.types import MODES, Mode, MonitorMode, Plan, StateDict
 
 
@@ -354,7 +355,8 @@ def _with_ties(pl_module: pl.LightningModule, state: StateDict) -> StateDict:
 def _monitored(trainer: pl.Trainer) -> tuple[str | None, MonitorMode]:
     """Name and direction of what ModelCheckpoint or EarlyStopping watches, else nothing."""
     for each in callbacks_of(trainer):
-        if isinstance(each, ModelCheckpoint | EarlyStopping) and each.monitor is not None:
+        is_watching = isinstance(each, both(ModelCheckpoint, EarlyStopping))
+        if is_watching and each.monitor is not None:
             mode: MonitorMode = "max" if each.mode == "max" else "min"
             return str(each.monitor).removeprefix("quantized/"), mode
     return None, "max"

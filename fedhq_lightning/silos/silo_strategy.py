@@ -1,23 +1,25 @@
 """The strategy "fedhq": every process of `lightning.Trainer` is a silo that trains on its own.
 
-Registered with Lightning when this module is imported. Modules are never wrapped, gradients never synchronized. What a
-step or a hook of one batch asks of the other processes is answered by the silo alone, because silos hold unequal
-numbers of batches, and one that waited in a step that the others do not have would wait for ever. At the ends of epochs
-collectives are those of DDP.
+Registered with the packages of Lightning that are imported by then, when this module is imported and by `register`.
+Modules are never wrapped, gradients never synchronized. What a step or a hook of one batch asks of the other processes
+is answered by the silo alone, because silos hold unequal numbers of batches, and one that waited in a step that the
+others do not have would wait for ever. At the ends of epochs collectives are those of DDP.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
@@ -30,6 +32,7 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.silos.silo_callback import SiloCallback
 from fedhq_lightning.silos.silo_results import average_epoch_ends, average_results
 from fedhq_lightning.support.collectives import Processes, leave_group_at_exit
+from fedhq_lightning.support.lightnings import as_of, both
 
 NAME = "fedhq"
 _LONGEST_WAIT = timedelta(days=1)
@@ -45,8 +48,16 @@ STEP_HOOKS = frozenset(
 """Hooks that run once a batch, and so not equally often on every silo."""
 
 
-class SiloStrategy(AveragesResults, DDPStrategy):
+if TYPE_CHECKING:
+    _Ddp = DDPStrategy
+else:
+    _Ddp = object
+
+
+class SiloStrategy(AveragesResults, _Ddp):
     """One process a silo: gloo on CPUs, nccl on GPUs, started as DDP starts them; one device is one silo.
+
+    To be put before the `DDPStrategy` of the Trainer's package, see `silo_strategy_on`.
 
     Args:
         accelerator: This and the next four are Lightning's arguments of `DDPStrategy`.
@@ -171,14 +182,6 @@ class SiloStrategy(AveragesResults, DDPStrategy):
         self._watched = []
         super().teardown()
 
-    @classmethod
-    @override
-    def register_strategies(cls, strategy_registry: Any) -> None:
-        """Register "fedhq"."""
-        strategy_registry.register(
-            NAME, cls, description="One process a silo, without synchronizing gradients", override=True
-        )
-
     def _refuse(self, trainer: pl.Trainer) -> None:
         if not any(isinstance(each, SiloCallback) for each in callbacks_of(trainer)):
             raise ConfigurationError(
@@ -222,7 +225,7 @@ def _stop_each_for_itself(trainer: pl.Trainer) -> None:
 
     def stop_if_terminated() -> None:
         if connector.received_sigterm:
-            raise SIGTERMException
+            raise as_of(trainer, SIGTERMException)
 
     def take_note(signum: Any, _: Any) -> None:
         if not connector.received_sigterm and trainer.strategy.launcher is not None:
@@ -247,4 +250,26 @@ def _stop_together(trainer: pl.Trainer) -> None:
     connector.update_train_epoch_metrics = agree_and_update
 
 
-SiloStrategy.register_strategies(StrategyRegistry)
+@cache
+def silo_strategy_on(ddp: type[DDPStrategy]) -> type[SiloStrategy]:
+    """The strategy's class for the Trainers of one package.
+
+    Args:
+        ddp: That package's.
+    """
+    return type("SiloStrategy", (SiloStrategy, ddp), {"__module__": __name__, "__doc__": SiloStrategy.__doc__})
+
+
+def register() -> None:
+    """Make "fedhq" known to the Trainers of every package of Lightning that is imported."""
+    for ddp in both(DDPStrategy):
+        registry = sys.modules[ddp.__module__.rpartition(".")[0]].StrategyRegistry
+        registry.register(
+            NAME,
+            silo_strategy_on(ddp),
+            description="One process a silo, without synchronizing gradients",
+            override=True,
+        )
+
+
+register()

@@ -24,7 +24,9 @@ def lightning_quiet() -> Iterator[None]:
 
     The last part of Lightning that is imported takes over what the others log.
     """
-    with libraries_quiet("lightning.fabric", "lightning.pytorch", level=logging.WARNING):
+    with libraries_quiet(
+        "lightning.fabric", "lightning.pytorch", "lightning_fabric", "pytorch_lightning", level=logging.WARNING
+    ):
         yield
 
 

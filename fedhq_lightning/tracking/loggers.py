@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from fedhq_lightning.run.logged_rows import logged_values
 from fedhq_lightning.run.records import RoundRecord
+from fedhq_lightning.support.lightnings import AnyLogger, both
 from fedhq_lightning.support.wandb_session import wandb_quietly
 from fedhq_lightning.tracking import wandb_mode, wandb_run
 from fedhq_lightning.tracking.run_labels import current_labels
@@ -28,12 +29,12 @@ class TrackedLogger:
         closes_run: Whether the W&B run behind it ends with ours.
     """
 
-    logger: Logger
+    logger: AnyLogger
     rounds_held: frozenset[int] = field(default_factory=frozenset)
     closes_run: bool = True
 
 
-def check_logger(logger: bool | Logger | list[Logger]) -> None:
+def check_logger(logger: bool | AnyLogger | list[AnyLogger]) -> None:
     """Refuse what would fail, or make wandb ask on the terminal, after the run directory is made.
 
     Raises:
@@ -42,12 +43,12 @@ def check_logger(logger: bool | Logger | list[Logger]) -> None:
     if logger is True:
         wandb_mode.check_own()
     for each in _given(logger):
-        if isinstance(each, WandbLogger):
+        if isinstance(each, both(WandbLogger)):
             wandb_mode.check_given(each)
 
 
 def make_loggers(
-    logger: bool | Logger | list[Logger],
+    logger: bool | AnyLogger | list[AnyLogger],
     run_dir: Path,
     recipe_name: str,
     config: Mapping[str, Any],
@@ -76,14 +77,14 @@ def make_loggers(
             # CSVLogger's, in a folder that the user named: all that it deletes is logged anew.
             warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
         if logger is True:
-            loggers: list[Logger] = []
+            loggers: list[AnyLogger] = []
             if wandb_mode.mode() != "disabled":
                 loggers = [wandb_run.own_logger(run_dir, recipe_name, labels)]
         else:
             loggers = _given(logger)
         opened = []
         for each in loggers:
-            if isinstance(each, WandbLogger):
+            if isinstance(each, both(WandbLogger)):
                 closes = wandb_run.prepare(each, labels) and (
                     logger is True or isinstance(config.get("recipe"), Mapping)
                 )
@@ -91,7 +92,7 @@ def make_loggers(
                 wandb_run.define_axes(each, monitor, monitor_mode)
                 opened.append(TrackedLogger(each, wandb_run.rounds_held(each) if done else frozenset(), closes))
             else:
-                if done and isinstance(each, TensorBoardLogger):
+                if done and isinstance(each, both(TensorBoardLogger)):
                     # All rounds are logged anew: TensorBoard is to forget what the interrupted run wrote.
                     each._kwargs.setdefault("purge_step", 0)
                 each.log_hyperparams(settings)
@@ -114,15 +115,15 @@ def finish(
     """
     with wandb_quietly():
         for each in loggers:
-            if isinstance(each.logger, WandbLogger) and status == "success":
+            if isinstance(each.logger, both(WandbLogger)) and status == "success":
                 wandb_run.log_end(each.logger, summary, run_dir)
             each.logger.finalize(status)
-            if isinstance(each.logger, WandbLogger) and each.closes_run:
+            if isinstance(each.logger, both(WandbLogger)) and each.closes_run:
                 wandb_run.close(each.logger, status)
 
 
-def _given(logger: bool | Logger | list[Logger]) -> list[Logger]:
-    return logger if isinstance(logger, list) else [logger] if isinstance(logger, Logger) else []
+def _given(logger: bool | AnyLogger | list[AnyLogger]) -> list[AnyLogger]:
+    return logger if isinstance(logger, list) else [logger] if isinstance(logger, AnyLogger) else []
 
 
 def log_round(loggers: Sequence[TrackedLogger], record: RoundRecord) -> None:
@@ -131,7 +132,7 @@ def log_round(loggers: Sequence[TrackedLogger], record: RoundRecord) -> None:
     for each in loggers:
         if record.round in each.rounds_held:
             continue
-        if isinstance(each.logger, WandbLogger):
+        if isinstance(each.logger, both(WandbLogger)):
             wandb_run.log_values(each.logger, values)
         else:
             each.logger.log_metrics(values, step=record.round)

@@ -213,7 +213,9 @@ def test_other_numbers_of_loaders_are_refused_before_anybody_waits(monkeypatch: 
             return [value, 1]
 
     monkeypatch.setattr(silo_strategy, "Processes", Told)
-    strategy = silo_strategy.SiloStrategy(parallel_devices=[torch.device("cpu")], cluster_environment=_Alone())
+    strategy = silo_strategy.silo_strategy_on(silo_strategy.DDPStrategy)(
+        parallel_devices=[torch.device("cpu")], cluster_environment=_Alone()
+    )
     monkeypatch.setattr(silo_strategy.DDPStrategy, "reduce", lambda self, tensor, *_: tensor)
     strategy.process_dataloader([])
     assert strategy.reduce(3) == 3
