@@ -126,7 +126,7 @@ def _saying(hook: str) -> Callable[..., Any]:
     return run
 
 
-for _hook in [hook for stage in HOOKS.values() for hook in stage if not hook.endswith("_step") or hook[:3] == "opt"]:
+for _hook in [hook for stage in HOOKS.values() for hook in stage if hook not in vars(LogsEverywhere)]:
     setattr(LogsEverywhere, _hook, _saying(_hook))
 
 
