@@ -40,7 +40,7 @@ from fedhq_lightning.run.state import RunState
 from fedhq_lightning.support.atomic_files import write_atomically
 from fedhq_lightning.support.collectives import Processes, launch
 from fedhq_lightning.support.first_process import is_first_process
-from fedhq_lightning.support.lightnings import AnyDataModule, AnyDataModule, AnyLogger, is_overridden
+from fedhq_lightning.support.lightnings import AnyDataModule, AnyLogger, is_overridden
 from fedhq_lightning.support.memory import keep_freed_memory
 from fedhq_lightning.support.threads import torch_threads
 from fedhq_lightning.tracking import check_logger

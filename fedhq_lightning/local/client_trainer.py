@@ -22,11 +22,19 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from fedhq_lightning.data.partitioned import unwrapped
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.local.data_hooks import BatchTransfer
+from fedhq_lightning.local.data_hooks import hook_owners
 from fedhq_lightning.local.logged_values import LoggedValues, plain
 from fedhq_lightning.local.optimizers import configured_optimizer, scale_learning_rate
-from fedhq_lightning.local.trainer_on_module import attach, detach, evaluating, lightnings_log, step_arguments
+from fedhq_lightning.local.trainer_on_module import (
+    attach,
+    detach,
+    evaluating,
+    lightnings_log,
+    logging_levels,
+    step_arguments,
+)
 from fedhq_lightning.local.trainer_surface import TrainerSurface, one_process
 from fedhq_lightning.types import FitOptions
 
@@ -67,13 +75,14 @@ class ClientTrainer(TrainerSurface):
         self.current_epoch = self.global_step = self.num_training_batches = 0
         self.estimated_stepping_batches: float = 0
         self._autocast = autocast
-        self._transfer = BatchTransfer(module, datamodule, self)
+        self._datamodule = None if datamodule is None else unwrapped(datamodule)
+        self._owners = hook_owners(module, self._datamodule)
         self._values = LoggedValues()
         self._current_batch: Any = None
         self._batch_size: int | None = None
         self._output: Any = None
         self._dataloader_idx: int | None = None
-        self._in_batches = False
+        self._hook = ""
         vars(self).update(lightnings_log(self.log))
         attach(module, self, self.log)
 
@@ -100,7 +109,7 @@ class ClientTrainer(TrainerSurface):
             after_backward: Called once an optimizer step, before clipping, for client-side gradient terms.
 
         Returns:
-            Optimizer steps taken, and what was logged in the last local epoch.
+            Optimizer steps taken, and what was logged: of every name the value of the last local epoch that logged it.
 
         Raises:
             ConfigurationError: The module wants manual optimization or several optimizers.
@@ -113,21 +122,19 @@ class ClientTrainer(TrainerSurface):
         self.optimizers[:] = [optimizer]
         scale_learning_rate(optimizer, self.lr_scheduler_configs, learning_rate_scale)
         metrics: dict[str, float] = {}
-        module.on_fit_start()
-        module.on_train_start()
+        self._call("on_fit_start")
+        self._call("on_train_start")
         while not self._fit_is_over():
-            module.on_train_epoch_start()
-            self._in_batches = True
+            self._call("on_train_epoch_start")
             complete = self._run_epoch(loader, optimizer, after_backward)
-            self._in_batches = False
             self._reduce_so_far()
-            module.on_train_epoch_end()
-            metrics = self._finish_epoch()
+            self._call("on_train_epoch_end")
+            metrics |= self._finish_epoch()
             if complete:
                 self._step_schedulers("epoch", self.current_epoch + 1, on_plateau=True)
             self.current_epoch += 1
-        module.on_train_end()
-        module.on_fit_end()
+        self._call("on_train_end")
+        self._call("on_fit_end")
         self.training = False
         optimizer.zero_grad(set_to_none=True)
         self.optimizers.clear()
@@ -146,24 +153,25 @@ class ClientTrainer(TrainerSurface):
         """
         module, loaders = self.lightning_module, list(loaders)
         step = getattr(module, f"{stage}_step")
-        hook = partial(self._call_hook, stage)
         self.validating, self.testing, self._values = stage == "validation", stage == "test", LoggedValues()
         with evaluating(module, stage), torch.no_grad():
-            hook("start")
-            hook("epoch_start")
+            self._call(f"on_{stage}_start")
+            self._call(f"on_{stage}_epoch_start")
             for index, loader in enumerate(loaders):
                 self._dataloader_idx = index if len(loaders) > 1 else None
                 for batch_idx, batch in enumerate(loader):
                     indices = (batch_idx, index) if len(loaders) > 1 else (batch_idx,)
                     batch = self.to_device(batch, index)
-                    hook("batch_start", batch, *indices)
+                    self._call(f"on_{stage}_batch_start", batch, *indices)
                     with self._autocast():
-                        output = step(*step_arguments(step, batch, *indices))
-                    hook("batch_end", output, batch, *indices)
+                        output = self._call(f"{stage}_step", *step_arguments(step, batch, *indices))
+                    self._call(f"on_{stage}_batch_end", output, batch, *indices)
+                if len(loaders) > 1:
+                    self._values.end_loader()
             self._dataloader_idx = None
             self._reduce_so_far()
-            hook("epoch_end")
-            hook("end")
+            self._call(f"on_{stage}_epoch_end")
+            self._call(f"on_{stage}_end")
         self.validating = self.testing = False
         return self._finish_epoch()
 
@@ -198,10 +206,8 @@ class ClientTrainer(TrainerSurface):
         """`LightningModule.log` on this trainer; a client is one process, so nothing is ever synchronized."""
         if self._dataloader_idx is not None and add_dataloader_idx:
             name = f"{name}/dataloader_idx_{self._dataloader_idx}"
-        # As in Lightning, the hook that logs decides what was not said.
-        by_step = self._in_batches if on_step is None else on_step
-        both = by_step and (not self._in_batches if on_epoch is None else on_epoch)
-        self._values.add(name, value, batch_size or self._current_batch_size(), reduce_fx, both)
+        both = all(logging_levels(self._hook, name, on_step, on_epoch))
+        self._values.add(name, value, batch_size or self._current_batch_size(), reduce_fx, both, self._hook)
         self.callback_metrics.update(self._values.last)
 
     def _start_fit(self, num_batches: int) -> None:
@@ -226,11 +232,11 @@ class ClientTrainer(TrainerSurface):
         self, loader: Iterable[Any], optimizer: Optimizer, after_backward: Callable[[], None] | None
     ) -> bool:
         """Train on the loader's batches, in the order of Lightning's loop; whether the epoch was not cut short."""
-        module, every = self.lightning_module, self.accumulate_grad_batches
+        every = self.accumulate_grad_batches
         for batch_idx, batch in enumerate(loader):
             count = batch_idx + 1
             batch = self.to_device(batch, 0)
-            if module.on_train_batch_start(batch, batch_idx) == -1:
+            if self._call("on_train_batch_start", batch, batch_idx) == -1:
                 self._step_schedulers("epoch", self.current_epoch + 1)
                 return True
             first, complete = batch_idx % every == 0, count == self.num_training_batches
@@ -238,14 +244,14 @@ class ClientTrainer(TrainerSurface):
             last = count % every == 0 or complete
             closure = partial(self._closure, batch, batch_idx, optimizer, first, after_backward if last else None, last)
             if last:
-                module.optimizer_step(self.current_epoch, batch_idx, optimizer, closure)
+                self._call("optimizer_step", self.current_epoch, batch_idx, optimizer, closure)
                 self.global_step += 1
                 self._step_schedulers("step", count)
             else:
                 closure()
             if complete:
                 self._step_schedulers("epoch", self.current_epoch + 1)
-            module.on_train_batch_end(self._output, batch, batch_idx)
+            self._call("on_train_batch_end", self._output, batch, batch_idx)
             if last:
                 self._step_schedulers("step", count, on_plateau=True)
             if self.should_stop or self.options.local_steps == self.global_step:
@@ -262,27 +268,26 @@ class ClientTrainer(TrainerSurface):
         last: bool,
     ) -> Tensor | None:
         """Forward and backward of one batch, in the order of Lightning's closure."""
-        module = self.lightning_module
         result = self._training_step(batch, batch_idx)
         loss, self._output = result.closure_loss, {} if result.loss is None else result.asdict()
         if first:
-            module.on_before_zero_grad(optimizer)
-            module.optimizer_zero_grad(self.current_epoch, batch_idx, optimizer)
+            self._call("on_before_zero_grad", optimizer)
+            self._call("optimizer_zero_grad", self.current_epoch, batch_idx, optimizer)
         if loss is not None:
-            module.on_before_backward(loss)
-            module.backward(loss)
-            module.on_after_backward()
+            self._call("on_before_backward", loss)
+            self._call("backward", loss)
+            self._call("on_after_backward")
         if last:
             if after_backward is not None:
                 after_backward()
-            module.on_before_optimizer_step(optimizer)
-            module.configure_gradient_clipping(optimizer, self.gradient_clip_val, None)
+            self._call("on_before_optimizer_step", optimizer)
+            self._call("configure_gradient_clipping", optimizer, self.gradient_clip_val, None)
         return loss
 
     def _training_step(self, batch: Any, batch_idx: int) -> ClosureResult:
         step = self.lightning_module.training_step
         with self._autocast():
-            output = step(*step_arguments(step, batch, batch_idx))
+            output = self._call("training_step", *step_arguments(step, batch, batch_idx))
         try:
             return ClosureResult.from_training_step_output(output, self.accumulate_grad_batches)
         except MisconfigurationException as error:
@@ -292,7 +297,11 @@ class ClientTrainer(TrainerSurface):
 
     def to_device(self, batch: Any, dataloader_idx: int) -> Any:
         """A batch where the module is, as the hooks leave it; what is logged next weighs as many examples."""
-        batch = self._transfer(batch, self.device, dataloader_idx)
+        if self._datamodule is not None:
+            self._datamodule.trainer = self  # type: ignore[assignment]  # lanes and evaluations take turns
+        batch = self._call("on_before_batch_transfer", batch, dataloader_idx)
+        batch = self._call("transfer_batch_to_device", batch, self.device, dataloader_idx)
+        batch = self._call("on_after_batch_transfer", batch, dataloader_idx)
         self._current_batch = batch
         self._batch_size = None
         return batch
@@ -324,10 +333,15 @@ class ClientTrainer(TrainerSurface):
                 metric = self.callback_metrics.get(str(config.monitor))
                 if metric is None:  # whether anybody logs it is asked before round 1
                     continue
-            self.lightning_module.lr_scheduler_step(config.scheduler, metric)
+            self._call("lr_scheduler_step", config.scheduler, metric)
 
-    def _call_hook(self, stage: str, name: str, *arguments: Any) -> None:
-        getattr(self.lightning_module, f"on_{stage}_{name}")(*arguments)
+    def _call(self, hook: str, *arguments: Any) -> Any:
+        """Call a hook of the module's, or of the data module's; it then is the one that logs."""
+        before, self._hook = self._hook, hook
+        try:
+            return getattr(self._owners.get(hook, self.lightning_module), hook)(*arguments)
+        finally:
+            self._hook = before
 
     def _clip_gradients(self, optimizer: Optimizer, clip_val: float, algorithm: Any = None) -> None:
         if not clip_val:

@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from fedhq_lightning.data.partitioned import unwrapped
 from fedhq_lightning.local.trainer_surface import TrainerSurface
 from fedhq_lightning.support.first_process import is_first_process
-from fedhq_lightning.support.lightnings import AnyDataModule, is_overridden
+from fedhq_lightning.support.lightnings import AnyDataModule, AnyModule, is_overridden
 
 
 def prepare_data(datamodule: AnyDataModule, stage: str) -> None:
@@ -41,37 +39,21 @@ def prepared(data: Any, stage: str) -> Iterator[None]:
     release_data(data, stage)
 
 
-class BatchTransfer:
-    """Brings batches to a device as Lightning does, by three hooks, each the data module's where it has its own.
+def hook_owners(module: AnyModule, datamodule: AnyDataModule | None) -> dict[str, Any]:
+    """Whose hook of a batch's way to its device is called: the data module's where it has its own, else the module's.
 
     Args:
-        module: Its hooks are called where the data module has none.
-        datamodule: Where the batches come from; None for loaders alone. Inside its hooks `self.trainer` is `trainer`.
-        trainer: The module's.
+        module: In training or evaluation.
+        datamodule: Where batches come from; None for loaders alone.
     """
-
-    def __init__(self, module: L.LightningModule, datamodule: AnyDataModule | None, trainer: Any) -> None:
-        self._module = module
-        self._datamodule = None if datamodule is None else unwrapped(datamodule)
-        self._trainer = trainer
-        self._before = self._owner("on_before_batch_transfer")
-        self._move = self._owner("transfer_batch_to_device")
-        self._after = self._owner("on_after_batch_transfer")
-
-    def __call__(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """The batch on the device, as the hooks leave it."""
-        if self._datamodule is not None:
-            self._datamodule.trainer = self._trainer  # lanes and evaluations take turns
-        batch = self._before.on_before_batch_transfer(batch, dataloader_idx)
-        batch = self._move.transfer_batch_to_device(batch, device, dataloader_idx)
-        return self._after.on_after_batch_transfer(batch, dataloader_idx)
-
-    def _owner(self, hook: str) -> Any:
-        if self._datamodule is None or not is_overridden(hook, self._datamodule):
-            return self._module
-        if is_overridden(hook, self._module):
+    owners: dict[str, Any] = {}
+    for hook in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"):
+        if datamodule is None or not is_overridden(hook, datamodule):
+            continue
+        owners[hook] = datamodule
+        if is_overridden(hook, module):
             rank_zero_warn(
-                f"{hook} is overridden in both {type(self._module).__name__} and {type(self._datamodule).__name__}; "
-                "the data module's is called, as in Lightning"
+                f"{hook} is overridden in both {type(module).__name__} and {type(datamodule).__name__}; the data "
+                "module's is called, as in Lightning"
             )
-        return self._datamodule
+    return owners

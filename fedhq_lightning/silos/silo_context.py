@@ -12,9 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import Subset, SubsetRandomSampler
@@ -33,6 +31,7 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.quantize import LaneOptions, LayerScheme, QuantScheme
 from fedhq_lightning.risk.divergence import LabelStatistics
 from fedhq_lightning.risk.sensitivity import SensitivityMeasure, quantization_sensitivity
+from fedhq_lightning.silos.batch_examples import examples_in
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.lightnings import AnyModule
 from fedhq_lightning.support.seeds import generators_kept
@@ -171,14 +170,6 @@ def label_counts(dataset: Any) -> dict[str, int] | None:
     if labels is None or why_no_classes(labels.values) is not None:
         return None
     return dict(Counter(str(label) for label in whole_numbers(labels.values).tolist()))
-
-
-def examples_in(batch: Any, loaders: Sequence[Any] = ()) -> int:
-    """Examples in a batch; where its kind does not tell, the loader's batch size, else 1."""
-    try:
-        return extract_batch_size(batch)
-    except (MisconfigurationException, RecursionError):
-        return int(next((each.batch_size for each in loaders if getattr(each, "batch_size", None)), 1))
 
 
 def warn_of_same_data(facts: Sequence[SiloFacts]) -> None:

@@ -22,12 +22,12 @@ from fedhq_lightning.federated.wire import warn_of_lost_changes
 from fedhq_lightning.risk.update_sketch import Sketcher
 from fedhq_lightning.run.logged_rows import logged_values
 from fedhq_lightning.run.records import ClientRecord, RoundRecord
+from fedhq_lightning.silos.batch_examples import examples_in
 from fedhq_lightning.silos.first_weights import share_first_weights
 from fedhq_lightning.silos.silo_context import (
     SiloProbe,
     clock_of,
     context_of,
-    examples_in,
     gather_facts,
     own_facts,
     warn_of_same_data,

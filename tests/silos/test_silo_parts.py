@@ -13,8 +13,9 @@ from fedhq_lightning.federated.aggregators import FedAvg
 from fedhq_lightning.federated.exact_mean import ExactMean
 from fedhq_lightning.quantize import QuantScheme
 from fedhq_lightning.silos import silo_checkpoint, silo_strategy
+from fedhq_lightning.silos.batch_examples import examples_in
 from fedhq_lightning.silos.first_weights import share_first_weights
-from fedhq_lightning.silos.silo_context import SiloFacts, drawn_examples, examples_in, label_counts, warn_of_same_data
+from fedhq_lightning.silos.silo_context import SiloFacts, drawn_examples, label_counts, warn_of_same_data
 from fedhq_lightning.silos.silo_rounds import SiloRound, Work, frozen_names, put, snapshot
 from fedhq_lightning.support.collectives import Processes
 
