@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
@@ -89,8 +88,7 @@ class SiloConnector(_Base):
         return self.trainer.strategy
 
 
-@cache
-def _silo_connector_on(connector: type[_LoggerConnector]) -> type[SiloConnector]:
+def _silo_connector_on(connector: type) -> type[SiloConnector]:
     """The connector's class for the Trainers of one package."""
     return type("SiloConnector", (SiloConnector, connector), {"__module__": __name__})
 
@@ -99,5 +97,4 @@ def connect(trainer: pl.Trainer) -> None:
     """Make a trainer collect what is logged as one of silos does, from now on."""
     connector = cast(Any, trainer._logger_connector)
     if not isinstance(connector, SiloConnector):
-        kind: type[_LoggerConnector] = type(connector)
-        connector.__class__ = _silo_connector_on(kind)
+        connector.__class__ = _silo_connector_on(type(connector))
