@@ -13,6 +13,7 @@ from fedhq_lightning.devices.roofline import ClientTime, LayerCost, Precision, s
 from fedhq_lightning.types import ClientId, FitOptions, Mode
 
 _PROFILES_KEPT = 4096
+_CLIENTS_KEPT = 10_000
 
 
 class VirtualClock:
@@ -29,6 +30,7 @@ class VirtualClock:
         upload_bytes: Payload up.
         precision: Format of the floating-point products.
         drop_last: Whether loaders drop a last batch that is not full.
+        gives_batch: Whether a client's loader gives a batch all the same, asked where the client holds less than one.
         kernels: What the recipe says of each layer's kernels; None is the static rule everywhere.
         calibration: Corrects the roofline; None is the shipped one.
     """
@@ -45,6 +47,7 @@ class VirtualClock:
         upload_bytes: int,
         precision: Precision = "fp32",
         drop_last: bool = False,
+        gives_batch: Callable[[ClientId], bool] = lambda client_id: False,
         kernels: LaneKernels | None = None,
         calibration: Calibration | None = None,
     ) -> None:
@@ -58,6 +61,7 @@ class VirtualClock:
         self._upload_bytes = upload_bytes
         self._precision = precision
         self._drop_last = drop_last
+        self._gives_batch = lru_cache(_CLIENTS_KEPT)(gives_batch)
         self._kernels = LaneKernels() if kernels is None else kernels
         self._calibration = shipped_calibration() if calibration is None else calibration
         # By identity, since hashing a profile takes longer than all the rest; each entry keeps its profile alive.
@@ -89,16 +93,18 @@ class VirtualClock:
         return self.profile(client_id).name
 
     def time(self, client_id: ClientId, mode: Mode) -> ClientTime:
-        """Virtual seconds of the client's round in `mode`."""
-        position = self.position(client_id)
-        profile, device = self._profile_at(position), self._device_at(position)
+        """Virtual seconds of the client's round in `mode`; a client without a batch sends nothing back."""
+        device, batches = self._device_at(self.position(client_id)), self._batches(client_id)
+        download_seconds, upload_seconds = self._link(client_id)
         return ClientTime(
-            download_seconds=8 * self._download_bytes / profile.downlink_bits_per_second,
-            compute_seconds=sum(
-                count * self._step(device, mode, examples) for count, examples in self._batches(client_id) if count
-            ),
-            upload_seconds=8 * self._upload_bytes / profile.uplink_bits_per_second,
+            download_seconds=download_seconds,
+            compute_seconds=sum(count * self._step(device, mode, examples) for count, examples in batches if count),
+            upload_seconds=upload_seconds,
         )
+
+    def trains(self, client_id: ClientId) -> bool:
+        """Whether the client has a batch to train on: `drop_last` leaves one with few examples none."""
+        return bool(self._batches(client_id))
 
     def seconds(self, client_id: ClientId, mode: Mode) -> float:
         """Virtual seconds of a client's whole turn: download, steps and upload."""
@@ -106,14 +112,12 @@ class VirtualClock:
 
     def link_seconds(self, client_id: ClientId) -> float:
         """Virtual seconds of download and upload, the same in every mode."""
-        profile = self.profile(client_id)
-        return (
-            8 * self._download_bytes / profile.downlink_bits_per_second
-            + 8 * self._upload_bytes / profile.uplink_bits_per_second
-        )
+        return sum(self._link(client_id))
 
     def analysis_seconds(self, client_id: ClientId) -> float:
         """Virtual seconds of measuring a sensitivity: a forward pass as the model is, and one on the grid."""
+        if not self.trains(client_id):
+            return 0.0
         return self.forward_seconds(client_id, "fp") + self.forward_seconds(client_id, "qat")
 
     def forward_seconds(self, client_id: ClientId, mode: Mode = "fp") -> float:
@@ -138,6 +142,14 @@ class VirtualClock:
         # Without the client's own link, one object a tier: what the steps' times and bytes are kept by.
         self._device_at = lru_cache(_PROFILES_KEPT)(fleet.device)
 
+    def _link(self, client_id: ClientId) -> tuple[float, float]:
+        """Virtual seconds of download and upload."""
+        profile, sends = self.profile(client_id), self.trains(client_id)
+        return (
+            8 * self._download_bytes / profile.downlink_bits_per_second,
+            8 * self._upload_bytes / profile.uplink_bits_per_second if sends else 0.0,
+        )
+
     def _step(self, profile: DeviceProfile, mode: Mode, num_examples: int) -> float:
         """Virtual seconds of a step on so many examples, 1 to a full batch; all of them are found at once and kept."""
         key = id(profile), mode
@@ -158,7 +170,7 @@ class VirtualClock:
         """Batches of one local fit: (how many, of how many examples), full ones and those that end an epoch."""
         options, examples = self._options, self._num_examples(client_id)
         full, rest = divmod(examples, self._batch_size)
-        if self._drop_last:
+        if self._drop_last and (full or not self._gives_batch(client_id)):
             rest = 0
         per_epoch = full + bool(rest)
         if not per_epoch:

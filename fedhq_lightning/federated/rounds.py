@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -68,6 +69,7 @@ class RoundLoop:
         self._state = state
         self._saved_parts = saved_parts
         self._warned_of_sensitivity = False
+        self._warned_of_idle = False
 
     def run(self) -> None:
         """All rounds that are still to be done; before the first, an evaluation that counts as round 0."""
@@ -144,11 +146,26 @@ class RoundLoop:
         ]
         parts = self._processes.gather([record.to_json() for record in records])
         everyone = [ClientRecord.from_json(record) for part in parts for record in part]
+        self._warn_of_idle(everyone)
         self._warn_of_sensitivity(everyone)
         for record in everyone:
             if record.status == "quarantined":
                 rank_zero_warn(f"round {at_server.number}: client {record.client_id} is quarantined: {record.reason}")
         return sorted(everyone, key=lambda record: self._job.clock.position(record.client_id))
+
+    def _warn_of_idle(self, records: Sequence[ClientRecord]) -> None:
+        """Once a run: how many clients took no step, and why."""
+        idle = [record for record in records if record.status == "idle"]
+        if not idle or self._warned_of_idle:
+            return
+        self._warned_of_idle = True
+        reasons = Counter(record.reason for record in idle)
+        names = ", ".join(str(record.client_id) for record in idle[:5])
+        rank_zero_warn(
+            f"round {idle[0].round}: {len(idle)} of {len(records)} clients took no step, so they send nothing and "
+            f"count nothing: {names} ({'; '.join(f'{count}: {reason}' for reason, count in sorted(reasons.items()))}; "
+            "said once a run, rounds.jsonl and summary.json have them all under `idle`)"
+        )
 
     def _warn_of_sensitivity(self, records: Sequence[ClientRecord]) -> None:
         """Once a run: that clients measured a sensitivity, and it is no number."""
@@ -156,7 +173,9 @@ class RoundLoop:
         if wanted is None or self._warned_of_sensitivity:
             return
         unmeasured = [
-            str(record.client_id) for record in records if record.status != "late" and record.sensitivity is None
+            str(record.client_id)
+            for record in records
+            if record.status not in ("late", "idle") and record.sensitivity is None
         ]
         if unmeasured:
             self._warned_of_sensitivity = True

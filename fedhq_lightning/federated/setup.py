@@ -25,6 +25,7 @@ from fedhq_lightning.federated.clients import (
     check_last_batches,
     client_to_probe,
     empty_positions,
+    num_batches,
     num_examples,
     plain_client_ids,
 )
@@ -144,6 +145,7 @@ def set_up(
         upload_bytes=len(link.up(state, received, 0, client_id)),
         precision="bf16" if settings.precision == "bf16-mixed" else "fp32",
         drop_last=found.drop_last,
+        gives_batch=lambda client_id: num_batches(datamodule, client_id) > 0,
         kernels=LaneKernels.of(template, grids, settings.lanes),
     )
     monitor = checks.resolve_monitor(settings.monitor, found)

@@ -69,7 +69,7 @@ class ClientTrainer(TrainerSurface):
         self._batch_size: int | None = None
         self._output: Any = None
         self._dataloader_idx: int | None = None
-        self._in_batches = False
+        self._in_batches = self._had_loss = False
         vars(self).update(lightnings_log(self.log))
         attach(module, self, self.log)
 
@@ -96,7 +96,7 @@ class ClientTrainer(TrainerSurface):
             after_backward: Called once an optimizer step, before clipping, for client-side gradient terms.
 
         Returns:
-            Optimizer steps taken, and what was logged in the last local epoch.
+            Optimizer steps taken, none where no batch had a loss, and what was logged in the last local epoch.
 
         Raises:
             ConfigurationError: The module wants manual optimization or several optimizers.
@@ -113,7 +113,7 @@ class ClientTrainer(TrainerSurface):
         module.on_train_start()
         while not self._fit_is_over():
             module.on_train_epoch_start()
-            self._in_batches = True
+            self._in_batches, steps_before = True, self.global_step
             complete = self._run_epoch(loader, optimizer, after_backward)
             self._in_batches = False
             self._reduce_so_far()
@@ -122,13 +122,15 @@ class ClientTrainer(TrainerSurface):
             if complete:
                 self._step_schedulers("epoch", self.current_epoch + 1, on_plateau=True)
             self.current_epoch += 1
+            if self.global_step == steps_before and self.options.local_steps is not None:
+                break  # it would be so in every other epoch too, and the steps never be done
         module.on_train_end()
         module.on_fit_end()
         self.training = False
         optimizer.zero_grad(set_to_none=True)
         self.optimizers.clear()
         self.train_dataloader = None
-        return self.global_step, metrics
+        return self.global_step if self._had_loss else 0, metrics
 
     def evaluate(self, loaders: Iterable[Any], stage: str = "validation") -> dict[str, float]:
         """Run the module's validation or test steps over all batches.
@@ -203,7 +205,7 @@ class ClientTrainer(TrainerSurface):
     def _start_fit(self, num_batches: int) -> None:
         self._values, self.callback_metrics = LoggedValues(), {}
         self.current_epoch = self.global_step = 0
-        self.should_stop, self.training = False, True
+        self.should_stop, self.training, self._had_loss = False, True, False
         self.num_training_batches = num_batches
         self.is_last_batch = False
         steps_per_epoch = -(-num_batches // self.accumulate_grad_batches)
@@ -265,6 +267,7 @@ class ClientTrainer(TrainerSurface):
             module.on_before_zero_grad(optimizer)
             module.optimizer_zero_grad(self.current_epoch, batch_idx, optimizer)
         if loss is not None:
+            self._had_loss = True
             module.on_before_backward(loss)
             module.backward(loss)
             module.on_after_backward()

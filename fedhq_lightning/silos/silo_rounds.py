@@ -29,6 +29,7 @@ class Work:
         loss: Mean of what `training_step` returned, weighted by examples; None where it returned none.
         sensitivity: What the allocator wanted measured on the model received; None where it wanted nothing.
         allocator_seconds: Wall seconds of planning.
+        is_idle: Whether it trained on nothing, so that it sends nothing and counts nothing.
     """
 
     num_examples: int
@@ -37,6 +38,7 @@ class Work:
     loss: float | None = None
     sensitivity: float | None = None
     allocator_seconds: float = 0.0
+    is_idle: bool = False
 
 
 class SiloRound:
@@ -85,7 +87,7 @@ class SiloRound:
 
         Args:
             module: As in `encode`; only names are read.
-            payloads: One a silo, by rank.
+            payloads: One a silo, by rank; those of idle ones are not looked at.
             work: What each silo did, by rank.
             aggregator: Makes the next global model.
             sketcher: Where the directions of updates are wanted.
@@ -94,6 +96,8 @@ class SiloRound:
         server = Server(self._link(module), aggregator, names, alone, sketcher=sketcher)
         at_server = ServerRound(server, self.number, self.received, self.received)
         for rank, payload in enumerate(payloads):
+            if work[rank].is_idle:
+                continue
             at_server.receive(rank, payload, work[rank].num_examples)
         return at_server.close()
 

@@ -116,6 +116,13 @@ class TestRound:
         found = this_round.aggregate(module, payloads, work(3, 0), FedAvg())
         assert found.refused == {1: "it saw no example in this round"}
 
+    def test_an_idle_silo_is_left_out_without_blame(self) -> None:
+        this_round, module = a_round(), changed(0.25)
+        told = [*work(3), Work(0, 0, 0.1, is_idle=True)]
+        found = this_round.aggregate(module, [this_round.encode(module, 0), b""], told, FedAvg())
+        assert not found.refused
+        assert torch.equal(found.state["embed.weight"], module.embed.weight)
+
     def test_what_thaws_within_the_round_travels(self) -> None:
         this_round, module = a_round(), changed(0.0)
         module.fixed.requires_grad_(True)
