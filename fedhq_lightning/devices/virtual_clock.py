@@ -26,8 +26,9 @@ class VirtualClock:
         batch_size: Examples in that batch, a full one.
         num_examples: Examples per client.
         options: Length of a local fit.
-        download_bytes: Payload down.
+        download_bytes: Payload down in every round.
         upload_bytes: Payload up.
+        first_download_bytes: What a client receives beside that in the first round that it takes part in.
         precision: Format of the floating-point products.
         drop_last: Whether loaders drop a last batch that is not full.
         gives_batch: Whether a client's loader gives a batch all the same, asked where the client holds less than one.
@@ -45,6 +46,7 @@ class VirtualClock:
         options: FitOptions,
         download_bytes: int,
         upload_bytes: int,
+        first_download_bytes: int = 0,
         precision: Precision = "fp32",
         drop_last: bool = False,
         gives_batch: Callable[[ClientId], bool] = lambda client_id: False,
@@ -59,6 +61,7 @@ class VirtualClock:
         self._options = options
         self._download_bytes = download_bytes
         self._upload_bytes = upload_bytes
+        self._first_download_bytes = first_download_bytes
         self._precision = precision
         self._drop_last = drop_last
         self._gives_batch = lru_cache(_CLIENTS_KEPT)(gives_batch)
@@ -92,10 +95,16 @@ class VirtualClock:
         """Name of the client's device."""
         return self.profile(client_id).name
 
-    def time(self, client_id: ClientId, mode: Mode) -> ClientTime:
-        """Virtual seconds of the client's round in `mode`; a client without a batch sends nothing back."""
+    def time(self, client_id: ClientId, mode: Mode, is_first: bool = False) -> ClientTime:
+        """Virtual seconds of the client's round in `mode`; a client without a batch sends nothing back.
+
+        Args:
+            client_id: The client.
+            mode: How it trains.
+            is_first: Whether it takes part for the first time, and receives what no round changes too.
+        """
         device, batches = self._device_at(self.position(client_id)), self._batches(client_id)
-        download_seconds, upload_seconds = self._link(client_id)
+        download_seconds, upload_seconds = self._link(client_id, is_first)
         return ClientTime(
             download_seconds=download_seconds,
             compute_seconds=sum(count * self._step(device, mode, examples) for count, examples in batches if count),
@@ -107,11 +116,11 @@ class VirtualClock:
         return bool(self._batches(client_id))
 
     def seconds(self, client_id: ClientId, mode: Mode) -> float:
-        """Virtual seconds of a client's whole turn: download, steps and upload."""
+        """Virtual seconds of a client's whole turn, but its first: download, steps and upload."""
         return self.time(client_id, mode).total
 
     def link_seconds(self, client_id: ClientId) -> float:
-        """Virtual seconds of download and upload, the same in every mode."""
+        """Virtual seconds of download and upload, the same in every mode and in every round but the first."""
         return sum(self._link(client_id))
 
     def analysis_seconds(self, client_id: ClientId) -> float:
@@ -142,11 +151,12 @@ class VirtualClock:
         # Without the client's own link, one object a tier: what the steps' times and bytes are kept by.
         self._device_at = lru_cache(_PROFILES_KEPT)(fleet.device)
 
-    def _link(self, client_id: ClientId) -> tuple[float, float]:
+    def _link(self, client_id: ClientId, is_first: bool = False) -> tuple[float, float]:
         """Virtual seconds of download and upload."""
         profile, sends = self.profile(client_id), self.trains(client_id)
+        download_bytes = self._download_bytes + (self._first_download_bytes if is_first else 0)
         return (
-            8 * self._download_bytes / profile.downlink_bits_per_second,
+            8 * download_bytes / profile.downlink_bits_per_second,
             8 * self._upload_bytes / profile.uplink_bits_per_second if sends else 0.0,
         )
 

@@ -122,6 +122,7 @@ class ClientFitter:
         downlink_bytes: int,
         learning_rate_scale: float,
         deadline: float | None,
+        is_first: bool = False,
     ) -> Update:
         """Train one client from the model it received.
 
@@ -134,11 +135,12 @@ class ClientFitter:
             client_id: The client.
             mode: Its lane.
             received: The global model as it came down.
-            downlink_bytes: Size of its payload.
+            downlink_bytes: Size of what came down.
             learning_rate_scale: Factor on every learning rate.
             deadline: Virtual seconds, or None.
+            is_first: Whether the client takes part for the first time, and receives what no round changes too.
         """
-        seconds = self._clock.time(client_id, mode)
+        seconds = self._clock.time(client_id, mode, is_first)
         analysis_seconds = self._analysis_seconds(client_id)
         late = deadline is not None and seconds.total + analysis_seconds > deadline
         done, sensitivity = _LocalFit(), None

@@ -24,7 +24,7 @@ from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.run.records import ClientRecord, RoundRecord
 from fedhq_lightning.run.state import RunState
 from fedhq_lightning.support.collectives import Processes
-from fedhq_lightning.types import MODES, Plan
+from fedhq_lightning.types import MODES, ClientId, Plan
 
 _KEPT_CHECKPOINTS = 2
 
@@ -110,6 +110,7 @@ class RoundLoop:
         settings, control, cohort = self._settings, self._control, list(plan.modes)
         scale = learning_rate_scale(settings.round_lr, at_server.number, settings.max_rounds)
         work = [float(self._job.datamodule.num_examples(client_id)) for client_id in cohort]
+        newcomers = self._newcomers(cohort)
         for client_id in share_of(self._processes, cohort, work):
             control.call("on_client_start", client_id, plan.modes[client_id])
             with watch.measure("fit"):
@@ -118,12 +119,23 @@ class RoundLoop:
                     client_id,
                     plan.modes[client_id],
                     at_server.received,
-                    at_server.downlink_bytes,
+                    at_server.downlink_bytes + (self._job.link.fixed_bytes if client_id in newcomers else 0),
                     scale,
                     settings.round_deadline,
+                    client_id in newcomers,
                 )
             control.call("on_client_end", update.record)
             yield update
+
+    def _newcomers(self, cohort: Sequence[ClientId]) -> frozenset[ClientId]:
+        """Clients of the cohort that what no round changes goes down to, where there is any of it.
+
+        Late, idle and quarantined ones have it from then on too.
+        """
+        if not self._job.link.fixed_bytes:
+            return frozenset()
+        are_new = self._state.reach([self._job.clock.position(client_id) for client_id in cohort])
+        return frozenset(client_id for client_id, is_new in zip(cohort, are_new, strict=True) if is_new)
 
     def _aggregate(self, at_server: ServerRound, updates: Iterable[Update]) -> list[ClientRecord]:
         """Give the server this process's updates, and step; every client's record, in fixed order."""

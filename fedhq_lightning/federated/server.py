@@ -12,6 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.aggregators import Aggregator
 from fedhq_lightning.federated.exact_mean import ExactMean
 from fedhq_lightning.federated.payload import PayloadError
@@ -48,8 +49,9 @@ class Accumulator(Protocol):
 class Server:
     """What the step is made of, the same in every round of a run. Each part with a default is a socket.
 
-    An update that fails a check is left out and its client named, and the round goes on without it. What a client adds
-    to its own gradients is `Aggregator.client_term`.
+    An update that fails a check is left out and its client named, and the round goes on without it. What no round
+    changes (`Link.fixed_names`) is with the clients that took part before, so a step must leave it alone. What a client
+    adds to its own gradients is `Aggregator.client_term`.
 
     Attributes:
         link: Encodes what goes down, decodes and checks what comes up.
@@ -105,7 +107,7 @@ class ServerRound:
         round_number: From 1.
         current: The global model.
         received: What every client of the round received.
-        downlink_bytes: Size of its payload, for one client.
+        downlink_bytes: Size of the round's payload, for one client.
     """
 
     def __init__(
@@ -153,4 +155,16 @@ class ServerRound:
         divergences = {} if self._directions is None else self._directions.divergences(decoded_mean)
         mean = server.link.combine(decoded_mean, self.received)
         state = server.aggregator.step(self._current, mean, server.parameter_names)
+        _check_fixed(server, self._current, state)
         return Aggregated(state, total.total_weight, self._refused, divergences)
+
+
+def _check_fixed(server: Server, before: StateDict, after: StateDict) -> None:
+    """Refuse a step that changed what clients have from their first round on."""
+    for name in server.link.fixed_names:
+        old, new = before[name], after[name]
+        if new is not old and not (new.shape == old.shape and ((new == old) | (new != new) & (old != old)).all()):
+            raise ConfigurationError(
+                f"{type(server.aggregator).__name__}.step changed {name}, which no client sends and which goes down "
+                "once to a client; a step leaves alone what the mean lacks"
+            )
