@@ -19,7 +19,7 @@ from fedhq_lightning.federated.aggregators import Aggregator
 from fedhq_lightning.federated.client_analysis import ClientAnalyst
 from fedhq_lightning.federated.wire import Link
 from fedhq_lightning.local.client_trainer import ClientTrainer
-from fedhq_lightning.local.module_state import load_weights, reset_metrics, restore_buffers
+from fedhq_lightning.local.module_state import load_weights, reset_metrics, restore_buffers, restore_requires_grad
 from fedhq_lightning.quantize import LaneOptions, QuantScheme, correct_bias, prepare
 from fedhq_lightning.risk.sensitivity import SensitivityMeasure, check_sensitivity_measure
 from fedhq_lightning.run.records import ClientRecord, Status
@@ -181,18 +181,30 @@ class ClientFitter:
         trainer = self._lane(mode)
         module = trainer.lightning_module
         restore_buffers(module, self._template, self._device)
+        restore_requires_grad(module, self._template)
         load_weights(module, received)
         reset_metrics(module)
         seed_generators(derive_seed(self._seed, "fit", round_number, client_id))
         loader = self._datamodule.train_dataloader(client_id)
         term = self._aggregator.client_term(module)
         num_steps, metrics = trainer.fit(loader, learning_rate_scale, term)
+        self._check_frozen(module)
         if not num_steps:
             return _LocalFit(idle_reason=_SKIPPED if len(loader) else _NO_BATCH)
         state = module.state_dict()
         if mode == "ptq" and self._lane_options.bias_correction:
             state = self._corrected(state, client_id)
         return _LocalFit(num_steps, metrics, self._link.up(state, received, round_number, client_id))
+
+    def _check_frozen(self, module: L.LightningModule) -> None:
+        """Refuse a fit that trained what no client sends."""
+        thawed = [name for name, each in module.named_parameters() if each.requires_grad]
+        if lost := [name for name in thawed if name in self._link.fixed_names]:
+            raise ConfigurationError(
+                f"{', '.join(lost[:3])}: frozen when a local fit began and trained in the end, but what is frozen then "
+                "is taken to be so in every fit, and no client sends it; thaw it before training, in __init__ or "
+                "on_fit_start, or leave it frozen"
+            )
 
     def _corrected(self, state: StateDict, client_id: ClientId) -> StateDict:
         """A local model with biases that make up for rounding it, found on one batch of the client's data."""

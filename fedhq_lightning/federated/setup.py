@@ -131,7 +131,7 @@ def set_up(
     check_state(template, found.frozen)
     sent = template.state_dict()
     sent_grids = {name: grid for name, grid in grids.items() if name in sent}
-    link = Link(sent, sent_grids, settings.uplink, settings.downlink, found.frozen)
+    link = Link(sent, sent_grids, settings.uplink, settings.downlink, found.fixed)
     state = {name: value.detach() for name, value in template.state_dict().items()}
     received, download_bytes = link.down(state, 0)
     clock = VirtualClock(

@@ -46,7 +46,7 @@ class Link:
             to grids of the same bits. Where there are no grids the model travels as it is, so that one client's round
             is a local fit to the last bit.
         downlink: "fp32", or "scheme": the global model, rounded to the grids.
-        frozen: Names of parameters that no client trains.
+        frozen: Names of parameters that no client changes.
 
     Raises:
         ConfigurationError: A complex tensor that is not frozen.

@@ -1,5 +1,7 @@
 """What no round changes goes down to a client once, with the first round that it takes part in."""
 
+import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,14 @@ from torch.utils.data import DataLoader
 from fedhq_lightning.callbacks import FixedAllocator
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import rounds
-from fedhq_lightning.federated.aggregators import FedAvg, FedProx
+from fedhq_lightning.federated.aggregators import FedAvg, FedOpt, FedProx
 from fedhq_lightning.federated.callback import RoundCallback
 from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.run.records import ClientRecord, RoundRecord
 from fedhq_lightning.trainer import FederatedTrainer
 from fedhq_lightning.types import ClientId, StateDict
 
+from ..beside_lightning import lightning_fit
 from ..small_federation import NUM_CLASSES, NUM_FEATURES, SmallData, SmallModule, same_bits, trainer
 
 SIZES = (20, 13, 8, 27, 10, 16)
@@ -183,3 +186,78 @@ def test_an_aggregator_that_changes_it_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigurationError, match=r"Decays\.step changed base\.\w+, which no client sends"):
         fitted(tmp_path, aggregator=Decays())
+
+
+class Teaches(SmallModule):
+    """A teacher without gradients, the moving average of the student, as in BYOL and mean teacher."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = copy.deepcopy(self.net).requires_grad_(False)
+
+    def follow(self) -> None:
+        with torch.no_grad():
+            for mine, other in zip(self.teacher.parameters(), self.net.parameters(), strict=True):
+                mine.lerp_(other, 0.1)
+
+
+class TeachesAtOnce(Teaches):
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.follow()
+
+
+class TeachesBefore(Teaches):
+    """Where Lightning's documentation has it: nothing is changed by the first step."""
+
+    def on_before_zero_grad(self, optimizer: Any) -> None:
+        self.follow()
+
+
+@pytest.mark.parametrize("module", [TeachesAtOnce, TeachesBefore])
+def test_what_a_hook_changes_is_no_fixed_part(module: type[Teaches], tmp_path: Path) -> None:
+    """One client's round is Lightning's fit, teacher too; and it is averaged, not stepped like what is trained."""
+
+    class InOrder(SmallData):
+        def train_dataloader(self, client_id: ClientId) -> Any:
+            return DataLoader(self.dataset(client_id), 8)
+
+    data, mine, reference = InOrder((20,)), module(), module()
+    done = fitted(tmp_path, mine, data, clients_per_round=None, max_rounds=1)
+    lightning_fit(reference, data.train_dataloader(0), max_epochs=1)
+    assert same_bits(mine.state_dict(), reference.state_dict())
+    assert not torch.equal(mine.teacher[0].weight, module().teacher[0].weight)
+    assert len({each.downlink_bytes for each in clients_of(done)}) == 1
+    stepped = fitted(
+        tmp_path,
+        mine := module(),
+        data,
+        clients_per_round=None,
+        max_rounds=1,
+        aggregator=FedOpt(partial(torch.optim.SGD, lr=0.5)),
+    )
+    assert same_bits(mine.teacher.state_dict(), reference.teacher.state_dict())
+    assert not same_bits(mine.net.state_dict(), reference.net.state_dict())
+    assert stepped.summary["rounds"] == 1
+
+
+def test_what_thaws_within_a_fit_is_refused(tmp_path: Path) -> None:
+    class Thaws(Adapted):
+        def on_train_epoch_start(self) -> None:
+            self.base.requires_grad_(self.trainer.current_epoch > 0)
+
+    fitted(tmp_path, Thaws(), max_rounds=1)
+    with pytest.raises(ConfigurationError, match=r"base\.weight, base\.bias: frozen when a local fit began"):
+        fitted(tmp_path, Thaws(), max_rounds=1, local_epochs=2)
+
+
+def test_what_a_client_freezes_is_thawed_for_the_next(tmp_path: Path) -> None:
+    """All share one resident module: who trains after whom must decide nothing."""
+
+    class Freezes(SmallModule):
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.net[0].requires_grad_(False)
+
+        def on_fit_start(self) -> None:
+            assert self.net[0].weight.requires_grad
+
+    fitted(tmp_path, Freezes(), max_rounds=2)
