@@ -27,6 +27,7 @@ from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.federated.clients import num_examples
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.local.evaluation import as_loaders
+from fedhq_lightning.support.tensors import same_values
 from fedhq_lightning.types import ClientId, FitOptions, MonitorMode
 
 # Words of a metric's name that tell which way is better; a number may follow, as in map50.
@@ -117,7 +118,7 @@ def probe(
     train_names, schedulers = list(logged), trainer.lr_scheduler_configs
     # What a module thaws when a fit begins is trained.
     frozen = _frozen(template) & _frozen(module)
-    fixed = frozenset(name for name in frozen if _is_same(template.get_parameter(name), module.get_parameter(name)))
+    fixed = frozenset(name for name in frozen if same_values(template.get_parameter(name), module.get_parameter(name)))
     validation_names, example_args = [], None
     loaders = validation_loaders(template, datamodule)
     if loaders:
@@ -242,11 +243,6 @@ def _check_monitors(
 def _frozen(module: torch.nn.Module) -> frozenset[str]:
     parameters = module.named_parameters(remove_duplicate=False)
     return frozenset(name for name, parameter in parameters if not parameter.requires_grad)
-
-
-def _is_same(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Also where both hold the same values that are no numbers."""
-    return left.shape == right.shape and bool(((left == right) | (left != left) & (right != right)).all())
 
 
 def _listed(names: Sequence[str]) -> str:

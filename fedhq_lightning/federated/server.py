@@ -20,6 +20,7 @@ from fedhq_lightning.federated.update_directions import UpdateDirections
 from fedhq_lightning.federated.wire import Link
 from fedhq_lightning.risk.update_sketch import Sketcher
 from fedhq_lightning.support.collectives import Processes
+from fedhq_lightning.support.tensors import same_values
 from fedhq_lightning.types import ClientId, StateDict
 
 ServerTransform = Callable[[ClientId, StateDict], StateDict]
@@ -162,8 +163,7 @@ class ServerRound:
 def _check_fixed(server: Server, before: StateDict, after: StateDict) -> None:
     """Refuse a step that changed what clients have from their first round on."""
     for name in server.link.fixed_names:
-        old, new = before[name], after[name]
-        if new is not old and not (new.shape == old.shape and ((new == old) | (new != new) & (old != old)).all()):
+        if after[name] is not before[name] and not same_values(after[name], before[name]):
             raise ConfigurationError(
                 f"{type(server.aggregator).__name__}.step changed {name}, which no client sends and which goes down "
                 "once to a client; a step leaves alone what the mean lacks"

@@ -210,9 +210,10 @@ class SiloRun:
     def end_round(self, trainer: pl.Trainer, pl_module: pl.LightningModule, local: LocalWork) -> None:
         """Exchange and aggregate: afterwards the module holds the global model."""
         rank, started = self.processes.rank, time.perf_counter()
-        mine = local.work(needs_loss=pl_module.automatic_optimization)
-        payloads = self.processes.gather_bytes(b"" if mine.is_idle else self.round.encode(pl_module, rank))
+        mine = replace(local.work(needs_loss=pl_module.automatic_optimization), changed=self.round.changed(pl_module))
         work = [Work(**each) for each in self.processes.gather(asdict(mine))]
+        self.round.agree(work)
+        payloads = self.processes.gather_bytes(b"" if mine.is_idle else self.round.encode(pl_module, rank))
         if self._allocator is not None and self._allocator.wants_update_divergence:
             self._sketcher = self._sketcher or sketcher_of(self.seed)
         found = self.round.aggregate(pl_module, payloads, work, self._aggregator, self._sketcher)
