@@ -27,6 +27,7 @@ from fedhq_lightning.federated.clients import num_examples
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.local.evaluation import as_loaders
 from fedhq_lightning.support.lightnings import is_overridden
+from fedhq_lightning.support.tensors import same_values
 from fedhq_lightning.types import ClientId, FitOptions, MonitorMode
 
 # Words of a metric's name that tell which way is better; a number may follow, as in map50.
@@ -55,6 +56,7 @@ class Probe:
         drop_last: Whether the training loader drops a last batch that is not full.
         batch_norm: Name of a layer that cannot train on one example, or None.
         frozen: Names in the state of the parameters that no local fit trains.
+        fixed: Those of them that no hook changes either, as the average of another network's weights would.
     """
 
     costs: list[LayerCost]
@@ -65,6 +67,7 @@ class Probe:
     drop_last: bool = False
     batch_norm: str | None = None
     frozen: frozenset[str] = frozenset()
+    fixed: frozenset[str] = frozenset()
 
 
 def probe(
@@ -76,6 +79,8 @@ def probe(
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> Probe:
     """Take one training step on a batch of one client, and evaluate one held-out batch, on a copy of the module.
+
+    Where parameters are frozen it takes two, if the client has as many, to see whether a hook changes them.
 
     Args:
         template: The user's module, set up.
@@ -98,16 +103,22 @@ def probe(
 
     @wraps(step)
     def measured_step(*arguments: Any) -> Any:
+        if costs:
+            trainer.should_stop = True
+            return step(*arguments)
         outputs: list[Any] = []
         costs[:] = measure_costs(lambda: outputs.append(step(*arguments)), module, quantized)
         if outputs[0] is None:
             raise ConfigurationError("training_step returned None for the first batch; return a loss tensor")
-        trainer.should_stop = True
+        trainer.should_stop = not _frozen(template)
         return outputs[0]
 
     module.training_step = measured_step  # type: ignore[method-assign]  # on this copy only
     _, logged = trainer.fit(_OneBatch(loader, batch))
     train_names, schedulers = list(logged), trainer.lr_scheduler_configs
+    # What a module thaws when a fit begins is trained.
+    frozen = _frozen(template) & _frozen(module)
+    fixed = frozenset(name for name in frozen if same_values(template.get_parameter(name), module.get_parameter(name)))
     validation_names, example_args = [], None
     loaders = validation_loaders(template, datamodule)
     if loaders:
@@ -131,8 +142,8 @@ def probe(
         example_args,
         drop_last=bool(getattr(getattr(loader, "batch_sampler", None), "drop_last", False)),
         batch_norm=batch_norms.name,
-        # What a module thaws when a fit begins is trained.
-        frozen=_frozen(template) & _frozen(module),
+        frozen=frozen,
+        fixed=fixed,
     )
 
 

@@ -25,6 +25,7 @@ from fedhq_lightning.federated.clients import (
     check_last_batches,
     client_to_probe,
     empty_positions,
+    num_batches,
     num_examples,
     plain_client_ids,
     warn_of_examples_never_drawn,
@@ -48,7 +49,7 @@ from fedhq_lightning.risk.sensitivity import SensitivityMeasure
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.notes import noted
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
-from fedhq_lightning.types import MODES, ClientId, StateDict
+from fedhq_lightning.types import MODES, ClientId, Mode, StateDict
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def set_up(
     check_state(template, found.frozen)
     sent = template.state_dict()
     sent_grids = {name: grid for name, grid in grids.items() if name in sent}
-    link = Link(sent, sent_grids, settings.uplink, settings.downlink, found.frozen)
+    link = Link(sent, sent_grids, settings.uplink, settings.downlink, found.fixed)
     state = {name: value.detach() for name, value in template.state_dict().items()}
     received, download_bytes = link.down(state, 0)
     clock = VirtualClock(
@@ -150,8 +151,10 @@ def set_up(
         settings.fit_options,
         download_bytes=download_bytes,
         upload_bytes=len(link.up(state, received, 0, client_id)),
+        first_download_bytes=link.fixed_bytes,
         precision="bf16" if settings.precision == "bf16-mixed" else "fp32",
         drop_last=found.drop_last,
+        gives_batch=lambda client_id: num_batches(datamodule, client_id) > 0,
         kernels=LaneKernels.of(template, grids, settings.lanes),
     )
     monitor = checks.resolve_monitor(settings.monitor, found)
@@ -280,12 +283,26 @@ def _check_allocation(
             f"{type(allocator).__name__} may put clients into ptq or qat, but trainer.scheme is not set; "
             "give a scheme such as 'w4a8', or leave the allocator out to train in fp"
         )
-    deadline = settings.round_deadline
-    if deadline is not None:
+    if settings.round_deadline is not None:
         modes = MODES if settings.scheme is not None else MODES[:1]
-        if all(clock.seconds(client_id, mode) > deadline for client_id in client_ids for mode in modes):
-            fastest = min(clock.seconds(client_id, mode) for client_id in client_ids for mode in modes)
-            raise ConfigurationError(
-                f"round_deadline {deadline:g} virtual seconds: every client would be late; the fastest needs "
-                f"{fastest:.3g}; raise the deadline, shorten the local fit or take a faster fleet"
-            )
+        # Who has no batch is never late, and never of use.
+        trained = [client_id for client_id in client_ids if clock.trains(client_id)]
+        _check_deadline(settings.round_deadline, clock, trained, modes)
+
+
+def _check_deadline(
+    deadline: float, clock: VirtualClock, client_ids: Sequence[ClientId], modes: Sequence[Mode]
+) -> None:
+    """Refuse a deadline that nobody keeps, and tell of one that nobody keeps the first time."""
+    if all(clock.seconds(client_id, mode) > deadline for client_id in client_ids for mode in modes):
+        fastest = min(clock.seconds(client_id, mode) for client_id in client_ids for mode in modes)
+        raise ConfigurationError(
+            f"round_deadline {deadline:g} virtual seconds: every client would be late; the fastest needs "
+            f"{fastest:.3g}; raise the deadline, shorten the local fit or take a faster fleet"
+        )
+    if all(clock.time(each, mode, is_first=True).total > deadline for each in client_ids for mode in modes):
+        rank_zero_warn(
+            f"round_deadline {deadline:g} virtual seconds: every client will be late the first time that it takes "
+            "part, when it also receives what no round changes, such as frozen weights; its work of that round is "
+            "lost; raise the deadline to keep it"
+        )

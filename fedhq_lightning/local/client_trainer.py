@@ -82,7 +82,7 @@ class ClientTrainer(TrainerSurface):
         self._batch_size: int | None = None
         self._output: Any = None
         self._dataloader_idx: int | None = None
-        self._hook = ""
+        self._hook, self._had_loss = "", False
         vars(self).update(lightnings_log(self.log))
         attach(module, self, self.log)
 
@@ -109,7 +109,8 @@ class ClientTrainer(TrainerSurface):
             after_backward: Called once an optimizer step, before clipping, for client-side gradient terms.
 
         Returns:
-            Optimizer steps taken, and what was logged: of every name the value of the last local epoch that logged it.
+            Optimizer steps taken, none where no batch had a loss, and what was logged: of every name the value of the
+            last local epoch that logged it.
 
         Raises:
             ConfigurationError: The module wants manual optimization or several optimizers.
@@ -125,6 +126,7 @@ class ClientTrainer(TrainerSurface):
         self._call("on_fit_start")
         self._call("on_train_start")
         while not self._fit_is_over():
+            steps_before = self.global_step
             self._call("on_train_epoch_start")
             complete = self._run_epoch(loader, optimizer, after_backward)
             self._reduce_so_far()
@@ -133,13 +135,15 @@ class ClientTrainer(TrainerSurface):
             if complete:
                 self._step_schedulers("epoch", self.current_epoch + 1, on_plateau=True)
             self.current_epoch += 1
+            if self.global_step == steps_before and self.options.local_steps is not None:
+                break  # it would be so in every other epoch too, and the steps never be done
         self._call("on_train_end")
         self._call("on_fit_end")
         self.training = False
         optimizer.zero_grad(set_to_none=True)
         self.optimizers.clear()
         self.train_dataloader = None
-        return self.global_step, metrics
+        return self.global_step if self._had_loss else 0, metrics
 
     def evaluate(self, loaders: Iterable[Any], stage: str = "validation") -> dict[str, float]:
         """Run the module's validation or test steps over all batches.
@@ -213,7 +217,7 @@ class ClientTrainer(TrainerSurface):
     def _start_fit(self, num_batches: int) -> None:
         self._values, self.callback_metrics = LoggedValues(), {}
         self.current_epoch = self.global_step = 0
-        self.should_stop, self.training = False, True
+        self.should_stop, self.training, self._had_loss = False, True, False
         self.num_training_batches = num_batches
         self.is_last_batch = False
         steps_per_epoch = -(-num_batches // self.accumulate_grad_batches)
@@ -274,6 +278,7 @@ class ClientTrainer(TrainerSurface):
             self._call("on_before_zero_grad", optimizer)
             self._call("optimizer_zero_grad", self.current_epoch, batch_idx, optimizer)
         if loss is not None:
+            self._had_loss = True
             self._call("on_before_backward", loss)
             self._call("backward", loss)
             self._call("on_after_backward")

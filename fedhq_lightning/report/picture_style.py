@@ -42,6 +42,8 @@ COLOURS = {name: written for name, (written, _, _) in _COLOURS.items()}
 MODE_COLOURS = {"fp": "#7b8490", "ptq": "#2a6fb5", "qat": "#d0761c"}
 """Cells of the map are an image inside the SVG, so these are fixed: a contrast of at least 3 to the page's light and
 its dark cards (WCAG 2.2, 1.4.11), and ptq darker than qat, which shows in grey too."""
+LEFT_OUT_MARKS = {"late": ("o", "ring"), "idle": ("_", "bar"), "quarantined": ("x", "cross")}
+"""On the map, why a client's update was left out: matplotlib's marker, and what it looks like in words."""
 
 _WIDTH_INCHES = 4.4  # 422 px: text stays readable when a phone shrinks it to 360 px
 _STYLE: dict[str, Any] = {

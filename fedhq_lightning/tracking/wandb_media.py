@@ -11,6 +11,7 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.run.allocation import read_allocation
 from fedhq_lightning.run.client_history import ClientHistory
 from fedhq_lightning.run.logged_rows import logged_values
+from fedhq_lightning.run.records import LEFT_OUT
 from fedhq_lightning.run.run import Run
 from fedhq_lightning.tracking.mode_picture import mode_picture
 
@@ -111,8 +112,7 @@ def _client_row(client: ClientHistory) -> dict[str, Any]:
         "tier": client.tier,
         "rounds": len(client.modes),
         **client.mode_counts,
-        "late": left_out.count("late"),
-        "quarantined": left_out.count("quarantined"),
+        **{status: left_out.count(status) for status in LEFT_OUT},
         **dict(means),
         "uplink_bytes": client.uplink_bytes,
     }

@@ -165,6 +165,16 @@ class BreaksOnce(Plain):
             self.net[0].weight.data[0, 0] = float("nan")
 
 
+class Skips(Plain):
+    """Silo 1 skips the second epoch, and both skip the third; the first batch of each is seen by the layers."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        skips = self.trainer.current_epoch == 2 or (self.trainer.current_epoch, self.trainer.global_rank) == (1, 1)
+        if skips:
+            self.net(batch[0] + 5)
+        return -1 if skips else None
+
+
 class Stops(Plain):
     """Logs what EarlyStopping watches; and one silo may ask to stop at a batch of an epoch."""
 
@@ -284,6 +294,7 @@ def by_hand(folder: Path) -> None:
     for name in ("first", "again"):
         fit(folder, name, Plain(), callbacks=[FederatedAveraging()], shuffle=False)
     fit(folder, "breaks", BreaksOnce(), callbacks=[FederatedAveraging(uplink="delta")], shuffle=False)
+    fit(folder, "skips", Skips(), callbacks=[FederatedAveraging()], shuffle=False)
     stopping = EarlyStopping("train_loss", patience=1, mode="max", check_on_train_epoch_end=True)
     fit(folder, "stopped", Stops(), callbacks=[FederatedAveraging(3), stopping], max_epochs=9)
     fit(folder, "told", Stops(at=(0, 3, 1)), callbacks=[FederatedAveraging(3)], max_epochs=9)

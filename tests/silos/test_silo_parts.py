@@ -1,5 +1,7 @@
 """Parts of a federation of silos, without processes."""
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset, SubsetRandomSampler, TensorDataset
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.aggregators import FedAvg
+from fedhq_lightning.federated.aggregators import FedAvg, FedOpt
 from fedhq_lightning.federated.exact_mean import ExactMean
 from fedhq_lightning.quantize import QuantScheme
 from fedhq_lightning.silos import silo_checkpoint, silo_strategy
@@ -116,6 +118,29 @@ class TestRound:
         payloads = [this_round.encode(module, rank) for rank in (0, 1)]
         found = this_round.aggregate(module, payloads, work(3, 0), FedAvg())
         assert found.refused == {1: "it saw no example in this round"}
+
+    def test_what_hooks_changed_without_gradients_travels_from_all(self) -> None:
+        """Whoever changed it: all silos send the same tensors; and it is no trained parameter."""
+        silos, rounds = [changed(0.3), changed(-0.7)], [a_round(), a_round()]
+        with torch.no_grad():
+            silos[1].fixed.weight += 4
+        told = [replace(each, changed=one.changed(m)) for each, one, m in zip(work(1, 3), rounds, silos, strict=True)]
+        assert [list(each.changed) for each in told] == [[], ["fixed.weight"]]
+        for each in rounds:
+            each.agree(told)
+        payloads = [one.encode(module, rank) for rank, (one, module) in enumerate(zip(rounds, silos, strict=True))]
+        step = FedOpt(partial(torch.optim.SGD, lr=0.5))
+        found = rounds[0].aggregate(silos[0], payloads, told, step)
+        assert not found.refused
+        torch.testing.assert_close(found.state["fixed.weight"], Tied().fixed.weight.detach() + 3)
+        assert torch.equal(found.state["fixed.bias"], Tied().fixed.bias)
+
+    def test_an_idle_silo_is_left_out_without_blame(self) -> None:
+        this_round, module = a_round(), changed(0.25)
+        told = [*work(3), Work(0, 0, 0.1, is_idle=True)]
+        found = this_round.aggregate(module, [this_round.encode(module, 0), b""], told, FedAvg())
+        assert not found.refused
+        assert torch.equal(found.state["embed.weight"], module.embed.weight)
 
     def test_what_thaws_within_the_round_travels(self) -> None:
         this_round, module = a_round(), changed(0.0)

@@ -89,6 +89,36 @@ class TestByHand:
             ["ok", "ok"],
         ]
 
+    def test_a_silo_that_skips_its_batches_is_idle_and_counts_nothing(self, by_hand: Path) -> None:
+        """After the second round everybody has the model of silo 0, statistics too; nobody trains in the third."""
+        state, _ = computed_by_hand(rounds=1)
+        module = Plain()
+        optimizer = module.configure_optimizers()
+        for start in (module.state_dict(), state):
+            module.load_state_dict(start)
+            for batch in DataLoader(examples(SIZES[0], 1), batch_size=8):
+                optimizer.zero_grad()
+                module.training_step(batch, 0).backward()
+                optimizer.step()
+        counters = {name: value for name, value in state.items() if not value.is_floating_point()}
+        for found in left(by_hand, "skips"):
+            assert same_bits(dict(found["state"]), dict(module.state_dict()) | counters)
+        records = list(read_rounds(by_hand / "skips" / "rounds.jsonl"))
+        assert [[client.status for client in record.clients] for record in records] == [
+            ["ok", "ok"],
+            ["ok", "idle"],
+            ["idle", "idle"],
+        ]
+        idle = records[1].clients[1]
+        assert (idle.uplink_bytes, idle.num_steps, idle.num_examples) == (0, 0, 0)
+        assert idle.downlink_bytes == records[1].clients[0].uplink_bytes
+        assert records[1].metrics["train/loss"] == records[1].clients[0].metrics["loss"]
+        said = [each for each in left(by_hand, "skips")[0]["warnings"] if each.startswith("round ")]
+        assert [each.split(" silos took no step")[0] for each in said] == [
+            "round 2: 1 of 2",
+            "round 3: no usable update arrived; the global model stays as it is",
+        ]
+
     @pytest.mark.parametrize(("name", "epochs", "rounds"), [("stopped", 2, 1), ("told", 4, 2), ("late", 2, 1)])
     def test_a_fit_that_stops_within_a_round_ends_with_one_model(
         self, by_hand: Path, name: str, epochs: int, rounds: int
