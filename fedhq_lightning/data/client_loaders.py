@@ -57,7 +57,8 @@ class ClientLoaders:
         owner: Who gives it, for messages.
 
     Attributes:
-        dataset: The examples that the loader gives: its dataset, or what its sampler draws from that.
+        drawn: (num_drawn,) rows of its dataset that one pass draws; a row may be there twice.
+        dataset: The examples in these rows: the loader's dataset itself where all are drawn.
 
     Raises:
         ConfigurationError: No DataLoader; no map-style dataset; a sampler, a batch sampler or an `__iter__` that
@@ -68,15 +69,15 @@ class ClientLoaders:
         _check_kind(loader, owner)
         self._loader: DataLoader[Any] = loader
         self._shuffles = not isinstance(loader.sampler, SequentialSampler)
-        self._drawn = _drawn_rows(loader, owner)
-        draws_all = np.array_equal(self._drawn, np.arange(len(loader.dataset)))
-        self.dataset: Dataset[Any] = loader.dataset if draws_all else Subset(loader.dataset, self._drawn.tolist())
+        self.drawn = _drawn_rows(loader, owner)
+        draws_all = np.array_equal(self.drawn, np.arange(len(loader.dataset)))
+        self.dataset: Dataset[Any] = loader.dataset if draws_all else Subset(loader.dataset, self.drawn.tolist())
 
     def training(self, rows: NDArray[np.int64]) -> DataLoader[Any]:
         """A client's training batches.
 
         Args:
-            rows: Positions in `dataset`.
+            rows: Of the loader's dataset.
         """
         loader = self._loader
         generator = _own_generator(loader.generator)
@@ -97,13 +98,13 @@ class ClientLoaders:
         """Batches of a client's examples in the given order, the last one not full.
 
         Args:
-            rows: Positions in `dataset`.
+            rows: Of the loader's dataset.
         """
         # A generator of its own leaves torch's global random numbers alone.
         return DataLoader(self._examples(rows), generator=torch.Generator(), **self._kept())
 
     def _examples(self, rows: NDArray[np.int64]) -> ClientExamples:
-        return ClientExamples(self._loader.dataset, self._drawn[rows].tolist())
+        return ClientExamples(self._loader.dataset, rows.tolist())
 
     def _kept(self) -> dict[str, Any]:
         names = (
@@ -159,7 +160,8 @@ def _drawn_rows(loader: DataLoader[Any], owner: str) -> NDArray[np.int64]:
             f"{owner}'s training loader draws by {type(sampler).__name__}; clients' loaders can follow shuffle=True, "
             f"shuffle=False and SubsetRandomSampler: {_instead_of(sampler)}, {_OWN}"
         )
-    if rows.ndim != 1 or rows.dtype.kind not in "iu" or rows.min() < -size or rows.max() >= size:
+    is_list = rows.ndim == 1 and rows.size > 0 and rows.dtype.kind in "iu"
+    if not is_list or rows.min() < -size or rows.max() >= size:
         raise ConfigurationError(
             f"{owner}'s training loader: indices of {type(sampler).__name__} must be a list of one or more row numbers "
             f"below {size}, the length of {type(loader.dataset).__name__}; of a mask, take mask.nonzero().flatten()"

@@ -1,11 +1,14 @@
 """Columns of a dataset that we know nothing about: one value per example, and where they come from."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
 Column = NDArray[Any]
@@ -68,11 +71,14 @@ def as_column(values: Any, num_examples: int) -> Column | None:
     """Values as an array, (num_examples,), or None where they are not one number or text per example.
 
     Args:
-        values: Anything; (num_examples, 1) counts as one value per example.
+        values: Anything in the examples' order; (num_examples, 1) counts as one value per example.
         num_examples: How many there must be.
     """
-    if not isinstance(values, Iterable) or isinstance(values, str | bytes):
+    if not isinstance(values, Iterable) or isinstance(values, str | bytes | Mapping | Set):
         return None
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values  # NumPy has none
     try:
         column = np.asarray(values if hasattr(values, "__array__") else list(values))
     except (TypeError, ValueError):
@@ -80,8 +86,8 @@ def as_column(values: Any, num_examples: int) -> Column | None:
         return None
     if column.shape == (num_examples, 1):
         column = column[:, 0]
-    if column.dtype.kind == "O" and all(isinstance(value, str) for value in column.flat):
-        column = column.astype(np.str_)
+    if column.dtype.kind == "O" and any(all(isinstance(value, kind) for value in column.flat) for kind in (str, Real)):
+        column = np.asarray(column.tolist())
     return column if column.shape == (num_examples,) and column.dtype.kind in COLUMN_KINDS else None
 
 

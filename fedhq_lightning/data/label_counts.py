@@ -13,7 +13,7 @@ from fedhq_lightning.data.labels import class_numbers, why_no_classes
 
 
 class LabelCounts:
-    """Counts the labels of any rows.
+    """Counts the labels of some of the examples.
 
     Args:
         labels: Label of every example; None where they are not known.
@@ -23,12 +23,12 @@ class LabelCounts:
     def __init__(self, labels: NamedColumn | None, owner: str) -> None:
         self._labels, self._owner = labels, owner
 
-    def among(self, rows: NDArray[np.int64]) -> Tensor | None:
+    def among(self, positions: NDArray[np.int64]) -> Tensor | None:
         """Examples per class, (num_classes,) int64; None where labels are not known or, with a warning, no classes."""
         if self._classes is None:
             return None
         numbers, num_classes = self._classes
-        return torch.from_numpy(np.bincount(numbers[rows], minlength=num_classes).astype(np.int64))
+        return torch.from_numpy(np.bincount(numbers[positions], minlength=num_classes).astype(np.int64))
 
     @cached_property
     def _classes(self) -> tuple[NDArray[np.int64], int] | None:

@@ -76,14 +76,14 @@ class PartitionedDataModule(FederatedDataModule):
         self._prepared = False
         self._stages: set[str] = set()
         self._loaders: ClientLoaders
-        self._client_rows: list[NDArray[np.int64]] = []
+        self._dealt: list[NDArray[np.int64]] = []
         self._label_counts: LabelCounts
 
     @property
     def client_ids(self) -> Sequence[ClientId]:
         """0, 1, 2, ...: one number per partition, empty ones included."""
         self.setup("fit")
-        return range(len(self._client_rows))
+        return range(len(self._dealt))
 
     def prepare_data(self) -> None:
         """Let the wrapped data module download or unpack what it needs."""
@@ -109,12 +109,12 @@ class PartitionedDataModule(FederatedDataModule):
 
     def num_examples(self, client_id: ClientId) -> int:
         """Training examples of one client, possibly 0."""
-        return len(self._rows(client_id))
+        return len(self._positions(client_id))
 
     def label_counts(self, client_id: ClientId) -> Tensor | None:
         """Examples per class of one client, (num_classes,) int64; None where labels are unknown or not classes."""
-        rows = self._rows(client_id)
-        return self._label_counts.among(rows)
+        positions = self._positions(client_id)
+        return self._label_counts.among(positions)
 
     # One training loader per client: the signature is FederatedDataModule's, not Lightning's.
     def train_dataloader(self, client_id: ClientId) -> DataLoader[Any]:  # type: ignore[override]
@@ -161,10 +161,16 @@ class PartitionedDataModule(FederatedDataModule):
         return getattr(self.datamodule, name)()
 
     def _rows(self, client_id: ClientId) -> NDArray[np.int64]:
+        """Rows of the wrapped training set that the client holds."""
+        positions = self._positions(client_id)
+        return self._loaders.drawn[positions]
+
+    def _positions(self, client_id: ClientId) -> NDArray[np.int64]:
+        """Where the client's examples are among those that were dealt."""
         self.setup("fit")
-        if not isinstance(client_id, int) or not 0 <= client_id < len(self._client_rows):
-            raise KeyError(f"client {client_id!r}: the clients are 0 to {len(self._client_rows) - 1}")
-        return self._client_rows[client_id]
+        if not isinstance(client_id, int) or not 0 <= client_id < len(self._dealt):
+            raise KeyError(f"client {client_id!r}: the clients are 0 to {len(self._dealt) - 1}")
+        return self._dealt[client_id]
 
     def _deal(self) -> None:
         # Imported here: it loads Hugging Face's datasets.
@@ -181,7 +187,7 @@ class PartitionedDataModule(FederatedDataModule):
             is_given = self.label_fn is not None
             column = partition_column(self.partitioner, loaders.dataset, labels, is_given, owner)
             columns[name] = column[order]
-        self._client_rows = partition_rows(self.partitioner, order, columns)
+        self._dealt = partition_rows(self.partitioner, order, columns)
         self._loaders, self._label_counts = loaders, LabelCounts(labels, owner)
 
 
