@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
@@ -22,7 +24,7 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.quantize import QuantScheme
 from fedhq_lightning.silos.silo_callback import SiloCallback
 from fedhq_lightning.silos.silo_strategy import SiloStrategy
-from fedhq_lightning.support.lightnings import both
+from fedhq_lightning.support.lightnings import as_of, both
 
 
 def refuse_settings(trainer: pl.Trainer, every_n_epochs: int, scheme: QuantScheme | None) -> Allocator | None:
@@ -31,6 +33,7 @@ def refuse_settings(trainer: pl.Trainer, every_n_epochs: int, scheme: QuantSchem
     Raises:
         ConfigurationError: The first thing that cannot work, and what to do instead.
     """
+    _refuse_older_package(trainer)
     _refuse_strategy(trainer)
     _refuse_steps(trainer)
     _refuse_companions(trainer, every_n_epochs)
@@ -91,6 +94,16 @@ def refuse_loaders(trainer: pl.Trainer) -> None:
         raise ConfigurationError(
             "the training loader has no length, and a round needs one; take a map-style dataset, give the "
             "IterableDataset a __len__"
+        )
+
+
+def _refuse_older_package(trainer: pl.Trainer) -> None:
+    package = as_of(trainer, pl.Trainer).__module__.partition(".")[0]
+    theirs, ours = sys.modules[package].__version__, sys.modules["lightning"].__version__
+    if theirs.split(".")[:2] != ours.split(".")[:2]:
+        raise ConfigurationError(
+            f"FederatedAveraging in a Trainer of {package} {theirs}: silos need the loops of lightning {ours}; "
+            f"write `import lightning.pytorch as pl` for `import {package} as pl`, or install {package}=={ours}"
         )
 
 

@@ -228,6 +228,13 @@ def test_what_a_silo_refuses_is_refused_in_the_other_trainer(settings: dict[str,
         fit_with(pl, callbacks, **(fedhq | {"enable_checkpointing": True} | settings))
 
 
+def test_silos_refuse_the_loops_of_an_older_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pl, "__version__", "2.4.0")
+    words = "FederatedAveraging in a Trainer of pytorch_lightning 2.4.0.*write `import lightning.pytorch as pl`"
+    with one_silo() as fedhq, pytest.raises(ConfigurationError, match=words):
+        fit_with(pl, [FederatedAveraging(scheme="w4a8", export=False)], **fedhq)
+
+
 def test_a_callback_that_was_made_before_the_other_package_was_imported() -> None:
     """A class learns of it with the next object of it."""
     before = TrainerCallback.__bases__
