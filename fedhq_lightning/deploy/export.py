@@ -4,12 +4,13 @@ import io
 import json
 import logging
 import os
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TextIO
 
 import safetensors.torch
 import torch
@@ -115,15 +116,37 @@ def _compress_text(path: Path) -> None:
 
 @contextmanager
 def _tracer_silent() -> Iterator[None]:
-    """Silence what torch prints on a module that it cannot trace: the error says it, and is handled."""
+    """Silence what torch says of a module that it cannot trace: the error says it, and is handled.
+
+    What the module itself prints and warns of in its forward is the user's to see.
+    """
     tracers = ("torch.export", "torch.fx", "torch._dynamo")
-    # Warnings are of attributes that recurrent layers set, anywhere; results are compared in the end.
-    with (
-        libraries_quiet(*tracers, level=logging.CRITICAL, warnings_of=[""]),
-        redirect_stderr(io.StringIO()),
-        redirect_stdout(io.StringIO()),
-    ):
+    # As recurrent layers do; results are compared in the end.
+    noise = ["The tensor attributes? .* assigned during export"]
+    with libraries_quiet(*tracers, level=logging.CRITICAL, noise=noise), redirect_stderr(_WithoutGraphs(sys.stderr)):
         yield
+
+
+class _WithoutGraphs(io.TextIOBase):
+    """A stream, but for the graph that torch prints of what it has traced when it fails, and the line's end after it.
+
+    Args:
+        stream: Gets everything else.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._after_graph = False
+
+    def write(self, text: str) -> int:
+        is_graph = text.lstrip().startswith("def forward(self, arg")
+        if not is_graph and not (self._after_graph and text == "\n"):
+            self._stream.write(text)
+        self._after_graph = is_graph
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 def save_packed(converted: nn.Module, path: Path) -> None:

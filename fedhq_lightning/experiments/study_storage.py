@@ -158,7 +158,7 @@ def told(storage: str) -> Iterator[None]:
         ConfigurationError: In place of any error of Optuna's, of the disk's or of the database's.
     """
     try:
-        with libraries_quiet("optuna", warnings_of=[r"optuna\..*", r"sqlalchemy\..*"]):
+        with libraries_quiet("optuna"):
             yield
     except ConfigurationError as error:
         raise ConfigurationError(f"storage {_shown(storage)}: {error}") from error

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -27,20 +25,9 @@ from fedhq_lightning.federated.clients import num_examples
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.local.evaluation import as_loaders
 from fedhq_lightning.support.lightnings import is_overridden
+from fedhq_lightning.support.quiet import libraries_quiet
 from fedhq_lightning.support.tensors import same_values
-from fedhq_lightning.types import ClientId, FitOptions, MonitorMode
-
-# Words of a metric's name that tell which way is better; a number may follow, as in map50.
-_SMALLER_IS_BETTER = re.compile(
-    r"loss|error|\b(err|nll|ce|bce|xent|entropy|crossentropy|perplexity|ppl|bpc|bpd|mse|rmse|msle|rmsle|mae|mape|smape|"
-    r"wer|cer|ter|eer|ece|fid|lpips|brier|kl|divergence|distance)\d*\b"
-)
-_LARGER_IS_BETTER = re.compile(
-    r"acc|\b(f1|f1score|auc|auroc|auprc|ap|map|precision|recall|sensitivity|specificity|iou|miou|jaccard|dice|score|r2|"
-    r"psnr|snr|sdr|ssim|bleu|rouge|rougel|rougelsum|meteor|cider|chrf|ndcg|mrr|mcc|kappa|pearson|spearman|likelihood|"
-    r"elbo|em|top)\d*\b"
-)
-_NEGATED = re.compile(r"\bneg(ative)?\b")
+from fedhq_lightning.types import ClientId, FitOptions
 
 
 @dataclass(frozen=True)
@@ -175,33 +162,6 @@ def resolve_monitor(monitor: str | None, found: Probe) -> str | None:
     return monitor
 
 
-def resolve_monitor_mode(monitor: str | None, monitor_mode: MonitorMode | None) -> MonitorMode:
-    """As asked, else what the monitored name tells.
-
-    "min" where the name contains "loss" or "error", or has a word such as nll, ce, bce, perplexity, ppl, mse, rmse,
-    mae, wer or cer; else "max" where it contains "acc", or has a word such as f1, auc, auroc, precision, recall, iou,
-    dice, map, score, r2, psnr, ssim, bleu or rouge. Words are letters and digits between anything else, underscores
-    too; upper case does not matter. A name with the word "neg" or "negative" does not tell.
-
-    Raises:
-        ConfigurationError: The name does not tell.
-    """
-    if monitor_mode is not None:
-        return monitor_mode
-    if monitor is None:
-        return "max"
-    words = re.sub(r"[\W_]+", " ", monitor.lower())
-    if not _NEGATED.search(words):
-        if _SMALLER_IS_BETTER.search(words):
-            return "min"
-        if _LARGER_IS_BETTER.search(words):
-            return "max"
-    raise ConfigurationError(
-        f"trainer.monitor {monitor!r} does not tell whether smaller or larger is better; set trainer.monitor_mode to "
-        "min or max"
-    )
-
-
 def _first_batch(loader: Any) -> list[Any]:
     for batch in loader:
         return [batch]
@@ -213,8 +173,7 @@ def _batch_size(batch: Any, loader: Any, examples: int) -> int:
     size = getattr(loader, "batch_size", None)
     if isinstance(size, int):
         return min(size, examples)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of sizes that differ within a batch; the advice is about self.log
+    with libraries_quiet(noise=["Trying to infer the `batch_size`"]):  # the advice is about self.log
         try:
             return extract_batch_size(batch)
         except MisconfigurationException:

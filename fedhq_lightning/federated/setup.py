@@ -30,6 +30,7 @@ from fedhq_lightning.federated.clients import (
     plain_client_ids,
     warn_of_examples_never_drawn,
 )
+from fedhq_lightning.federated.monitor_mode import resolve_monitor_mode
 from fedhq_lightning.federated.sampling import CohortSampler
 from fedhq_lightning.federated.server import Server
 from fedhq_lightning.federated.settings import RunSettings
@@ -158,7 +159,7 @@ def set_up(
         kernels=LaneKernels.of(template, grids, settings.lanes),
     )
     monitor = checks.resolve_monitor(settings.monitor, found)
-    monitored = Monitored(monitor, checks.resolve_monitor_mode(monitor, settings.monitor_mode))
+    monitored = Monitored(monitor, resolve_monitor_mode(monitor, settings.monitor_mode))
     allocator.begin(
         AllocationContext.on_clock(
             clock,

@@ -127,7 +127,7 @@ def own_style(settings: Mapping[str, Any] = MappingProxyType({})) -> Iterator[No
     Args:
         settings: Other values of matplotlib's settings.
     """
-    with libraries_quiet("matplotlib", warnings_of=[""]):
+    with libraries_quiet("matplotlib"):
         import matplotlib.style
 
         with matplotlib.style.context(["default", {"text.parse_math": False, **settings}]):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import json
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,9 +23,7 @@ def lightning_quiet() -> Iterator[None]:
 
     The last part of Lightning that is imported takes over what the others log.
     """
-    with libraries_quiet(
-        "lightning.fabric", "lightning.pytorch", "lightning_fabric", "pytorch_lightning", level=logging.WARNING
-    ):
+    with libraries_quiet("lightning.fabric", "lightning.pytorch", "lightning_fabric", "pytorch_lightning"):
         yield
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_warn
 
 from fedhq_lightning.run.logged_rows import logged_values
 from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.support.lightnings import AnyLogger, both
-from fedhq_lightning.support.wandb_session import wandb_quietly
+from fedhq_lightning.support.quiet import libraries_quiet
+from fedhq_lightning.support.text import first_line
+from fedhq_lightning.support.wandb_session import wandb_session
 from fedhq_lightning.tracking import wandb_mode, wandb_run
 from fedhq_lightning.tracking.run_labels import current_labels
 from fedhq_lightning.tracking.tracked_config import tracked_config
@@ -71,55 +73,69 @@ def make_loggers(
     """
     labels = current_labels()
     settings = {**tracked_config(config, recipe_name, monitor, monitor_mode), **labels.config}
-    done = list(records)
-    with wandb_quietly(), warnings.catch_warnings():
-        if done:
-            # CSVLogger's, in a folder that the user named: all that it deletes is logged anew.
-            warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
-        if logger is True:
-            loggers: list[AnyLogger] = []
-            if wandb_mode.mode() != "disabled":
-                loggers = [wandb_run.own_logger(run_dir, recipe_name, labels)]
-        else:
-            loggers = _given(logger)
-        opened = []
-        for each in loggers:
-            if isinstance(each, both(WandbLogger)):
-                closes = wandb_run.prepare(each, labels) and (
-                    logger is True or isinstance(config.get("recipe"), Mapping)
-                )
+    done, is_own = list(records), logger is True or isinstance(config.get("recipe"), Mapping)
+    loggers = _given(logger)
+    if logger is True and wandb_mode.mode() != "disabled":
+        loggers = [wandb_run.own_logger(run_dir, recipe_name, labels)]
+    # CSVLogger's, in a folder that the user named: all that it deletes is logged anew.
+    noise = ["Experiment logs directory .* exists and is not empty"] if done else []
+    opened = list[TrackedLogger]()
+    with wandb_session(), libraries_quiet(noise=noise):
+        try:
+            for each in loggers:
+                if isinstance(each, both(WandbLogger)):
+                    closes = wandb_run.open_run(each, labels) and is_own
+                    opened.append(TrackedLogger(each, wandb_run.rounds_held(each) if done else frozenset(), closes))
+                    wandb_run.define_axes(each, monitor, monitor_mode)
+                else:
+                    if done and isinstance(each, both(TensorBoardLogger)):
+                        # All rounds are logged anew: TensorBoard is to forget what the interrupted run wrote.
+                        each._kwargs.setdefault("purge_step", 0)
+                    opened.append(TrackedLogger(each))
                 each.log_hyperparams(settings)
-                wandb_run.define_axes(each, monitor, monitor_mode)
-                opened.append(TrackedLogger(each, wandb_run.rounds_held(each) if done else frozenset(), closes))
-            else:
-                if done and isinstance(each, both(TensorBoardLogger)):
-                    # All rounds are logged anew: TensorBoard is to forget what the interrupted run wrote.
-                    each._kwargs.setdefault("purge_step", 0)
-                each.log_hyperparams(settings)
-                opened.append(TrackedLogger(each))
-        for record in done:
-            log_round(opened, record)
+            for record in done:
+                log_round(opened, record)
+        except BaseException:
+            finish(opened, {}, run_dir, "failed")
+            raise
     return opened
 
 
 def finish(
     loggers: Sequence[TrackedLogger], summary: Mapping[str, Any], run_dir: Path, status: str = "success"
 ) -> None:
-    """Log to W&B what is known at the end only, and close the loggers.
+    """Log to W&B what is known at the end only, and close the loggers, each whatever another one raises.
 
     Args:
         loggers: The run's.
         summary: What `summary.json` holds.
         run_dir: The run directory, complete.
-        status: "success", or "failed" for a run that ended otherwise; of that one nothing more is logged.
+        status: "success", or "failed" for a run that ended otherwise; of that one nothing more is logged, and a logger
+            that cannot be closed is warned of, since the run's own error is the one to be raised.
+
+    Raises:
+        Exception: The first that a logger of a successful run raised.
     """
-    with wandb_quietly():
+    errors = list[Exception]()
+    with wandb_session():
         for each in loggers:
-            if isinstance(each.logger, both(WandbLogger)) and status == "success":
-                wandb_run.log_end(each.logger, summary, run_dir)
-            each.logger.finalize(status)
-            if isinstance(each.logger, both(WandbLogger)) and each.closes_run:
-                wandb_run.close(each.logger, status)
+            try:
+                _close(each, summary, run_dir, status)
+            except Exception as error:  # of a logger, which may be the user's
+                errors.append(error)
+                if status != "success":
+                    name = type(each.logger).__name__
+                    rank_zero_warn(f"{name} could not be closed: {type(error).__name__}: {first_line(error)}")
+    if errors and status == "success":
+        raise errors[0]
+
+
+def _close(each: TrackedLogger, summary: Mapping[str, Any], run_dir: Path, status: str) -> None:
+    if isinstance(each.logger, both(WandbLogger)) and status == "success":
+        wandb_run.log_end(each.logger, summary, run_dir)
+    each.logger.finalize(status)
+    if isinstance(each.logger, both(WandbLogger)) and each.closes_run:
+        wandb_run.close(each.logger, status)
 
 
 def _given(logger: bool | AnyLogger | list[AnyLogger]) -> list[AnyLogger]:

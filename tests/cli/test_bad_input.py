@@ -497,6 +497,17 @@ def test_empty_client_among_others_is_left_out(capsys, tmp_path):
     assert capsys.readouterr().err == ("fedhq: warning: 1 of 3 clients hold no examples and are left out: 1\n")
 
 
+@pytest.mark.filterwarnings("default::UserWarning")
+@pytest.mark.parametrize("command", ["run", "tune"])
+def test_a_warning_of_the_users_own_code_is_a_line_and_told_once(capsys, tmp_path, command):
+    write_recipe(tmp_path / "warns.yaml", {"model": {"class_path": f"{USER}.WarningMLP"}})
+    with (tmp_path / "warns.yaml").open("a") as file:
+        file.write("tune: {trials: 2, search: {model.lr: [0.1, 0.2]}}\n")
+    overrides = ["--trainer.enable_progress_bar=false"] if command == "run" else []
+    assert main([command, "warns.yaml", *overrides]) == 0
+    assert capsys.readouterr().err == "fedhq: warning: a pixel is missing\n"
+
+
 @pytest.fixture(scope="module")
 def kept_run(tmp_path_factory):
     """Directory of a run of the small recipe."""

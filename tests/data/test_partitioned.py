@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,24 @@ def test_every_partitioner_deals_each_example_at_most_once(
         assert torch.equal(counts, torch.bincount(torch.tensor(client, dtype=torch.int64) // 60, minlength=10))
         assert module.num_examples(client_id) == len(client)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_a_partitioner_says_is_seen_but_for_its_own_retries(capfd: pytest.CaptureFixture[str]) -> None:
+    unused = flwr.PathologicalPartitioner(2, "label", 1, class_assignment_mode="deterministic")
+    with pytest.warns(UserWarning, match=r"Classes: .* will NOT be used"):
+        PartitionedDataModule(Wrapped(), unused).client_ids  # noqa: B018  # which partitions
+
+    class Own(flwr.IidPartitioner):
+        def load_partition(self, partition_id: int) -> Any:
+            warnings.warn("a warning of the user's", stacklevel=1)
+            print("a print of the user's", file=sys.stderr)
+            return super().load_partition(partition_id)
+
+    with pytest.warns(UserWarning, match="a warning of the user's"):
+        PartitionedDataModule(Wrapped(), Own(1)).client_ids  # noqa: B018
+    assert capfd.readouterr() == ("", "a print of the user's\n")
+    retried = dirichlet(num_partitions=30, alpha=0.1, min_partition_size=2, seed=3)
+    assert len(PartitionedDataModule(Wrapped(), retried).client_ids) == 30
 
 
 def test_same_settings_same_clients_and_the_partitioner_can_be_used_again() -> None:
