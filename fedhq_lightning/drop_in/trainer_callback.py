@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from inspect import Signature, signature
+from typing import Any, ClassVar, Self
 
 import lightning.pytorch as pl
 
@@ -16,9 +17,14 @@ class TrainerCallback(pl.Callback):
     too. Both are empty hooks of the same names.
     """
 
+    __signature__: ClassVar[Signature]
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         _take_bases()
+        # What is told of a class is what its __init__ takes, and not __new__ here.
+        whole = signature(cls.__init__)
+        cls.__signature__ = whole.replace(parameters=list(whole.parameters.values())[1:])
 
     def __new__(cls, *args: Any, **settings: Any) -> Self:
         """Make one, whatever its class is made with."""
