@@ -20,6 +20,8 @@ class FreeQatAllocator(Allocator):
     Times are virtual seconds as the hardware analysis predicts them; a round deadline ends the wait for the slowest.
     """
 
+    looks_at_max_rounds = False
+
     def __init__(self) -> None:
         self._context: AllocationContext | None = None
 
@@ -60,6 +62,8 @@ class MatchedRandomAllocator(Allocator):
     Raises:
         ConfigurationError: An unknown choice.
     """
+
+    looks_at_max_rounds = False
 
     def __init__(self, reference: str, per: Per = "total") -> None:
         if per not in get_args(Per):

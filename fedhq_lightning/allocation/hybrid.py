@@ -149,9 +149,7 @@ class HybridAllocator(Allocator):
             self._earlier_trials(),
         )
         self.explanation = explain(self._knowledge, self._choice, self._given)
-        self.explanation += explain_start(
-            self._noise, self._rounds_in_ptq, self.qat_from is not None, self._waits_for_proof()
-        )
+        self.explanation += self._start_in_words()
         self.explanation += self._outlook()
 
     def propose(self, round_number: int, cohort: Sequence[ClientId]) -> Plan:
@@ -245,6 +243,12 @@ class HybridAllocator(Allocator):
             ) from error
         self._noise, self.explanation = state["noise"], state["explanation"]
         self._rounds_in_ptq = self._rounds_before_qat(self._context.max_rounds)
+        start = self._start_in_words()
+        if start not in self.explanation:
+            self.explanation += f" Made {self._context.max_rounds} rounds long later on.{start}"
+
+    def _start_in_words(self) -> str:
+        return explain_start(self._noise, self._rounds_in_ptq, self.qat_from is not None, self._waits_for_proof())
 
     def _has_begun(self, round_number: int) -> bool:
         """Whether the boundary decides in this round; before, everybody trains in ptq."""
