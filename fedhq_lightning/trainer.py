@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.devices import Fleet, FleetSpec
+from fedhq_lightning.devices.fleet import expand_fleet
 from fedhq_lightning.federated import setup
 from fedhq_lightning.federated.after_fit import AfterFit
 from fedhq_lightning.federated.aggregators import Aggregator
@@ -38,6 +39,7 @@ from fedhq_lightning.support.atomic_files import write_atomically
 from fedhq_lightning.support.collectives import Processes, launch
 from fedhq_lightning.support.first_process import is_first_process
 from fedhq_lightning.support.memory import keep_freed_memory
+from fedhq_lightning.support.paths import expand_if_given
 from fedhq_lightning.support.threads import torch_threads
 from fedhq_lightning.tracking import check_logger
 from fedhq_lightning.tracking.callback import Tracking
@@ -138,7 +140,7 @@ class FederatedTrainer(AfterFit):
             "aggregator": aggregator,
             "uplink": uplink,
             "downlink": downlink,
-            "fleet": fleet,
+            "fleet": expand_fleet(fleet),
             "monitor": monitor,
             "monitor_mode": monitor_mode,
             "callbacks": callbacks,
@@ -158,7 +160,7 @@ class FederatedTrainer(AfterFit):
             "checkpoint_every_n_rounds": checkpoint_every_n_rounds,
             "enable_progress_bar": enable_progress_bar,
             "seed": seed,
-            "default_root_dir": default_root_dir,
+            "default_root_dir": expand_if_given(default_root_dir, "default_root_dir"),
         }
         self.described = describe(asked)
         check_settings(asked)
@@ -167,7 +169,7 @@ class FederatedTrainer(AfterFit):
         if enable_progress_bar and not any(isinstance(each, ProgressDisplay) for each in self.callbacks):
             self.callbacks.append(ProgressDisplay())
         self.logger = logger
-        self.default_root_dir = Path(default_root_dir)
+        self.default_root_dir = Path(asked["default_root_dir"])
         self.fabric = make_fabric(accelerator, devices, num_nodes, strategy, self.settings.precision)
         self.recipe: Recipe | None = None
         self.monitored = Monitored()

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from fedhq_lightning.allocation.protocol import AllocationContext, Allocator
 from fedhq_lightning.errors import ConfigurationError, nearest
+from fedhq_lightning.support.paths import expand
 from fedhq_lightning.types import ClientId, Mode, Plan
 
 Per: TypeAlias = Literal["total", "tier"]
@@ -71,7 +72,7 @@ class MatchedRandomAllocator(Allocator):
                 f"MatchedRandomAllocator: per={per!r}; allowed are {', '.join(get_args(Per))}"
                 f"{nearest(str(per), get_args(Per))}"
             )
-        self.reference = str(reference)
+        self.reference = expand(reference, "MatchedRandomAllocator: reference")
         self.per = per
         self._modes: dict[int, dict[str, Mode]] | None = None
 

@@ -17,6 +17,7 @@ from fedhq_lightning.allocation.rounding_cost import FEWEST, RoundingCost
 from fedhq_lightning.allocation.study import Trial
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.support.atomic_files import write_atomically
+from fedhq_lightning.support.paths import expand
 from fedhq_lightning.types import ClientId, Plan
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ class HybridAllocator(Allocator):
         self.window = window
         self.slowdown = slowdown
         self.qat_from = qat_from
-        self.warm_start = [warm_start] if isinstance(warm_start, str) else list(warm_start or [])
+        runs = [warm_start] if isinstance(warm_start, str) else warm_start or []
+        self.warm_start = [expand(run, "HybridAllocator: warm_start") for run in runs]
         self.fleet = fleet
         self.explanation = ""
         self.wanted_sensitivity = self.sensitivity

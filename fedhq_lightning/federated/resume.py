@@ -19,6 +19,7 @@ from fedhq_lightning.run.directory import RunDirectory, load_checkpoint
 from fedhq_lightning.run.lightning_checkpoint import for_lightning
 from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.run.state import RunState
+from fedhq_lightning.support.paths import expand_path
 
 _PARTS_BESIDE_RECIPE = ("device", "compiled_kernels", "virtual_fleet")
 _FREE = SETTINGS_THAT_CHANGE_NO_BIT | {"trainer.max_rounds"}
@@ -89,7 +90,7 @@ def find_run(ckpt_path: str | Path, runs: Path) -> Path | None:
             "for the newest one of this module or recipe"
         )
     if ckpt_path != "last":
-        return Path(ckpt_path)
+        return expand_path(ckpt_path, "ckpt_path")
     found = [path for path in runs.glob("*") if RunDirectory(path).saved_checkpoints()]
     if found:
         return max(found, key=lambda path: path.name)  # they begin with the time

@@ -21,6 +21,7 @@ from typing import Any, get_type_hints
 import torch
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.run.records import ClientRecord, RoundRecord, read_rounds
 from fedhq_lightning.support.atomic_files import told_to_user, whole_file, write_atomically
 
@@ -73,7 +74,7 @@ class RunDirectory:
             ConfigurationError: Nothing there to resume from, or a checkpoint that is in no run directory.
         """
         if ckpt_path.is_file():
-            directory = cls(ckpt_path.parent.parent)
+            directory = cls(recipe_files.run_of(ckpt_path))
             if not directory.recipe.is_file():
                 raise ConfigurationError(
                     f"{ckpt_path}: lies in no run directory, so there is no run to go on with; give trainer.run_dir of "
@@ -81,7 +82,7 @@ class RunDirectory:
                     "call fit without ckpt_path"
                 )
             return directory, ckpt_path
-        directory = cls(ckpt_path)
+        directory = cls(recipe_files.run_of(ckpt_path))
         saved = directory.saved_checkpoints()
         if not saved:
             found = "it holds no checkpoint yet" if ckpt_path.is_dir() else "there is no such folder or checkpoint"

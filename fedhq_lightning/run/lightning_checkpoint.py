@@ -11,6 +11,7 @@ import torch
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.run.directory import RunDirectory, load_checkpoint
+from fedhq_lightning.support.paths import expand_path
 from fedhq_lightning.types import StateDict
 
 _PLAIN = (str, int, float, bool, type(None), torch.Tensor)
@@ -67,7 +68,7 @@ def weights_of(ckpt_path: str | Path, run_dir: Path) -> StateDict:
     Raises:
         ConfigurationError: There is none.
     """
-    path = Path(ckpt_path)
+    path = expand_path(ckpt_path, "ckpt_path")
     if ckpt_path in ("best", "last") or path.is_dir():
         directory = RunDirectory(run_dir if ckpt_path in ("best", "last") else path)
         rounds = directory.saved_checkpoints()

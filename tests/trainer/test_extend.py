@@ -14,6 +14,7 @@ import yaml
 
 from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.callbacks import EarlyStopping, FixedAllocator, HybridAllocator
+from fedhq_lightning.cli.main import main
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.aggregators import FedOpt
 from fedhq_lightning.launch.resolve import resolve
@@ -23,7 +24,7 @@ from fedhq_lightning.trainer import FederatedTrainer
 from fedhq_lightning.types import Plan
 
 from ..small_federation import SmallData, SmallModule, same_bits, trainer
-from ..small_recipe import SMALL
+from ..small_recipe import SMALL, write_recipe
 from .runs import Recorder, checkpoint, fit, records
 
 
@@ -157,6 +158,21 @@ class TestExtending:
         assert stopped_at[0] == ["round-000003.ckpt"]
         assert [path.name for path in run.saved_checkpoints()] == ["round-000005.ckpt", "round-000006.ckpt"]
         same_run(there, ran(max_rounds=6))
+
+
+@pytest.mark.usefixtures("quick")
+def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe(tmp_path / "small.yaml", {"trainer.round_lr": "linear"})
+    assert main(["run", str(recipe), "--trainer.max_rounds=1", "--trainer.default_root_dir=my runs"]) == 0
+    (run,) = (tmp_path / "my runs" / "small").iterdir()
+    assert main(["resume", f"{run.relative_to(tmp_path)}/", "--trainer.max_rounds=3"]) == 0
+    assert "max_rounds was 1, is now 3: from round 2 on round_lr 'linear' is that of 3" in capsys.readouterr().err
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["trainer"]["max_rounds"] == 3
+    assert json.loads((run / "summary.json").read_text())["rounds"] == 3
+    assert main(["resume", str(run), "--trainer.max_rounds=2"]) == 2
+    assert "has done 3 rounds; give that many or more" in capsys.readouterr().err
+    assert main(["resume", str(run / "checkpoints")]) == 0, "it has its new length by itself"
+    assert json.loads((run / "summary.json").read_text())["rounds"] == 3
 
 
 class LooksAhead(FixedAllocator):
