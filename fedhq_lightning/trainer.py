@@ -189,7 +189,7 @@ class FederatedTrainer(AfterFit):
         """Whether this process prints and writes."""
         return self.fabric.is_global_zero
 
-    @with_lightning_names({"model": "module"})
+    @with_lightning_names({"model": "module"}, ignored=("weights_only",))
     def fit(
         self,
         module: L.LightningModule,

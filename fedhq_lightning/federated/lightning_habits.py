@@ -40,7 +40,7 @@ def with_lightning_names(
         def told(*arguments: _P.args, **named: _P.kwargs) -> _T:
             given: dict[str, Any] = {}
             for name, value in named.items():
-                if name in ignored:
+                if name in ignored or (name in renamed and value is None):
                     continue
                 meant = renamed.get(name, name)
                 if meant not in own and (instead := instead_of(name)):

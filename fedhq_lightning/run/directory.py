@@ -82,7 +82,7 @@ class RunDirectory:
                     "call fit without ckpt_path"
                 )
             return directory, ckpt_path
-        directory = cls(recipe_files.run_of(ckpt_path))
+        directory = cls(recipe_files.run_of(ckpt_path) if ckpt_path.is_dir() else ckpt_path)
         saved = directory.saved_checkpoints()
         if not saved:
             found = "it holds no checkpoint yet" if ckpt_path.is_dir() else "there is no such folder or checkpoint"
