@@ -128,11 +128,14 @@ class Allocator(ABC):
         wants_label_divergence: Whether `begin` looks at `AllocationContext.divergence`. Silos of `lightning.Trainer`
             count and send their labels only then; others need not set it. Read before `begin`.
         wants_update_divergence: Whether `ClientRecord.update_divergence` shall be found. Read after `begin`.
+        looks_at_max_rounds: Whether plans depend on `AllocationContext.max_rounds`. Where they do, who makes a run
+            longer is told that it is not the run that it would have been with more rounds from the start.
     """
 
     wanted_sensitivity: "SensitivityMeasure | None" = None
     wants_label_divergence: bool = False
     wants_update_divergence: bool = False
+    looks_at_max_rounds: bool = True
 
     def begin(self, context: AllocationContext) -> None:
         """Take in the run, before round 1 and again when a run resumes.

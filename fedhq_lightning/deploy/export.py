@@ -24,6 +24,7 @@ from fedhq_lightning.quantize.integer_layers import INTEGER_TYPES, IntegerLayer
 from fedhq_lightning.quantize.lanes import restore, turn_off_fast_paths
 from fedhq_lightning.quantize.packing import pack, packed_bytes, unpack
 from fedhq_lightning.quantize.scheme import LayerScheme
+from fedhq_lightning.support.paths import expand_path
 from fedhq_lightning.support.quiet import libraries_quiet
 from fedhq_lightning.support.text import first_line
 from fedhq_lightning.types import AnyModule
@@ -63,7 +64,7 @@ def export_program(converted: nn.Module, example_args: tuple[Any, ...], path: Pa
         ExportError: The module cannot be exported with a batch of any size, or the program that was read back differs
             from the module by a single bit, on the example or on its first sample alone.
     """
-    path, kind = Path(path), type(converted).__name__
+    path, kind = expand_path(path), type(converted).__name__
     tensors = [leaf for leaf in pytree.tree_leaves(example_args) if isinstance(leaf, Tensor) and leaf.dim()]
     if not tensors or any(tensor.shape[0] == 0 for tensor in tensors):
         raise ExportError("the example must have tensors with at least one sample")
@@ -162,7 +163,7 @@ def save_packed(converted: nn.Module, path: Path) -> None:
     Raises:
         ConfigurationError: Nothing in the module is quantized, or its state holds something other than tensors.
     """
-    path = Path(path)
+    path = expand_path(path)
     layers = {name: layer for name, layer in converted.named_modules() if isinstance(layer, IntegerLayer)}
     if not layers:
         raise ConfigurationError(f"{type(converted).__name__} has no integer layer; convert it first")
@@ -211,7 +212,7 @@ def load_packed(path: Path, module: AnyModule) -> AnyModule:
     Raises:
         ConfigurationError: The file is missing, damaged, of another format or version, or made for another model.
     """
-    path = Path(path)
+    path = expand_path(path)
     try:
         state = safetensors.torch.load_file(path)
         with safe_open(path, framework="pt") as file:

@@ -16,6 +16,7 @@ from fedhq_lightning.drop_in.trainer_callback import TrainerCallback
 from fedhq_lightning.drop_in.trainer_parts import is_rehearsal
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.quantize import QuantScheme
+from fedhq_lightning.support.paths import expand_if_given
 
 
 class QuantizedCallback(TrainerCallback):
@@ -33,7 +34,7 @@ class QuantizedCallback(TrainerCallback):
     def __init__(self, scheme: QuantScheme | None, export: bool, dirpath: str | Path | None) -> None:
         self.scheme = scheme
         self.export = export
-        self.dirpath = dirpath
+        self.dirpath = expand_if_given(dirpath, "dirpath")
         self.deployed_path: Path | None = None
         self._is_fitting = False
         self._folder = Path()

@@ -15,12 +15,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.callback import RoundControl
 from fedhq_lightning.federated.client_fit import ClientFitter, Update
+from fedhq_lightning.federated.resume import best_checkpoint
 from fedhq_lightning.federated.sampling import share_of
 from fedhq_lightning.federated.server import Server, ServerRound
 from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.federated.setup import Job
 from fedhq_lightning.local.evaluation import Evaluator
 from fedhq_lightning.run.directory import RunDirectory
+from fedhq_lightning.run.lightning_checkpoint import for_lightning
 from fedhq_lightning.run.records import ClientRecord, RoundRecord
 from fedhq_lightning.run.state import RunState
 from fedhq_lightning.support.collectives import Processes
@@ -229,7 +231,7 @@ class RoundLoop:
     def _write(self, record: RoundRecord, is_best: bool, is_end: bool) -> None:
         state = self._state
         if is_best:
-            self._directory.save_best({"round": state.round, "state": state.deployed})
+            self._directory.save_best(best_checkpoint(self._job.template, state))
         self._directory.append_round(record)
         self._directory.write_metrics(state.records)
         if state.round > 0:
@@ -280,6 +282,7 @@ class RoundLoop:
             "allocator": self._job.allocator.state_dict(),
             "evaluator": self._evaluator.state_dict(),
             **self._saved_parts(),
+            **for_lightning(self._job.template, self._state.served),
         }
         self._directory.save_checkpoint(self._state.round, parts, _KEPT_CHECKPOINTS)
 

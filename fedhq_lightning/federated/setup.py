@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.fabric import Fabric
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from fedhq_lightning.allocation import AllocationContext, Allocator, FixedAllocator
 from fedhq_lightning.data import FederatedDataModule
@@ -183,14 +184,37 @@ def set_up(
     return Job(template, datamodule, sampler, found, grids, link, clock, allocator, monitored)
 
 
-def check_types(module: Any, datamodule: Any) -> None:
-    """Refuse what is no LightningModule, and an ordinary data module, which has no clients."""
+def check_types(module: Any, datamodule: Any) -> FederatedDataModule:
+    """Refuse what is no LightningModule, loaders and an ordinary data module, which have no clients, and no data."""
     check_is_lightning_module(module)
-    if not isinstance(datamodule, FederatedDataModule):
-        raise ConfigurationError(
-            f"datamodule: got {type(datamodule).__name__}; give a FederatedDataModule, for example "
-            "PartitionedDataModule(datamodule, partitioner) around an ordinary LightningDataModule"
-        )
+    if isinstance(datamodule, FederatedDataModule):
+        return datamodule
+    around = "an ordinary LightningDataModule"
+    if not isinstance(datamodule, L.LightningDataModule):
+        around += " that gives train and held-out loaders"
+    given = "no data were given" if datamodule is None else f"got {type(datamodule).__name__}"
+    raise ConfigurationError(
+        f"datamodule: {given}; give a FederatedDataModule, which knows whose data are whose, for example "
+        f"PartitionedDataModule(datamodule, partitioner) around {around}"
+    )
+
+
+def held_out_data(
+    module: L.LightningModule, stage: str, dataloaders: Any, datamodule: Any, fitted_on: L.LightningDataModule | None
+) -> Any:
+    """Whose batches `validate` and `test` evaluate on: loaders or the data module given, else that of the last fit.
+
+    Raises:
+        ConfigurationError: The module has no such step; two things were given, or none.
+    """
+    if not is_overridden(f"{stage}_step", module):
+        raise ConfigurationError(f"{type(module).__name__} has no {stage}_step; add one that logs a metric")
+    if dataloaders is not None and datamodule is not None:
+        raise ConfigurationError(f"{stage}: dataloaders and datamodule are both given; give one of them")
+    data = next((each for each in (dataloaders, datamodule, fitted_on) if each is not None), None)
+    if data is None:
+        raise ConfigurationError(f"{stage}: no data; give a loader, several, or a data module, or call fit before")
+    return data
 
 
 def grids_of(settings: RunSettings, template: L.LightningModule) -> dict[str, LayerScheme]:

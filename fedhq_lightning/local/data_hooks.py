@@ -29,13 +29,13 @@ def release_data(datamodule: AnyDataModule, stage: str) -> None:
 
 
 @contextmanager
-def prepared(data: Any, stage: str) -> Iterator[None]:
-    """A data module between its `setup` and its `teardown`; nothing happens to loaders."""
+def prepared(data: Any, stage: str) -> Iterator[AnyDataModule | None]:
+    """A data module between its `setup` and its `teardown`; None where loaders are given, to which nothing happens."""
     if not isinstance(data, AnyDataModule):
-        yield
+        yield None
         return
     prepare_data(data, stage)
-    yield
+    yield data
     release_data(data, stage)
 
 
