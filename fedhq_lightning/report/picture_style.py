@@ -6,6 +6,7 @@ ids, and matplotlib's own defaults whatever style the user has set (which stays 
 
 import html
 import io
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -64,6 +65,8 @@ _STYLE: dict[str, Any] = {
     "grid.color": COLOURS["grid"],
 }
 
+_NOISE = (r"Glyph \d+ .*missing from font", "Matplotlib currently does not support", ".*collapsed to zero")
+"""Of names that a font has no letters for, or that leave no room: they are the user's, and the page's text has them."""
 _NOTHING = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
@@ -127,7 +130,7 @@ def own_style(settings: Mapping[str, Any] = MappingProxyType({})) -> Iterator[No
     Args:
         settings: Other values of matplotlib's settings.
     """
-    with libraries_quiet("matplotlib"):
+    with libraries_quiet("matplotlib", level=logging.ERROR, noise=_NOISE):
         import matplotlib.style
 
         with matplotlib.style.context(["default", {"text.parse_math": False, **settings}]):

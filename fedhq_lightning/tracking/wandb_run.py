@@ -61,9 +61,9 @@ def open_run(logger: WandbLogger, labels: Labels) -> bool:
 
     if logger._experiment is not None:
         return False
-    there: Any = wandb.run
-    left = there if there in _opened and there.id != logger._wandb_init.get("id") else None
-    joins = there is not None and left is None
+    active: Any = wandb.run
+    left = active if active in _opened and active.id != logger._wandb_init.get("id") else None
+    joins = active is not None and left is None
     if not joins:
         _complete(logger, labels)
     with _as_the_first_run(logger, left), _mode_kept_from_environment(logger):
@@ -106,8 +106,8 @@ def _as_the_first_run(logger: WandbLogger, left: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        opened: Any = logger._experiment or left
-        _set_global_run(opened)
+        now: Any = logger._experiment or left
+        _set_global_run(now)
 
 
 @contextmanager

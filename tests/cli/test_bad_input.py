@@ -249,8 +249,8 @@ IN_A_RECIPE: dict[str, tuple[dict[str, Any], str]] = {
         "such as IidPartitioner",
     ),
     "no such label function": (
-        {"data.init_args.label_fn": "operator.itemgeter"},
-        "data.label_fn: operator has no 'itemgeter'; did you mean 'itemgetter'?",
+        {"data.init_args.label_fn": "math.florr"},
+        "data.label_fn: math has no 'florr'; did you mean 'floor'?",
     ),
     "alpha 0": (
         {f"{PARTITIONER}.init_args.alpha": 0},
