@@ -242,7 +242,8 @@ def _check_command(line: str, words: list[str]) -> None:
     if command == "compare":
         arguments = _compare_overrides(words)
     if command == "resume":
-        assert arguments in ([], ["RUN_DIR"]), line
+        assert arguments[:1] in ([], ["RUN_DIR"]), line
+        assert all(re.fullmatch(r"--trainer\.max_rounds=(N|\d+)", each) for each in arguments[1:]), line
     elif not arguments:
         return
     elif arguments[0].isupper():

@@ -135,6 +135,7 @@ class QuantizedEvaluation:
         self._view._results.dataloader_idx = None
         self._call(f"on_{self._stage}_epoch_end")
         self._collect()
+        self._view._results.reset()  # metric objects too, as Lightning's own loop does
         return _mean_over_processes(self._values)
 
     def _collect(self) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import lightning as L
 from lightning.fabric import Fabric
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from fedhq_lightning.allocation import AllocationContext, Allocator, FixedAllocator
 from fedhq_lightning.data import FederatedDataModule
@@ -49,6 +48,7 @@ from fedhq_lightning.quantize import LayerScheme
 from fedhq_lightning.risk.divergence import DivergenceMeasure, LabelStatistics
 from fedhq_lightning.risk.sensitivity import SensitivityMeasure
 from fedhq_lightning.support.collectives import Processes
+from fedhq_lightning.support.lightnings import is_overridden
 from fedhq_lightning.support.notes import noted
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
 from fedhq_lightning.types import MODES, ClientId, Mode, StateDict

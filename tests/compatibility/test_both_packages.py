@@ -144,7 +144,7 @@ class MyDigits(LightningDataModule):
         self.digits = Digits()
 
     def train_dataloader(self):
-        return DataLoader(self.digits.train_dataset, self.hparams.batch_size)
+        return DataLoader(self.digits.train_dataset, self.hparams.batch_size, shuffle=True)
 
     def val_dataloader(self):
         return self.digits.val_dataloader()
