@@ -272,4 +272,4 @@ def test_a_split_by_samplers_holds_out_what_it_holds_out(tmp_path: Any) -> None:
     trainer.writes_model = False
     with generators_kept():
         trainer.fit(Net(), PartitionedDataModule(data, IidPartitioner(2)))
-    assert trainer.summary["metric_fp"] < 0.65  # 0.9 and more where all rows are dealt
+    assert trainer.summary["metric_fp"] < 0.65  # 0.87 where all rows are dealt
