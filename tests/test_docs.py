@@ -242,7 +242,8 @@ def _check_command(line: str, words: list[str]) -> None:
     if command == "compare":
         arguments = _compare_overrides(words)
     if command == "resume":
-        assert arguments in ([], ["RUN_DIR"]), line
+        assert arguments[:1] in ([], ["RUN_DIR"]), line
+        resolve(*recipe_files.find("digits-smoke"), arguments[1:])  # any run's recipe has these keys
     elif not arguments:
         return
     elif arguments[0].isupper():
