@@ -243,7 +243,8 @@ def _check_command(line: str, words: list[str]) -> None:
         arguments = _compare_overrides(words)
     if command == "resume":
         assert arguments[:1] in ([], ["RUN_DIR"]), line
-        assert all(re.fullmatch(r"--trainer\.max_rounds=(N|\d+)", each) for each in arguments[1:]), line
+        longer = [each.replace("=N", "=9") for each in arguments[1:]]
+        resolve(*recipe_files.find("digits-smoke"), longer)  # any run's recipe has these keys
     elif not arguments:
         return
     elif arguments[0].isupper():
