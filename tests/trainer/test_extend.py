@@ -201,7 +201,7 @@ class TestWhatChangesIsTold:
                 "as in a run of 4, rounds 1 to 2 stay those of 2",
             ),
             (
-                lambda: {"callbacks": EarlyStopping(patience=2, min_delta=100.0)},
+                lambda: {"callbacks": EarlyStopping(patience=1, min_delta=100.0)},
                 "max_rounds was 2, is now 4: a callback ended the run after round 2, as it would have with 4: "
                 "it stays ended",
             ),
