@@ -11,8 +11,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DOCS_INSTALLED := $(VENV)/.installed-docs
 # Test processes; each computes with one thread, and takes the tests of a file or a class together, so that what they
-# share is made once. Those that take longest are begun first (tests/conftest.py).
-WORKERS ?= 2
+# share is made once. Those that take longest are begun first (tests/conftest.py). One more than two cores have, since
+# some wait for processes that they start.
+WORKERS ?= 3
 # Without its caches, every interpreter that a test starts compiles the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 

@@ -1,4 +1,7 @@
-"""Callbacks for `FederatedTrainer` and `lightning.pytorch.Trainer`."""
+"""Callbacks for `FederatedTrainer` and `lightning.pytorch.Trainer`.
+
+To import any name from here registers `strategy="fedhq"` with Lightning.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -52,4 +55,5 @@ __getattr__, __dir__ = on_first_use(
         "fedhq_lightning.federated.callback": ["RoundCallback"],
         "fedhq_lightning.report.progress": ["ProgressDisplay"],
     },
+    along="fedhq_lightning.silos.silo_strategy",
 )

@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 from fedhq_lightning import allocation
 from fedhq_lightning.allocation import AllocationContext
 from fedhq_lightning.allocation.hybrid import HybridAllocator as _HybridAllocator
+from fedhq_lightning.drop_in.trainer_callback import TrainerCallback
 from fedhq_lightning.drop_in.trainer_parts import callbacks_of
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.silos.silo_callback import SiloCallback
@@ -22,7 +23,7 @@ _FEWEST_SILOS = 8
 """With fewer, one silo more or less in qat is all that a boundary could be tried on."""
 
 
-class AllocatorCallback(pl.Callback):
+class AllocatorCallback(TrainerCallback):
     """Makes a callback of an allocator: `class Mine(AllocatorCallback, MyAllocator)`.
 
     `FederatedAveraging` calls the allocator's methods. The Trainer restores callbacks before the silos are known, so
@@ -45,8 +46,8 @@ class AllocatorCallback(pl.Callback):
         if not any(isinstance(each, SiloCallback) for each in callbacks_of(trainer)):
             raise ConfigurationError(
                 f"{type(self).__name__} without FederatedAveraging: nobody would ask it; add "
-                "fedhq_lightning.callbacks.FederatedAveraging(scheme='w4a8') and strategy='fedhq', or use "
-                "FederatedTrainer"
+                "fedhq_lightning.callbacks.FederatedAveraging(scheme='w4a8') and strategy='fedhq' (which importing any "
+                "name from fedhq_lightning.callbacks registers), or use FederatedTrainer"
             )
         self._is_waiting, self._restored = True, {}
 

@@ -15,7 +15,8 @@ class EarlyStopping(RoundCallback):
     """Stops when the trainer's `monitor` has not improved for some evaluations, or is not a finite number.
 
     What is watched is the value of the deployed (quantized) model, or that of the fp model where there is no deployed
-    one. Rounds without evaluation do not count.
+    one. Rounds without evaluation do not count, nor does round 0, the evaluation before any training: its model is
+    never deployed.
 
     Args:
         patience: Evaluations in a row without improvement that end the run, >= 1.
@@ -67,8 +68,8 @@ class EarlyStopping(RoundCallback):
         self._resumes = False
 
     def on_round_end(self, trainer: RoundControl, record: RoundRecord) -> None:
-        """Judge the round's value, if it has one."""
-        if record.monitored is None:
+        """Judge the round's value, if it has one and was trained for."""
+        if record.round == 0 or record.monitored is None:
             return
         stop, reason = self._judge(
             record.monitored, trainer.monitored.name or "the monitored value", trainer.monitored.mode

@@ -22,9 +22,10 @@ from fedhq_lightning.quantize import LaneOptions, QuantScheme
 from fedhq_lightning.silos import silo_checkpoint
 from fedhq_lightning.silos.silo_callback import SiloCallback
 from fedhq_lightning.silos.silo_checks import refuse_layers, refuse_loaders, refuse_settings
+from fedhq_lightning.silos.silo_results import epoch_values
 from fedhq_lightning.silos.silo_run import LocalWork, SiloRun
 from fedhq_lightning.silos.silo_settings import SiloSettings
-from fedhq_lightning.silos.silo_strategy import SiloStrategy
+from fedhq_lightning.silos.silo_strategy import SiloStrategy, register
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
 
 
@@ -88,6 +89,7 @@ class FederatedAveraging(SiloCallback):
                 "out of FederatedAveraging"
             )
         super().__init__(None if scheme is None else QuantScheme.parse(scheme), export, dirpath)
+        register()  # with what is imported by now
         self.every_n_epochs = every_n_epochs
         self.uplink: Uplink = uplink
         self.lanes = lanes
@@ -202,15 +204,15 @@ class FederatedAveraging(SiloCallback):
         """Tell the allocator of the round, with its metrics."""
         if self._run is not None and not trainer.sanity_checking:
             super().on_validation_end(trainer, pl_module)
-            results = trainer._results
-            self._run.observe(trainer, {} if results is None else results.metrics(on_step=False)["callback"])
+            self._run.observe(trainer, epoch_values(trainer._results or {}))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """End the round where no validation did."""
         if self._is_open:
             self._end_epoch(trainer, pl_module, validates=False)
-        if isinstance(trainer.strategy, SiloStrategy):
-            trainer.strategy.average(trainer._results or {})
+
+    def on_epoch_agreed(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tell the allocator of the round where no validation did, with what training logged."""
         self._running().observe(trainer, {})
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -13,8 +13,8 @@ from fedhq_lightning.drop_in.quantized_callback import QuantizedCallback, plain_
 from fedhq_lightning.drop_in.trainer_parts import callbacks_of
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
-from fedhq_lightning.silos import silo_strategy  # noqa: F401  # registers "fedhq", which then says what it lacks
 from fedhq_lightning.support.memory import keep_freed_memory
+from fedhq_lightning.support.paths import expand_path
 from fedhq_lightning.types import MODES, Mode
 
 
@@ -155,8 +155,9 @@ class QuantizedTraining(QuantizedCallback):
             ConfigurationError: The scheme does not fit the module, or the folder cannot be written.
         """
         assert self.scheme is not None
-        write_model(pl_module, self.scheme, Path(dirpath), self._example_args(pl_module))
-        return model_file(Path(dirpath))
+        folder = expand_path(dirpath, "dirpath")
+        write_model(pl_module, self.scheme, folder, self._example_args(pl_module))
+        return model_file(folder)
 
     def _refuse_companions(self, trainer: pl.Trainer) -> None:
         names = {kind.__name__ for callback in callbacks_of(trainer) for kind in type(callback).__mro__}

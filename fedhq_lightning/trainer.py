@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,44 +10,46 @@ from typing import Any, Literal
 
 import lightning as L
 import yaml
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.data import FederatedDataModule
+from fedhq_lightning.data.partitioned import unwrapped
 from fedhq_lightning.devices import Fleet, FleetSpec
-from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.devices.fleet import expand_fleet
 from fedhq_lightning.federated import setup
+from fedhq_lightning.federated.after_fit import AfterFit
 from fedhq_lightning.federated.aggregators import Aggregator
 from fedhq_lightning.federated.callback import Monitored, RoundCallback, split_callbacks
 from fedhq_lightning.federated.fabric import make_fabric
+from fedhq_lightning.federated.lightning_habits import plain_precision, with_lightning_names
+from fedhq_lightning.federated.resume import find_run, read_same
 from fedhq_lightning.federated.rounds import RoundLoop
 from fedhq_lightning.federated.settings import RunSettings, check_settings
 from fedhq_lightning.federated.wire import Downlink, Uplink
 from fedhq_lightning.finish.complete import complete
-from fedhq_lightning.local import prediction
-from fedhq_lightning.local.evaluation import as_loaders
+from fedhq_lightning.local.data_hooks import release_data
+from fedhq_lightning.local.evaluation import Evaluator
 from fedhq_lightning.local.module_state import load_weights
-from fedhq_lightning.local.template import build_like, set_up_template
+from fedhq_lightning.local.template import build_like
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
 from fedhq_lightning.quantize.compilation import has_compiler
-from fedhq_lightning.recipe.identity import SETTINGS_THAT_CHANGE_NO_BIT, check_same
 from fedhq_lightning.report.progress import ProgressDisplay
 from fedhq_lightning.run.description import describe, text_of
-from fedhq_lightning.run.directory import RunDirectory, load_checkpoint
-from fedhq_lightning.run.records import RoundRecord
+from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.run.state import RunState
 from fedhq_lightning.support.atomic_files import write_atomically
 from fedhq_lightning.support.collectives import Processes, launch
 from fedhq_lightning.support.first_process import is_first_process
+from fedhq_lightning.support.lightnings import AnyLogger
 from fedhq_lightning.support.memory import keep_freed_memory
+from fedhq_lightning.support.paths import expand_if_given
 from fedhq_lightning.support.threads import torch_threads
 from fedhq_lightning.tracking import check_logger
 from fedhq_lightning.tracking.callback import Tracking
 from fedhq_lightning.types import MonitorMode
 
 
-class FederatedTrainer:
+class FederatedTrainer(AfterFit):
     """Trains one LightningModule over many clients, in fp, PTQ and QAT lanes.
 
     Args:
@@ -97,6 +99,7 @@ class FederatedTrainer:
         ConfigurationError: A value that cannot work.
     """
 
+    @with_lightning_names()
     def __init__(
         self,
         max_rounds: int = 10,
@@ -112,7 +115,7 @@ class FederatedTrainer:
         monitor: str | None = None,
         monitor_mode: MonitorMode | None = None,
         callbacks: Sequence[RoundCallback | Allocator] | RoundCallback | Allocator | None = None,
-        logger: bool | Logger | list[Logger] = True,
+        logger: bool | AnyLogger | list[AnyLogger] = True,
         accelerator: str = "auto",
         devices: int | str | list[int] = 1,
         num_nodes: int = 1,
@@ -140,7 +143,7 @@ class FederatedTrainer:
             "aggregator": aggregator,
             "uplink": uplink,
             "downlink": downlink,
-            "fleet": fleet,
+            "fleet": expand_fleet(fleet),
             "monitor": monitor,
             "monitor_mode": monitor_mode,
             "callbacks": callbacks,
@@ -149,7 +152,7 @@ class FederatedTrainer:
             "devices": devices,
             "num_nodes": num_nodes,
             "strategy": strategy,
-            "precision": precision,
+            "precision": plain_precision(precision),
             "threads": threads,
             "gradient_clip_val": gradient_clip_val,
             "accumulate_grad_batches": accumulate_grad_batches,
@@ -160,7 +163,7 @@ class FederatedTrainer:
             "checkpoint_every_n_rounds": checkpoint_every_n_rounds,
             "enable_progress_bar": enable_progress_bar,
             "seed": seed,
-            "default_root_dir": default_root_dir,
+            "default_root_dir": expand_if_given(default_root_dir, "default_root_dir"),
         }
         self.described = describe(asked)
         check_settings(asked)
@@ -169,8 +172,8 @@ class FederatedTrainer:
         if enable_progress_bar and not any(isinstance(each, ProgressDisplay) for each in self.callbacks):
             self.callbacks.append(ProgressDisplay())
         self.logger = logger
-        self.default_root_dir = Path(default_root_dir)
-        self.fabric = make_fabric(accelerator, devices, num_nodes, strategy, precision)
+        self.default_root_dir = Path(asked["default_root_dir"])
+        self.fabric = make_fabric(accelerator, devices, num_nodes, strategy, self.settings.precision)
         self.recipe: Recipe | None = None
         self.monitored = Monitored()
         self.run_dir = self.default_root_dir
@@ -178,7 +181,6 @@ class FederatedTrainer:
         self.should_stop = False
         self.writes_model = True
         self._listeners: list[RoundCallback] = []
-        self._fitted: L.LightningModule | None = None
 
     @property
     def allocator(self) -> Allocator | None:
@@ -190,8 +192,12 @@ class FederatedTrainer:
         """Whether this process prints and writes."""
         return self.fabric.is_global_zero
 
+    @with_lightning_names({"model": "module"}, ignored=("weights_only",))
     def fit(
-        self, module: L.LightningModule, datamodule: FederatedDataModule, ckpt_path: str | Path | None = None
+        self,
+        module: L.LightningModule,
+        datamodule: FederatedDataModule | None = None,
+        ckpt_path: str | Path | None = None,
     ) -> None:
         """Run all rounds, then write the deployed model, the summary and the report.
 
@@ -201,7 +207,8 @@ class FederatedTrainer:
         Args:
             module: Any LightningModule with automatic optimization and one optimizer. Copied; its class is left alone.
             datamodule: The clients' data.
-            ckpt_path: A run directory, or one of its checkpoints, to go on from.
+            ckpt_path: A run directory, or one of its checkpoints, to go on from, also with more `max_rounds`; "last"
+                for the newest run of this module or recipe, or a new one where there is none.
 
         Raises:
             ConfigurationError: Whatever can be known to be wrong before round 1, with nothing left of a new run; a run
@@ -209,57 +216,27 @@ class FederatedTrainer:
         """
         keep_freed_memory()
         with torch_threads(self.settings.threads):
-            self._fit(module, datamodule, None if ckpt_path is None else Path(ckpt_path))
+            self._fit(module, datamodule, ckpt_path)
 
-    def validate(self, module: L.LightningModule, datamodule: L.LightningDataModule) -> dict[str, float]:
-        """Metrics of `module` on the held-out batches, as `fp/NAME` and `quantized/NAME`."""
-        return self._evaluate_once(module, datamodule, "validation")
-
-    def test(self, module: L.LightningModule, datamodule: L.LightningDataModule) -> dict[str, float]:
-        """Metrics of `module` on the test batches, from its `test_step`, as `fp/NAME` and `quantized/NAME`."""
-        return self._evaluate_once(module, datamodule, "test")
-
-    def predict(self, module: L.LightningModule | None = None, data: Any = None, quantized: bool = True) -> list[Any]:
-        """What `predict_step` returns for every batch, on the CPU, as Lightning's `Trainer.predict` gives it.
-
-        Args:
-            module: Its weights are used; default: the module of the last `fit`, which holds the deployed round's.
-            data: A loader, several (then one list each), or a data module with `predict_dataloader`.
-            quantized: Predict with the module on the scheme's grid, which is what is deployed, bit for bit; False: with
-                its float32 weights, as without a scheme.
-
-        Raises:
-            ConfigurationError: No module, no data, or a module that does not take these batches.
-        """
-        module = module or self._fitted
-        if module is None:
-            raise ConfigurationError("predict: no module; give one, or call fit before")
-        settings, fabric = self.settings, self.fabric
-        template = set_up_template(module, settings.fit_options)
-        loaders = prediction.loaders_of(data)
-        evaluator = setup.evaluator_of(settings, fabric, template, launch(fabric))
-        model = evaluator.deployed if quantized and settings.scheme is not None else evaluator.model
-        with torch_threads(settings.threads):
-            return prediction.predict(model(template.state_dict()), loaders, settings.fit_options, fabric.device)
-
-    def _fit(self, module: L.LightningModule, datamodule: FederatedDataModule, ckpt_path: Path | None) -> None:
+    def _fit(
+        self, module: L.LightningModule, datamodule: FederatedDataModule | None, ckpt_path: str | Path | None
+    ) -> None:
         """Set up, open the run directory, launch, and run."""
         self.monitored, self.summary, self._listeners = Monitored(), {}, []
-        setup.check_types(module, datamodule)
+        datamodule = setup.check_types(module, datamodule)
         settings, described = self.settings, self._describe_run(module, datamodule)
         with ExitStack() as until_the_end:
-            saved, directory, records = None, RunDirectory(self.default_root_dir), list[RoundRecord]()
-            if ckpt_path is not None:
-                directory, file = RunDirectory.of_checkpoint(ckpt_path)
+            recipe = self.recipe or Recipe(type(module).__name__.lower(), text_of(described))
+            resumed, directory = None, RunDirectory(self.default_root_dir)
+            if place := None if ckpt_path is None else find_run(ckpt_path, self.default_root_dir / recipe.name):
+                directory, file = RunDirectory.of_checkpoint(place)
                 if is_first_process():
                     until_the_end.enter_context(directory.locked())
-                saved = _load_same(file, described)
-                records = directory.rounds_until(saved["state"]["round"])
-            job = setup.set_up(settings, self.fabric, module, datamodule, resumes=saved is not None)
+                resumed = read_same(directory, file, described, settings)
+            job = setup.set_up(settings, self.fabric, module, datamodule, resumes=resumed is not None)
             self.monitored = job.monitored
             check_logger(self.logger)
-            recipe = self.recipe or Recipe(type(module).__name__.lower(), text_of(described))
-            if saved is None and is_first_process():
+            if resumed is None and is_first_process():
                 directory = RunDirectory.create(self.default_root_dir, recipe.name)
                 until_the_end.callback(directory.remove_if_without_rounds)
                 write_atomically(directory.recipe, recipe.text)
@@ -268,24 +245,28 @@ class FederatedTrainer:
             processes = launch(self.fabric)
             self.run_dir = Path(processes.broadcast(str(directory.path)))
             directory = RunDirectory(self.run_dir)
-            if saved is None:
+            evaluator = setup.evaluator_of(settings, self.fabric, job.template, processes, job.datamodule)
+            if resumed is None:
                 state = RunState(job.initial_state())
                 # What was measured or read at set-up need not be the same to the last bit on every process.
                 job.allocator.load_state_dict(processes.broadcast(job.allocator.state_dict()))
                 settings.aggregator.load_state_dict({})
             else:
-                state = RunState.from_checkpoint(saved["state"], records)
-                self._load_parts(saved, job.allocator)
+                state = resumed.state
+                self._load_parts(resumed.saved, job.allocator)
+                evaluator.load_state_dict(resumed.saved.get("evaluator", {}))  # not in checkpoints of 0.2.0
                 processes.barrier()  # all have read the rounds
                 if self.is_global_zero:
-                    directory.rewind(state.round)
+                    until_the_end.enter_context(resumed.take_up(job.template, recipe.text, settings.max_rounds))
             self._listeners = [*self.callbacks, Tracking(self.logger, processes, recipe.name, described, state.records)]
-            self._run(module, job, processes, directory, state, described, recipe.name)
+            self._records, self._evaluated = state.records, None
+            self._run(module, job, evaluator, processes, directory, state, described, recipe.name)
 
     def _run(
         self,
         module: L.LightningModule,
         job: setup.Job,
+        evaluator: Evaluator,
         processes: Processes,
         directory: RunDirectory,
         state: RunState,
@@ -297,7 +278,6 @@ class FederatedTrainer:
         self.should_stop = state.stopped
         try:
             self.call("on_fit_start")
-            evaluator = setup.evaluator_of(settings, fabric, job.template, processes)
             rounds = RoundLoop(
                 settings,
                 self,
@@ -316,9 +296,11 @@ class FederatedTrainer:
             )
             build_like(module, job.template, settings.fit_options)
             load_weights(module, state.deployed)
-            self._fitted = module
+            self._fitted, self._fitted_on = module, job.datamodule
             self.call("on_fit_end")
+            release_data(job.datamodule, "fit")
         except BaseException as error:
+            unwrapped(job.datamodule).on_exception(error)
             self.call("on_exception", error)
             raise
 
@@ -342,25 +324,12 @@ class FederatedTrainer:
     def _states_of_callbacks(self) -> dict[str, Any]:
         return {callback.state_key: callback.state_dict() for callback in self.callbacks}
 
-    def _load_parts(self, saved: dict[str, Any], allocator: Allocator) -> None:
+    def _load_parts(self, saved: Mapping[str, Any], allocator: Allocator) -> None:
         self.settings.aggregator.load_state_dict(saved["aggregator"])
         allocator.load_state_dict(saved["allocator"])
         for callback in self.callbacks:
             if callback.state_key in saved["callbacks"]:
                 callback.load_state_dict(saved["callbacks"][callback.state_key])
-
-    def _evaluate_once(
-        self, module: L.LightningModule, datamodule: L.LightningDataModule, stage: Literal["validation", "test"]
-    ) -> dict[str, float]:
-        if not is_overridden(f"{stage}_step", module):
-            raise ConfigurationError(f"{type(module).__name__} has no {stage}_step; add one that logs a metric")
-        setup.prepare_data(datamodule, "validate" if stage == "validation" else "test")
-        settings, fabric = self.settings, self.fabric
-        template = set_up_template(module, settings.fit_options)
-        evaluator = setup.evaluator_of(settings, fabric, template, launch(fabric))
-        loaders = datamodule.val_dataloader() if stage == "validation" else datamodule.test_dataloader()
-        with torch_threads(settings.threads):
-            return evaluator.evaluate(template.state_dict(), as_loaders(loaders), stage)
 
 
 @dataclass(frozen=True)
@@ -369,16 +338,3 @@ class Recipe:
 
     name: str
     text: str
-
-
-def _load_same(file: Path, described: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint of a run that was started with the same settings."""
-    saved = load_checkpoint(file)
-    if "described" not in saved:
-        raise ConfigurationError(f"{file}: one round's model, not where a run stood; give a run directory")
-    before, now = saved["described"], described
-    if "recipe" in before and "recipe" in now:
-        # It tells more than objects tell about themselves.
-        before, now = ({**each["recipe"], "device": each["device"]} for each in (before, now))
-    check_same(before, now, SETTINGS_THAT_CHANGE_NO_BIT)
-    return saved

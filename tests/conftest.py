@@ -142,3 +142,14 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(complete, "write_report", lambda run: None)
     monkeypatch.setattr(complete, "measure_inference", lambda *arguments: None)
+
+
+@pytest.fixture
+def no_program(no_report: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `model.pt2` too: the deployed model is packed."""
+    from fedhq_lightning.deploy import ExportError, model_folder
+
+    def left_out(*arguments: object) -> None:
+        raise ExportError("left out")
+
+    monkeypatch.setattr(model_folder, "export_program", left_out)

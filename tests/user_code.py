@@ -1,5 +1,6 @@
 """Classes that a user might name in a recipe, most of them with one thing wrong."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,14 @@ class LazyMLP(DigitsMLP):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.layers(images)
+
+
+class WarningMLP(DigitsMLP):
+    """Says what its user wants to know, again and again."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        warnings.warn("a pixel\n is missing", stacklevel=1)
+        return super().training_step(batch, batch_idx)
 
 
 class ManualOptimization(DigitsMLP):

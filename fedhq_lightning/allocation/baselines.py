@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from fedhq_lightning.allocation.protocol import AllocationContext, Allocator
 from fedhq_lightning.errors import ConfigurationError, nearest
+from fedhq_lightning.support.paths import expand
 from fedhq_lightning.types import ClientId, Mode, Plan
 
 Per: TypeAlias = Literal["total", "tier"]
@@ -19,6 +20,8 @@ class FreeQatAllocator(Allocator):
 
     Times are virtual seconds as the hardware analysis predicts them; a round deadline ends the wait for the slowest.
     """
+
+    looks_at_max_rounds = False
 
     def __init__(self) -> None:
         self._context: AllocationContext | None = None
@@ -61,13 +64,15 @@ class MatchedRandomAllocator(Allocator):
         ConfigurationError: An unknown choice.
     """
 
+    looks_at_max_rounds = False
+
     def __init__(self, reference: str, per: Per = "total") -> None:
         if per not in get_args(Per):
             raise ConfigurationError(
                 f"MatchedRandomAllocator: per={per!r}; allowed are {', '.join(get_args(Per))}"
                 f"{nearest(str(per), get_args(Per))}"
             )
-        self.reference = str(reference)
+        self.reference = expand(reference, "MatchedRandomAllocator: reference")
         self.per = per
         self._modes: dict[int, dict[str, Mode]] | None = None
 

@@ -29,6 +29,8 @@ class FixedAllocator(Allocator):
             share.
     """
 
+    looks_at_max_rounds = False
+
     def __init__(self, allocation: Mode | float | Mapping[ClientId, Mode] = "ptq", by: By = "random") -> None:
         if by not in get_args(By):
             raise ConfigurationError(

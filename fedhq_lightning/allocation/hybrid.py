@@ -17,6 +17,7 @@ from fedhq_lightning.allocation.rounding_cost import FEWEST, RoundingCost
 from fedhq_lightning.allocation.study import Trial
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.support.atomic_files import write_atomically
+from fedhq_lightning.support.paths import expand
 from fedhq_lightning.types import ClientId, Plan
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ class HybridAllocator(Allocator):
         self.window = window
         self.slowdown = slowdown
         self.qat_from = qat_from
-        self.warm_start = [warm_start] if isinstance(warm_start, str) else list(warm_start or [])
+        runs = [warm_start] if isinstance(warm_start, str) else warm_start or []
+        self.warm_start = [expand(run, "HybridAllocator: warm_start") for run in runs]
         self.fleet = fleet
         self.explanation = ""
         self.wanted_sensitivity = self.sensitivity
@@ -149,9 +151,7 @@ class HybridAllocator(Allocator):
             self._earlier_trials(),
         )
         self.explanation = explain(self._knowledge, self._choice, self._given)
-        self.explanation += explain_start(
-            self._noise, self._rounds_in_ptq, self.qat_from is not None, self._waits_for_proof()
-        )
+        self.explanation += self._start_in_words()
         self.explanation += self._outlook()
 
     def propose(self, round_number: int, cohort: Sequence[ClientId]) -> Plan:
@@ -245,6 +245,12 @@ class HybridAllocator(Allocator):
             ) from error
         self._noise, self.explanation = state["noise"], state["explanation"]
         self._rounds_in_ptq = self._rounds_before_qat(self._context.max_rounds)
+        start = self._start_in_words()
+        if start not in self.explanation:
+            self.explanation += f" Made {self._context.max_rounds} rounds long later on.{start}"
+
+    def _start_in_words(self) -> str:
+        return explain_start(self._noise, self._rounds_in_ptq, self.qat_from is not None, self._waits_for_proof())
 
     def _has_begun(self, round_number: int) -> bool:
         """Whether the boundary decides in this round; before, everybody trains in ptq."""

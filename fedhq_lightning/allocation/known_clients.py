@@ -76,7 +76,9 @@ class ClientKnowledge:
             )
         self._label_divergence = lru_cache(maxsize=10_000)(self._measured_divergence)
         step = math.ceil(len(context.client_ids) / _MOST_SAMPLED)
-        self.sample: Sequence[ClientId] = list(context.client_ids[::step])
+        sample = list(context.client_ids[::step])
+        # Nothing is at risk on a client that never trains, and no direction of its will be known.
+        self.sample: Sequence[ClientId] = [each for each in sample if context.trains(each)] or sample
 
     def measure_sensitivity(self) -> float | None:
         """Measure some clients' sensitivity on the initial model, if that is wanted.
@@ -100,8 +102,8 @@ class ClientKnowledge:
             client_id: ClientFacts(
                 ptq_seconds=self._seconds(client_id, "ptq"),
                 qat_seconds=self._seconds(client_id, "qat"),
-                risk=self.risk(client_id),
-                can_qat=self.context.fits(client_id, "qat"),
+                risk=self.risk(client_id) if self.context.trains(client_id) else 0.0,
+                can_qat=self.context.fits(client_id, "qat") and self.context.trains(client_id),
             )
             for client_id in client_ids
         }
@@ -165,7 +167,8 @@ class ClientKnowledge:
             seen = {mode: ratio for (of, mode), ratio in self.ratios.items() if of == tier}
             unseen = [mode for mode in _TRAINED if mode not in seen]
             is_belied = any(abs(ratio - 1) > _NOTABLE for ratio in seen.values())
-            if tier not in found and is_belied and unseen and self.context.fits(client_id, unseen[0]):
+            can_try = bool(unseen) and self.context.fits(client_id, unseen[0]) and self.context.trains(client_id)
+            if tier not in found and is_belied and can_try:
                 found[tier] = client_id, unseen[0]
         return dict(found.values())
 
@@ -217,8 +220,8 @@ class ClientKnowledge:
         """Logged over predicted seconds of the local fits, summed over the run, a number per tier and mode."""
         for each in clients:
             predicted = self._predicted_compute(each.client_id, each.mode)
-            # Of a late client the server knows only that it is late.
-            if each.status != "late" and predicted > 0 and math.isfinite(each.compute_seconds):
+            # Of a late client the server knows only that it is late, and an idle one computed nothing.
+            if each.status not in ("late", "idle") and predicted > 0 and math.isfinite(each.compute_seconds):
                 key = self.context.tier(each.client_id), each.mode
                 logged, expected = self._sums.get(key, (0.0, 0.0))
                 self._sums[key] = logged + each.compute_seconds, expected + predicted

@@ -34,6 +34,7 @@ class AllocationContext:
         link_seconds: Virtual seconds of a client's download and upload, which every mode has alike.
         analysis_seconds: Virtual seconds of what a client measures for `wanted_sensitivity`.
         fits: Whether a client's device can hold the training in a mode.
+        trains: Whether a client has a batch to train on; one without is idle in whatever mode, and counts nothing.
         tier: Name of a client's device.
         seconds_on: `client_seconds` for another fleet than the clock's: what an operator states about the devices,
             where that differs from what they do.
@@ -53,6 +54,7 @@ class AllocationContext:
     link_seconds: Callable[[ClientId], float] = lambda client_id: 0.0
     analysis_seconds: Callable[[ClientId], float] = lambda client_id: 0.0
     fits: Callable[[ClientId, Mode], bool] = lambda client_id, mode: True
+    trains: Callable[[ClientId], bool] = lambda client_id: True
     tier: Callable[[ClientId], str] = lambda client_id: "device"
     seconds_on: "Callable[[FleetSpec], Callable[[ClientId, Mode], float]] | None" = None
     cohort: Callable[[int], Sequence[ClientId]] | None = None
@@ -100,6 +102,7 @@ class AllocationContext:
             link_seconds=clock.link_seconds,
             analysis_seconds=clock.analysis_seconds,
             fits=clock.fits,
+            trains=clock.trains,
             tier=clock.tier,
             seconds_on=lambda spec: clock.on(Fleet.resolve(spec, seed)).seconds,
             divergence=divergence,
@@ -125,11 +128,14 @@ class Allocator(ABC):
         wants_label_divergence: Whether `begin` looks at `AllocationContext.divergence`. Silos of `lightning.Trainer`
             count and send their labels only then; others need not set it. Read before `begin`.
         wants_update_divergence: Whether `ClientRecord.update_divergence` shall be found. Read after `begin`.
+        looks_at_max_rounds: Whether plans depend on `AllocationContext.max_rounds`. Where they do, who makes a run
+            longer is told that it is not the run that it would have been with more rounds from the start.
     """
 
     wanted_sensitivity: "SensitivityMeasure | None" = None
     wants_label_divergence: bool = False
     wants_update_divergence: bool = False
+    looks_at_max_rounds: bool = True
 
     def begin(self, context: AllocationContext) -> None:
         """Take in the run, before round 1 and again when a run resumes.

@@ -88,7 +88,7 @@ class BoundaryStudy:
             "slack": FloatDistribution(LEAST_SLACK, highest),
             "share": FloatDistribution(max(0.0, share - _REACH), min(1.0, share + _REACH)),
         }
-        with libraries_quiet("optuna", warnings_of=[r"optuna\..*"]):
+        with libraries_quiet("optuna"):
             study = self._study(_seed_of(self._seed, len(self.trials), attempt))
             found = study.ask(space).params
         return Boundary(slack=float(found["slack"]), share=float(found["share"]))
@@ -106,7 +106,7 @@ class BoundaryStudy:
         with tempfile.TemporaryDirectory() as folder:
             # Elsewhere, because a killed process would leave a lock beside the file that the next one waits for.
             written = Path(folder) / path.name
-            with libraries_quiet("optuna", warnings_of=[r"optuna\..*"]):
+            with libraries_quiet("optuna"):
                 self._study(0, JournalStorage(JournalFileBackend(str(written))))
             write_atomically(path, written.read_bytes())
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from fedhq_lightning.cli.parser import AddCommand, find_own_modules, naming
+from fedhq_lightning.cli.parser import AddCommand, find_own_modules, naming, path
 from fedhq_lightning.cli.recipes import add_recipe
 from fedhq_lightning.recipe import files as recipe_files
 
@@ -34,7 +33,7 @@ def add(add_command: AddCommand) -> None:
     add("--baseline", metavar="NAME", help="whom differences are against; default: all-ptq, else all-QAT")
     add("--reference", metavar="NAME", help="whom random allocators are matched to; default: hybrid, else coarse")
     add("--grid-seeds", nargs="*", metavar="SEED", help="seeds that best-fixed is chosen on; default: the next two")
-    add("--folder", type=Path, metavar="DIR", help="where cells and results are kept; default: comparisons/NAME")
+    add("--folder", type=path, metavar="DIR", help="where cells and results are kept; default: comparisons/NAME")
     add("--workers", default="1", metavar="N", help="processes at once, each with the recipe's threads; default: 1")
     add("--cells", metavar="N", help="run at most so many cells now")
     add("--drop-runs", action="store_true", help="remove run directories once their cells are kept")

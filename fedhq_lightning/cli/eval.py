@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from fedhq_lightning.cli import completers
-from fedhq_lightning.cli.parser import AddCommand, completed_by, find_own_modules, naming
+from fedhq_lightning.cli.parser import AddCommand, completed_by, find_own_modules, naming, path
 from fedhq_lightning.cli.recipes import add_recipe
 
 _EPILOG = """examples:
@@ -24,7 +23,7 @@ def add(add_command: AddCommand) -> None:
     """Declare the subcommand."""
     evaluate = add_command("eval", _eval, "Evaluate a deployed model beside its float32 weights.", _EPILOG)
     text = "a run directory, its model/ folder, or a .pt2 file"
-    completed_by(evaluate.add_argument("model", metavar="MODEL", type=Path, help=text), completers.models)
+    completed_by(evaluate.add_argument("model", metavar="MODEL", type=path, help=text), completers.models)
     add_recipe(evaluate, nargs="?", default="the recipe of the run")
 
 

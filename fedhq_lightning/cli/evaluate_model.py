@@ -23,6 +23,7 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import checks, setup
 from fedhq_lightning.federated.clients import client_to_probe, plain_client_ids
 from fedhq_lightning.launch.resolve import resolve
+from fedhq_lightning.local.data_hooks import prepare_data, prepared
 from fedhq_lightning.local.template import set_up_template
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.quiet import libraries_quiet
@@ -48,27 +49,33 @@ def evaluate_model(model: Path, recipe: str | None = None, overrides: Sequence[s
     resolved = resolve(name, text, overrides)
     with resolved.keys_named():
         trainer, module, datamodule = resolved.instantiate()
-    with torch_threads(trainer.settings.threads):
-        setup.prepare_data(datamodule, "validate")
-        template = set_up_template(module, trainer.settings.fit_options, lambda: _training_batch(datamodule))
+    with torch_threads(trainer.settings.threads), prepared(datamodule, "validate"):
+        template = set_up_template(
+            module, trainer.settings.fit_options, lambda: _training_batch(datamodule), datamodule
+        )
         loaders = checks.validation_loaders(template, datamodule)
         if not loaders:
             raise ConfigurationError(f"{type(module).__name__} has no validation_step; add one that logs a metric")
-        found = _evaluate(files, trainer, template, loaders, name)
+        found = _evaluate(files, trainer, template, datamodule, loaders, name)
     print_evaluation(found, trainer.settings.threads)
     return found
 
 
 def _training_batch(datamodule: FederatedDataModule) -> Any:
     """What lazy layers learn their sizes from, as at the start of the run."""
-    setup.prepare_data(datamodule, "fit")
+    prepare_data(datamodule, "fit")
     return datamodule.calibration_batch(client_to_probe(datamodule, plain_client_ids(datamodule.client_ids)))
 
 
 def _evaluate(
-    files: ModelFiles, trainer: FederatedTrainer, template: L.LightningModule, loaders: Sequence[Any], recipe: str
+    files: ModelFiles,
+    trainer: FederatedTrainer,
+    template: L.LightningModule,
+    datamodule: FederatedDataModule,
+    loaders: Sequence[Any],
+    recipe: str,
 ) -> Evaluation:
-    evaluator = setup.evaluator_of(trainer.settings, trainer.fabric, template, Processes(None))
+    evaluator = setup.evaluator_of(trainer.settings, trainer.fabric, template, Processes(None), datamodule)
     kind = type(template).__name__
     state = template.state_dict() if files.weights is None else read_weights(files.weights, template, recipe)
     deployed: Path | None = files.program or files.packed

@@ -16,7 +16,7 @@ from fedhq_lightning.cli.own_code import told_from_own_lines
 from fedhq_lightning.cli.parser import Function, Parser, complain
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.support.first_process import is_first_process
-from fedhq_lightning.support.quiet import say_line, show_own_warnings
+from fedhq_lightning.support.quiet import say_line, show_warnings
 from fedhq_lightning.version import __version__
 
 _EPILOG = """examples:
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command = f"fedhq {known.command}" if known.command else "fedhq"
             raise ConfigurationError(f"unknown argument {rest[0]!r}; see {command} --help")
         with warnings.catch_warnings():
-            show_own_warnings(complain)
+            show_warnings(_warn)
             known.function(known, rest)
     except ConfigurationError as error:
         if known.debug:
@@ -87,6 +87,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _tell(f"your own code failed; --debug shows the whole traceback\n{own}")
         return 1
     return 0
+
+
+def _warn(line: str) -> None:
+    """Show a warning, of whichever process: what only a later one has seen would be lost."""
+    if is_first_process():
+        complain(line)
+    else:
+        say_line(f"fedhq: process {os.environ.get('LOCAL_RANK')}: {line}", sys.stderr)
 
 
 def _tell(message: object) -> None:

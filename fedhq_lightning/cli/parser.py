@@ -7,10 +7,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.support.first_process import is_first_process
+from fedhq_lightning.support.paths import expand_path
 from fedhq_lightning.support.quiet import say_line
 from fedhq_lightning.support.setup_notice import clear_notice
 
@@ -49,6 +51,14 @@ class Parser(argparse.ArgumentParser):
             message = f"{message}; see {self.prog} --help"
         complain(message)
         raise SystemExit(2)
+
+
+def path(text: str) -> Path:
+    """The type of arguments that are paths; a shell expands `~` only where a word begins with it."""
+    try:
+        return expand_path(text)
+    except ConfigurationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def completed_by(action: argparse.Action, completer: Callable[..., Any]) -> None:

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from fedhq_lightning.cli import completers
-from fedhq_lightning.cli.parser import AddCommand, completed_by, find_own_modules, naming
+from fedhq_lightning.cli.parser import AddCommand, completed_by, find_own_modules, naming, path
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.recipe import files as recipe_files
 
@@ -30,7 +30,9 @@ def add(add_command: AddCommand) -> None:
     add_command("ls", _list, "List the shipped recipes.", _LS_EPILOG, takes_overrides=False)
     copy = add_command("cp", _copy, "Copy a shipped recipe to a file of your own.", _CP_EPILOG, takes_overrides=False)
     completed_by(copy.add_argument("recipe", metavar="NAME", help="a shipped recipe"), completers.shipped_recipes)
-    copy.add_argument("file", metavar="FILE", nargs="?", help="default: NAME.yaml; an existing file is left alone")
+    copy.add_argument(
+        "file", metavar="FILE", type=path, nargs="?", help="default: NAME.yaml; an existing file is left alone"
+    )
     show = add_command("show", _show, "Print a recipe with every default filled in; it can be run.", _SHOW_EPILOG)
     add_recipe(show)
 
@@ -50,7 +52,7 @@ def _list(known: argparse.Namespace, rest: list[str]) -> None:
 
 def _copy(known: argparse.Namespace, rest: list[str]) -> None:
     name, text = recipe_files.find(known.recipe)
-    target = Path(known.file or f"{name}.yaml")
+    target = known.file or Path(f"{name}.yaml")
     try:
         with target.open("x", encoding="utf-8") as file:
             file.write(text)

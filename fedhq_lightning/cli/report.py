@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from fedhq_lightning.cli import completers
-from fedhq_lightning.cli.parser import AddCommand, completed_by
+from fedhq_lightning.cli.parser import AddCommand, completed_by, path
 
 _EPILOG = """examples:
   fedhq report runs/digits-smoke/20250131-120000-0a1b2c                write its report.html anew
@@ -23,10 +22,10 @@ def add(add_command: AddCommand) -> None:
         _EPILOG,
         takes_overrides=False,
     )
-    directories = report.add_argument("run_dirs", metavar="RUN_DIR", type=Path, nargs="+", help="a run directory")
+    directories = report.add_argument("run_dirs", metavar="RUN_DIR", type=path, nargs="+", help="a run directory")
     completed_by(directories, completers.run_directories)
     text = "default: report.html of the one run; comparison.html here for several"
-    report.add_argument("--output", metavar="FILE", type=Path, help=text)
+    report.add_argument("--output", metavar="FILE", type=path, help=text)
 
 
 def _report(known: argparse.Namespace, rest: list[str]) -> None:

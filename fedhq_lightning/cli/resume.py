@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from fedhq_lightning.cli import completers
-from fedhq_lightning.cli.parser import AddCommand, completed_by
+from fedhq_lightning.cli.parser import AddCommand, completed_by, path
 from fedhq_lightning.cli.run import fit_recipe
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.recipe import files as recipe_files
@@ -14,22 +14,24 @@ from fedhq_lightning.recipe import files as recipe_files
 _EPILOG = """examples:
   fedhq resume runs/digits-smoke/20250131-120000-0a1b2c
   fedhq resume runs/digits-smoke/20250131-120000-0a1b2c --trainer.devices=2
+  fedhq resume runs/digits-smoke/20250131-120000-0a1b2c --trainer.max_rounds=40      make it longer
 
 The run goes on from its last checkpoint, with its own recipe.yaml, to the same bits as without the stop. Only values
-that change no bit can be given, such as trainer.devices.
+that change no bit can be given, such as trainer.devices, and trainer.max_rounds: with more of them a run that has ended
+goes on too, and one line says where it is not the run that it would have been with as many from the start.
 """
 
 
 def add(add_command: AddCommand) -> None:
     """Declare the subcommand."""
-    resume = add_command("resume", _resume, "Go on with a run that was stopped.", _EPILOG)
+    resume = add_command("resume", _resume, "Go on with a run that was stopped, or make one longer.", _EPILOG)
     text = "the directory of the run, or a checkpoint in it"
-    completed_by(resume.add_argument("run_dir", metavar="RUN_DIR", type=Path, help=text), completers.run_directories)
+    completed_by(resume.add_argument("run_dir", metavar="RUN_DIR", type=path, help=text), completers.run_directories)
 
 
 def _resume(known: argparse.Namespace, rest: list[str]) -> None:
     given: Path = known.run_dir
-    run_dir = given.parent.parent if given.suffix == ".ckpt" else given
+    run_dir = recipe_files.run_of(given)
     recipe = run_dir / "recipe.yaml"
     if not recipe.is_file():
         found = "no recipe.yaml there" if run_dir.is_dir() else "no such folder"

@@ -57,6 +57,7 @@ def fit_recipe(subject: str, name: str, text: str, overrides: list[str], ckpt_pa
     find_own_modules()
     with naming(subject), setting_up(name) if is_first_process() else nullcontext():
         from fedhq_lightning.launch.resolve import resolve
+        from fedhq_lightning.run.records import LEFT_OUT
 
         resolved = resolve(name, text, overrides)
         with resolved.keys_named():
@@ -75,11 +76,11 @@ def fit_recipe(subject: str, name: str, text: str, overrides: list[str], ckpt_pa
 
         print_final(trainer.summary)
         print(f"model, report and records: {trainer.run_dir}")
-    left_out = trainer.summary["late"] + trainer.summary["quarantined"]
+    left_out = sum(trainer.summary[status] for status in LEFT_OUT)
     if left_out and left_out == sum(trainer.summary["mode_counts"].values()):
         raise ConfigurationError(
             "no update was ever used, so the model is the initial one; rounds.jsonl has the reason of each, and the "
-            "loss, the learning rate and round_deadline are where to look"
+            "loss, the learning rate, round_deadline and the loaders' batch_size and drop_last are where to look"
         )
 
 

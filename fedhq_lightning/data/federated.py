@@ -4,11 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence, Sized
 from typing import Any
 
-import torch
 from lightning import LightningDataModule
 from torch import Tensor
+from torch.utils.data import BatchSampler
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.support.seeds import generators_kept
 from fedhq_lightning.types import ClientId
 
 
@@ -40,21 +41,25 @@ class FederatedDataModule(LightningDataModule, ABC):
     def num_examples(self, client_id: ClientId) -> int:
         """Training examples that the client holds; 0 leaves it out of the run.
 
+        By default what one pass of its loader draws: the length of the sampler, or else of the dataset.
+
         Args:
             client_id: One of `client_ids`.
 
         Raises:
-            ConfigurationError: The client's loader has no dataset with a length; override this method then.
+            ConfigurationError: The client's loader has neither with a length; override this method then.
         """
         loader = self.train_dataloader(client_id)
         dataset = getattr(loader, "dataset", None)
-        if not isinstance(dataset, Sized):
-            held = type(loader if dataset is None else dataset).__name__
+        drawn = sampler_of(loader)
+        held = drawn if isinstance(drawn, Sized) else dataset
+        if not isinstance(held, Sized):
+            kind = type(loader if dataset is None else dataset).__name__
             raise ConfigurationError(
-                f"client {client_id!r}: {held} does not tell how many training examples it holds; give a DataLoader "
+                f"client {client_id!r}: {kind} does not tell how many training examples it holds; give a DataLoader "
                 "over a map-style dataset, or override num_examples"
             )
-        return len(dataset)
+        return len(held)
 
     def label_counts(self, client_id: ClientId) -> Tensor | None:
         """Examples per class, (num_classes,) int64 with the same classes for every client, or None if unknown.
@@ -67,12 +72,23 @@ class FederatedDataModule(LightningDataModule, ABC):
     def calibration_batch(self, client_id: ClientId) -> Any:
         """One batch of the client's own data: by default the first of its training loader, the same at every call.
 
-        Torch's global random numbers are left as they were.
+        The global random numbers of Python, NumPy and torch are left as they were.
 
         Args:
             client_id: One of `client_ids`, whose training loader gives a batch.
         """
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed: it would reseed accelerators, whose state is not put back here.
-            torch.default_generator.manual_seed(0)
+        with generators_kept():
             return next(iter(self.train_dataloader(client_id)))
+
+
+def sampler_of(loader: Any) -> Any:
+    """What draws a loader's examples one by one, or None where that cannot be told.
+
+    Args:
+        loader: Anything that gives batches.
+    """
+    batches = getattr(loader, "batch_sampler", None)
+    if batches is not None:
+        return getattr(batches, "sampler", None)
+    sampler = getattr(loader, "sampler", None)
+    return sampler.sampler if isinstance(sampler, BatchSampler) else sampler

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fedhq_lightning.data.images import ImageDataModule, ImageTensors, stratified_split
 from fedhq_lightning.errors import ConfigurationError, nearest
+from fedhq_lightning.support.paths import expand, expand_path
 
 
 class HuggingFaceDataModule(ImageDataModule):
@@ -44,13 +45,13 @@ class HuggingFaceDataModule(ImageDataModule):
         cache_dir: str | Path | None = None,
     ) -> None:
         super().__init__(batch_size)
-        self.name = name
+        self.name = expand(name, "name")
         self.image_key = image_key
         self.label_key = label_key
         self.train_split = train_split
         self.held_out_split = held_out_split
         self.image_size = image_size
-        self.cache_dir = cache_dir
+        self.cache_dir = None if cache_dir is None else expand_path(cache_dir, "cache_dir")
 
     def prepare_data(self) -> None:
         """Download the set into Hugging Face's cache where it is not there yet."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedhq_lightning.data.images import ImageDataModule, ImageTensors
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.support.paths import expand_path
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 MEAN = 0.2860 * 255
@@ -40,7 +41,7 @@ class FashionMNIST(ImageDataModule):
 
     def __init__(self, root: str | Path | None = None, batch_size: int = 64) -> None:
         super().__init__(batch_size)
-        self.root = DEBIAN_FOLDER if root is None else Path(root)
+        self.root = DEBIAN_FOLDER if root is None else expand_path(root, "FashionMNIST: root")
 
     def read(self) -> tuple[ImageTensors, ImageTensors]:
         """Read training and held-out images from the four IDX files."""

@@ -5,22 +5,27 @@ module where it is used.
 """
 
 import copy
-import warnings
-from contextlib import redirect_stderr
-from io import StringIO
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhq_lightning.data.labels import Column
+from fedhq_lightning.data.columns import Column
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.support.quiet import libraries_quiet
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
 
 ROW_COLUMN = "fedhq_row"
+_NOISE = (r"The specified min_partition_size \(", "Specifying null_placement in SortOptions is deprecated")
+"""Dirichlet warns before each of its own retries, where the outcome is what counts; datasets' sort uses a deprecated
+option of pyarrow.
+"""
 
 
 class _SelectedRows:
@@ -77,10 +82,7 @@ def partition_rows(
     if getattr(partitioner, "_seed", 0) is None:
         raise ConfigurationError(f"{name} seed null: every process would partition differently; give an integer")
     partitioner = copy.deepcopy(partitioner)
-    with warnings.catch_warnings(), redirect_stderr(StringIO()):
-        # Dirichlet warns before each of its own retries, where the outcome is what counts; datasets' sort uses a
-        # deprecated option of pyarrow. What goes to stderr is a progress bar of NaturalIdPartitioner.
-        warnings.simplefilter("ignore")
+    with libraries_quiet(noise=_NOISE), _without_its_bar():
         try:
             table = _RowTable.from_dict({ROW_COLUMN: rows, **columns})
             partitioner.dataset = table
@@ -94,6 +96,21 @@ def partition_rows(
                 f"{name} cannot partition these {len(rows)} examples: "
                 f"{str(error).rstrip('. ') or type(error).__name__}{_advice(partitioner)}"
             ) from error
+
+
+@contextmanager
+def _without_its_bar() -> Iterator[None]:
+    """Within, NaturalIdPartitioner counts rows without a progress bar on stderr."""
+    module = sys.modules.get("flwr_datasets.partitioner.natural_id_partitioner")
+    bar = getattr(module, "tqdm", None)
+    if module is None or bar is None:
+        yield
+        return
+    module.tqdm = lambda rows, **_: rows  # type: ignore[attr-defined]  # what it has imported, in its place
+    try:
+        yield
+    finally:
+        module.tqdm = bar  # type: ignore[attr-defined]
 
 
 def _row_numbers(partition: Any, table: _RowTable, name: str) -> NDArray[np.int64]:

@@ -4,12 +4,13 @@ import io
 import json
 import logging
 import os
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TextIO
 
 import safetensors.torch
 import torch
@@ -23,6 +24,7 @@ from fedhq_lightning.quantize.integer_layers import INTEGER_TYPES, IntegerLayer
 from fedhq_lightning.quantize.lanes import restore, turn_off_fast_paths
 from fedhq_lightning.quantize.packing import pack, packed_bytes, unpack
 from fedhq_lightning.quantize.scheme import LayerScheme
+from fedhq_lightning.support.paths import expand_path
 from fedhq_lightning.support.quiet import libraries_quiet
 from fedhq_lightning.support.text import first_line
 from fedhq_lightning.types import AnyModule
@@ -62,7 +64,7 @@ def export_program(converted: nn.Module, example_args: tuple[Any, ...], path: Pa
         ExportError: The module cannot be exported with a batch of any size, or the program that was read back differs
             from the module by a single bit, on the example or on its first sample alone.
     """
-    path, kind = Path(path), type(converted).__name__
+    path, kind = expand_path(path), type(converted).__name__
     tensors = [leaf for leaf in pytree.tree_leaves(example_args) if isinstance(leaf, Tensor) and leaf.dim()]
     if not tensors or any(tensor.shape[0] == 0 for tensor in tensors):
         raise ExportError("the example must have tensors with at least one sample")
@@ -115,15 +117,37 @@ def _compress_text(path: Path) -> None:
 
 @contextmanager
 def _tracer_silent() -> Iterator[None]:
-    """Silence what torch prints on a module that it cannot trace: the error says it, and is handled."""
+    """Silence what torch says of a module that it cannot trace: the error says it, and is handled.
+
+    What the module itself prints and warns of in its forward is the user's to see.
+    """
     tracers = ("torch.export", "torch.fx", "torch._dynamo")
-    # Warnings are of attributes that recurrent layers set, anywhere; results are compared in the end.
-    with (
-        libraries_quiet(*tracers, level=logging.CRITICAL, warnings_of=[""]),
-        redirect_stderr(io.StringIO()),
-        redirect_stdout(io.StringIO()),
-    ):
+    # As recurrent layers do; results are compared in the end.
+    noise = ["The tensor attributes? .* assigned during export"]
+    with libraries_quiet(*tracers, level=logging.CRITICAL, noise=noise), redirect_stderr(_WithoutGraphs(sys.stderr)):
         yield
+
+
+class _WithoutGraphs(io.TextIOBase):
+    """A stream, but for the graph that torch prints of what it has traced when it fails, and the line's end after it.
+
+    Args:
+        stream: Gets everything else.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._after_graph = False
+
+    def write(self, text: str) -> int:
+        is_graph = text.lstrip().startswith("def forward(self, arg")
+        if not is_graph and not (self._after_graph and text == "\n"):
+            self._stream.write(text)
+        self._after_graph = is_graph
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 def save_packed(converted: nn.Module, path: Path) -> None:
@@ -139,7 +163,7 @@ def save_packed(converted: nn.Module, path: Path) -> None:
     Raises:
         ConfigurationError: Nothing in the module is quantized, or its state holds something other than tensors.
     """
-    path = Path(path)
+    path = expand_path(path)
     layers = {name: layer for name, layer in converted.named_modules() if isinstance(layer, IntegerLayer)}
     if not layers:
         raise ConfigurationError(f"{type(converted).__name__} has no integer layer; convert it first")
@@ -188,7 +212,7 @@ def load_packed(path: Path, module: AnyModule) -> AnyModule:
     Raises:
         ConfigurationError: The file is missing, damaged, of another format or version, or made for another model.
     """
-    path = Path(path)
+    path = expand_path(path)
     try:
         state = safetensors.torch.load_file(path)
         with safe_open(path, framework="pt") as file:

@@ -28,6 +28,7 @@ from typing import Any, Literal
 import yaml
 
 from fedhq_lightning.errors import ConfigurationError, nearest
+from fedhq_lightning.support.paths import expand_if_given
 
 _FLOPS = {"FLOP/s": 1.0, "MFLOP/s": 1e6, "GFLOP/s": 1e9, "TFLOP/s": 1e12}
 _BYTES_PER_SECOND = {"B/s": 1.0, "MB/s": 1e6, "GB/s": 1e9}
@@ -125,6 +126,7 @@ def load_profile(name_or_path: str | Path) -> DeviceProfile:
     Raises:
         ConfigurationError: Unknown name, missing file, or a figure that is missing, non-positive or of another unit.
     """
+    name_or_path = expand_if_given(name_or_path, "device")
     if is_path(name_or_path):
         return _parse(read_yaml(Path(name_or_path)), str(name_or_path))
     name = str(name_or_path)
@@ -135,6 +137,12 @@ def load_profile(name_or_path: str | Path) -> DeviceProfile:
             f"{nearest(name, allowed)}"
         )
     return _parse(read_yaml(shipped_file(name)), name)
+
+
+def device_file(device: str | Path, folder: Path) -> str | Path:
+    """A device as a file in `folder` names it: a shipped name, or a path that counts from there."""
+    device = expand_if_given(device, "device")
+    return folder / device if is_path(device) else device
 
 
 def is_path(name_or_path: str | Path) -> bool:

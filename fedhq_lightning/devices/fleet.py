@@ -14,6 +14,7 @@ from typing_extensions import override
 from fedhq_lightning.devices.device_profile import (
     FLEET_PREFIX,
     DeviceProfile,
+    device_file,
     is_path,
     load_profile,
     read_yaml,
@@ -23,6 +24,7 @@ from fedhq_lightning.devices.device_profile import (
 from fedhq_lightning.devices.trace import Availability, Trace
 from fedhq_lightning.devices.trace_file import parse_yaml_trace, read_csv_trace
 from fedhq_lightning.errors import ConfigurationError, nearest
+from fedhq_lightning.support.paths import expand_if_given
 
 FleetSpec: TypeAlias = "str | Path | Sequence[str | Path | DeviceProfile] | Mapping[str, int] | Fleet"
 """What `Fleet.resolve` takes."""
@@ -89,7 +91,7 @@ class Fleet:
         if isinstance(spec, Fleet):
             return spec
         if isinstance(spec, str | Path):
-            return cls._from_file(spec, seed)
+            return cls._from_file(expand_if_given(spec, "fleet"), seed)
         if isinstance(spec, Mapping):
             return cls("custom", _mix(spec, Path()), seed)
         if not isinstance(spec, Sequence):
@@ -265,6 +267,15 @@ def is_fleet_file(name_or_path: str | Path) -> bool:
     return is_path(name_or_path) or str(name_or_path).endswith(_CSV)
 
 
+def expand_fleet(spec: Any) -> Any:
+    """What `Fleet.resolve` takes, with `~` and variables of the environment put in, for the record of a run."""
+    if isinstance(spec, Mapping):
+        return {expand_if_given(device, "fleet"): weight for device, weight in spec.items()}
+    if isinstance(spec, list | tuple):
+        return [expand_if_given(device, "fleet") for device in spec]
+    return expand_if_given(spec, "fleet")
+
+
 def available_fleets() -> list[str]:
     """Names of the shipped fleets, sorted."""
     return sorted(name.removeprefix(FLEET_PREFIX) for name in shipped_names() if name.startswith(FLEET_PREFIX))
@@ -277,9 +288,7 @@ def _check_names(fleet: Fleet) -> None:
 
 def _mix(profiles: Mapping[str, int], folder: Path) -> tuple[tuple[DeviceProfile, int], ...]:
     """Load the devices; files are named relative to the fleet's own."""
-    return tuple(
-        (load_profile(folder / device if is_path(device) else device), weight) for device, weight in profiles.items()
-    )
+    return tuple((load_profile(device_file(device, folder)), weight) for device, weight in profiles.items())
 
 
 @lru_cache(maxsize=64)

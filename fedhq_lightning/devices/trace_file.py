@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
-from fedhq_lightning.devices.device_profile import DeviceProfile, is_path, load_profile
+from fedhq_lightning.devices.device_profile import DeviceProfile, device_file, load_profile
 from fedhq_lightning.devices.trace import Availability, Trace
 from fedhq_lightning.errors import ConfigurationError, nearest
 
@@ -113,7 +113,7 @@ def _trace(rows: Sequence[_Row], period: float | None, fleet: str, folder: Path)
         device = client.cells["device"]
         if device not in devices:
             try:
-                devices[device] = load_profile(folder / device if is_path(device) else device)
+                devices[device] = load_profile(device_file(device, folder))
             except ConfigurationError as error:
                 raise ConfigurationError(f"{client.where}: {error}") from error
     profiles = list(dict.fromkeys(devices.values()))

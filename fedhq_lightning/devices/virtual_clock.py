@@ -13,6 +13,7 @@ from fedhq_lightning.devices.roofline import ClientTime, LayerCost, Precision, s
 from fedhq_lightning.types import ClientId, FitOptions, Mode
 
 _PROFILES_KEPT = 4096
+_CLIENTS_KEPT = 10_000
 
 
 class VirtualClock:
@@ -25,10 +26,12 @@ class VirtualClock:
         batch_size: Examples in that batch, a full one.
         num_examples: Examples per client.
         options: Length of a local fit.
-        download_bytes: Payload down.
+        download_bytes: Payload down in every round.
         upload_bytes: Payload up.
+        first_download_bytes: What a client receives beside that in the first round that it takes part in.
         precision: Format of the floating-point products.
         drop_last: Whether loaders drop a last batch that is not full.
+        gives_batch: Whether a client's loader gives a batch all the same, asked where the client holds less than one.
         kernels: What the recipe says of each layer's kernels; None is the static rule everywhere.
         calibration: Corrects the roofline; None is the shipped one.
     """
@@ -43,8 +46,10 @@ class VirtualClock:
         options: FitOptions,
         download_bytes: int,
         upload_bytes: int,
+        first_download_bytes: int = 0,
         precision: Precision = "fp32",
         drop_last: bool = False,
+        gives_batch: Callable[[ClientId], bool] = lambda client_id: False,
         kernels: LaneKernels | None = None,
         calibration: Calibration | None = None,
     ) -> None:
@@ -56,8 +61,10 @@ class VirtualClock:
         self._options = options
         self._download_bytes = download_bytes
         self._upload_bytes = upload_bytes
+        self._first_download_bytes = first_download_bytes
         self._precision = precision
         self._drop_last = drop_last
+        self._gives_batch = lru_cache(_CLIENTS_KEPT)(gives_batch)
         self._kernels = LaneKernels() if kernels is None else kernels
         self._calibration = shipped_calibration() if calibration is None else calibration
         # By identity, since hashing a profile takes longer than all the rest; each entry keeps its profile alive.
@@ -88,32 +95,38 @@ class VirtualClock:
         """Name of the client's device."""
         return self.profile(client_id).name
 
-    def time(self, client_id: ClientId, mode: Mode) -> ClientTime:
-        """Virtual seconds of the client's round in `mode`."""
-        position = self.position(client_id)
-        profile, device = self._profile_at(position), self._device_at(position)
+    def time(self, client_id: ClientId, mode: Mode, is_first: bool = False) -> ClientTime:
+        """Virtual seconds of the client's round in `mode`; a client without a batch sends nothing back.
+
+        Args:
+            client_id: The client.
+            mode: How it trains.
+            is_first: Whether it takes part for the first time, and receives what no round changes too.
+        """
+        device, batches = self._device_at(self.position(client_id)), self._batches(client_id)
+        download_seconds, upload_seconds = self._link(client_id, is_first)
         return ClientTime(
-            download_seconds=8 * self._download_bytes / profile.downlink_bits_per_second,
-            compute_seconds=sum(
-                count * self._step(device, mode, examples) for count, examples in self._batches(client_id) if count
-            ),
-            upload_seconds=8 * self._upload_bytes / profile.uplink_bits_per_second,
+            download_seconds=download_seconds,
+            compute_seconds=sum(count * self._step(device, mode, examples) for count, examples in batches if count),
+            upload_seconds=upload_seconds,
         )
 
+    def trains(self, client_id: ClientId) -> bool:
+        """Whether the client has a batch to train on: `drop_last` leaves one with few examples none."""
+        return bool(self._batches(client_id))
+
     def seconds(self, client_id: ClientId, mode: Mode) -> float:
-        """Virtual seconds of a client's whole turn: download, steps and upload."""
+        """Virtual seconds of a client's whole turn, but its first: download, steps and upload."""
         return self.time(client_id, mode).total
 
     def link_seconds(self, client_id: ClientId) -> float:
-        """Virtual seconds of download and upload, the same in every mode."""
-        profile = self.profile(client_id)
-        return (
-            8 * self._download_bytes / profile.downlink_bits_per_second
-            + 8 * self._upload_bytes / profile.uplink_bits_per_second
-        )
+        """Virtual seconds of download and upload, the same in every mode and in every round but the first."""
+        return sum(self._link(client_id))
 
     def analysis_seconds(self, client_id: ClientId) -> float:
         """Virtual seconds of measuring a sensitivity: a forward pass as the model is, and one on the grid."""
+        if not self.trains(client_id):
+            return 0.0
         return self.forward_seconds(client_id, "fp") + self.forward_seconds(client_id, "qat")
 
     def forward_seconds(self, client_id: ClientId, mode: Mode = "fp") -> float:
@@ -138,6 +151,15 @@ class VirtualClock:
         # Without the client's own link, one object a tier: what the steps' times and bytes are kept by.
         self._device_at = lru_cache(_PROFILES_KEPT)(fleet.device)
 
+    def _link(self, client_id: ClientId, is_first: bool = False) -> tuple[float, float]:
+        """Virtual seconds of download and upload."""
+        profile, sends = self.profile(client_id), self.trains(client_id)
+        download_bytes = self._download_bytes + (self._first_download_bytes if is_first else 0)
+        return (
+            8 * download_bytes / profile.downlink_bits_per_second,
+            8 * self._upload_bytes / profile.uplink_bits_per_second if sends else 0.0,
+        )
+
     def _step(self, profile: DeviceProfile, mode: Mode, num_examples: int) -> float:
         """Virtual seconds of a step on so many examples, 1 to a full batch; all of them are found at once and kept."""
         key = id(profile), mode
@@ -158,7 +180,7 @@ class VirtualClock:
         """Batches of one local fit: (how many, of how many examples), full ones and those that end an epoch."""
         options, examples = self._options, self._num_examples(client_id)
         full, rest = divmod(examples, self._batch_size)
-        if self._drop_last:
+        if self._drop_last and (full or not self._gives_batch(client_id)):
             rest = 0
         per_epoch = full + bool(rest)
         if not per_epoch:

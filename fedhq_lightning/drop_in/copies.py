@@ -15,6 +15,7 @@ from torchmetrics import Metric
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.quantize import QuantScheme, convert, restore
+from fedhq_lightning.support.lightnings import AnyModule
 
 _COMPILED = ("forward", "training_step", "validation_step", "test_step", "predict_step")
 
@@ -71,7 +72,7 @@ def plain_copy(pl_module: pl.LightningModule) -> pl.LightningModule:
     for part in copied.modules():
         # What torch.compile made refers to the original.
         vars(part).pop("_compiled_call_impl", None)
-        if isinstance(part, pl.LightningModule):
+        if isinstance(part, AnyModule):
             part._metric_attributes = None
     if pl_module._compiler_ctx is not None:
         for name in _COMPILED:

@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.quantize import LaneOptions, QuantScheme, prepare, restore
+from fedhq_lightning.support.lightnings import both
 from fedhq_lightning.types import Mode
 
 _SHARDING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
@@ -102,17 +103,17 @@ def refuse_unsupported(trainer: pl.Trainer, pl_module: pl.LightningModule, schem
             does not fit the module.
     """
     strategy, precision = trainer.strategy, trainer.precision_plugin
-    if isinstance(strategy, _SHARDING):
+    if isinstance(strategy, both(*_SHARDING)):
         raise ConfigurationError(
             f"strategy {type(strategy).__name__} splits the weights of a layer over devices, and quantization needs "
             "whole layers; use Trainer(strategy='ddp') or one device"
         )
-    if isinstance(strategy, _XLA):
+    if isinstance(strategy, both(*_XLA)):
         raise ConfigurationError(
             f"strategy {type(strategy).__name__} runs on XLA devices, for which there are no quantized kernels; use "
             "Trainer(accelerator='cpu') or 'gpu'"
         )
-    if isinstance(precision, _OTHER_LAYERS):
+    if isinstance(precision, both(*_OTHER_LAYERS)):
         raise ConfigurationError(
             f"precision plugin {type(precision).__name__} computes layers in its own way, which quantization would "
             "replace; use Trainer(precision='32-true') or 'bf16-mixed'"

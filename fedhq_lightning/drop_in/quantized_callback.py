@@ -12,12 +12,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from fedhq_lightning.drop_in.copies import ForwardRecorder
 from fedhq_lightning.drop_in.deployed_model import described_sizes, model_folder, write_deployed
 from fedhq_lightning.drop_in.quantized_validation import QuantizedValidation
+from fedhq_lightning.drop_in.trainer_callback import TrainerCallback
 from fedhq_lightning.drop_in.trainer_parts import is_rehearsal
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.quantize import QuantScheme
+from fedhq_lightning.support.paths import expand_if_given
 
 
-class QuantizedCallback(pl.Callback):
+class QuantizedCallback(TrainerCallback):
     """Logs `quantized/NAME` beside what validation and test log, and writes the deployed model when `fit` ends.
 
     Args:
@@ -32,7 +34,7 @@ class QuantizedCallback(pl.Callback):
     def __init__(self, scheme: QuantScheme | None, export: bool, dirpath: str | Path | None) -> None:
         self.scheme = scheme
         self.export = export
-        self.dirpath = dirpath
+        self.dirpath = expand_if_given(dirpath, "dirpath")
         self.deployed_path: Path | None = None
         self._is_fitting = False
         self._folder = Path()

@@ -20,7 +20,9 @@ from fedhq_lightning.drop_in.copies import ForwardRecorder, as_float, converted_
 from fedhq_lightning.drop_in.lane_swap import has_lazy_layers
 from fedhq_lightning.drop_in.trainer_parts import AveragesResults
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.local.memory_of_evaluation import Attributes, changed, plain_attributes, recall
 from fedhq_lightning.quantize import QuantScheme
+from fedhq_lightning.support.lightnings import AnyModule, lightnings_own
 
 Stage = Literal["validation", "test"]
 
@@ -55,6 +57,7 @@ class QuantizedEvaluation:
         pl_module: Converted as it is now; it stays as it is.
         scheme: The deployment grid.
         stage: Whose steps and hooks are run.
+        memory: What an earlier pass left on its copy, such as a best value so far.
 
     Raises:
         ConfigurationError: See `converted_copy`, or a step that takes Lightning's `dataloader_iter`.
@@ -63,8 +66,12 @@ class QuantizedEvaluation:
         shown: Names that the module wants in the progress bar.
     """
 
-    def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule, scheme: QuantScheme, stage: Stage) -> None:
+    def __init__(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, scheme: QuantScheme, stage: Stage, memory: Attributes
+    ) -> None:
         self._module = converted_copy(pl_module, scheme)
+        self._before = plain_attributes(self._module)
+        recall(self._module, memory)
         self._step = getattr(self._module, f"{stage}_step")
         if is_param_in_hook_signature(self._step, "dataloader_iter", explicit=True):
             raise ConfigurationError(
@@ -81,7 +88,7 @@ class QuantizedEvaluation:
         self._recorder = ForwardRecorder(self._module)
         self.shown: set[str] = set()
         for each in self._module.modules():
-            if isinstance(each, pl.LightningModule):
+            if isinstance(each, AnyModule):
                 each._trainer = self._view  # type: ignore[assignment]  # a stand-in, not a subclass
         for hook in ("start", "epoch_start"):
             self._call(f"on_{stage}_{hook}")
@@ -90,6 +97,11 @@ class QuantizedEvaluation:
     def example_args(self) -> tuple[Any, ...] | None:
         """The first positional arguments of the module's `forward`, on the CPU."""
         return self._recorder.arguments
+
+    @property
+    def memory(self) -> Attributes:
+        """What the pass left on its copy, for the next."""
+        return changed(plain_attributes(self._module), self._before)
 
     def step(self, batch: Any, batch_idx: int, dataloader_idx: int | None) -> None:
         """Run the module's step on one batch.
@@ -123,6 +135,7 @@ class QuantizedEvaluation:
         self._view._results.dataloader_idx = None
         self._call(f"on_{self._stage}_epoch_end")
         self._collect()
+        self._view._results.reset()  # metric objects too, as Lightning's own loop does
         return _mean_over_processes(self._values)
 
     def _collect(self) -> None:
@@ -162,6 +175,7 @@ class QuantizedValidation:
         self.example_args: tuple[Any, ...] | None = None
         self._evaluation: QuantizedEvaluation | None = None
         self._batch: Any = None
+        self._memory: Attributes = {}
 
     def start(self) -> None:
         """Forget an earlier pass, whether it ended or not; in the callback's `on_..._start`."""
@@ -173,7 +187,7 @@ class QuantizedValidation:
         A pass whose first batch builds the module's lazy layers, as that of the sanity check, has no metrics.
         """
         if self._evaluation is None and not has_lazy_layers(pl_module):
-            self._evaluation = QuantizedEvaluation(trainer, pl_module, self.scheme, stage)
+            self._evaluation = QuantizedEvaluation(trainer, pl_module, self.scheme, stage, self._memory)
         self._batch = copy_of_batch(batch)
 
     def batch_end(self, trainer: pl.Trainer, batch_idx: int) -> None:
@@ -193,10 +207,13 @@ class QuantizedValidation:
         if evaluation is None:  # a loader without batches
             return {}
         values = evaluation.finish()
+        self._memory = evaluation.memory
         for name, value in values.items():
             # Not the module's own `log`, which may change names.
             shown = name in evaluation.shown
-            pl.LightningModule.log(pl_module, name, value, prog_bar=shown, sync_dist=True, add_dataloader_idx=False)
+            lightnings_own(pl_module).log(
+                pl_module, name, value, prog_bar=shown, sync_dist=True, add_dataloader_idx=False
+            )
         self.example_args = evaluation.example_args or self.example_args
         return values
 

@@ -17,6 +17,7 @@ from typing import Any
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.quantize import LaneOptions
 from fedhq_lightning.recipe.identity import changes, in_words
+from fedhq_lightning.run.records import LEFT_OUT
 from fedhq_lightning.run.run import Clock, Run, curve
 from fedhq_lightning.support.atomic_files import write_atomically
 from fedhq_lightning.trainer import FederatedTrainer
@@ -25,7 +26,8 @@ FILE_NAME = "comparison.json"
 FORMAT_VERSION = 1
 _SUMMARY = (
     *("rounds", "best_round", "metric_fp", "metric_quantized", "scheme", "wall_seconds", "fit_wall_seconds"),
-    *("virtual_seconds", "allocator_seconds", "uplink_bytes", "downlink_bytes", "mode_counts", "quarantined", "late"),
+    *("virtual_seconds", "allocator_seconds", "uplink_bytes", "downlink_bytes", "mode_counts"),
+    *LEFT_OUT,
     *("compiled_kernels", "versions"),
 )
 
@@ -148,7 +150,7 @@ def cell_of_run(
         described,
         run.metric_name,
         larger_is_better,
-        {name: _kept(name, run.summary[name]) for name in _SUMMARY},
+        {name: _kept(name, run.summary[name]) for name in _SUMMARY if name in run.summary},
         {name: [_kept(name, value) for value in values] for name, values in columns.items()},
         list(tiers),
         clients,

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from fedhq_lightning.errors import ConfigurationError, nearest
+from fedhq_lightning.support.paths import expand
 
 _CALLBACKS = "fedhq_lightning.callbacks"
 BEST_FIXED = "best-fixed"
@@ -161,6 +162,7 @@ def _own(text: str) -> Contestant:
                 f"allocator {text!r}: after '=' comes the class, such as my_module.MyAllocator, or a .yaml file"
             )
         return Contestant(name, source)
+    source = expand(source, f"allocator {name}")
     try:
         content = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -30,6 +30,7 @@ OTHERS = (
     "rounds",
     "best_round",
     "late",
+    "idle",
     "quarantined",
     "mode_counts.fp",
     "mode_counts.ptq",

@@ -9,10 +9,11 @@ from fedhq_lightning.recipe.identity import differing
 from fedhq_lightning.report.curve_figures import enlarged, time_unit
 from fedhq_lightning.report.formats import format_bytes, format_modes, format_seconds
 from fedhq_lightning.report.page import figure, figures, paragraph, section, table
+from fedhq_lightning.run.records import LEFT_OUT
 from fedhq_lightning.run.run import Clock
 
 _MOST_WITH_FP = 4
-_TOTALS_HEADER = ("wall time", "virtual time", "up", "down", "local fits by mode", "late", "quarantined")
+_TOTALS_HEADER = ("wall time", "virtual time", "up", "down", "local fits by mode", *LEFT_OUT)
 
 
 def curves_section(entries: Sequence[Entry], name: str, axes: Sequence[tuple[Clock, str]], target: float | None) -> str:
@@ -68,7 +69,7 @@ def totals_section(entries: Sequence[Entry]) -> str:
             format_bytes(entry.total("uplink_bytes")),
             format_bytes(entry.total("downlink_bytes")),
             format_modes(count),
-            *(f"{round(entry.total(name)):,}" for name in ("late", "quarantined")),
+            *(f"{round(entry.total(name)):,}" for name in LEFT_OUT),
         )
         for entry, count in zip(entries, counts, strict=True)
     ]

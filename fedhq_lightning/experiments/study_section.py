@@ -12,6 +12,7 @@ import yaml
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.experiments.objectives import DEFAULT
 from fedhq_lightning.experiments.pruning import PruningRule
+from fedhq_lightning.support.paths import expand
 
 KEYS = ("search", "objectives", "trials", "sampler", "seed", "pruning")
 _TRIALS = 20
@@ -66,6 +67,7 @@ def read_section(text: str, search_file: str | None) -> Any:
                 "it has no tune section; add one (see docs/tuning.md), or give a file of its own by --search FILE"
             )
         return section
+    search_file = expand(search_file, "--search")
     try:
         content = yaml.safe_load(Path(search_file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

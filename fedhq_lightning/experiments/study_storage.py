@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.recipe.identity import changes, in_words
 from fedhq_lightning.support.atomic_files import told_to_user
+from fedhq_lightning.support.paths import expand_if_given
 from fedhq_lightning.support.quiet import libraries_quiet
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def default_place(root: Path, recipe_name: str, storage: str | None) -> StudyPla
         recipe_name: The recipe's.
         storage: As given: a URL, a journal file, a folder that holds or shall hold one, or None.
     """
+    storage = expand_if_given(storage, "storage")
     folder = root / recipe_name / f"tune-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     if storage is None:
         return StudyPlace(str(folder / JOURNAL), folder)
@@ -158,7 +160,7 @@ def told(storage: str) -> Iterator[None]:
         ConfigurationError: In place of any error of Optuna's, of the disk's or of the database's.
     """
     try:
-        with libraries_quiet("optuna", warnings_of=[r"optuna\..*", r"sqlalchemy\..*"]):
+        with libraries_quiet("optuna"):
             yield
     except ConfigurationError as error:
         raise ConfigurationError(f"storage {_shown(storage)}: {error}") from error

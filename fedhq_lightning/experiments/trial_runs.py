@@ -7,7 +7,6 @@ import math
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,8 +121,7 @@ class _Worker:
         study = self._job.place.folder.name
         config = {"tune": {"study": study, "trial": trial.number, **trial.params}}
         labels = labelled(study, "trial", f"trial {trial.number}", config)
-        with warnings.catch_warnings(), resolved.keys_named(), labels:
-            warnings.simplefilter("ignore")  # those of the recipe were shown when it was checked
+        with resolved.keys_named(), labels:
             trainer, model, data = resolved.instantiate()
             check_one_process(trainer)
             trainer.callbacks.append(self._reporter(trial))

@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from fedhq_lightning.support.quiet import say_line, show_own_warnings
+from fedhq_lightning.support.quiet import say_line, show_warnings
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -133,7 +133,7 @@ def _run_calls(pipe: Connection, parent: int) -> None:
     """What a process does: it gets the call, then job after job, until no more can come."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _interrupt)
-    show_own_warnings(lambda line: say_line(f"fedhq: {line}", sys.stderr))
+    show_warnings(lambda line: say_line(f"fedhq: {line}", sys.stderr))
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
         with suppress(EOFError, BrokenPipeError):

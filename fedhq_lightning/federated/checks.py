@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,7 +15,6 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.data import extract_batch_size
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -27,19 +24,10 @@ from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.federated.clients import num_examples
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.local.evaluation import as_loaders
-from fedhq_lightning.types import ClientId, FitOptions, MonitorMode
-
-# Words of a metric's name that tell which way is better; a number may follow, as in map50.
-_SMALLER_IS_BETTER = re.compile(
-    r"loss|error|\b(err|nll|ce|bce|xent|entropy|crossentropy|perplexity|ppl|bpc|bpd|mse|rmse|msle|rmsle|mae|mape|smape|"
-    r"wer|cer|ter|eer|ece|fid|lpips|brier|kl|divergence|distance)\d*\b"
-)
-_LARGER_IS_BETTER = re.compile(
-    r"acc|\b(f1|f1score|auc|auroc|auprc|ap|map|precision|recall|sensitivity|specificity|iou|miou|jaccard|dice|score|r2|"
-    r"psnr|snr|sdr|ssim|bleu|rouge|rougel|rougelsum|meteor|cider|chrf|ndcg|mrr|mcc|kappa|pearson|spearman|likelihood|"
-    r"elbo|em|top)\d*\b"
-)
-_NEGATED = re.compile(r"\bneg(ative)?\b")
+from fedhq_lightning.support.lightnings import is_overridden
+from fedhq_lightning.support.quiet import libraries_quiet
+from fedhq_lightning.support.tensors import same_values
+from fedhq_lightning.types import ClientId, FitOptions
 
 
 @dataclass(frozen=True)
@@ -55,6 +43,7 @@ class Probe:
         drop_last: Whether the training loader drops a last batch that is not full.
         batch_norm: Name of a layer that cannot train on one example, or None.
         frozen: Names in the state of the parameters that no local fit trains.
+        fixed: Those of them that no hook changes either, as the average of another network's weights would.
     """
 
     costs: list[LayerCost]
@@ -65,6 +54,7 @@ class Probe:
     drop_last: bool = False
     batch_norm: str | None = None
     frozen: frozenset[str] = frozenset()
+    fixed: frozenset[str] = frozenset()
 
 
 def probe(
@@ -76,6 +66,8 @@ def probe(
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> Probe:
     """Take one training step on a batch of one client, and evaluate one held-out batch, on a copy of the module.
+
+    Where parameters are frozen it takes two, if the client has as many, to see whether a hook changes them.
 
     Args:
         template: The user's module, set up.
@@ -90,7 +82,7 @@ def probe(
             logs, a held-out loader without batches, batches too small for BatchNorm, layers made in a step or hook.
     """
     module = copy.deepcopy(template)
-    trainer = ClientTrainer(module, options, torch.device("cpu"), autocast)
+    trainer = ClientTrainer(module, options, torch.device("cpu"), autocast, datamodule)
     batch, step, costs = datamodule.calibration_batch(client_id), module.training_step, list[LayerCost]()
     loader = datamodule.train_dataloader(client_id)
     batch_size = _batch_size(batch, loader, num_examples(datamodule, client_id))
@@ -98,16 +90,22 @@ def probe(
 
     @wraps(step)
     def measured_step(*arguments: Any) -> Any:
+        if costs:
+            trainer.should_stop = True
+            return step(*arguments)
         outputs: list[Any] = []
         costs[:] = measure_costs(lambda: outputs.append(step(*arguments)), module, quantized)
         if outputs[0] is None:
             raise ConfigurationError("training_step returned None for the first batch; return a loss tensor")
-        trainer.should_stop = True
+        trainer.should_stop = not _frozen(template)
         return outputs[0]
 
     module.training_step = measured_step  # type: ignore[method-assign]  # on this copy only
     _, logged = trainer.fit(_OneBatch(loader, batch))
     train_names, schedulers = list(logged), trainer.lr_scheduler_configs
+    # What a module thaws when a fit begins is trained.
+    frozen = _frozen(template) & _frozen(module)
+    fixed = frozenset(name for name in frozen if same_values(template.get_parameter(name), module.get_parameter(name)))
     validation_names, example_args = [], None
     loaders = validation_loaders(template, datamodule)
     if loaders:
@@ -131,8 +129,8 @@ def probe(
         example_args,
         drop_last=bool(getattr(getattr(loader, "batch_sampler", None), "drop_last", False)),
         batch_norm=batch_norms.name,
-        # What a module thaws when a fit begins is trained.
-        frozen=_frozen(template) & _frozen(module),
+        frozen=frozen,
+        fixed=fixed,
     )
 
 
@@ -164,33 +162,6 @@ def resolve_monitor(monitor: str | None, found: Probe) -> str | None:
     return monitor
 
 
-def resolve_monitor_mode(monitor: str | None, monitor_mode: MonitorMode | None) -> MonitorMode:
-    """As asked, else what the monitored name tells.
-
-    "min" where the name contains "loss" or "error", or has a word such as nll, ce, bce, perplexity, ppl, mse, rmse,
-    mae, wer or cer; else "max" where it contains "acc", or has a word such as f1, auc, auroc, precision, recall, iou,
-    dice, map, score, r2, psnr, ssim, bleu or rouge. Words are letters and digits between anything else, underscores
-    too; upper case does not matter. A name with the word "neg" or "negative" does not tell.
-
-    Raises:
-        ConfigurationError: The name does not tell.
-    """
-    if monitor_mode is not None:
-        return monitor_mode
-    if monitor is None:
-        return "max"
-    words = re.sub(r"[\W_]+", " ", monitor.lower())
-    if not _NEGATED.search(words):
-        if _SMALLER_IS_BETTER.search(words):
-            return "min"
-        if _LARGER_IS_BETTER.search(words):
-            return "max"
-    raise ConfigurationError(
-        f"trainer.monitor {monitor!r} does not tell whether smaller or larger is better; set trainer.monitor_mode to "
-        "min or max"
-    )
-
-
 def _first_batch(loader: Any) -> list[Any]:
     for batch in loader:
         return [batch]
@@ -202,8 +173,7 @@ def _batch_size(batch: Any, loader: Any, examples: int) -> int:
     size = getattr(loader, "batch_size", None)
     if isinstance(size, int):
         return min(size, examples)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of sizes that differ within a batch; the advice is about self.log
+    with libraries_quiet(noise=["Trying to infer the `batch_size`"]):  # the advice is about self.log
         try:
             return extract_batch_size(batch)
         except MisconfigurationException:

@@ -14,7 +14,8 @@ from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.local.module_state import load_weights, reset_metrics, restore_buffers
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
-from fedhq_lightning.risk.sensitivity import SensitivityMeasure, generators_kept, quantization_sensitivity
+from fedhq_lightning.risk.sensitivity import SensitivityMeasure, quantization_sensitivity
+from fedhq_lightning.support.seeds import generators_kept
 from fedhq_lightning.types import ClientId, FitOptions, StateDict
 
 
@@ -81,7 +82,7 @@ class ClientAnalyst:
     def _loaded(self, state: StateDict) -> ClientTrainer:
         if self._trainer is None:
             module = copy.deepcopy(self._template).to(self._device)
-            self._trainer = ClientTrainer(module, self._options, self._device, self._autocast)
+            self._trainer = ClientTrainer(module, self._options, self._device, self._autocast, self._datamodule)
         module = self._trainer.lightning_module
         restore_buffers(module, self._template, self._device)
         load_weights(module, state)

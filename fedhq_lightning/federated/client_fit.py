@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning as L
@@ -19,12 +19,15 @@ from fedhq_lightning.federated.aggregators import Aggregator
 from fedhq_lightning.federated.client_analysis import ClientAnalyst
 from fedhq_lightning.federated.wire import Link
 from fedhq_lightning.local.client_trainer import ClientTrainer
-from fedhq_lightning.local.module_state import load_weights, reset_metrics, restore_buffers
+from fedhq_lightning.local.module_state import load_weights, reset_metrics, restore_buffers, restore_requires_grad
 from fedhq_lightning.quantize import LaneOptions, QuantScheme, correct_bias, prepare
 from fedhq_lightning.risk.sensitivity import SensitivityMeasure, check_sensitivity_measure
-from fedhq_lightning.run.records import ClientRecord
+from fedhq_lightning.run.records import ClientRecord, Status
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
 from fedhq_lightning.types import ClientId, FitOptions, Mode, StateDict
+
+_NO_BATCH = "its training loader gives no batch, as with drop_last and fewer examples than batch_size"
+_SKIPPED = "no batch was trained on, as when on_train_batch_start returns -1 or training_step None"
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,21 @@ class Update:
 
     Attributes:
         record: For the log; holds the number of examples, its weight.
-        payload: Bytes on the wire; empty where the client was late.
+        payload: Bytes on the wire; empty where the client was late or idle.
     """
 
     record: ClientRecord
     payload: bytes
+
+
+@dataclass(frozen=True)
+class _LocalFit:
+    """What a local fit came to; by default that it took no step, and why."""
+
+    num_steps: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    payload: bytes = b""
+    idle_reason: str = ""
 
 
 class ClientFitter:
@@ -109,69 +122,85 @@ class ClientFitter:
         downlink_bytes: int,
         learning_rate_scale: float,
         deadline: float | None,
+        is_first: bool = False,
     ) -> Update:
         """Train one client from the model it received.
 
         A client whose virtual time passes the deadline is late: its work would be thrown away, so it is not done.
+        One that takes no optimizer step is idle: it has nothing to send, and no virtual time passes for it after the
+        download and what it measures for the allocator.
 
         Args:
             round_number: From 1.
             client_id: The client.
             mode: Its lane.
             received: The global model as it came down.
-            downlink_bytes: Size of its payload.
+            downlink_bytes: Size of what came down.
             learning_rate_scale: Factor on every learning rate.
             deadline: Virtual seconds, or None.
+            is_first: Whether the client takes part for the first time, and receives what no round changes too.
         """
-        seconds = self._clock.time(client_id, mode)
+        seconds = self._clock.time(client_id, mode, is_first)
         analysis_seconds = self._analysis_seconds(client_id)
         late = deadline is not None and seconds.total + analysis_seconds > deadline
-        num_steps, metrics, payload, sensitivity = 0, dict[str, float](), b"", None
+        done, sensitivity = _LocalFit(), None
         if not late and self._analyst is not None and self._wanted_sensitivity is not None:
             sensitivity = self._analyst.sensitivity(client_id, self._wanted_sensitivity, received)
         started = time.perf_counter()
         if not late:
-            try:
-                num_steps, metrics, payload = self._train(round_number, client_id, mode, received, learning_rate_scale)
-            except Exception as error:
-                error.add_note(f"while client {client_id} trained in {mode}, in round {round_number}")
-                raise
+            done = self._train(round_number, client_id, mode, received, learning_rate_scale)
+        status: Status = "late" if late else "ok" if done.num_steps else "idle"
         record = ClientRecord(
             round=round_number,
             client_id=client_id,
             tier=self._clock.profile(client_id).name,
             mode=mode,
-            status="late" if late else "ok",
+            status=status,
             num_examples=int(self._datamodule.num_examples(client_id)),
-            num_steps=num_steps,
-            metrics=metrics,
+            num_steps=done.num_steps,
+            metrics=done.metrics,
             fit_wall_seconds=time.perf_counter() - started,
             download_seconds=seconds.download_seconds,
-            compute_seconds=seconds.compute_seconds,
-            upload_seconds=seconds.upload_seconds,
-            uplink_bytes=len(payload),
+            compute_seconds=0.0 if status == "idle" else seconds.compute_seconds,
+            upload_seconds=0.0 if status == "idle" else seconds.upload_seconds,
+            uplink_bytes=len(done.payload),
             downlink_bytes=downlink_bytes,
+            reason=done.idle_reason,
             analysis_seconds=analysis_seconds,
             sensitivity=sensitivity,
         )
-        return Update(record, payload)
+        return Update(record, done.payload)
 
     def _train(
         self, round_number: int, client_id: ClientId, mode: Mode, received: StateDict, learning_rate_scale: float
-    ) -> tuple[int, dict[str, float], bytes]:
+    ) -> _LocalFit:
         trainer = self._lane(mode)
         module = trainer.lightning_module
         restore_buffers(module, self._template, self._device)
+        restore_requires_grad(module, self._template)
         load_weights(module, received)
         reset_metrics(module)
         seed_generators(derive_seed(self._seed, "fit", round_number, client_id))
         loader = self._datamodule.train_dataloader(client_id)
         term = self._aggregator.client_term(module)
         num_steps, metrics = trainer.fit(loader, learning_rate_scale, term)
+        self._check_frozen(module)
+        if not num_steps:
+            return _LocalFit(idle_reason=_SKIPPED if len(loader) else _NO_BATCH)
         state = module.state_dict()
         if mode == "ptq" and self._lane_options.bias_correction:
             state = self._corrected(state, client_id)
-        return num_steps, metrics, self._link.up(state, received, round_number, client_id)
+        return _LocalFit(num_steps, metrics, self._link.up(state, received, round_number, client_id))
+
+    def _check_frozen(self, module: L.LightningModule) -> None:
+        """Refuse a fit that trained what no client sends."""
+        thawed = [name for name, each in module.named_parameters() if each.requires_grad]
+        if lost := [name for name in thawed if name in self._link.fixed_names]:
+            raise ConfigurationError(
+                f"{', '.join(lost[:3])}: frozen when a local fit began and trained in the end, but what is frozen then "
+                "is taken to be so in every fit, and no client sends it; thaw it before training, in __init__ or "
+                "on_fit_start, or leave it frozen"
+            )
 
     def _corrected(self, state: StateDict, client_id: ClientId) -> StateDict:
         """A local model with biases that make up for rounding it, found on one batch of the client's data."""
@@ -191,5 +220,5 @@ class ClientFitter:
             if mode != "fp" and self._scheme is not None:
                 module = prepare(module, mode, self._scheme, self._lane_options)
             module.to(self._device)
-            self._lanes[mode] = ClientTrainer(module, self._options, self._device, self._autocast)
+            self._lanes[mode] = ClientTrainer(module, self._options, self._device, self._autocast, self._datamodule)
         return self._lanes[mode]

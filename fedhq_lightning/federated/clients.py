@@ -7,9 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import SequentialSampler
 
 from fedhq_lightning.data import FederatedDataModule
+from fedhq_lightning.data.federated import sampler_of
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.support.notes import noted
 from fedhq_lightning.types import ClientId, FitOptions
 
 # Loaders of more clients are not made before round 1: it is to begin within seconds.
@@ -42,7 +46,11 @@ def num_examples(datamodule: FederatedDataModule, client_id: ClientId) -> int:
     Raises:
         ConfigurationError: No whole number, or less than 0.
     """
-    given = datamodule.num_examples(client_id)
+    try:
+        given = datamodule.num_examples(client_id)
+    except Exception as error:
+        error.add_note(f"while client {client_id} told how many examples it has")
+        raise
     try:
         found = operator.index(given)
     except TypeError:
@@ -86,7 +94,8 @@ def num_batches(datamodule: FederatedDataModule, client_id: ClientId) -> int:
         ConfigurationError: The loader does not know.
     """
     try:
-        return len(datamodule.train_dataloader(client_id))
+        with noted(f"while client {client_id} made its training loader"):
+            return len(datamodule.train_dataloader(client_id))
     except TypeError as error:
         raise ConfigurationError(
             f"client {client_id!r}: its training loader has no length ({error}); a local fit needs one, so take a "
@@ -125,3 +134,22 @@ def check_last_batches(
                 f"one example, on which {batch_norm} (BatchNorm) cannot train; set drop_last=True in the "
                 "training loader, or take another batch_size"
             )
+
+
+def warn_of_examples_never_drawn(datamodule: FederatedDataModule, client_id: ClientId, options: FitOptions) -> None:
+    """Tell of a local fit that ends before the last batch of a loader that begins with the same ones every round.
+
+    Args:
+        datamodule: Gives loaders.
+        client_id: The client with the most examples.
+        options: What a local fit does.
+    """
+    if options.local_steps is None:
+        return
+    num_drawn, loader = options.local_steps * options.accumulate_grad_batches, datamodule.train_dataloader(client_id)
+    if num_drawn < len(loader) and isinstance(sampler_of(loader), SequentialSampler):
+        rank_zero_warn(
+            f"client {client_id!r}: its training loader does not shuffle, and a local fit ends after {num_drawn} of "
+            f"{len(loader)} batches, so the others are never trained on; give the loader shuffle=True, or local_epochs "
+            "in place of local_steps"
+        )

@@ -20,6 +20,11 @@ def make_fabric(
         ConfigurationError: Values that Fabric does not know, hardware that is not there, or a strategy that starts its
             processes in another way than by running the script again: Fabric would return from the first of them.
     """
+    if strategy == "fedhq":
+        raise ConfigurationError(
+            "strategy 'fedhq' is for lightning.Trainer, with FederatedAveraging (importing any name from "
+            "fedhq_lightning.callbacks registers it there); FederatedTrainer takes 'auto' or 'ddp'"
+        )
     given = f"accelerator {accelerator!r}, devices {devices!r}, strategy {strategy!r}"
     try:
         with lightning_quiet():

@@ -41,8 +41,8 @@ class Header:
     """Who sent what, when.
 
     Attributes:
-        kind: "weights" or "delta".
-        round: Round number.
+        kind: "weights" or "delta"; "fixed" is what no round changes.
+        round: Round number; 0 of what no round changes.
         client: Client id; "server" on the way down.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,16 +15,19 @@ from lightning.pytorch.utilities import rank_zero_warn
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.callback import RoundControl
 from fedhq_lightning.federated.client_fit import ClientFitter, Update
+from fedhq_lightning.federated.resume import best_checkpoint
 from fedhq_lightning.federated.sampling import share_of
 from fedhq_lightning.federated.server import Server, ServerRound
 from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.federated.setup import Job
 from fedhq_lightning.local.evaluation import Evaluator
 from fedhq_lightning.run.directory import RunDirectory
+from fedhq_lightning.run.lightning_checkpoint import for_lightning
 from fedhq_lightning.run.records import ClientRecord, RoundRecord
 from fedhq_lightning.run.state import RunState
 from fedhq_lightning.support.collectives import Processes
-from fedhq_lightning.types import MODES, Plan
+from fedhq_lightning.support.notes import noted
+from fedhq_lightning.types import MODES, ClientId, Plan
 
 _KEPT_CHECKPOINTS = 2
 
@@ -68,6 +72,7 @@ class RoundLoop:
         self._state = state
         self._saved_parts = saved_parts
         self._warned_of_sensitivity = False
+        self._warned_of_idle = False
 
     def run(self) -> None:
         """All rounds that are still to be done; before the first, an evaluation that counts as round 0."""
@@ -107,21 +112,39 @@ class RoundLoop:
         """Train this process's share of the cohort, one client after another."""
         settings, control, cohort = self._settings, self._control, list(plan.modes)
         scale = learning_rate_scale(settings.round_lr, at_server.number, settings.max_rounds)
-        work = [float(self._job.datamodule.num_examples(client_id)) for client_id in cohort]
+        in_round = f"in round {at_server.number}"
+        notes = {each: f"while client {each} trained in {mode}, {in_round}" for each, mode in plan.modes.items()}
+        work = []
+        for client_id in cohort:
+            with noted(notes[client_id]):
+                work.append(float(self._job.datamodule.num_examples(client_id)))
+        newcomers = self._newcomers(cohort)
         for client_id in share_of(self._processes, cohort, work):
-            control.call("on_client_start", client_id, plan.modes[client_id])
-            with watch.measure("fit"):
+            mode = plan.modes[client_id]
+            control.call("on_client_start", client_id, mode)
+            with watch.measure("fit"), noted(notes[client_id]):
                 update = self._fitter.fit(
                     at_server.number,
                     client_id,
-                    plan.modes[client_id],
+                    mode,
                     at_server.received,
-                    at_server.downlink_bytes,
+                    at_server.downlink_bytes + (self._job.link.fixed_bytes if client_id in newcomers else 0),
                     scale,
                     settings.round_deadline,
+                    client_id in newcomers,
                 )
             control.call("on_client_end", update.record)
             yield update
+
+    def _newcomers(self, cohort: Sequence[ClientId]) -> frozenset[ClientId]:
+        """Clients of the cohort that what no round changes goes down to, where there is any of it.
+
+        Late, idle and quarantined ones have it from then on too.
+        """
+        if not self._job.link.fixed_bytes:
+            return frozenset()
+        are_new = self._state.reach([self._job.clock.position(client_id) for client_id in cohort])
+        return frozenset(client_id for client_id, is_new in zip(cohort, are_new, strict=True) if is_new)
 
     def _aggregate(self, at_server: ServerRound, updates: Iterable[Update]) -> list[ClientRecord]:
         """Give the server this process's updates, and step; every client's record, in fixed order."""
@@ -144,11 +167,26 @@ class RoundLoop:
         ]
         parts = self._processes.gather([record.to_json() for record in records])
         everyone = [ClientRecord.from_json(record) for part in parts for record in part]
+        self._warn_of_idle(everyone)
         self._warn_of_sensitivity(everyone)
         for record in everyone:
             if record.status == "quarantined":
                 rank_zero_warn(f"round {at_server.number}: client {record.client_id} is quarantined: {record.reason}")
         return sorted(everyone, key=lambda record: self._job.clock.position(record.client_id))
+
+    def _warn_of_idle(self, records: Sequence[ClientRecord]) -> None:
+        """Once a run: how many clients took no step, and why."""
+        idle = [record for record in records if record.status == "idle"]
+        if not idle or self._warned_of_idle:
+            return
+        self._warned_of_idle = True
+        reasons = Counter(record.reason for record in idle)
+        names = ", ".join(str(record.client_id) for record in idle[:5])
+        rank_zero_warn(
+            f"round {idle[0].round}: {len(idle)} of {len(records)} clients took no step, so they send nothing and "
+            f"count nothing: {names} ({'; '.join(f'{count}: {reason}' for reason, count in sorted(reasons.items()))}; "
+            "said once a run, rounds.jsonl and summary.json have them all under `idle`)"
+        )
 
     def _warn_of_sensitivity(self, records: Sequence[ClientRecord]) -> None:
         """Once a run: that clients measured a sensitivity, and it is no number."""
@@ -156,7 +194,9 @@ class RoundLoop:
         if wanted is None or self._warned_of_sensitivity:
             return
         unmeasured = [
-            str(record.client_id) for record in records if record.status != "late" and record.sensitivity is None
+            str(record.client_id)
+            for record in records
+            if record.status not in ("late", "idle") and record.sensitivity is None
         ]
         if unmeasured:
             self._warned_of_sensitivity = True
@@ -170,7 +210,8 @@ class RoundLoop:
         last = round_number == settings.max_rounds
         metrics = train_metrics(clients)
         if self._job.validation_loaders and (round_number % settings.eval_every_n_rounds == 0 or last):
-            metrics |= self._evaluator.evaluate(state.served, self._job.validation_loaders)
+            with noted(f"while the global model was evaluated, after round {round_number}"):
+                metrics |= self._evaluator.evaluate(state.served, self._job.validation_loaders)
         record = self._record(round_number, metrics, plan, clients, watch)
         if round_number > 0:
             with watch.measure("allocator"):
@@ -190,7 +231,7 @@ class RoundLoop:
     def _write(self, record: RoundRecord, is_best: bool, is_end: bool) -> None:
         state = self._state
         if is_best:
-            self._directory.save_best({"round": state.round, "state": state.deployed})
+            self._directory.save_best(best_checkpoint(self._job.template, state))
         self._directory.append_round(record)
         self._directory.write_metrics(state.records)
         if state.round > 0:
@@ -239,7 +280,9 @@ class RoundLoop:
             "state": self._state.to_checkpoint(),
             "aggregator": self._settings.aggregator.state_dict(),
             "allocator": self._job.allocator.state_dict(),
+            "evaluator": self._evaluator.state_dict(),
             **self._saved_parts(),
+            **for_lightning(self._job.template, self._state.served),
         }
         self._directory.save_checkpoint(self._state.round, parts, _KEPT_CHECKPOINTS)
 

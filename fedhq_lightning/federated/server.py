@@ -12,6 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.aggregators import Aggregator
 from fedhq_lightning.federated.exact_mean import ExactMean
 from fedhq_lightning.federated.payload import PayloadError
@@ -19,6 +20,7 @@ from fedhq_lightning.federated.update_directions import UpdateDirections
 from fedhq_lightning.federated.wire import Link
 from fedhq_lightning.risk.update_sketch import Sketcher
 from fedhq_lightning.support.collectives import Processes
+from fedhq_lightning.support.tensors import same_values
 from fedhq_lightning.types import ClientId, StateDict
 
 ServerTransform = Callable[[ClientId, StateDict], StateDict]
@@ -48,8 +50,9 @@ class Accumulator(Protocol):
 class Server:
     """What the step is made of, the same in every round of a run. Each part with a default is a socket.
 
-    An update that fails a check is left out and its client named, and the round goes on without it. What a client adds
-    to its own gradients is `Aggregator.client_term`.
+    An update that fails a check is left out and its client named, and the round goes on without it. What no round
+    changes (`Link.fixed_names`) is with the clients that took part before, so a step must leave it alone. What a client
+    adds to its own gradients is `Aggregator.client_term`.
 
     Attributes:
         link: Encodes what goes down, decodes and checks what comes up.
@@ -105,7 +108,7 @@ class ServerRound:
         round_number: From 1.
         current: The global model.
         received: What every client of the round received.
-        downlink_bytes: Size of its payload, for one client.
+        downlink_bytes: Size of the round's payload, for one client.
     """
 
     def __init__(
@@ -153,4 +156,15 @@ class ServerRound:
         divergences = {} if self._directions is None else self._directions.divergences(decoded_mean)
         mean = server.link.combine(decoded_mean, self.received)
         state = server.aggregator.step(self._current, mean, server.parameter_names)
+        _check_fixed(server, self._current, state)
         return Aggregated(state, total.total_weight, self._refused, divergences)
+
+
+def _check_fixed(server: Server, before: StateDict, after: StateDict) -> None:
+    """Refuse a step that changed what clients have from their first round on."""
+    for name in server.link.fixed_names:
+        if after[name] is not before[name] and not same_values(after[name], before[name]):
+            raise ConfigurationError(
+                f"{type(server.aggregator).__name__}.step changed {name}, which no client sends and which goes down "
+                "once to a client; a step leaves alone what the mean lacks"
+            )

@@ -130,6 +130,7 @@ def _check_positive(name: str, value: Any) -> None:
         raise ConfigurationError(f"{name} {value!r}: must be greater than 0")
 
 
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ConfigurationError(f"{name} {value!r}: must be one of {', '.join(allowed)}{nearest(value, allowed)}")
+        hint = nearest(str(value), allowed)
+        raise ConfigurationError(f"{name} {value!r}: must be one of {', '.join(allowed)}{hint}")

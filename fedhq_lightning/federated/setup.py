@@ -25,14 +25,18 @@ from fedhq_lightning.federated.clients import (
     check_last_batches,
     client_to_probe,
     empty_positions,
+    num_batches,
     num_examples,
     plain_client_ids,
+    warn_of_examples_never_drawn,
 )
+from fedhq_lightning.federated.monitor_mode import resolve_monitor_mode
 from fedhq_lightning.federated.sampling import CohortSampler
 from fedhq_lightning.federated.server import Server
 from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.federated.update_directions import sketcher_of
 from fedhq_lightning.federated.wire import Link, warn_of_lost_changes
+from fedhq_lightning.local.data_hooks import prepare_data
 from fedhq_lightning.local.evaluation import Evaluator
 from fedhq_lightning.local.module_checks import (
     check_is_lightning_module,
@@ -44,9 +48,10 @@ from fedhq_lightning.quantize import LayerScheme
 from fedhq_lightning.risk.divergence import DivergenceMeasure, LabelStatistics
 from fedhq_lightning.risk.sensitivity import SensitivityMeasure
 from fedhq_lightning.support.collectives import Processes
-from fedhq_lightning.support.first_process import is_first_process
+from fedhq_lightning.support.lightnings import is_overridden
+from fedhq_lightning.support.notes import noted
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
-from fedhq_lightning.types import MODES, ClientId, StateDict
+from fedhq_lightning.types import MODES, ClientId, Mode, StateDict
 
 
 @dataclass(frozen=True)
@@ -121,16 +126,22 @@ def set_up(
     with_data = sampler.with_data()
 
     client_id = client_to_probe(datamodule, with_data)
-    template = set_up_template(module, settings.fit_options, lambda: datamodule.calibration_batch(client_id))
+    first_batch = f"while the first batch of client {client_id} was tried, before round 1"
+    with noted(first_batch):
+        template = set_up_template(
+            module, settings.fit_options, lambda: datamodule.calibration_batch(client_id), datamodule
+        )
     allocator = settings.allocator or FixedAllocator("fp")
     grids = grids_of(settings, template)
     quantized = {name.removesuffix(".weight"): grid.activation_bits is not None for name, grid in grids.items()}
-    found = checks.probe(template, datamodule, client_id, settings.fit_options, quantized, fabric.autocast)
+    with noted(first_batch):
+        found = checks.probe(template, datamodule, client_id, settings.fit_options, quantized, fabric.autocast)
     check_last_batches(datamodule, with_data, found.batch_size, found.batch_norm, settings.fit_options)
+    warn_of_examples_never_drawn(datamodule, client_id, settings.fit_options)
     check_state(template, found.frozen)
     sent = template.state_dict()
     sent_grids = {name: grid for name, grid in grids.items() if name in sent}
-    link = Link(sent, sent_grids, settings.uplink, settings.downlink, found.frozen)
+    link = Link(sent, sent_grids, settings.uplink, settings.downlink, found.fixed)
     state = {name: value.detach() for name, value in template.state_dict().items()}
     received, download_bytes = link.down(state, 0)
     clock = VirtualClock(
@@ -142,12 +153,14 @@ def set_up(
         settings.fit_options,
         download_bytes=download_bytes,
         upload_bytes=len(link.up(state, received, 0, client_id)),
+        first_download_bytes=link.fixed_bytes,
         precision="bf16" if settings.precision == "bf16-mixed" else "fp32",
         drop_last=found.drop_last,
+        gives_batch=lambda client_id: num_batches(datamodule, client_id) > 0,
         kernels=LaneKernels.of(template, grids, settings.lanes),
     )
     monitor = checks.resolve_monitor(settings.monitor, found)
-    monitored = Monitored(monitor, checks.resolve_monitor_mode(monitor, settings.monitor_mode))
+    monitored = Monitored(monitor, resolve_monitor_mode(monitor, settings.monitor_mode))
     allocator.begin(
         AllocationContext.on_clock(
             clock,
@@ -171,21 +184,37 @@ def set_up(
     return Job(template, datamodule, sampler, found, grids, link, clock, allocator, monitored)
 
 
-def check_types(module: Any, datamodule: Any) -> None:
-    """Refuse what is no LightningModule, and an ordinary data module, which has no clients."""
+def check_types(module: Any, datamodule: Any) -> FederatedDataModule:
+    """Refuse what is no LightningModule, loaders and an ordinary data module, which have no clients, and no data."""
     check_is_lightning_module(module)
-    if not isinstance(datamodule, FederatedDataModule):
-        raise ConfigurationError(
-            f"datamodule: got {type(datamodule).__name__}; give a FederatedDataModule, for example "
-            "PartitionedDataModule(datamodule, partitioner) around an ordinary LightningDataModule"
-        )
+    if isinstance(datamodule, FederatedDataModule):
+        return datamodule
+    around = "an ordinary LightningDataModule"
+    if not isinstance(datamodule, L.LightningDataModule):
+        around += " that gives train and held-out loaders"
+    given = "no data were given" if datamodule is None else f"got {type(datamodule).__name__}"
+    raise ConfigurationError(
+        f"datamodule: {given}; give a FederatedDataModule, which knows whose data are whose, for example "
+        f"PartitionedDataModule(datamodule, partitioner) around {around}"
+    )
 
 
-def prepare_data(datamodule: L.LightningDataModule, stage: str) -> None:
-    """Lightning's two data hooks: download in the first process, set up in every one."""
-    if is_first_process():
-        datamodule.prepare_data()
-    datamodule.setup(stage)
+def held_out_data(
+    module: L.LightningModule, stage: str, dataloaders: Any, datamodule: Any, fitted_on: L.LightningDataModule | None
+) -> Any:
+    """Whose batches `validate` and `test` evaluate on: loaders or the data module given, else that of the last fit.
+
+    Raises:
+        ConfigurationError: The module has no such step; two things were given, or none.
+    """
+    if not is_overridden(f"{stage}_step", module):
+        raise ConfigurationError(f"{type(module).__name__} has no {stage}_step; add one that logs a metric")
+    if dataloaders is not None and datamodule is not None:
+        raise ConfigurationError(f"{stage}: dataloaders and datamodule are both given; give one of them")
+    data = next((each for each in (dataloaders, datamodule, fitted_on) if each is not None), None)
+    if data is None:
+        raise ConfigurationError(f"{stage}: no data; give a loader, several, or a data module, or call fit before")
+    return data
 
 
 def grids_of(settings: RunSettings, template: L.LightningModule) -> dict[str, LayerScheme]:
@@ -216,10 +245,23 @@ def fitter_of(settings: RunSettings, fabric: Fabric, job: Job) -> ClientFitter:
     )
 
 
-def evaluator_of(settings: RunSettings, fabric: Fabric, template: L.LightningModule, processes: Processes) -> Evaluator:
+def evaluator_of(
+    settings: RunSettings,
+    fabric: Fabric,
+    template: L.LightningModule,
+    processes: Processes,
+    datamodule: L.LightningDataModule | None = None,
+) -> Evaluator:
     """The part that evaluates global states."""
     return Evaluator(
-        template, settings.scheme, settings.fit_options, processes, fabric.device, fabric.autocast, settings.seed
+        template,
+        settings.scheme,
+        settings.fit_options,
+        processes,
+        fabric.device,
+        fabric.autocast,
+        settings.seed,
+        datamodule,
     )
 
 
@@ -266,12 +308,26 @@ def _check_allocation(
             f"{type(allocator).__name__} may put clients into ptq or qat, but trainer.scheme is not set; "
             "give a scheme such as 'w4a8', or leave the allocator out to train in fp"
         )
-    deadline = settings.round_deadline
-    if deadline is not None:
+    if settings.round_deadline is not None:
         modes = MODES if settings.scheme is not None else MODES[:1]
-        if all(clock.seconds(client_id, mode) > deadline for client_id in client_ids for mode in modes):
-            fastest = min(clock.seconds(client_id, mode) for client_id in client_ids for mode in modes)
-            raise ConfigurationError(
-                f"round_deadline {deadline:g} virtual seconds: every client would be late; the fastest needs "
-                f"{fastest:.3g}; raise the deadline, shorten the local fit or take a faster fleet"
-            )
+        # Who has no batch is never late, and never of use.
+        trained = [client_id for client_id in client_ids if clock.trains(client_id)]
+        _check_deadline(settings.round_deadline, clock, trained, modes)
+
+
+def _check_deadline(
+    deadline: float, clock: VirtualClock, client_ids: Sequence[ClientId], modes: Sequence[Mode]
+) -> None:
+    """Refuse a deadline that nobody keeps, and tell of one that nobody keeps the first time."""
+    if all(clock.seconds(client_id, mode) > deadline for client_id in client_ids for mode in modes):
+        fastest = min(clock.seconds(client_id, mode) for client_id in client_ids for mode in modes)
+        raise ConfigurationError(
+            f"round_deadline {deadline:g} virtual seconds: every client would be late; the fastest needs "
+            f"{fastest:.3g}; raise the deadline, shorten the local fit or take a faster fleet"
+        )
+    if all(clock.time(each, mode, is_first=True).total > deadline for each in client_ids for mode in modes):
+        rank_zero_warn(
+            f"round_deadline {deadline:g} virtual seconds: every client will be late the first time that it takes "
+            "part, when it also receives what no round changes, such as frozen weights; its work of that round is "
+            "lost; raise the deadline to keep it"
+        )

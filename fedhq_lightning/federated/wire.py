@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -17,6 +18,7 @@ Uplink: TypeAlias = Literal["weights", "delta"]
 Downlink: TypeAlias = Literal["fp32", "scheme"]
 _FEW_BITS = 2
 """Where sending changes was better by eight points (`benchmarks/uplink.py`)."""
+_FIXED = Header("fixed", 0, "server")
 
 
 def warn_of_lost_changes(uplink: Uplink, grids: Mapping[str, LayerScheme]) -> None:
@@ -32,9 +34,10 @@ class Link:
     """Encodes both ways and checks what comes back.
 
     Up travel float tensors only: integer buffers stay the server's, and so do tensors that are frozen or that hold
-    values from the start that are not finite, such as the -inf of an attention mask. A tensor that the module holds
-    under several names travels once, under the first that has a grid, so that its names cannot drift apart on
-    different grids.
+    values from the start that are not finite, such as the -inf of an attention mask. What stays the server's is fixed:
+    no round changes it, so it goes down once to a client, in a payload of its own, and every round only the rest. A
+    tensor that the module holds under several names travels once, under the first that has a grid, so that its names
+    cannot drift apart on different grids.
 
     Args:
         template: The module's state: names, shapes, dtypes, and which names share one tensor.
@@ -43,10 +46,13 @@ class Link:
             to grids of the same bits. Where there are no grids the model travels as it is, so that one client's round
             is a local fit to the last bit.
         downlink: "fp32", or "scheme": the global model, rounded to the grids.
-        frozen: Names of parameters that no client trains.
+        frozen: Names of parameters that no client changes.
 
     Raises:
         ConfigurationError: A complex tensor that is not frozen.
+
+    Attributes:
+        fixed_names: What no round changes, under all names.
     """
 
     def __init__(
@@ -67,22 +73,35 @@ class Link:
         self._down_grids = grids if downlink == "scheme" else {}
         self._grids = grids
         self._tied = _tied(template, grids)
-        self._template = {name: value for name, value in template.items() if name not in self._tied}
-        self._up_template = {
-            name: value
-            for name, value in self._template.items()
-            if value.is_floating_point() and name not in frozen and value.isfinite().all()
-        }
+        # A tensor is frozen when all of its names are.
+        trained = {self._tied.get(name, name) for name in template if name not in frozen}
+        self._moving: StateDict = {}
+        self._fixed: StateDict = {}
+        for name, value in template.items():
+            if name not in self._tied:
+                moves = value.is_floating_point() and name in trained and value.isfinite().all()
+                (self._moving if moves else self._fixed)[name] = value
+        self.fixed_names = frozenset(name for name in template if self._tied.get(name, name) in self._fixed)
+        self._last_fixed: tuple[StateDict, StateDict] = {}, {}
+
+    @cached_property
+    def fixed_bytes(self) -> int:
+        """Size of the payload that goes down with a client's first round alone; 0 where every round changes all."""
+        return len(encode(self._fixed, self._down_grids, _FIXED)) if self._fixed else 0
 
     def down(self, state: StateDict, round_number: int) -> tuple[StateDict, int]:
-        """What every client of the round receives, and the size of its payload in bytes."""
+        """What every client of the round has then, and the size in bytes of the payload that every one receives.
+
+        A client that takes part for the first time receives `fixed_bytes` more.
+        """
         header = Header("weights", round_number, "server")
-        payload = encode({name: state[name] for name in self._template}, self._down_grids, header)
-        return self._with_tied(decode(payload, self._template, self._down_grids, header)), len(payload)
+        payload = encode({name: state[name] for name in self._moving}, self._down_grids, header)
+        received = self._received_fixed(state) | decode(payload, self._moving, self._down_grids, header)
+        return self._with_tied({name: received[name] for name in state if name in received}), len(payload)
 
     def up(self, local: Mapping[str, Tensor], received: StateDict, round_number: int, client_id: ClientId) -> bytes:
         """One client's payload."""
-        state = {name: local[name].detach() for name in self._up_template}
+        state = {name: local[name].detach() for name in self._moving}
         if self.uplink == "delta":
             # What has grown is sent as it is: `receive` refuses it by name.
             state = {
@@ -98,7 +117,7 @@ class Link:
             PayloadError: Damaged, of another round, client or model, or not finite.
         """
         header = Header(self.uplink, round_number, client_id)
-        state = decode(payload, self._up_template, self._grids, header)
+        state = decode(payload, self._moving, self._grids, header)
         if not is_finite(state):
             raise PayloadError("the update holds values that are not finite")
         return state
@@ -108,6 +127,15 @@ class Link:
         if self.uplink == "delta":
             mean = {name: received[name].float() + value for name, value in mean.items()}
         return self._with_tied(mean)
+
+    def _received_fixed(self, state: StateDict) -> StateDict:
+        """What clients have of the fixed part, decoded once for as long as the server holds the same tensors."""
+        sent = {name: state[name] for name in self._fixed}
+        before, received = self._last_fixed
+        if any(before.get(name) is not value for name, value in sent.items()):
+            received = decode(encode(sent, self._down_grids, _FIXED), self._fixed, self._down_grids, _FIXED)
+            self._last_fixed = sent, received
+        return received
 
     def _with_tied(self, state: StateDict) -> StateDict:
         return state | {name: state[other] for name, other in self._tied.items() if other in state}

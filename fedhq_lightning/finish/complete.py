@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from fedhq_lightning.data import FederatedDataModule
+from fedhq_lightning.data.partitioned import unwrapped
 from fedhq_lightning.deploy.deployment import Deployment
 from fedhq_lightning.deploy.from_state import deploy
 from fedhq_lightning.deploy.model_folder import PROGRAM, WEIGHTS
@@ -105,5 +106,4 @@ def _inference(
 
 
 def _name_of(datamodule: FederatedDataModule) -> str:
-    """Its class; of a partitioned one, the class of the data within."""
-    return type(getattr(datamodule, "datamodule", datamodule)).__name__
+    return type(unwrapped(datamodule)).__name__

@@ -20,9 +20,11 @@ from fedhq_lightning.devices import Fleet
 from fedhq_lightning.devices.fleet import is_fleet_file
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.settings import check_settings
+from fedhq_lightning.launch.expanded import FLEETS, RUNS, expanded
 from fedhq_lightning.quantize import QuantScheme
 from fedhq_lightning.recipe.errors import check_all_used, check_class_nodes, explain
 from fedhq_lightning.recipe.keys import locate, with_values
+from fedhq_lightning.support.lightnings import AnyModule
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
 from fedhq_lightning.trainer import FederatedTrainer, Recipe
 
@@ -30,9 +32,6 @@ _INTO_LIST = re.compile(r"--(trainer\.callbacks\.(?:\d+|[A-Z]\w*)\.[^=]+)=(.*)",
 """jsonargparse reaches into a list only where one entry alone has the argument."""
 _FOLDERS = ("root", "cache_dir")
 """Arguments of the shipped data modules that name a folder."""
-_FLEETS = ("trainer.fleet", "init_args.fleet")
-_RUNS = ("init_args.warm_start", "init_args.reference")
-"""Arguments of allocators, as they are called inside a list of callbacks."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +132,7 @@ def resolve(name: str, text: str, overrides: Sequence[str] = ()) -> Resolved:
     except Exception as error:
         raise ConfigurationError(explain(error, keys)) from error
     check_all_used(content, base.as_dict())
+    values = expanded(values)
     header = "".join(line + "\n" for line in takewhile(lambda line: line.startswith("#"), text.splitlines()))
     return Resolved(Recipe(name, header + parser.dump(_rooted(values), skip_unset=False)), parser, values)
 
@@ -147,7 +147,7 @@ def _split(overrides: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
 def recipe_parser() -> ArgumentParser:
     """The keys of a recipe."""
     parser = ArgumentParser(prog="fedhq run RECIPE", exit_on_error=False, allow_abbrev=False, default_env=False)
-    parser.add_subclass_arguments(L.LightningModule, "model", required=True)
+    parser.add_subclass_arguments(AnyModule, "model", required=True)
     parser.add_subclass_arguments(FederatedDataModule, "data", required=True)
     parser.add_class_arguments(FederatedTrainer, "trainer")
     return parser
@@ -158,9 +158,9 @@ def _rooted(values: Namespace) -> Namespace:
     rooted = values.clone()
     for key, value in values.items():
         name = key.rpartition(".")[2]
-        if key in _FLEETS:
+        if key in FLEETS:
             rooted[key] = _rooted_fleet(value)
-        elif key in _RUNS:
+        elif key in RUNS:
             rooted[key] = _rooted_runs(value)
         elif isinstance(value, list):
             rooted[key] = [_rooted(each) if isinstance(each, Namespace) else each for each in value]

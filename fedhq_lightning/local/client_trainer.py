@@ -22,10 +22,19 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from fedhq_lightning.data.partitioned import unwrapped
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.local.data_hooks import hook_owners
 from fedhq_lightning.local.logged_values import LoggedValues, plain
 from fedhq_lightning.local.optimizers import configured_optimizer, scale_learning_rate
-from fedhq_lightning.local.trainer_on_module import attach, detach, evaluating, lightnings_log, step_arguments
+from fedhq_lightning.local.trainer_on_module import (
+    attach,
+    detach,
+    evaluating,
+    lightnings_log,
+    logging_levels,
+    step_arguments,
+)
 from fedhq_lightning.local.trainer_surface import TrainerSurface, one_process
 from fedhq_lightning.types import FitOptions
 
@@ -38,6 +47,7 @@ class ClientTrainer(TrainerSurface):
         options: What a local fit does.
         device: Where batches go.
         autocast: Context in which steps run; evaluation of an integer model runs without.
+        datamodule: Where batches come from, for its batch transfer hooks; None for loaders alone.
     """
 
     def __init__(
@@ -46,6 +56,7 @@ class ClientTrainer(TrainerSurface):
         options: FitOptions,
         device: torch.device,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        datamodule: L.LightningDataModule | None = None,
     ) -> None:
         self.lightning_module = self.model = module
         self.options = options
@@ -64,12 +75,14 @@ class ClientTrainer(TrainerSurface):
         self.current_epoch = self.global_step = self.num_training_batches = 0
         self.estimated_stepping_batches: float = 0
         self._autocast = autocast
+        self._datamodule = None if datamodule is None else unwrapped(datamodule)
+        self._owners = hook_owners(module, self._datamodule)
         self._values = LoggedValues()
         self._current_batch: Any = None
         self._batch_size: int | None = None
         self._output: Any = None
         self._dataloader_idx: int | None = None
-        self._in_batches = False
+        self._hook, self._had_loss = "", False
         vars(self).update(lightnings_log(self.log))
         attach(module, self, self.log)
 
@@ -96,7 +109,8 @@ class ClientTrainer(TrainerSurface):
             after_backward: Called once an optimizer step, before clipping, for client-side gradient terms.
 
         Returns:
-            Optimizer steps taken, and what was logged in the last local epoch.
+            Optimizer steps taken, none where no batch had a loss, and what was logged: of every name the value of the
+            last local epoch that logged it.
 
         Raises:
             ConfigurationError: The module wants manual optimization or several optimizers.
@@ -109,26 +123,27 @@ class ClientTrainer(TrainerSurface):
         self.optimizers[:] = [optimizer]
         scale_learning_rate(optimizer, self.lr_scheduler_configs, learning_rate_scale)
         metrics: dict[str, float] = {}
-        module.on_fit_start()
-        module.on_train_start()
+        self._call("on_fit_start")
+        self._call("on_train_start")
         while not self._fit_is_over():
-            module.on_train_epoch_start()
-            self._in_batches = True
+            steps_before = self.global_step
+            self._call("on_train_epoch_start")
             complete = self._run_epoch(loader, optimizer, after_backward)
-            self._in_batches = False
             self._reduce_so_far()
-            module.on_train_epoch_end()
-            metrics = self._finish_epoch()
+            self._call("on_train_epoch_end")
+            metrics |= self._finish_epoch()
             if complete:
                 self._step_schedulers("epoch", self.current_epoch + 1, on_plateau=True)
             self.current_epoch += 1
-        module.on_train_end()
-        module.on_fit_end()
+            if self.global_step == steps_before and self.options.local_steps is not None:
+                break  # it would be so in every other epoch too, and the steps never be done
+        self._call("on_train_end")
+        self._call("on_fit_end")
         self.training = False
         optimizer.zero_grad(set_to_none=True)
         self.optimizers.clear()
         self.train_dataloader = None
-        return self.global_step, metrics
+        return self.global_step if self._had_loss else 0, metrics
 
     def evaluate(self, loaders: Iterable[Any], stage: str = "validation") -> dict[str, float]:
         """Run the module's validation or test steps over all batches.
@@ -142,24 +157,25 @@ class ClientTrainer(TrainerSurface):
         """
         module, loaders = self.lightning_module, list(loaders)
         step = getattr(module, f"{stage}_step")
-        hook = partial(self._call_hook, stage)
         self.validating, self.testing, self._values = stage == "validation", stage == "test", LoggedValues()
         with evaluating(module, stage), torch.no_grad():
-            hook("start")
-            hook("epoch_start")
+            self._call(f"on_{stage}_start")
+            self._call(f"on_{stage}_epoch_start")
             for index, loader in enumerate(loaders):
                 self._dataloader_idx = index if len(loaders) > 1 else None
                 for batch_idx, batch in enumerate(loader):
                     indices = (batch_idx, index) if len(loaders) > 1 else (batch_idx,)
-                    batch = self._to_device(batch, index)
-                    hook("batch_start", batch, *indices)
+                    batch = self.to_device(batch, index)
+                    self._call(f"on_{stage}_batch_start", batch, *indices)
                     with self._autocast():
-                        output = step(*step_arguments(step, batch, *indices))
-                    hook("batch_end", output, batch, *indices)
+                        output = self._call(f"{stage}_step", *step_arguments(step, batch, *indices))
+                    self._call(f"on_{stage}_batch_end", output, batch, *indices)
+                if len(loaders) > 1:
+                    self._values.end_loader()
             self._dataloader_idx = None
             self._reduce_so_far()
-            hook("epoch_end")
-            hook("end")
+            self._call(f"on_{stage}_epoch_end")
+            self._call(f"on_{stage}_end")
         self.validating = self.testing = False
         return self._finish_epoch()
 
@@ -170,7 +186,7 @@ class ClientTrainer(TrainerSurface):
             Its loss over the number of batches to an optimizer step, or None where the step gave none.
         """
         self._values = LoggedValues()
-        loss = self._training_step(self._to_device(batch, 0), 0).loss
+        loss = self._training_step(self.to_device(batch, 0), 0).loss
         self._values = LoggedValues()
         return loss
 
@@ -194,16 +210,14 @@ class ClientTrainer(TrainerSurface):
         """`LightningModule.log` on this trainer; a client is one process, so nothing is ever synchronized."""
         if self._dataloader_idx is not None and add_dataloader_idx:
             name = f"{name}/dataloader_idx_{self._dataloader_idx}"
-        # As in Lightning, the hook that logs decides what was not said.
-        by_step = self._in_batches if on_step is None else on_step
-        both = by_step and (not self._in_batches if on_epoch is None else on_epoch)
-        self._values.add(name, value, batch_size or self._current_batch_size(), reduce_fx, both)
+        both = all(logging_levels(self._hook, name, on_step, on_epoch))
+        self._values.add(name, value, batch_size or self._current_batch_size(), reduce_fx, both, self._hook)
         self.callback_metrics.update(self._values.last)
 
     def _start_fit(self, num_batches: int) -> None:
         self._values, self.callback_metrics = LoggedValues(), {}
         self.current_epoch = self.global_step = 0
-        self.should_stop, self.training = False, True
+        self.should_stop, self.training, self._had_loss = False, True, False
         self.num_training_batches = num_batches
         self.is_last_batch = False
         steps_per_epoch = -(-num_batches // self.accumulate_grad_batches)
@@ -222,11 +236,11 @@ class ClientTrainer(TrainerSurface):
         self, loader: Iterable[Any], optimizer: Optimizer, after_backward: Callable[[], None] | None
     ) -> bool:
         """Train on the loader's batches, in the order of Lightning's loop; whether the epoch was not cut short."""
-        module, every = self.lightning_module, self.accumulate_grad_batches
+        every = self.accumulate_grad_batches
         for batch_idx, batch in enumerate(loader):
             count = batch_idx + 1
-            batch = self._to_device(batch, 0)
-            if module.on_train_batch_start(batch, batch_idx) == -1:
+            batch = self.to_device(batch, 0)
+            if self._call("on_train_batch_start", batch, batch_idx) == -1:
                 self._step_schedulers("epoch", self.current_epoch + 1)
                 return True
             first, complete = batch_idx % every == 0, count == self.num_training_batches
@@ -234,14 +248,14 @@ class ClientTrainer(TrainerSurface):
             last = count % every == 0 or complete
             closure = partial(self._closure, batch, batch_idx, optimizer, first, after_backward if last else None, last)
             if last:
-                module.optimizer_step(self.current_epoch, batch_idx, optimizer, closure)
+                self._call("optimizer_step", self.current_epoch, batch_idx, optimizer, closure)
                 self.global_step += 1
                 self._step_schedulers("step", count)
             else:
                 closure()
             if complete:
                 self._step_schedulers("epoch", self.current_epoch + 1)
-            module.on_train_batch_end(self._output, batch, batch_idx)
+            self._call("on_train_batch_end", self._output, batch, batch_idx)
             if last:
                 self._step_schedulers("step", count, on_plateau=True)
             if self.should_stop or self.options.local_steps == self.global_step:
@@ -258,27 +272,27 @@ class ClientTrainer(TrainerSurface):
         last: bool,
     ) -> Tensor | None:
         """Forward and backward of one batch, in the order of Lightning's closure."""
-        module = self.lightning_module
         result = self._training_step(batch, batch_idx)
         loss, self._output = result.closure_loss, {} if result.loss is None else result.asdict()
         if first:
-            module.on_before_zero_grad(optimizer)
-            module.optimizer_zero_grad(self.current_epoch, batch_idx, optimizer)
+            self._call("on_before_zero_grad", optimizer)
+            self._call("optimizer_zero_grad", self.current_epoch, batch_idx, optimizer)
         if loss is not None:
-            module.on_before_backward(loss)
-            module.backward(loss)
-            module.on_after_backward()
+            self._had_loss = True
+            self._call("on_before_backward", loss)
+            self._call("backward", loss)
+            self._call("on_after_backward")
         if last:
             if after_backward is not None:
                 after_backward()
-            module.on_before_optimizer_step(optimizer)
-            module.configure_gradient_clipping(optimizer, self.gradient_clip_val, None)
+            self._call("on_before_optimizer_step", optimizer)
+            self._call("configure_gradient_clipping", optimizer, self.gradient_clip_val, None)
         return loss
 
     def _training_step(self, batch: Any, batch_idx: int) -> ClosureResult:
         step = self.lightning_module.training_step
         with self._autocast():
-            output = step(*step_arguments(step, batch, batch_idx))
+            output = self._call("training_step", *step_arguments(step, batch, batch_idx))
         try:
             return ClosureResult.from_training_step_output(output, self.accumulate_grad_batches)
         except MisconfigurationException as error:
@@ -286,11 +300,13 @@ class ClientTrainer(TrainerSurface):
                 f"training_step returned {type(output).__name__}; return the loss tensor, a dict with 'loss', or None"
             ) from error
 
-    def _to_device(self, batch: Any, dataloader_idx: int) -> Any:
-        module = self.lightning_module
-        batch = module.on_before_batch_transfer(batch, dataloader_idx)
-        batch = module.transfer_batch_to_device(batch, self.device, dataloader_idx)
-        batch = module.on_after_batch_transfer(batch, dataloader_idx)
+    def to_device(self, batch: Any, dataloader_idx: int) -> Any:
+        """A batch where the module is, as the hooks leave it; what is logged next weighs as many examples."""
+        if self._datamodule is not None:
+            self._datamodule.trainer = self  # type: ignore[assignment]  # lanes and evaluations take turns
+        batch = self._call("on_before_batch_transfer", batch, dataloader_idx)
+        batch = self._call("transfer_batch_to_device", batch, self.device, dataloader_idx)
+        batch = self._call("on_after_batch_transfer", batch, dataloader_idx)
         self._current_batch = batch
         self._batch_size = None
         return batch
@@ -322,10 +338,15 @@ class ClientTrainer(TrainerSurface):
                 metric = self.callback_metrics.get(str(config.monitor))
                 if metric is None:  # whether anybody logs it is asked before round 1
                     continue
-            self.lightning_module.lr_scheduler_step(config.scheduler, metric)
+            self._call("lr_scheduler_step", config.scheduler, metric)
 
-    def _call_hook(self, stage: str, name: str, *arguments: Any) -> None:
-        getattr(self.lightning_module, f"on_{stage}_{name}")(*arguments)
+    def _call(self, hook: str, *arguments: Any) -> Any:
+        """Call a hook of the module's, or of the data module's; it then is the one that logs."""
+        before, self._hook = self._hook, hook
+        try:
+            return getattr(self._owners.get(hook, self.lightning_module), hook)(*arguments)
+        finally:
+            self._hook = before
 
     def _clip_gradients(self, optimizer: Optimizer, clip_val: float, algorithm: Any = None) -> None:
         if not clip_val:

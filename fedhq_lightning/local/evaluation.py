@@ -11,6 +11,7 @@ import lightning as L
 import torch
 
 from fedhq_lightning.local.client_trainer import ClientTrainer
+from fedhq_lightning.local.memory_of_evaluation import changed, plain_attributes, recall, take_weights
 from fedhq_lightning.local.module_state import load_weights
 from fedhq_lightning.quantize import QuantScheme, convert
 from fedhq_lightning.support.collectives import Processes
@@ -32,6 +33,7 @@ class Evaluator:
         device: Where the fp model runs; the deployed model runs there too.
         autocast: Context of the fp model's steps.
         seed: The run's seed; evaluation that draws random numbers draws the same at every call.
+        datamodule: Where batches come from, for its hooks; None for loaders alone.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Evaluator:
         device: torch.device,
         autocast: Callable[[], AbstractContextManager[Any]],
         seed: int,
+        datamodule: L.LightningDataModule | None = None,
     ) -> None:
         self._template = template
         self.scheme = scheme
@@ -51,19 +54,44 @@ class Evaluator:
         self._device = device
         self.autocast = autocast
         self._seed = seed
+        self._datamodule = datamodule
+        self._residents: dict[str, L.LightningModule] = {}
+        self._memory: dict[str, Any] = {}
 
     def evaluate(self, state: StateDict, loaders: Sequence[Any], stage: str = "validation") -> dict[str, float]:
-        """`fp/NAME` and `quantized/NAME` for every name that the module logs; the same on every process."""
+        """`fp/NAME` and `quantized/NAME` for every name that the module logs; the same on every process.
+
+        The modules stay from one call to the next, and with them what they keep beside their weights.
+        """
         kinds = ["fp"] if self.scheme is None else ["fp", "quantized"]
-        mine: dict[str, dict[str, float]] = {}
+        mine: dict[str, Any] = {}
         for index, kind in enumerate(kinds):
             if index % self._processes.count == self._processes.rank:
-                module = self.model(state) if kind == "fp" else self.deployed(state)
-                mine[kind] = self.metrics_of(module, loaders, stage, self.autocast if kind == "fp" else nullcontext)
-        shared: dict[str, dict[str, float]] = {}
+                fresh = self.model(state) if kind == "fp" else self.deployed(state)
+                module = self._resident(kind, fresh)
+                metrics = self.metrics_of(module, loaders, stage, self.autocast if kind == "fp" else nullcontext)
+                mine[kind] = metrics, changed(plain_attributes(module), plain_attributes(fresh))
+        shared: dict[str, Any] = {}
         for part in self._processes.gather(mine):
             shared |= part
-        return {f"{kind}/{name}": value for kind in kinds for name, value in shared[kind].items()}
+        self._memory = {kind: memory for kind, (_, memory) in shared.items() if memory}
+        return {f"{kind}/{name}": value for kind in kinds for name, value in shared[kind][0].items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the modules keep beside their weights, as plain values."""
+        return self._memory
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with what `state_dict` gave."""
+        self._memory, self._residents = state, {}
+
+    def _resident(self, kind: str, fresh: L.LightningModule) -> L.LightningModule:
+        if kind in self._residents:
+            take_weights(self._residents[kind], fresh)
+        else:
+            self._residents[kind] = copy.deepcopy(fresh)
+            recall(self._residents[kind], self._memory.get(kind, {}))
+        return self._residents[kind]
 
     def metrics_of(
         self,
@@ -74,7 +102,7 @@ class Evaluator:
     ) -> dict[str, float]:
         """What one module logs on `loaders`, on this process and on the device where the module is."""
         seed_generators(derive_seed(self._seed, "evaluate"))
-        return ClientTrainer(module, self._options, module.device, autocast).evaluate(loaders, stage)
+        return ClientTrainer(module, self._options, module.device, autocast, self._datamodule).evaluate(loaders, stage)
 
     def model(self, state: StateDict) -> L.LightningModule:
         """The module with `state` as its weights."""

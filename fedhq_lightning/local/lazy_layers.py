@@ -21,7 +21,12 @@ def lazy_names(module: nn.Module) -> list[str]:
     return [name for name, part in module.named_modules(remove_duplicate=False) if isinstance(part, LazyModuleMixin)]
 
 
-def build_lazy_layers(module: L.LightningModule, options: FitOptions, batch: Callable[[], Any]) -> None:
+def build_lazy_layers(
+    module: L.LightningModule,
+    options: FitOptions,
+    batch: Callable[[], Any],
+    datamodule: L.LightningDataModule | None = None,
+) -> None:
     """Give lazy layers their sizes by one batch, without any other trace of it.
 
     The batch goes through a copy, in evaluation mode and without gradients; the layers it built are put into `module`.
@@ -30,6 +35,7 @@ def build_lazy_layers(module: L.LightningModule, options: FitOptions, batch: Cal
         module: Changed in place; left alone where it has no lazy layer.
         options: Only to build a `ClientTrainer`.
         batch: Gives the batch, where the module has no `example_input_array`.
+        datamodule: Where it comes from, for its batch transfer hooks.
     """
     names = lazy_names(module)
     if not names:
@@ -37,7 +43,7 @@ def build_lazy_layers(module: L.LightningModule, options: FitOptions, batch: Cal
     seen = copy.deepcopy(module)
     for part in seen.modules():
         part.training = False
-    trainer = ClientTrainer(seen, options, torch.device("cpu"))
+    trainer = ClientTrainer(seen, options, torch.device("cpu"), datamodule=datamodule)
     with torch.no_grad():
         example = seen.example_input_array
         if example is None:

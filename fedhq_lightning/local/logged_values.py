@@ -39,15 +39,23 @@ class LoggedValues:
     """Values passed to `self.log` during one epoch, reduced as Lightning reduces them at its end.
 
     Means are weighted by batch size and summed in float64. torchmetrics objects are computed and reset at the end.
+    What two hooks log under one name is kept apart, and that of the hook that logged first later counts.
     `last` holds the newest value of each name, for schedulers that step within an epoch.
     """
 
     def __init__(self) -> None:
         self.last: dict[str, Tensor] = {}
-        self._collected: dict[str, _Reduced | Metric] = {}
+        self._collected: dict[tuple[str, str], _Reduced | Metric] = {}
+        self._of_earlier_loaders: dict[tuple[str, str], Tensor] = {}
 
     def add(
-        self, name: str, value: Any, batch_size: int, reduce_fx: str | Callable[..., Any], both: bool = False
+        self,
+        name: str,
+        value: Any,
+        batch_size: int,
+        reduce_fx: str | Callable[..., Any],
+        both: bool = False,
+        hook: str = "",
     ) -> None:
         """Take one value.
 
@@ -57,28 +65,45 @@ class LoggedValues:
             batch_size: Weight in a mean.
             reduce_fx: mean, sum, min or max, by name or as torch's function.
             both: Logged on step and on epoch: also kept under Lightning's forked names.
+            hook: In which it was logged.
 
         Raises:
-            ConfigurationError: Another type of value, several elements, or another reduction.
+            ConfigurationError: Another type of value, several elements, another reduction, or a name that the same
+                hook has logged of an earlier loader.
         """
+        if (hook, name) in self._of_earlier_loaders:
+            raise ConfigurationError(
+                f"self.log({name!r}, ..., add_dataloader_idx=False) of two loaders would mix their values; give every "
+                "loader a name of its own, or leave add_dataloader_idx out"
+            )
         names = [name, f"{name}_epoch"] if both else [name]
         if isinstance(value, Metric):
-            self._collected.update(dict.fromkeys(names, value))
+            self._collected.update({(hook, each): value for each in names})
             return
         tensor = _scalar(name, value)
         self.last[name] = tensor
         if both:
             self.last[f"{name}_step"] = tensor
-        for each in names:
+        for each in ((hook, each) for each in names):
             held = self._collected.get(each)
             if isinstance(held, _Reduced):
                 held.update(tensor, batch_size)
             else:
                 self._collected[each] = _start(_reduction(name, reduce_fx), tensor, batch_size)
 
+    def end_loader(self) -> None:
+        """Keep what was logged of one of several loaders; a metric object goes on, as in Lightning, from there."""
+        for (hook, name), value in self._collected.items():
+            if (hook, name) not in self._of_earlier_loaders:
+                self._of_earlier_loaders[hook, name] = _scalar(name, value.compute())
+
     def so_far(self) -> dict[str, Tensor]:
         """Values by name, in the order of their first logging; nothing is reset."""
-        return {name: _scalar(name, value.compute()) for name, value in self._collected.items()}
+        kept = self._of_earlier_loaders
+        return {
+            name: kept[hook, name] if (hook, name) in kept else _scalar(name, value.compute())
+            for (hook, name), value in self._collected.items()
+        }
 
     def finish(self) -> dict[str, Tensor]:
         """Values by name, as `so_far` gives them; then metric objects are reset and nothing is collected any more."""
@@ -86,7 +111,7 @@ class LoggedValues:
         for value in self._collected.values():
             if isinstance(value, Metric):
                 value.reset()
-        self._collected = {}
+        self._collected, self._of_earlier_loaders = {}, {}
         return values
 
 

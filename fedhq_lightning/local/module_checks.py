@@ -7,13 +7,13 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedBuffer
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.support.lightnings import AnyModule, is_overridden
 
 _REMOVED_HOOKS = {
     "training_epoch_end": "on_train_epoch_end",
@@ -23,23 +23,18 @@ _REMOVED_HOOKS = {
 
 
 def check_is_lightning_module(module: Any) -> None:
-    """Refuse anything else, also the LightningModule of the other package of the same name.
+    """Refuse anything else.
 
     Raises:
-        ConfigurationError: It is none of `lightning`'s.
+        ConfigurationError: It is a LightningModule neither of `lightning` nor of `pytorch_lightning`.
     """
-    if isinstance(module, L.LightningModule):
+    if isinstance(module, AnyModule):
         return
     name = type(module).__name__
-    if hasattr(module, "_orig_mod") and isinstance(module._orig_mod, L.LightningModule):
+    if hasattr(module, "_orig_mod") and isinstance(module._orig_mod, AnyModule):
         raise ConfigurationError(
             f"module: got a compiled {type(module._orig_mod).__name__}; give the LightningModule itself, and compile "
             "the layers in it (self.net = torch.compile(self.net)) or let the lanes' kernels be compiled"
-        )
-    if any(each.__module__.startswith("pytorch_lightning.") for each in type(module).__mro__):
-        raise ConfigurationError(
-            f"module: {name} is a LightningModule of pytorch_lightning, another package than lightning, on which "
-            "fedhq_lightning is built; write `import lightning.pytorch as pl` for `import pytorch_lightning as pl`"
         )
     raise ConfigurationError(f"module: got {name}; give a LightningModule")
 

@@ -1,4 +1,4 @@
-"""Weights, buffers and metrics of a resident module, set for the next client."""
+"""Weights, buffers and metrics of a resident module, and what of it is frozen, set for the next client."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ def restore_buffers(module: L.LightningModule, template: L.LightningModule, devi
         for name, buffer in original._buffers.items():
             value = None if buffer is None else buffer.to(device, copy=True)
             part.register_buffer(name, value, persistent=name not in absent)
+
+
+def restore_requires_grad(module: L.LightningModule, template: L.LightningModule) -> None:
+    """Freeze and thaw a resident module's parameters as the template has them, whatever the last client's fit did."""
+    for name, original in template.named_parameters():
+        module.get_parameter(name).requires_grad_(original.requires_grad)
 
 
 def load_weights(module: L.LightningModule, state: StateDict) -> None:

@@ -8,32 +8,31 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
+from fedhq_lightning.data.partitioned import unwrapped
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.local.evaluation import as_loaders
+from fedhq_lightning.support.lightnings import AnyDataModule, is_overridden
 from fedhq_lightning.support.text import first_line
 from fedhq_lightning.types import FitOptions
 
 
 def loaders_of(data: Any) -> list[Any]:
-    """Loaders of what was given: a loader, several, or a data module with `predict_dataloader`.
+    """Loaders of what was given: a loader, several, or a data module that is set up and has `predict_dataloader`.
 
     Raises:
         ConfigurationError: A data module without `predict_dataloader`, or nothing.
     """
-    if isinstance(data, L.LightningDataModule):
+    if isinstance(data, AnyDataModule):
         # Partitioned data are dealt for training only: what is to be predicted is the wrapped module's.
-        data = getattr(data, "datamodule", data)
+        data = unwrapped(data)
         if not is_overridden("predict_dataloader", data):
             raise ConfigurationError(
                 f"{type(data).__name__} has no predict_dataloader; add one, or give a loader, such as "
                 "datamodule.val_dataloader()"
             )
-        data.prepare_data()
-        data.setup("predict")
         data = data.predict_dataloader()
     loaders = as_loaders(data)
     if not loaders:
@@ -41,7 +40,13 @@ def loaders_of(data: Any) -> list[Any]:
     return loaders
 
 
-def predict(module: L.LightningModule, loaders: Sequence[Any], options: FitOptions, device: torch.device) -> list[Any]:
+def predict(
+    module: L.LightningModule,
+    loaders: Sequence[Any],
+    options: FitOptions,
+    device: torch.device,
+    datamodule: L.LightningDataModule | None = None,
+) -> list[Any]:
     """What `predict_step` returns for every batch, on the CPU; a list for each loader where there are several.
 
     Args:
@@ -49,11 +54,12 @@ def predict(module: L.LightningModule, loaders: Sequence[Any], options: FitOptio
         loaders: At least one.
         options: Only to build a `ClientTrainer`.
         device: Where batches go.
+        datamodule: Where the loaders come from, for its hooks.
 
     Raises:
         ConfigurationError: Lightning's own `predict_step` hands whole batches to `forward`, which does not take them.
     """
-    trainer = ClientTrainer(module, options, device)
+    trainer = ClientTrainer(module, options, device, datamodule=datamodule)
     trainer.predicting = True
     several, training = len(loaders) > 1, {each: each.training for each in module.modules()}
     module.eval()
@@ -64,9 +70,7 @@ def predict(module: L.LightningModule, loaders: Sequence[Any], options: FitOptio
         for index, loader in enumerate(loaders):
             outputs.append([])
             for batch_idx, batch in enumerate(loader):
-                batch = module.on_before_batch_transfer(batch, index)
-                batch = module.transfer_batch_to_device(batch, device, index)
-                batch = module.on_after_batch_transfer(batch, index)
+                batch = trainer.to_device(batch, index)
                 indices = (batch_idx, index) if several else (batch_idx,)
                 module.on_predict_batch_start(batch, *indices)
                 output = _step(module, batch, *indices)

@@ -17,7 +17,10 @@ from fedhq_lightning.types import FitOptions
 
 
 def set_up_template(
-    module: L.LightningModule, options: FitOptions, batch: Callable[[], Any] | None = None
+    module: L.LightningModule,
+    options: FitOptions,
+    batch: Callable[[], Any] | None = None,
+    datamodule: L.LightningDataModule | None = None,
 ) -> L.LightningModule:
     """A copy of the user's module with its layers built.
 
@@ -25,6 +28,7 @@ def set_up_template(
         module: The user's.
         options: Length of a local fit.
         batch: Gives a batch, by which lazy layers without `example_input_array` find their sizes.
+        datamodule: Where it comes from, for its batch transfer hooks.
 
     Raises:
         ConfigurationError: Layers whose shapes are not known yet, or parameters that are not finite.
@@ -34,7 +38,7 @@ def set_up_template(
     run_eagerly(template)
     keep_batches_apart(template)
     if batch is not None or template.example_input_array is not None:
-        build_lazy_layers(template, options, batch or dict)
+        build_lazy_layers(template, options, batch or dict, datamodule)
     lazy = [name for name, parameter in template.named_parameters() if is_lazy(parameter)]
     if lazy:
         raise ConfigurationError(

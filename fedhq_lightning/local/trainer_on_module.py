@@ -9,11 +9,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.trainer.connectors.logger_connector.fx_validator import _FxValidator
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torchmetrics import Metric
 
+from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.local.trainer_surface import TrainerSurface
+from fedhq_lightning.support.lightnings import AnyModule, is_overridden, lightnings_own
 
 _OPTIONS = ("on_step", "on_epoch", "reduce_fx", "add_dataloader_idx", "batch_size")
 
@@ -21,9 +24,9 @@ _OPTIONS = ("on_step", "on_epoch", "reduce_fx", "add_dataloader_idx", "batch_siz
 def attach(module: L.LightningModule, trainer: TrainerSurface, log: Callable[..., None]) -> None:
     """Make `trainer` the module's, with `log` for its own, and keep its metrics from talking to other processes."""
     for each in module.modules():
-        if isinstance(each, L.LightningModule):
+        if isinstance(each, AnyModule):
             each._trainer = trainer  # type: ignore[assignment]  # a stand-in, not a subclass
-            if type(each).log is not L.LightningModule.log:
+            if type(each).log is not lightnings_own(each).log:
                 each._current_fx_name = "training_step"  # where Lightning's own `log` allows everything
             elif "log" not in vars(each) or _is_ours(each):
                 each.log = log  # type: ignore[method-assign]  # on this instance only
@@ -34,7 +37,7 @@ def attach(module: L.LightningModule, trainer: TrainerSurface, log: Callable[...
 def detach(module: L.LightningModule) -> None:
     """Leave the module as if no trainer had been there."""
     for each in module.modules():
-        if isinstance(each, L.LightningModule):
+        if isinstance(each, AnyModule):
             each._trainer = each._current_fx_name = None
             if _is_ours(each):
                 del each.log
@@ -55,6 +58,26 @@ def lightnings_log(log: Callable[..., None]) -> dict[str, Any]:
         "_logger_connector": SimpleNamespace(should_reset_tensors=lambda fx: False),
         "_accelerator_connector": SimpleNamespace(is_distributed=False),
     }
+
+
+def logging_levels(hook: str, name: str, on_step: bool | None, on_epoch: bool | None) -> tuple[bool, bool]:
+    """Whether a value counts for its step and for its epoch: as in Lightning, the hook decides what was not said.
+
+    Args:
+        hook: That logs; empty where no hook of Lightning's is being called.
+        name: As logged.
+        on_step: As said.
+        on_epoch: As said.
+
+    Raises:
+        ConfigurationError: A hook in which nothing may be logged, or not so.
+    """
+    if not hook:
+        return bool(on_step), on_epoch is not False
+    try:
+        return _FxValidator.check_logging_and_get_default_levels(hook, on_step=on_step, on_epoch=on_epoch)
+    except MisconfigurationException as error:
+        raise ConfigurationError(f"self.log({name!r}, ...) in {hook}: {error}") from error
 
 
 def step_arguments(step: Callable[..., Any], batch: Any, batch_idx: int, *dataloader_idx: int) -> tuple[Any, ...]:

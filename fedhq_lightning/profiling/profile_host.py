@@ -131,6 +131,7 @@ class _Bench:
         self._autocast = fabric.autocast
         self._lanes = settings.lanes
         self._scheme = settings.scheme
+        self._datamodule = job.datamodule
         self._template = copy.deepcopy(job.template).to(self._device)
         self._grids = settings.scheme.for_layers(self._template)
         self._batch_size = job.probe.batch_size
@@ -171,6 +172,9 @@ class _Bench:
             host=host.profile,
         )
 
+    def _trainer_of(self, module: L.LightningModule) -> ClientTrainer:
+        return ClientTrainer(module, self._options, self._device, self._autocast, self._datamodule)
+
     def _capture(self) -> dict[str, list[_Call]]:
         """Inputs and output gradients of every quantized layer in one step in fp."""
         module = copy.deepcopy(self._template)
@@ -187,7 +191,7 @@ class _Bench:
 
         for name in self._grids:
             module.get_submodule(name).register_forward_hook(partial(remember, name), with_kwargs=True)
-        ClientTrainer(module, self._options, self._device, self._autocast).fit([self._batch])
+        self._trainer_of(module).fit([self._batch])
         return calls
 
     def _prepared_by_kernel(self) -> dict[tuple[Mode, str], nn.Module]:
@@ -270,7 +274,7 @@ class _Bench:
 
     def _step_work(self, mode: Mode, options: LaneOptions) -> Work:
         module = prepare(copy.deepcopy(self._template), mode, self._scheme, options)
-        trainer = ClientTrainer(module, self._options, self._device, self._autocast)
+        trainer = self._trainer_of(module)
 
         def work(repeats: int) -> float:
             # From the same weights each time: a batch that is trained on for minutes ends in other numbers.

@@ -1,4 +1,4 @@
-"""Put measured kernels into a recipe's text, and leave everything else in it as it is, comments too."""
+"""Put a value into a recipe's text, and leave everything else in it as it is, comments too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 
 from fedhq_lightning.errors import ConfigurationError
 
-_PATH = ("trainer", "lanes", "layer_kernels")
+_KERNELS = ("trainer", "lanes", "layer_kernels")
 _NOTE = "  # measured by fedhq profile on one host"
 
 
@@ -25,15 +25,30 @@ def with_layer_kernels(text: str, kernels: Mapping[str, Mapping[str, str]]) -> s
         ConfigurationError: The text is written so that it cannot be changed safely, such as with `trainer` in braces.
     """
     content = yaml.safe_load(text)
-    if _value_at(content, _PATH) in (None, {}) and not kernels:
+    if _value_at(content, _KERNELS) in (None, {}) and not kernels:
         return text
+    return with_value(text, _KERNELS, {mode: dict(chosen) for mode, chosen in kernels.items()} or None)
+
+
+def with_value(text: str, place: tuple[str, ...], value: Any) -> str:
+    """The recipe with one value set; what was there is replaced.
+
+    Args:
+        text: A recipe, in any line ends.
+        place: Keys from its root to the value.
+        value: Plain.
+
+    Raises:
+        ConfigurationError: The text is written so that it cannot be changed safely, such as with `trainer` in braces.
+    """
+    content = yaml.safe_load(text)
     wanted = copy.deepcopy(content)
     node = wanted
-    for key in _PATH[:-1]:
+    for key in place[:-1]:
         node[key] = node.get(key) or {}
         node = node[key]
-    node[_PATH[-1]] = {mode: dict(chosen) for mode, chosen in kernels.items()} or None
-    edited = _edited(text, content, wanted)
+    node[place[-1]] = value
+    edited = _edited(text, content, wanted, place)
     # Anchors, merge keys and odd layouts: whatever the edit did not foresee shows here.
     if edited is None or not _holds(edited, wanted):
         raise ConfigurationError("its YAML cannot be changed safely")
@@ -45,14 +60,14 @@ def block(kernels: Mapping[str, Mapping[str, str]]) -> str:
     return _dumped("trainer", {"lanes": {"layer_kernels": kernels}}, 0)
 
 
-def _edited(text: str, content: Any, wanted: Any) -> str | None:
+def _edited(text: str, content: Any, wanted: Any, place: tuple[str, ...]) -> str | None:
     node, column = yaml.compose(text, Loader=yaml.SafeLoader), 0
     end_of_line = "\r\n" if "\r\n" in text else "\n"
-    for depth, key in enumerate(_PATH):
+    for depth, key in enumerate(place):
         if not isinstance(node, yaml.MappingNode) or node.flow_style:
             return None
         column = node.start_mark.column
-        path = _PATH[: depth + 1]
+        path = place[: depth + 1]
         entry = next(((k, v) for k, v in node.value if k.value == key), None)
         lines = _dumped(key, _value_at(wanted, path), column).replace("\n", end_of_line)
         if entry is None:
@@ -60,7 +75,7 @@ def _edited(text: str, content: Any, wanted: Any) -> str | None:
             return _joined(text[:at], lines, text[at:], end_of_line)
         child = entry[1]
         is_block = isinstance(child, yaml.MappingNode) and not child.flow_style
-        if depth == len(_PATH) - 1 or not is_block:
+        if depth == len(place) - 1 or not is_block:
             if depth == 0 and _value_at(content, path):
                 return None  # in braces: too much would be written anew
             start, after = entry[0].start_mark.index - column, _line_after(text, _last_leaf(child))
@@ -73,7 +88,7 @@ def _edited(text: str, content: Any, wanted: Any) -> str | None:
 
 def _dumped(key: str, value: Any, column: int) -> str:
     text = str(yaml.safe_dump({key: value}, sort_keys=False, default_flow_style=False, allow_unicode=True))
-    text = text.replace(f"{_PATH[-1]}:\n", f"{_PATH[-1]}:{_NOTE}\n", 1)
+    text = text.replace(f"{_KERNELS[-1]}:\n", f"{_KERNELS[-1]}:{_NOTE}\n", 1)
     return "".join(f"{' ' * column}{line}" for line in text.splitlines(keepends=True))
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhq_lightning.errors import ConfigurationError, nearest
+from fedhq_lightning.recipe.lightning_names import instead_of
 
 _SHORT_NAMES_FROM = ("fedhq_lightning.models", "fedhq_lightning.data", "fedhq_lightning.callbacks")
 _CLASS_KEYS = ("class_path", "init_args")
@@ -99,6 +100,8 @@ def _shown_path(file: str | None) -> str:
 def unknown_key(key: str, known_keys: Sequence[str]) -> str:
     """Says that nothing is called `key`, and what beside it is called nearly so, or else all that is there."""
     parent, _, name = key.rpartition(".")
+    if parent == "trainer" and (instead := instead_of(name)):
+        return f"unknown key {key!r}: {instead}"
     beside = {known.rpartition(".")[2]: known for known in known_keys if known.rpartition(".")[0] == parent}
     if parent and beside:
         hint = _nearest(name, beside) or f"; allowed are {', '.join(beside.values())}"

@@ -1,4 +1,4 @@
-"""Where recipes are: shipped with the package, or files of the user's. Imports nothing heavy."""
+"""Where recipes are: shipped with the package, files of the user's, or in runs. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from fedhq_lightning.errors import ConfigurationError, nearest
+from fedhq_lightning.support.paths import expand_path
 
 STARTED_FROM_PYTHON = "# Started from Python"
 """How `recipe.yaml` begins in a run that no recipe describes."""
@@ -54,8 +55,16 @@ def read(path: Path) -> str:
 
 def path_of(name_or_file: str) -> Path | None:
     """The path that is meant, whether or not it is there; None for a shipped recipe's name."""
-    path = Path(name_or_file)
+    path = expand_path(name_or_file, "recipe")
     return path if path.suffix in (".yaml", ".yml") or len(path.parts) > 1 else None
+
+
+def run_of(path: Path) -> Path:
+    """The run directory that is meant by itself, by its folder of checkpoints, or by one of these."""
+    folder = path.parent if path.suffix == ".ckpt" else path
+    if folder.name in ("", ".."):
+        folder = folder.resolve()
+    return folder.parent if path.suffix == ".ckpt" or folder.name == "checkpoints" else path
 
 
 def description(text: str) -> str:

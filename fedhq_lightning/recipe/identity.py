@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -131,7 +133,7 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str
 def _changes(
     before: Any, now: Any, name: str, owner: str | None, free: frozenset[str], default_of: DefaultOf
 ) -> Iterator[Change]:
-    if before == now or name in free:
+    if before == now or name in free or _are_one_file(before, now):
         return
     if name.rpartition(".")[2] == _ARGUMENTS:  # none are as many as those that are not set
         before, now = before or {}, now or {}
@@ -155,6 +157,18 @@ def _changes(
             yield from _changes(old, new, _below(name, position), None, free, default_of)
     else:
         yield Change(name, before, now)
+
+
+def _are_one_file(before: Any, now: Any) -> bool:
+    """Whether two texts are two ways to name one file or folder that is there, such as a relative path and a whole one.
+
+    What a run's files hold is compared elsewhere.
+    """
+    if not (isinstance(before, str) and isinstance(now, str)):
+        return False
+    with suppress(OSError, ValueError):
+        return os.path.samefile(before, now)
+    return False
 
 
 def _side_by_side(before: Sequence[Any], now: Sequence[Any]) -> bool:

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from fedhq_lightning.report.curve_figures import time_unit
-from fedhq_lightning.report.picture_style import COLOURS, MODE_COLOURS, page_svg, whole_numbers
+from fedhq_lightning.report.picture_style import COLOURS, LEFT_OUT_MARKS, MODE_COLOURS, page_svg, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,6 @@ _ROW_INCHES = 0.17
 _MOST_ROWS_INCHES = 5.0
 _MOST_LABELS = 40
 _MOST_SHAPES = 300  # more marks become an image inside the SVG, which is smaller
-_MARKERS = {"late": "o", "quarantined": "x"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class ModeMap:
         rows: The clients, from top to bottom.
         rounds: One a column.
         cells: Position (row, column) -> mode; absent where the client did not take part.
-        left_out: Position (row, column) -> `late` or `quarantined`.
+        left_out: Position (row, column) -> `late`, `idle` or `quarantined`.
     """
 
     rows: Sequence[ClientRow]
@@ -90,7 +89,7 @@ class _Layout:
 
 
 def mode_map_svg(name: str, description: str, modes: ModeMap) -> str:
-    """Client x round, coloured by mode; a ring marks late clients, a cross quarantined ones.
+    """Client x round, coloured by mode; a ring marks late clients, a bar idle ones, a cross quarantined ones.
 
     Args:
         name: Prefix of the ids inside, unique on the page.
@@ -116,7 +115,7 @@ def mode_map_svg(name: str, description: str, modes: ModeMap) -> str:
         axes.imshow(image, interpolation="none", aspect="auto", extent=edges)
         if len(modes.rows) <= _MOST_LABELS:
             axes.hlines([place - 0.5 for place in layout.places], left, left + columns, COLOURS["card"], linewidth=1.0)
-        for word, marker in _MARKERS.items():
+        for word, (marker, _) in LEFT_OUT_MARKS.items():
             places = [place for place, left_out in modes.left_out.items() if left_out == word]
             axes.plot(
                 [modes.rounds[column] for _, column in places],
@@ -144,7 +143,7 @@ def _mode_keys(modes: ModeMap) -> Iterator[Any]:
 
     used, text = set(modes.cells.values()), COLOURS["text"]
     yield from (Patch(color=colour, label=mode) for mode, colour in MODE_COLOURS.items() if mode in used)
-    for word, marker in _MARKERS.items():
+    for word, (marker, _) in LEFT_OUT_MARKS.items():
         if word in modes.left_out.values():
             look: dict[str, Any] = {"marker": marker, "markerfacecolor": "none", "markeredgecolor": text}
             yield Line2D([], [], linestyle="none", label=word, **look)

@@ -3,6 +3,7 @@
 from fedhq_lightning.report.client_figures import ClientRow, ModeMap, mode_map_svg, split_svg
 from fedhq_lightning.report.formats import TIER_HEADER, format_modes, format_seconds, tier_rows, worst_client_text
 from fedhq_lightning.report.page import figure, figures, paragraph, section, table
+from fedhq_lightning.report.picture_style import LEFT_OUT_MARKS
 from fedhq_lightning.run.client_history import ClientHistory
 from fedhq_lightning.run.run import Run
 
@@ -44,8 +45,10 @@ def _mode_map(run: Run) -> str:
         },
     )
     totals = format_modes(run.summary.get("mode_counts") or {})
-    late, quarantined = (f"{int(run.summary.get(key) or 0):,} {key}" for key in ("late", "quarantined"))
-    note = f"Local fits: {totals}; {late} (ring), {quarantined} (cross). Empty: not in the round's cohort."
+    left_out = ", ".join(
+        f"{int(run.summary.get(status) or 0):,} {status} ({shape})" for status, (_, shape) in LEFT_OUT_MARKS.items()
+    )
+    note = f"Local fits: {totals}; {left_out}. Empty: not in the round's cohort."
     if len(clients) < len(run.clients):
         note += f" The {len(clients)} clients that took part most, of {len(run.clients):,}."
     svg = mode_map_svg("modes", f"Map of the mode of each client in each round. {note}", modes)

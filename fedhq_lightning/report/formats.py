@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedhq_lightning.run.records import LEFT_OUT
 from fedhq_lightning.types import MODES
 
 
@@ -79,7 +80,7 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     sizes = (("bytes up", "uplink_bytes"), ("bytes down", "downlink_bytes"))
     rows += [(label, format_bytes(summary[key])) for label, key in sizes if summary.get(key) is not None]
     rows.append(("local fits by mode", format_modes(summary.get("mode_counts") or {})))
-    left_out = [f"{summary[key]:,} {key}" for key in ("late", "quarantined") if summary.get(key) is not None]
+    left_out = [f"{summary[key]:,} {key}" for key in LEFT_OUT if summary.get(key) is not None]
     if left_out:
         rows.append(("updates left out", ", ".join(left_out)))
     if worst := summary.get("worst_client"):
@@ -129,7 +130,7 @@ def tier_rows(tiers: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
             f"{tier['clients']:,}",
             format_modes(tier["mode_counts"]),
             *(format_seconds(tier[part]) for part in ("download_seconds", "compute_seconds", "upload_seconds")),
-            f"{tier['late'] + tier['quarantined']:,}",
+            f"{sum(tier.get(status, 0) for status in LEFT_OUT):,}",
         )
         for tier in tiers
     ]

@@ -2,11 +2,12 @@
 
 from fedhq_lightning.report.formats import format_bytes, format_metric, format_modes, format_seconds
 from fedhq_lightning.report.page import folded, section, table
+from fedhq_lightning.run.records import LEFT_OUT
 from fedhq_lightning.run.run import Run
 
 _MOST_CLIENTS = 200
 _ROUND_CLOCKS = ("wall since start", "virtual since start")
-_ROUND_HEADER = ("round", "quantized", "fp", *_ROUND_CLOCKS, "up", "down", "modes", "late", "quarantined")
+_ROUND_HEADER = ("round", "quantized", "fp", *_ROUND_CLOCKS, "up", "down", "modes", *LEFT_OUT)
 _VIRTUAL_TIMES = ("download, virtual", "compute, virtual", "upload, virtual")
 _CLIENT_HEADER = ("client", "tier", "rounds by mode", *_VIRTUAL_TIMES, "up", "left out")
 
@@ -45,8 +46,7 @@ def _round_rows(run: Run) -> list[tuple[str, ...]]:
             format_bytes(record.uplink_bytes),
             format_bytes(record.downlink_bytes),
             format_modes(record.mode_counts),
-            str(record.late),
-            str(record.quarantined),
+            *(str(getattr(record, status)) for status in LEFT_OUT),
         )
         for record in run.rounds
     ]

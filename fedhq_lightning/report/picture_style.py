@@ -6,6 +6,7 @@ ids, and matplotlib's own defaults whatever style the user has set (which stays 
 
 import html
 import io
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ COLOURS = {name: written for name, (written, _, _) in _COLOURS.items()}
 MODE_COLOURS = {"fp": "#7b8490", "ptq": "#2a6fb5", "qat": "#d0761c"}
 """Cells of the map are an image inside the SVG, so these are fixed: a contrast of at least 3 to the page's light and
 its dark cards (WCAG 2.2, 1.4.11), and ptq darker than qat, which shows in grey too."""
+LEFT_OUT_MARKS = {"late": ("o", "ring"), "idle": ("_", "bar"), "quarantined": ("x", "cross")}
+"""On the map, why a client's update was left out: matplotlib's marker, and what it looks like in words."""
 
 _WIDTH_INCHES = 4.4  # 422 px: text stays readable when a phone shrinks it to 360 px
 _STYLE: dict[str, Any] = {
@@ -62,6 +65,8 @@ _STYLE: dict[str, Any] = {
     "grid.color": COLOURS["grid"],
 }
 
+_NOISE = (r"Glyph \d+ .*missing from font", "Matplotlib currently does not support", ".*collapsed to zero")
+"""Of names that a font has no letters for, or that leave no room: they are the user's, and the page's text has them."""
 _NOTHING = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
@@ -125,7 +130,7 @@ def own_style(settings: Mapping[str, Any] = MappingProxyType({})) -> Iterator[No
     Args:
         settings: Other values of matplotlib's settings.
     """
-    with libraries_quiet("matplotlib", warnings_of=[""]):
+    with libraries_quiet("matplotlib", level=logging.ERROR, noise=_NOISE):
         import matplotlib.style
 
         with matplotlib.style.context(["default", {"text.parse_math": False, **settings}]):

@@ -13,7 +13,7 @@ from rich.text import Text
 from fedhq_lightning.federated.callback import RoundCallback, RoundControl
 from fedhq_lightning.report.final_table import on_terminal
 from fedhq_lightning.report.formats import format_metric, format_modes, format_seconds
-from fedhq_lightning.run.records import ClientRecord, RoundRecord
+from fedhq_lightning.run.records import LEFT_OUT, ClientRecord, RoundRecord
 from fedhq_lightning.support.setup_notice import clear_notice
 from fedhq_lightning.types import ClientId, Mode, Plan
 
@@ -162,9 +162,7 @@ class _View:
         parts = [f"round {record.round}/{self.max_rounds}", self.metric(record)]
         if record.clients:
             parts.append(format_modes(record.mode_counts))
-        parts += [
-            f"{count} {word}" for count, word in ((record.late, "late"), (record.quarantined, "quarantined")) if count
-        ]
+        parts += [f"{count} {status}" for status in LEFT_OUT if (count := getattr(record, status))]
         parts.append(f"wall {format_seconds(record.total_wall_seconds)}")
         parts.append(f"virtual {format_seconds(record.total_virtual_seconds)}")
         if self._recent:
@@ -194,8 +192,9 @@ class _View:
         wall = elapsed + (self.last.total_wall_seconds if self.last else 0.0)
         virtual = self.last.total_virtual_seconds if self.last else 0.0
         clocks = f"wall {format_seconds(wall)} | virtual {format_seconds(virtual)}{self._outlook(elapsed)}"
-        if self.last and (self.last.late or self.last.quarantined):
-            clocks += f" | last round: {self.last.late} late, {self.last.quarantined} quarantined"
+        left_out = [f"{count} {status}" for status in LEFT_OUT if self.last and (count := getattr(self.last, status))]
+        if left_out:
+            clocks += f" | last round: {', '.join(left_out)}"
         yield Text(clocks, no_wrap=True, overflow="ellipsis", style="dim")
 
 

@@ -5,14 +5,12 @@ computes, in evaluation mode, as it will be deployed: no dropout, statistics of 
 """
 
 import math
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, TypeAlias, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -21,6 +19,7 @@ from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.quantize import LaneOptions, QuantScheme, prepare
 from fedhq_lightning.quantize.lanes import restore
 from fedhq_lightning.risk.metrics import NoiseToSignalRatio
+from fedhq_lightning.support.seeds import generators_kept
 
 SensitivityMeasure: TypeAlias = Literal["sqnr", "loss"]
 """`sqnr`: noise-to-signal power ratio of the outputs, 10^(-SQNR / 10), at most 1. `loss`: by which share the loss
@@ -145,28 +144,6 @@ def _ratio(quantized: list[Tensor], exact: list[Tensor]) -> float:
         metric.update(noisy.cpu(), target.cpu())
     ratio = float(metric.compute())
     return min(1.0, ratio) if math.isfinite(ratio) else math.nan
-
-
-@contextmanager
-def generators_kept(devices: Sequence[int] = ()) -> Iterator[None]:
-    """Seeds Python's, NumPy's and torch's generators for what runs inside; afterwards they are as they were.
-
-    Args:
-        devices: Indices of the CUDA devices whose generators count too; the others are left alone.
-    """
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            random.seed(0)
-            np.random.seed(0)
-            # Not torch.manual_seed: it would reseed accelerators whose state is not put back here.
-            torch.default_generator.manual_seed(0)
-            for device in devices:
-                torch.cuda.default_generators[device].manual_seed(0)
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 @contextmanager

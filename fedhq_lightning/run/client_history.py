@@ -15,7 +15,7 @@ class ClientHistory:
         client_id: The client.
         tier: Name of its device profile.
         modes: Round -> mode, for the rounds that it took part in.
-        left_out: Round -> `late` or `quarantined`, for the rounds in which its update was not used.
+        left_out: Round -> `late`, `idle` or `quarantined`, for the rounds in which its update was not used.
         download_seconds: Virtual seconds of all its rounds together.
         compute_seconds: Likewise.
         upload_seconds: Likewise.

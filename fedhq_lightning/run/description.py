@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import yaml
 
 from fedhq_lightning.recipe.files import STARTED_FROM_PYTHON
+from fedhq_lightning.support.lightnings import AnyDataModule, AnyModule
 
 _DEPTH = 4
 # Subclasses of text and numbers become the thing itself, which is all that YAML and checkpoints hold.
@@ -61,13 +61,13 @@ def _settings(value: Any) -> dict[str, Any]:
     before it is used, so all of its public values count. Both have Lightning's `hparams`.
     """
     held = getattr(value, "__dict__", {})
-    if isinstance(value, L.LightningModule):
+    if isinstance(value, AnyModule):
         names = {name: name for name in held if not name.startswith("_") and name not in _LIGHTNING_OWN}
     else:
         own = [each for each in type(value).__mro__ if "__init__" in vars(each)]
         arguments = {name for each in own for name in inspect.signature(vars(each)["__init__"]).parameters}
         names = {name: name.removeprefix("_") for name in held if name.removeprefix("_") in arguments}
-    if isinstance(value, L.LightningModule | L.LightningDataModule):
+    if isinstance(value, AnyModule | AnyDataModule):
         saved = held.get("_hparams", {})  # to ask for `hparams` would leave an empty one on the object
         held = {**saved, **held}
         names |= {name: name for name in saved}

@@ -12,7 +12,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any, get_type_hints
 import torch
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.run.records import ClientRecord, RoundRecord, read_rounds
 from fedhq_lightning.support.atomic_files import told_to_user, whole_file, write_atomically
 
@@ -42,6 +43,7 @@ class RunDirectory:
         self.recipe = path / "recipe.yaml"
         self.rounds_file = path / "rounds.jsonl"
         self.checkpoints = path / "checkpoints"
+        self.best = self.checkpoints / "best.ckpt"
         self.model = path / "model"
 
     @classmethod
@@ -69,11 +71,18 @@ class RunDirectory:
         """The run and the checkpoint that `ckpt_path` names: a run directory (its newest) or a checkpoint file.
 
         Raises:
-            ConfigurationError: Nothing there to resume from.
+            ConfigurationError: Nothing there to resume from, or a checkpoint that is in no run directory.
         """
         if ckpt_path.is_file():
-            return cls(ckpt_path.parent.parent), ckpt_path
-        directory = cls(ckpt_path)
+            directory = cls(recipe_files.run_of(ckpt_path))
+            if not directory.recipe.is_file():
+                raise ConfigurationError(
+                    f"{ckpt_path}: lies in no run directory, so there is no run to go on with; give trainer.run_dir of "
+                    "one; from a checkpoint of Lightning's Trainer begin with Module.load_from_checkpoint(...), and "
+                    "call fit without ckpt_path"
+                )
+            return directory, ckpt_path
+        directory = cls(recipe_files.run_of(ckpt_path) if ckpt_path.is_dir() else ckpt_path)
         saved = directory.saved_checkpoints()
         if not saved:
             found = "it holds no checkpoint yet" if ckpt_path.is_dir() else "there is no such folder or checkpoint"
@@ -89,7 +98,7 @@ class RunDirectory:
         """
         # The recipe, because it is written once: a file that is replaced takes its lock along.
         with told_to_user(self.recipe):
-            file = self.recipe.open("ab")
+            file = self.recipe.open("r+b")
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -114,7 +123,7 @@ class RunDirectory:
     def saved_checkpoints(self) -> list[Path]:
         """Checkpoints by round, oldest first."""
         found = [path for path in self.checkpoints.glob("round-*.ckpt") if _CHECKPOINT_NAME.fullmatch(path.name)]
-        return sorted(found, key=lambda path: int(path.name[6:-5]))
+        return sorted(found, key=round_of)
 
     def save_checkpoint(self, round_number: int, state: dict[str, Any], keep: int) -> None:
         """Write `checkpoints/round-N.ckpt` whole, then drop all but the newest `keep`."""
@@ -124,7 +133,7 @@ class RunDirectory:
 
     def save_best(self, state: dict[str, Any]) -> None:
         """Write `checkpoints/best.ckpt` whole."""
-        write_atomically(self.checkpoints / "best.ckpt", _to_bytes(state))
+        write_atomically(self.best, _to_bytes(state))
 
     def append_round(self, record: RoundRecord) -> None:
         """Add one round to `rounds.jsonl`; it is on the disk before the checkpoint that counts on it."""
@@ -157,10 +166,18 @@ class RunDirectory:
 
     def rewind(self, round_number: int) -> None:
         """Forget rounds after `round_number`, which a resumed run will run again; `rounds_until` finds those before."""
+        for path in self.saved_checkpoints():
+            if round_of(path) > round_number:  # newer than those to come, so that these would be dropped
+                path.unlink(missing_ok=True)
         with told_to_user(self.rounds_file), self.rounds_file.open("r+b") as file:
             for _ in range(round_number + 1):
                 file.readline()
             file.truncate(file.tell())
+
+    def rewrite_recipe(self, text: str) -> AbstractContextManager[None]:
+        """Replace `recipe.yaml` within `locked`; to be entered, since the file takes its lock along."""
+        write_atomically(self.recipe, text)
+        return self.locked()
 
     def write_metrics(self, records: Sequence[RoundRecord]) -> None:
         """`metrics.csv`: one row a round, without clients."""
@@ -195,6 +212,11 @@ class RunDirectory:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """`summary.json`."""
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+
+def round_of(checkpoint: Path) -> int:
+    """The round after which `round-N.ckpt` was written."""
+    return int(checkpoint.stem.removeprefix("round-"))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.run.logged_rows import LoggedHistory
+from fedhq_lightning.support.paths import expand_if_given
 
 _GIVE = (
     "give a run directory (it holds rounds.jsonl), a .wandb file, an offline-run-* folder, or "
@@ -23,6 +24,7 @@ def read_history(where: str | Path) -> LoggedHistory:
     Raises:
         ConfigurationError: Nothing is there, it is no run, it is damaged, or it cannot be reached.
     """
+    where = expand_if_given(where)
     path = Path(where)
     if path.is_dir():
         return _read_folder(path)

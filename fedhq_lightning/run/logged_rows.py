@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from fedhq_lightning.errors import ConfigurationError, nearest
-
-if TYPE_CHECKING:
-    from fedhq_lightning.run.records import RoundRecord
+from fedhq_lightning.run.records import LEFT_OUT, RoundRecord
 
 ROUND = "round"
 """Name of the axis that everything is logged on."""
@@ -37,8 +35,7 @@ def logged_values(record: RoundRecord) -> dict[str, float]:
     values: dict[str, float] = {ROUND: record.round, **record.metrics}
     values |= {f"clients/{mode}": count for mode, count in record.mode_counts.items()}
     values |= {
-        "clients/late": record.late,
-        "clients/quarantined": record.quarantined,
+        **{f"clients/{status}": getattr(record, status) for status in LEFT_OUT},
         "seconds/wall": record.total_wall_seconds,
         CLOCK: record.total_virtual_seconds,
         "seconds/fit_wall": record.fit_wall_seconds,

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.run.logged_rows import LoggedHistory, make_history
-from fedhq_lightning.support.wandb_session import api_host, is_logged_in, wandb_quietly
+from fedhq_lightning.support.wandb_session import api_host, is_logged_in, wandb_session
 
 _REQUEST_SECONDS = 20
 _SECONDS_IN_ALL = 180.0
@@ -46,7 +46,7 @@ def read_online(path: RunPath, seconds: float = _SECONDS_IN_ALL) -> LoggedHistor
     Raises:
         ConfigurationError: No API key, no such run, no answer, or no round in it.
     """
-    with wandb_quietly():
+    with wandb_session():
         import wandb
 
         host = api_host()

@@ -11,8 +11,12 @@ from typing import Any, Literal, Self, TypeAlias
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.types import MODES, ClientId, Mode, Plan
 
-Status: TypeAlias = Literal["ok", "late", "quarantined"]
-"""`ok`: aggregated; `late`: past the round's deadline, left out; `quarantined`: its update failed a check, left out."""
+Status: TypeAlias = Literal["ok", "late", "idle", "quarantined"]
+"""`ok`: aggregated. The others are left out: `late`: past the round's deadline; `idle`: it took no optimizer step, so
+there is nothing to send; `quarantined`: its update failed a check."""
+
+LEFT_OUT: tuple[Literal["late", "idle", "quarantined"], ...] = ("late", "idle", "quarantined")
+"""Why a client's update may be missing from the average; `RoundRecord` counts each."""
 
 
 def _encode(value: Any) -> Any:
@@ -64,7 +68,7 @@ class ClientRecord:
         upload_seconds: Virtual seconds to send the update.
         uplink_bytes: Payload sent.
         downlink_bytes: Payload received.
-        reason: Why its update was quarantined, else empty.
+        reason: Why it was quarantined or idle, else empty.
         analysis_seconds: Virtual seconds of what the client measured for the allocator.
         sensitivity: How much rounding the model it received harms it on its own data; None where not asked for.
         update_divergence: 1 - cosine of its update with the mean update, 0 to 2; None where not asked for.
@@ -134,6 +138,7 @@ class RoundRecord:
         mode_counts: Clients of this round per mode.
         quarantined: Clients of this round whose update failed a check.
         late: Clients of this round past the deadline.
+        idle: Clients of this round that took no optimizer step.
         clients: One record a client.
         reason: Why the clients were planned so.
         allocation: What the allocator logged with its plan, such as the boundary.
@@ -159,6 +164,7 @@ class RoundRecord:
     reason: str = ""
     allocation: dict[str, float] = field(default_factory=dict)
     wait_seconds: float = 0.0
+    idle: int = 0
 
     @classmethod
     def of_clients(
@@ -205,8 +211,7 @@ class RoundRecord:
             uplink_bytes=sum(client.uplink_bytes for client in clients),
             downlink_bytes=sum(client.downlink_bytes for client in clients),
             mode_counts=plan.counts(),
-            quarantined=sum(client.status == "quarantined" for client in clients),
-            late=sum(client.status == "late" for client in clients),
+            **{status: sum(client.status == status for client in clients) for status in LEFT_OUT},
             clients=tuple(clients),
             reason=plan.reason,
             allocation=dict(plan.logged),
@@ -281,15 +286,15 @@ def tier_figures(rounds: Iterable[RoundRecord]) -> list[dict[str, Any]]:
 
     Returns:
         One dict a tier: `tier`, `clients` (distinct clients that took part), `fits` (local fits), `mode_counts` (fits
-        per mode), `late`, `quarantined`, and the mean virtual seconds of a fit `download_seconds`, `compute_seconds`,
-        `upload_seconds`.
+        per mode), `late`, `idle`, `quarantined`, and the mean virtual seconds of a fit `download_seconds`,
+        `compute_seconds`, `upload_seconds`.
     """
     parts = ("download_seconds", "compute_seconds", "upload_seconds")
     tiers: dict[str, dict[str, Any]] = {}
     members: dict[str, set[ClientId]] = {}
     for record in rounds:
         for client in record.clients:
-            counts = {"fits": 0, "mode_counts": dict.fromkeys(MODES, 0), "late": 0, "quarantined": 0}
+            counts = {"fits": 0, "mode_counts": dict.fromkeys(MODES, 0)} | dict.fromkeys(LEFT_OUT, 0)
             figures = tiers.setdefault(
                 client.tier, {"tier": client.tier, "clients": 0} | counts | dict.fromkeys(parts, 0.0)
             )

@@ -15,6 +15,7 @@ from fedhq_lightning.run.allocation import Allocation, read_allocation
 from fedhq_lightning.run.client_history import ClientHistory, split
 from fedhq_lightning.run.logged_rows import LoggedHistory, logged_values, make_history
 from fedhq_lightning.run.records import RoundRecord, read_rounds, tier_figures
+from fedhq_lightning.support.paths import expand_path
 from fedhq_lightning.types import MODES, ClientId
 
 Clock: TypeAlias = Literal["wall", "virtual", "round"]
@@ -35,8 +36,8 @@ class Run:
         summary: What `summary.json` holds, where it is at hand.
     """
 
-    def __init__(self, folder: Path, summary: Mapping[str, Any] | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | Path, summary: Mapping[str, Any] | None = None) -> None:
+        self.folder = expand_path(folder)
         if summary is not None:
             self.summary = summary
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.types import StateDict
@@ -24,6 +25,8 @@ class RunState:
         best_value: That value.
         best_state: The model of that round.
         stopped: Whether a callback ended the run.
+        reached: Positions of the clients that have what no round changes, in the order in which they got it; not kept
+            where every round changes all.
         records: One record a round, round 0 first, without clients: those are in `rounds.jsonl`, for they may be many.
     """
 
@@ -34,6 +37,7 @@ class RunState:
     best_value: float | None = None
     best_state: StateDict | None = None
     stopped: bool = False
+    reached: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     records: list[RoundRecord] = field(default_factory=list)
 
     @property
@@ -55,6 +59,13 @@ class RunState:
     def virtual_seconds(self) -> float:
         """Virtual seconds of all rounds so far."""
         return self.records[-1].total_virtual_seconds if self.records else 0.0
+
+    def reach(self, positions: Sequence[int]) -> list[bool]:
+        """Whether each of these clients, by its position, takes part for the first time; the next time it does not."""
+        given = torch.tensor(positions, dtype=torch.int64)
+        is_new = ~torch.isin(given, self.reached)
+        self.reached = torch.cat([self.reached, given[is_new]])
+        return is_new.tolist()
 
     def average(self, decay: float) -> None:
         """Move the averaged model towards the global one; the first global model starts it."""

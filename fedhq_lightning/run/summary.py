@@ -12,6 +12,7 @@ from typing import Any
 from fedhq_lightning.deploy.deployment import Deployment
 from fedhq_lightning.quantize import LayerScheme, QuantScheme
 from fedhq_lightning.quantize.compilation import has_compiler
+from fedhq_lightning.run.records import LEFT_OUT
 from fedhq_lightning.run.state import RunState
 from fedhq_lightning.types import MODES
 from fedhq_lightning.version import __version__
@@ -60,8 +61,7 @@ def summarize(
         "uplink_bytes": sum(record.uplink_bytes for record in rounds),
         "downlink_bytes": sum(record.downlink_bytes for record in rounds),
         "mode_counts": {mode: sum(record.mode_counts[mode] for record in rounds) for mode in MODES},
-        "quarantined": sum(record.quarantined for record in rounds),
-        "late": sum(record.late for record in rounds),
+        **{status: sum(getattr(record, status) for record in rounds) for status in LEFT_OUT},
         "worst_client": worst_client,
         "per_class": per_class,
         "tiers": tiers,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
@@ -22,6 +24,7 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.quantize import QuantScheme
 from fedhq_lightning.silos.silo_callback import SiloCallback
 from fedhq_lightning.silos.silo_strategy import SiloStrategy
+from fedhq_lightning.support.lightnings import as_of, both
 
 
 def refuse_settings(trainer: pl.Trainer, every_n_epochs: int, scheme: QuantScheme | None) -> Allocator | None:
@@ -30,6 +33,7 @@ def refuse_settings(trainer: pl.Trainer, every_n_epochs: int, scheme: QuantSchem
     Raises:
         ConfigurationError: The first thing that cannot work, and what to do instead.
     """
+    _refuse_older_package(trainer)
     _refuse_strategy(trainer)
     _refuse_steps(trainer)
     _refuse_companions(trainer, every_n_epochs)
@@ -93,11 +97,22 @@ def refuse_loaders(trainer: pl.Trainer) -> None:
         )
 
 
+def _refuse_older_package(trainer: pl.Trainer) -> None:
+    package = as_of(trainer, pl.Trainer).__module__.partition(".")[0]
+    theirs, ours = sys.modules[package].__version__, sys.modules["lightning"].__version__
+    if theirs.split(".")[:2] != ours.split(".")[:2]:
+        raise ConfigurationError(
+            f"FederatedAveraging in a Trainer of {package} {theirs}: silos need the loops of lightning {ours}; "
+            f"write `import lightning.pytorch as pl` for `import {package} as pl`, or install {package}=={ours}"
+        )
+
+
 def _refuse_strategy(trainer: pl.Trainer) -> None:
     if not isinstance(trainer.strategy, SiloStrategy):
         raise ConfigurationError(
             f"FederatedAveraging needs Trainer(strategy='fedhq'), got {type(trainer.strategy).__name__}, under which "
-            "the processes are not silos of their own; with devices=N there are N silos"
+            "the processes are not silos of their own; with devices=N there are N silos (importing any name from "
+            "fedhq_lightning.callbacks registers 'fedhq')"
         )
     if trainer._accelerator_connector.use_distributed_sampler:
         raise ConfigurationError(
@@ -135,27 +150,29 @@ def _refuse_companions(trainer: pl.Trainer, every_n_epochs: int) -> None:
                 "FederatedAveraging together with QuantizedTraining: the former puts every silo into the lane that its "
                 "allocator chose; leave QuantizedTraining out and give FederatedAveraging the scheme"
             )
-        if isinstance(each, WeightAveraging | StochasticWeightAveraging):
+        if isinstance(each, both(WeightAveraging, StochasticWeightAveraging)):
             raise ConfigurationError(
                 f"FederatedAveraging together with {name}: every silo would end with an average of its own; leave "
                 f"{name} out"
             )
-        if isinstance(each, BatchSizeFinder | LearningRateFinder):
+        if isinstance(each, both(BatchSizeFinder, LearningRateFinder)):
             raise ConfigurationError(
                 f"FederatedAveraging together with {name}: it trains some steps before the first round, with a result "
                 "of its own on every silo; run it on one device first, and set what it finds"
             )
-        if isinstance(each, OnExceptionCheckpoint) or getattr(each, "save_on_exception", False):
+        if isinstance(each, both(OnExceptionCheckpoint)) or getattr(each, "save_on_exception", False):
             raise ConfigurationError(
                 f"FederatedAveraging together with {name} on exceptions: a checkpoint holds the state of every silo, "
                 "and one that fails is alone; save at ends of epochs (ModelCheckpoint(save_last=True))"
             )
-        if isinstance(each, ModelCheckpoint) and (each._every_n_train_steps or each._train_time_interval is not None):
+        if not isinstance(each, both(ModelCheckpoint)):
+            continue
+        if each._every_n_train_steps or each._train_time_interval is not None:
             raise ConfigurationError(
                 "ModelCheckpoint(every_n_train_steps=...) or (train_time_interval=...): within an epoch every silo has "
                 "a model of its own; set every_n_epochs instead"
             )
-        if isinstance(each, ModelCheckpoint) and each.save_weights_only and every_n_epochs > 1:
+        if each.save_weights_only and every_n_epochs > 1:
             raise ConfigurationError(
                 f"ModelCheckpoint(save_weights_only=True) with FederatedAveraging(every_n_epochs={every_n_epochs}): in "
                 "the middle of a round it would keep the weights of silo 0; leave save_weights_only out"

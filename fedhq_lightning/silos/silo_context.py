@@ -12,14 +12,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import Subset, SubsetRandomSampler
 
 from fedhq_lightning.allocation import AllocationContext
-from fedhq_lightning.data.labels import find_labels
+from fedhq_lightning.data.federated import sampler_of
+from fedhq_lightning.data.labels import find_labels, whole_numbers, why_no_classes
 from fedhq_lightning.devices import Fleet, FleetSpec
 from fedhq_lightning.devices.lane_kernels import LaneKernels
 from fedhq_lightning.devices.roofline import LayerCost, measure_costs
@@ -30,8 +30,11 @@ from fedhq_lightning.drop_in.trainer_parts import training_loaders
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.quantize import LaneOptions, LayerScheme, QuantScheme
 from fedhq_lightning.risk.divergence import LabelStatistics
-from fedhq_lightning.risk.sensitivity import SensitivityMeasure, generators_kept, quantization_sensitivity
+from fedhq_lightning.risk.sensitivity import SensitivityMeasure, quantization_sensitivity
+from fedhq_lightning.silos.batch_examples import examples_in
 from fedhq_lightning.support.collectives import Processes
+from fedhq_lightning.support.lightnings import AnyModule
+from fedhq_lightning.support.seeds import generators_kept
 from fedhq_lightning.types import FitOptions, MonitorMode
 
 _WITHOUT_END = 1000
@@ -79,7 +82,7 @@ class SiloProbe:
         copied = plain_copy(self._module)
         view: Any = TrainerView(self._trainer, copied)
         for each in copied.modules():
-            if isinstance(each, pl.LightningModule):
+            if isinstance(each, AnyModule):
                 each._trainer = view
         # The strategy looks at the module that is trained to see whether a step runs.
         before = self._module._current_fx_name
@@ -138,8 +141,7 @@ def own_facts(
     if len(loaders) == 1:
         held = _length(getattr(loaders[0], "sampler", None)) or _length(getattr(loaders[0], "dataset", None))
         examples = min(examples, held) if held else examples
-    dataset = getattr(loaders[0], "dataset", None) if len(loaders) == 1 else None
-    labels = label_counts(dataset) if tells_labels and dataset is not None else None
+    labels = label_counts(drawn_examples(loaders[0])) if tells_labels and len(loaders) == 1 else None
     quantized = {name.removesuffix(".weight"): grid.activation_bits is not None for name, grid in grids.items()}
     costs, problem, sensitivities = list[LayerCost](), "", dict[str, float | None]()
     try:
@@ -152,23 +154,22 @@ def own_facts(
     )
 
 
+def drawn_examples(loader: Any) -> Any:
+    """The dataset of a loader, or the part of it that a SubsetRandomSampler draws; None without one."""
+    dataset: Any = getattr(loader, "dataset", None)
+    sampler = sampler_of(loader)
+    return Subset(dataset, list(sampler.indices)) if isinstance(sampler, SubsetRandomSampler) else dataset
+
+
 def label_counts(dataset: Any) -> dict[str, int] | None:
     """Examples per label of a dataset, by the label's text; None where it gives no sign of classes."""
     try:
         labels = find_labels(dataset)
     except (ConfigurationError, TypeError):
         return None
-    if labels is None or labels.dtype.kind == "f":
+    if labels is None or why_no_classes(labels.values) is not None:
         return None
-    return dict(Counter(str(label) for label in labels.tolist()))
-
-
-def examples_in(batch: Any, loaders: Sequence[Any] = ()) -> int:
-    """Examples in a batch; where its kind does not tell, the loader's batch size, else 1."""
-    try:
-        return extract_batch_size(batch)
-    except (MisconfigurationException, RecursionError):
-        return int(next((each.batch_size for each in loaders if getattr(each, "batch_size", None)), 1))
+    return dict(Counter(str(label) for label in whole_numbers(labels.values).tolist()))
 
 
 def warn_of_same_data(facts: Sequence[SiloFacts]) -> None:

@@ -1,90 +1,137 @@
-"""What a module logs at the end of an epoch, averaged over the silos.
+"""What a module logs on an epoch, averaged over the silos.
 
 An ordinary script logs `val_loss` without `sync_dist=True`. Under DDP every process would then hold a value of its own,
-by which callbacks decide and name files. Here a value that every silo logged is reduced as `sync_dist=True` reduces it
-(a mean weighs every example alike), and one that some silos did not log stays each silo's own.
+by which callbacks decide and name files. Here every silo tells what it collected under a name, and each computes the
+same value of it. DDP's own `sync_dist=True` is not asked: it halves whole numbers of examples downwards.
 """
 
 from __future__ import annotations
 
-import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, TypedDict
 
-import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torchmetrics import Metric
 
 from fedhq_lightning.support.collectives import Processes
 
 
-def average_epoch_ends(trainer: pl.Trainer, average: Callable[[Mapping[str, Any]], None]) -> None:
-    """Make the trainer average over silos what evaluation logs, from the next evaluation on.
+class Part(TypedDict):
+    """What one silo collected under a name; travels as JSON.
+
+    Attributes:
+        synchronizes: Whether it is a torchmetrics object that gathers its own states.
+        total: Sum of values times weights in a mean, else the reduced value; None where it is no single number.
+        weight: Examples, or what was given as `batch_size`.
+    """
+
+    synchronizes: bool
+    total: float | None
+    weight: float
+
+
+def pending(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What was logged on an epoch since it was last agreed on, by hook and name.
 
     Args:
-        trainer: Its connector is changed, not its class.
-        average: What to do with the results of a loader, on every silo after its last batch.
+        results: Lightning's collection of an epoch.
     """
-    # Lightning's advice to synchronize by hand, which would be followed by nothing here.
-    warnings.filterwarnings("ignore", ".*recommended to use `self.log.*sync_dist=True.*", PossibleUserWarning)
-    connector: Any = trainer._logger_connector
-    if "update_eval_epoch_metrics" in vars(connector):
-        return
-    update = connector.update_eval_epoch_metrics
-
-    def average_and_update() -> Any:
-        if not trainer.sanity_checking:
-            average(trainer._results or {})
-        return update()
-
-    connector.update_eval_epoch_metrics = average_and_update
-
-
-def average_results(results: Mapping[str, Any], device: torch.device) -> None:
-    """Compute what was logged on epochs so far; called on every silo after the last batch.
-
-    Args:
-        results: Lightning's collection of an epoch, by hook and name.
-        device: Of the silo.
-    """
-    mine = {
+    return {
         key: result
         for key, result in results.items()
         if result.meta.on_epoch and not result.has_reset and result._computed is None
     }
-    processes = Processes(device)
-    if processes.count == 1:
-        return
-    everybodys = processes.gather(sorted(mine))
-    shared = set(everybodys[0]).intersection(*everybodys)
-    for key in sorted(shared):
-        _compute(mine[key], asks_others=True)
-    for key in mine.keys() - shared:
-        _warn_if_asked_to_synchronize(mine[key])
-        _compute(mine[key], asks_others=False)
 
 
-def _compute(result: Any, asks_others: bool) -> None:
-    """Fill the result's cache, which is emptied by the next value logged."""
+def forget_computed(result: Any) -> None:
+    """Have the next one to ask compute a result anew."""
+    result._computed = None
     if not result.is_tensor:
-        metric = result.value
-        before = metric.sync_on_compute, metric._to_sync
-        if not asks_others:
-            metric.sync_on_compute = metric._to_sync = False
-        result.compute()
-        metric.sync_on_compute, metric._to_sync = before
-        return
-    sync = result.meta.sync
-    before = sync.should
-    sync.should = asks_others
-    result.compute()
-    # Lightning compares it with that of the next call of self.log.
-    sync.should = before
+        for metric in result.value.modules():
+            if isinstance(metric, Metric):
+                metric._computed = None
 
 
-def _warn_if_asked_to_synchronize(result: Any) -> None:
-    if result.meta.sync.should:
-        rank_zero_warn(
-            f"self.log({result.meta.name!r}, sync_dist=True): not every silo logged it, so each keeps its own value"
-        )
+def agree(
+    results: Mapping[str, Any],
+    examples: Counter[int | None],
+    processes: Processes,
+    asks: Callable[..., AbstractContextManager[None]],
+) -> None:
+    """Compute what was logged on epochs since the last time; every silo calls it, whatever each has logged.
+
+    A mean weighs every example alike, sums are added, of extremes the extreme is taken, and torchmetrics gather their
+    states. A name that some silos did not log is averaged over those that did; torchmetrics then stay each silo's own,
+    and so does what is logged with `rank_zero_only`.
+
+    Args:
+        results: Lightning's collection of the epoch; computed values are put into it.
+        examples: That this silo has seen so far, by number of the loader, and of all loaders under None.
+        processes: The silos.
+        asks: `SiloStrategy.asks`, which decides for a while whether torchmetrics ask the other silos.
+    """
+    mine = pending(results)
+    with asks(others=False):
+        told = {key: _part(result, examples) for key, result in mine.items() if not result.meta.sync.rank_zero_only}
+    everybodys = processes.gather(told)
+    for key in sorted({key for each in everybodys for key in each}):
+        parts: list[Part] = [each[key] for each in everybodys if key in each]
+        synchronizes = all(part["synchronizes"] for part in parts)
+        if synchronizes and len(parts) < len(everybodys):
+            rank_zero_warn(
+                f"a torchmetrics object is logged as {key!r} by {len(parts)} of {len(everybodys)} silos, so that their "
+                "states cannot be gathered, and each keeps its own value; log it on every silo"
+            )
+        elif key in mine and synchronizes:
+            forget_computed(mine[key])
+            with asks(others=True):
+                mine[key].compute()
+        elif key in mine and all(part["total"] is not None for part in parts):
+            mine[key]._computed = _reduced(mine[key], parts)
+    with asks(others=False):
+        for result in mine.values():
+            result.compute()  # where nothing was agreed on
+
+
+def epoch_values(results: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Values that were agreed on, by name as callbacks see it, of all loaders.
+
+    Args:
+        results: Lightning's collection of the epoch.
+    """
+    values: dict[str, Tensor] = {}
+    for result in results.values():
+        if result.meta.on_epoch and not result.has_reset and isinstance(result._computed, Tensor):
+            name, forked = results._forked_name(result, on_step=False)  # type: ignore[attr-defined]  # Lightning's
+            values[name] = values[forked] = result._computed
+    return values
+
+
+def _part(result: Any, examples: Counter[int | None]) -> Part:
+    if result.is_tensor:
+        weight = result.cumulated_batch_size if result.meta.is_mean_reduction else 1
+        return {"synchronizes": False, "total": float(result.value), "weight": float(weight)}
+    if result.value._to_sync:
+        return {"synchronizes": True, "total": None, "weight": 0.0}
+    value, seen = result.compute(), examples[result.meta.dataloader_idx]
+    total = float(value) * seen if isinstance(value, Tensor) and value.numel() == 1 else None
+    return {"synchronizes": False, "total": total, "weight": float(seen)}
+
+
+def _reduced(result: Any, parts: list[Part]) -> Tensor:
+    """One value of everybody's parts: in float64 and by rank, so that every silo finds the same bits."""
+    totals, weights = (torch.tensor([part[key] for part in parts], dtype=torch.float64) for key in ("total", "weight"))
+    if not result.is_tensor:
+        value = result._computed
+        return (totals.sum() / weights.sum()).to(value.device, value.dtype)
+    reduce_fx = result.meta.reduce_fx
+    if result.meta.is_mean_reduction:
+        found = totals.sum() / weights.sum()
+    else:
+        # Given as torch's or as Python's own.
+        found = getattr(torch, reduce_fx.__name__)(totals)
+    return found.to(result.value.device, result.value.dtype)

@@ -15,6 +15,7 @@ from fedhq_lightning.federated.wire import Link, Uplink
 from fedhq_lightning.quantize import LayerScheme
 from fedhq_lightning.risk.update_sketch import Sketcher
 from fedhq_lightning.support.collectives import Processes
+from fedhq_lightning.support.tensors import same_values
 from fedhq_lightning.types import StateDict
 
 
@@ -29,6 +30,8 @@ class Work:
         loss: Mean of what `training_step` returned, weighted by examples; None where it returned none.
         sensitivity: What the allocator wanted measured on the model received; None where it wanted nothing.
         allocator_seconds: Wall seconds of planning.
+        is_idle: Whether it trained on nothing, so that it sends nothing and counts nothing.
+        changed: Frozen parameters that hooks changed, as the average of another network's weights.
     """
 
     num_examples: int
@@ -37,6 +40,8 @@ class Work:
     loss: float | None = None
     sensitivity: float | None = None
     allocator_seconds: float = 0.0
+    is_idle: bool = False
+    changed: Sequence[str] = ()
 
 
 class SiloRound:
@@ -63,6 +68,25 @@ class SiloRound:
         self.frozen = frozen
         self._grids = grids
         self._uplink: Uplink = uplink
+        self._changed = frozenset[str]()
+
+    def changed(self, module: nn.Module) -> list[str]:
+        """Frozen parameters that are not as received.
+
+        Args:
+            module: The silo's, with plain layers.
+        """
+        state = module.state_dict()
+        names = sorted(name for name in self._frozen(module) if name in self.received)
+        return [name for name in names if not same_values(state[name].detach().cpu(), self.received[name])]
+
+    def agree(self, work: Sequence[Work]) -> None:
+        """Settle what travels: also what is frozen, but was changed on a silo.
+
+        Args:
+            work: What each silo did, by rank.
+        """
+        self._changed = frozenset(name for each in work if not each.is_idle for name in each.changed)
 
     def encode(self, module: nn.Module, rank: int) -> bytes:
         """A silo's payload: its model, rounded to the grids, or what it changed.
@@ -85,7 +109,7 @@ class SiloRound:
 
         Args:
             module: As in `encode`; only names are read.
-            payloads: One a silo, by rank.
+            payloads: One a silo, by rank; those of idle ones are not looked at.
             work: What each silo did, by rank.
             aggregator: Makes the next global model.
             sketcher: Where the directions of updates are wanted.
@@ -94,11 +118,13 @@ class SiloRound:
         server = Server(self._link(module), aggregator, names, alone, sketcher=sketcher)
         at_server = ServerRound(server, self.number, self.received, self.received)
         for rank, payload in enumerate(payloads):
+            if work[rank].is_idle:
+                continue
             at_server.receive(rank, payload, work[rank].num_examples)
         return at_server.close()
 
     def _link(self, module: nn.Module) -> Link:
-        return Link(self.received, self._grids, self._uplink, "fp32", self._frozen(module))
+        return Link(self.received, self._grids, self._uplink, "fp32", self._frozen(module) - self._changed)
 
     def _frozen(self, module: nn.Module) -> frozenset[str]:
         """Parameters that nobody trained: what a callback thaws or freezes within the round was trained."""

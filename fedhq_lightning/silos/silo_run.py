@@ -22,12 +22,12 @@ from fedhq_lightning.federated.wire import warn_of_lost_changes
 from fedhq_lightning.risk.update_sketch import Sketcher
 from fedhq_lightning.run.logged_rows import logged_values
 from fedhq_lightning.run.records import ClientRecord, RoundRecord
+from fedhq_lightning.silos.batch_examples import examples_in
 from fedhq_lightning.silos.first_weights import share_first_weights
 from fedhq_lightning.silos.silo_context import (
     SiloProbe,
     clock_of,
     context_of,
-    examples_in,
     gather_facts,
     own_facts,
     warn_of_same_data,
@@ -36,7 +36,10 @@ from fedhq_lightning.silos.silo_logs import SiloLogs
 from fedhq_lightning.silos.silo_rounds import SiloRound, Work, frozen_names, put, snapshot
 from fedhq_lightning.silos.silo_settings import SiloSettings
 from fedhq_lightning.support.collectives import Processes
+from fedhq_lightning.support.lightnings import both
 from fedhq_lightning.types import MODES, Mode, MonitorMode, Plan, StateDict
+
+_IDLE = "no batch was trained on, as when on_train_batch_start returns -1 or training_step None"
 
 
 @dataclass
@@ -44,6 +47,7 @@ class LocalWork:
     """What this silo has done in the round so far; values that a checkpoint can hold."""
 
     num_examples: int = 0
+    num_examples_with_loss: int = 0
     num_steps: int = 0
     wall_seconds: float = 0.0
     weighted_loss: Any = 0.0
@@ -63,14 +67,25 @@ class LocalWork:
         self.num_examples += size
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, torch.Tensor):
+            self.num_examples_with_loss += size
             # Stays on its device: reading it would wait for the step.
             self.weighted_loss = self.weighted_loss + loss.detach().double() * (size * accumulated)
 
-    def work(self) -> Work:
-        """What the other silos are told of it."""
-        loss = float(self.weighted_loss) / self.num_examples if self.num_examples else None
+    def work(self, needs_loss: bool) -> Work:
+        """What the other silos are told of it.
+
+        Args:
+            needs_loss: Whether no step is taken without a loss, as in automatic optimization.
+        """
+        loss = float(self.weighted_loss) / self.num_examples_with_loss if self.num_examples_with_loss else None
         return Work(
-            self.num_examples, self.num_steps, self.wall_seconds, loss, self.sensitivity, self.allocator_seconds
+            self.num_examples,
+            self.num_steps,
+            self.wall_seconds,
+            loss,
+            self.sensitivity,
+            self.allocator_seconds,
+            is_idle=not self.num_examples or (needs_loss and loss is None),
         )
 
 
@@ -115,6 +130,7 @@ class SiloRun:
         received = _with_ties(pl_module, extras["received"]) if extras else snapshot(pl_module)
         self.round = SiloRound(self.round_number + 1, received, frozen_names(pl_module), self._grids, settings.uplink)
         self._pending: RoundRecord | None = None
+        self._warned_of_idle = False
         self._sketcher: Sketcher | None = None
         self._logs = SiloLogs(None if is_rehearsal(trainer) else folder, trainer.is_global_zero)
         self._logs.rewind(self.round_number)
@@ -195,8 +211,10 @@ class SiloRun:
     def end_round(self, trainer: pl.Trainer, pl_module: pl.LightningModule, local: LocalWork) -> None:
         """Exchange and aggregate: afterwards the module holds the global model."""
         rank, started = self.processes.rank, time.perf_counter()
-        payloads = self.processes.gather_bytes(self.round.encode(pl_module, rank))
-        work = [Work(**each) for each in self.processes.gather(asdict(local.work()))]
+        mine = replace(local.work(needs_loss=pl_module.automatic_optimization), changed=self.round.changed(pl_module))
+        work = [Work(**each) for each in self.processes.gather(asdict(mine))]
+        self.round.agree(work)
+        payloads = self.processes.gather_bytes(b"" if mine.is_idle else self.round.encode(pl_module, rank))
         if self._allocator is not None and self._allocator.wants_update_divergence:
             self._sketcher = self._sketcher or sketcher_of(self.seed)
         found = self.round.aggregate(pl_module, payloads, work, self._aggregator, self._sketcher)
@@ -295,9 +313,12 @@ class SiloRun:
 
     def _record(self, payloads: list[bytes], work: list[Work], found: Aggregated, exchanged: float) -> RoundRecord:
         clients = [self._client(rank, payloads, work[rank], found) for rank in range(self.processes.count)]
-        kept = [each for rank, each in enumerate(work) if rank not in found.refused and each.loss is not None]
-        examples = sum(each.num_examples for each in kept)
-        loss = sum(each.loss * each.num_examples for each in kept if each.loss) / examples if kept else None
+        kept = [
+            (each.loss, each.num_examples)
+            for rank, each in enumerate(work)
+            if rank not in found.refused and not each.is_idle and each.loss is not None
+        ]
+        loss = sum(loss * count for loss, count in kept) / sum(count for _, count in kept) if kept else None
         record = RoundRecord.of_clients(
             self.round_number,
             self.plan,
@@ -315,13 +336,15 @@ class SiloRun:
     def _client(self, rank: int, payloads: list[bytes], work: Work, found: Aggregated) -> ClientRecord:
         mode, clock = self.plan.modes[rank], self._clock
         times = None if clock is None else clock.time(rank, mode)
+        if times is not None and work.is_idle:
+            times = replace(times, compute_seconds=0.0, upload_seconds=0.0)
         measured = work.sensitivity is not None and clock is not None
         return ClientRecord(
             round=self.round_number,
             client_id=rank,
             tier="unknown" if clock is None else clock.tier(rank),
             mode=mode,
-            status="quarantined" if rank in found.refused else "ok",
+            status="idle" if work.is_idle else "quarantined" if rank in found.refused else "ok",
             num_examples=work.num_examples,
             num_steps=work.num_steps,
             metrics={} if work.loss is None else {"loss": work.loss},
@@ -331,7 +354,7 @@ class SiloRun:
             upload_seconds=0.0 if times is None else times.upload_seconds,
             uplink_bytes=len(payloads[rank]),
             downlink_bytes=sum(len(each) for other, each in enumerate(payloads) if other != rank),
-            reason=found.refused.get(rank, ""),
+            reason=_IDLE if work.is_idle else found.refused.get(rank, ""),
             analysis_seconds=clock.analysis_seconds(rank) if measured and clock is not None else 0.0,
             sensitivity=work.sensitivity,
             update_divergence=found.divergences.get(rank),
@@ -340,7 +363,14 @@ class SiloRun:
     def _warn(self, found: Aggregated, record: RoundRecord) -> None:
         for rank, reason in found.refused.items():
             rank_zero_warn(f"round {record.round}: silo {rank} is quarantined: {reason}")
-        if len(found.refused) == self.processes.count:
+        idle = [str(client.client_id) for client in record.clients if client.status == "idle"]
+        if idle and not self._warned_of_idle:
+            self._warned_of_idle = True
+            rank_zero_warn(
+                f"round {record.round}: {len(idle)} of {len(record.clients)} silos took no step, so they send nothing "
+                f"and count nothing: {', '.join(idle)} ({_IDLE}; said once a run)"
+            )
+        if not found.total_weight:
             rank_zero_warn(f"round {record.round}: no usable update arrived; the global model stays as it is")
 
 
@@ -354,7 +384,8 @@ def _with_ties(pl_module: pl.LightningModule, state: StateDict) -> StateDict:
 def _monitored(trainer: pl.Trainer) -> tuple[str | None, MonitorMode]:
     """Name and direction of what ModelCheckpoint or EarlyStopping watches, else nothing."""
     for each in callbacks_of(trainer):
-        if isinstance(each, ModelCheckpoint | EarlyStopping) and each.monitor is not None:
+        is_watching = isinstance(each, both(ModelCheckpoint, EarlyStopping))
+        if is_watching and each.monitor is not None:
             mode: MonitorMode = "max" if each.mode == "max" else "min"
             return str(each.monitor).removeprefix("quantized/"), mode
     return None, "max"

@@ -1,39 +1,51 @@
 """The strategy "fedhq": every process of `lightning.Trainer` is a silo that trains on its own.
 
-Registered with Lightning when this module is imported. Modules are never wrapped, gradients never synchronized. What a
-step or a hook of one batch asks of the other processes is answered by the silo alone, because silos hold unequal
-numbers of batches, and one that waited in a step that the others do not have would wait for ever. At the ends of epochs
-collectives are those of DDP.
+Registered with the packages of Lightning that are imported by then, when this module is imported and by `register`.
+Modules are never wrapped, gradients never synchronized. What a step or a hook of one batch asks of the other processes
+is answered by the silo alone, because silos hold unequal numbers of batches, and one that waited in a step that the
+others do not have would wait for ever. At the ends of epochs collectives are those of DDP, and what an epoch logged is
+agreed on, see `silo_results`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
+from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torchmetrics import Metric
-from torchmetrics.metric import jit_distributed_available
 from typing_extensions import override
 
 from fedhq_lightning.drop_in.trainer_parts import AveragesResults, callbacks_of
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.silos.batch_examples import examples_in
 from fedhq_lightning.silos.silo_callback import SiloCallback
-from fedhq_lightning.silos.silo_results import average_epoch_ends, average_results
+from fedhq_lightning.silos.silo_connector import connect
+from fedhq_lightning.silos.silo_monitors import monitored_values, refuse_own_values
+from fedhq_lightning.silos.silo_results import agree
 from fedhq_lightning.support.collectives import Processes, leave_group_at_exit
+from fedhq_lightning.support.lightnings import as_of, both
 
 NAME = "fedhq"
 _LONGEST_WAIT = timedelta(days=1)
 """A silo may have far more batches than the one that waits for it, where DDP's processes differ by seconds."""
+
+_LAST_HOOK = "on_train_epoch_end"
 
 STEP_HOOKS = frozenset(
     {f"{stage}_step" for stage in ("training", "validation", "test", "predict")}
@@ -45,8 +57,16 @@ STEP_HOOKS = frozenset(
 """Hooks that run once a batch, and so not equally often on every silo."""
 
 
-class SiloStrategy(AveragesResults, DDPStrategy):
+if TYPE_CHECKING:
+    _Ddp = DDPStrategy
+else:
+    _Ddp = object
+
+
+class SiloStrategy(AveragesResults, _Ddp):
     """One process a silo: gloo on CPUs, nccl on GPUs, started as DDP starts them; one device is one silo.
+
+    To be put before the `DDPStrategy` of the Trainer's package, see `silo_strategy_on`.
 
     Args:
         accelerator: This and the next four are Lightning's arguments of `DDPStrategy`.
@@ -77,28 +97,73 @@ class SiloStrategy(AveragesResults, DDPStrategy):
             process_group_backend=process_group_backend,
             timeout=timeout,
         )
-        self._watched: list[Metric] = []
-        self._is_together = False
+        self._watched: list[tuple[Metric, Callable[[], bool]]] = []
+        self._asks: bool | None = None
+        self._examples: dict[bool, Counter[int | None]] = {True: Counter(), False: Counter()}
+        self._replaced_hook: tuple[pl.LightningModule, Any] | None = None
         self._new_loaders = 0
 
     @property
-    def is_in_step(self) -> bool:
-        """Whether a hook runs that belongs to one batch."""
+    def is_alone(self) -> bool:
+        """Whether this silo answers for itself: in a hook that belongs to one batch, or as `asks` says."""
+        if self._asks is not None:
+            return not self._asks
         module = self.lightning_module
-        return not self._is_together and module is not None and module._current_fx_name in STEP_HOOKS
+        return module is not None and module._current_fx_name in STEP_HOOKS
+
+    @contextmanager
+    def asks(self, *, others: bool) -> Iterator[None]:
+        """Ask the other silos, or none of them, whatever hook runs."""
+        before, self._asks = self._asks, others
+        try:
+            yield
+        finally:
+            self._asks = before
 
     @override
-    def average(self, results: Mapping[str, Any]) -> None:
+    def average(self, results: Any) -> None:
         """Average over silos what was logged on an epoch; every silo calls it, whatever hook it is in.
 
         Args:
             results: Lightning's collection of the epoch.
         """
-        before, self._is_together = self._is_together, True
-        try:
-            average_results(results, self.root_device)
-        finally:
-            self._is_together = before
+        examples = self._examples[results.training]
+        agree(results, examples, Processes(self.root_device), self.asks)
+        # What follows are hooks of the epoch's end: what they log weighs as much as what they have seen.
+        results.batch_size = examples[None] or None
+
+    def count(self, results: Any, batch: Any, loaders: Sequence[Any]) -> None:
+        """Take note of a batch's examples.
+
+        Args:
+            results: Lightning's collection of the epoch.
+            batch: It.
+            loaders: Of the stage, in case that the batch does not tell its size.
+        """
+        size = results.batch_size or examples_in(batch, loaders)
+        self._examples[results.training].update({None: size, results.dataloader_idx: size})
+
+    def forget_examples(self, results: Any) -> None:
+        """Begin an epoch.
+
+        Args:
+            results: Lightning's collection of the epoch.
+        """
+        results.batch_size = None
+        self._examples[results.training].clear()
+
+    def compare_monitored(self, trainer: pl.Trainer, is_validation: bool) -> None:
+        """See that callbacks which act on a monitored value are about to act alike on every silo.
+
+        Args:
+            trainer: Asked in a fit alone.
+            is_validation: Whether validation has ended; else a training epoch has.
+
+        Raises:
+            ConfigurationError: A monitored value is each silo's own.
+        """
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            refuse_own_values(Processes(self.root_device).gather(monitored_values(trainer, is_validation)))
 
     @override
     def setup_environment(self) -> None:
@@ -117,12 +182,16 @@ class SiloStrategy(AveragesResults, DDPStrategy):
             self._refuse(trainer)
             super().setup(trainer)
             _stop_each_for_itself(trainer)
-            _stop_together(trainer)
+            self._agree_before_monitors(trainer)
         else:
             super().setup(trainer)
-        average_epoch_ends(trainer, self.average)
-        assert self.lightning_module is not None
-        self._watch_metrics(self.lightning_module)
+        # Lightning's advice to synchronize by hand, which would be followed by nothing here.
+        for kind in both(PossibleUserWarning):
+            warnings.filterwarnings("ignore", ".*recommended to use `self.log.*sync_dist=True.*", kind)
+        connect(trainer)
+        for examples in self._examples.values():
+            examples.clear()
+        self._watch_metrics(trainer)
 
     @override
     def configure_ddp(self) -> None:
@@ -131,7 +200,7 @@ class SiloStrategy(AveragesResults, DDPStrategy):
     @override
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         """As in DDP between batches; in a step the silo's own value."""
-        if self.is_in_step:
+        if self.is_alone:
             return tensor
         self._compare_loaders()
         return super().reduce(tensor, group, reduce_op)
@@ -145,39 +214,37 @@ class SiloStrategy(AveragesResults, DDPStrategy):
     @override
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
         """As in DDP between batches; in a step the silo's own decision."""
-        return decision if self.is_in_step else super().reduce_boolean_decision(decision, all)
+        return decision if self.is_alone else super().reduce_boolean_decision(decision, all)
 
     @override
     def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
         """As in DDP between batches; in a step the silo's own tensor, as one row."""
-        return tensor.unsqueeze(0) if self.is_in_step else super().all_gather(tensor, group, sync_grads)
+        return tensor.unsqueeze(0) if self.is_alone else super().all_gather(tensor, group, sync_grads)
 
     @override
     def barrier(self, *args: Any, **kwargs: Any) -> None:
         """As in DDP between batches; in a step nobody waits."""
-        if not self.is_in_step:
+        if not self.is_alone:
             super().barrier(*args, **kwargs)
 
     @override
     def broadcast(self, obj: Any, src: int = 0) -> Any:
         """As in DDP between batches; in a step the silo's own object."""
-        return obj if self.is_in_step else super().broadcast(obj, src)
+        return obj if self.is_alone else super().broadcast(obj, src)
 
     @override
     def teardown(self) -> None:
         """Leave the module as it came."""
-        for metric in self._watched:
-            metric.distributed_available_fn = jit_distributed_available
+        for metric, is_available in self._watched:
+            metric.distributed_available_fn = is_available
         self._watched = []
+        if self._replaced_hook is not None:
+            module, before = self._replaced_hook
+            vars(module).pop(_LAST_HOOK, None)
+            if before is not None:
+                vars(module)[_LAST_HOOK] = before
+            self._replaced_hook = None
         super().teardown()
-
-    @classmethod
-    @override
-    def register_strategies(cls, strategy_registry: Any) -> None:
-        """Register "fedhq"."""
-        strategy_registry.register(
-            NAME, cls, description="One process a silo, without synchronizing gradients", override=True
-        )
 
     def _refuse(self, trainer: pl.Trainer) -> None:
         if not any(isinstance(each, SiloCallback) for each in callbacks_of(trainer)):
@@ -206,13 +273,35 @@ class SiloStrategy(AveragesResults, DDPStrategy):
                 "each; give every silo as many, however few batches they have"
             )
 
-    def _watch_metrics(self, module: nn.Module) -> None:
-        """Keep torchmetrics that are computed in a step from asking the other silos."""
-        for metric in module.modules():
-            # One that the user has told when to ask stays as it is.
-            if isinstance(metric, Metric) and metric.distributed_available_fn is jit_distributed_available:
-                metric.distributed_available_fn = lambda: jit_distributed_available() and not self.is_in_step
-                self._watched.append(metric)
+    def _agree_before_monitors(self, trainer: pl.Trainer) -> None:
+        """Have EarlyStopping and checkpoints see what the hooks of a training epoch's end log.
+
+        Lightning calls the module's hook after those of all other callbacks and before those of these two.
+        """
+        module: Any = trainer.lightning_module
+        hook = getattr(module, _LAST_HOOK)
+
+        def run_and_agree() -> None:
+            hook()
+            self.average(trainer._results)
+            for each in callbacks_of(trainer):
+                if isinstance(each, SiloCallback):
+                    each.on_epoch_agreed(trainer, module)
+            self.compare_monitored(trainer, is_validation=False)
+
+        self._replaced_hook = module, vars(module).get(_LAST_HOOK)
+        vars(module)[_LAST_HOOK] = run_and_agree
+
+    def _watch_metrics(self, trainer: pl.Trainer) -> None:
+        """Keep torchmetrics of the module and of callbacks that are computed in a step from asking the other silos."""
+        held = [value for each in callbacks_of(trainer) for value in vars(each).values()]
+        modules = [each for each in (trainer.lightning_module, *held) if isinstance(each, nn.Module)]
+        metrics = {id(part): part for module in modules for part in module.modules() if isinstance(part, Metric)}
+        for metric in metrics.values():
+            is_available = metric.distributed_available_fn
+            # A function, which copies of the metric share.
+            metric.distributed_available_fn = lambda asked=is_available: asked() and not self.is_alone
+            self._watched.append((metric, is_available))
 
 
 def _stop_each_for_itself(trainer: pl.Trainer) -> None:
@@ -222,7 +311,7 @@ def _stop_each_for_itself(trainer: pl.Trainer) -> None:
 
     def stop_if_terminated() -> None:
         if connector.received_sigterm:
-            raise SIGTERMException
+            raise as_of(trainer, SIGTERMException)
 
     def take_note(signum: Any, _: Any) -> None:
         if not connector.received_sigterm and trainer.strategy.launcher is not None:
@@ -233,18 +322,26 @@ def _stop_each_for_itself(trainer: pl.Trainer) -> None:
     connector._sigterm_notifier_fn = take_note
 
 
-def _stop_together(trainer: pl.Trainer) -> None:
-    """Where one silo asks to stop in any hook up to the end of an epoch, all stop: the others would wait for it."""
-    connector: Any = trainer._logger_connector
-    if "update_train_epoch_metrics" in vars(connector):
-        return
-    update = connector.update_train_epoch_metrics  # the last thing in an epoch
+@cache
+def silo_strategy_on(ddp: type[DDPStrategy]) -> type[SiloStrategy]:
+    """The strategy's class for the Trainers of one package.
 
-    def agree_and_update() -> None:
-        trainer.should_stop = trainer.strategy.reduce_boolean_decision(trainer.should_stop, all=False)
-        update()
-
-    connector.update_train_epoch_metrics = agree_and_update
+    Args:
+        ddp: That package's.
+    """
+    return type("SiloStrategy", (SiloStrategy, ddp), {"__module__": __name__, "__doc__": SiloStrategy.__doc__})
 
 
-SiloStrategy.register_strategies(StrategyRegistry)
+def register() -> None:
+    """Make "fedhq" known to the Trainers of every package of Lightning that is imported."""
+    for ddp in both(DDPStrategy):
+        registry = sys.modules[ddp.__module__.rpartition(".")[0]].StrategyRegistry
+        registry.register(
+            NAME,
+            silo_strategy_on(ddp),
+            description="One process a silo, without synchronizing gradients",
+            override=True,
+        )
+
+
+register()

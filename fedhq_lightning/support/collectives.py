@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import json
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,7 +23,7 @@ def lightning_quiet() -> Iterator[None]:
 
     The last part of Lightning that is imported takes over what the others log.
     """
-    with libraries_quiet("lightning.fabric", "lightning.pytorch", level=logging.WARNING):
+    with libraries_quiet("lightning.fabric", "lightning.pytorch", "lightning_fabric", "pytorch_lightning"):
         yield
 
 
@@ -79,6 +78,8 @@ class Processes:
         if self.count == 1:
             return [data]
         sizes, sent = self._announced(data)
+        if not any(sizes):
+            return [b"" for _ in sizes]
         rows = [torch.empty_like(sent) for _ in sizes]
         with self._others_may_have_ended():
             dist.all_gather(rows, sent)

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def on_first_use(
-    package: str, names_of_module: Mapping[str, Sequence[str]]
+    package: str, names_of_module: Mapping[str, Sequence[str]], along: str | None = None
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """The `__getattr__` and `__dir__` of a package whose names live in its modules.
 
@@ -18,6 +18,7 @@ def on_first_use(
     Args:
         package: The package's `__name__`.
         names_of_module: Module to the names that it holds.
+        along: A module that is imported with whichever name is used first, for what it registers.
 
     Example::
 
@@ -30,6 +31,8 @@ def on_first_use(
         if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(import_module(module_of[name]), name)
+        if along is not None:
+            import_module(along)
         namespace[name] = value
         return value
 

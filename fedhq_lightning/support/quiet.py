@@ -1,44 +1,58 @@
-"""What the user's terminal shows: libraries kept off it while we use them, and our own lines whole."""
+"""What the user's terminal shows: known noise of libraries kept off it by name, and warnings as lines of their own.
+
+A warning is noise only where its text is known and nobody can act on it. All others are shown, whoever gives them: they
+may be those of the user's own code, which runs inside of nearly everything here.
+"""
 
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 
 @contextmanager
-def libraries_quiet(*loggers: str, level: int = logging.ERROR, warnings_of: Sequence[str] = ()) -> Iterator[None]:
-    """Without what some libraries log below a level, and without their warnings; afterwards all is as it was.
+def libraries_quiet(*loggers: str, level: int = logging.WARNING, noise: Sequence[str] = ()) -> Iterator[None]:
+    """Without what some libraries log below a level, and without some warnings; afterwards all is as it was.
 
     Args:
         loggers: Names of the libraries' loggers.
         level: What still shows.
-        warnings_of: Regular expressions for modules whose warnings are ignored.
+        noise: Regular expressions for the beginnings of warnings that are ignored.
     """
     before = {name: logging.getLogger(name).level for name in loggers}
     for name in loggers:
         logging.getLogger(name).setLevel(level)
     try:
         with warnings.catch_warnings():
-            for module in warnings_of:
-                warnings.filterwarnings("ignore", module=module)
+            for text in noise:
+                warnings.filterwarnings("ignore", text)
             yield
     finally:
         for name, own in before.items():
             logging.getLogger(name).setLevel(own)
 
 
-def show_own_warnings(say: Callable[[str], None]) -> None:
-    """Warnings as one line each, and none from libraries, from now on: what a user cannot act on is noise.
+def show_warnings(say: Callable[[str], None]) -> None:
+    """Warnings as one line each, and each text once, from now on.
+
+    Ours always; which of the others, Python's own filters decide, and with them whoever started it (`-W`,
+    PYTHONWARNINGS).
 
     Args:
         say: Shows a line.
     """
-    warnings.simplefilter("ignore")
     warnings.filterwarnings("default", module=r"fedhq_lightning")
     warnings.filterwarnings("default", module=r"lightning\.fabric\.utilities\.rank_zero", category=UserWarning)
-    warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
+    said = set[str]()
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        text = f"warning: {' '.join(str(message).split())}"
+        if text not in said:
+            said.add(text)
+            say(text)
+
+    warnings.showwarning = show
 
 
 def say_line(line: str, stream: TextIO) -> None:

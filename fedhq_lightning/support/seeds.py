@@ -2,6 +2,8 @@
 
 import hashlib
 import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -24,3 +26,25 @@ def seed_generators(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+@contextmanager
+def generators_kept(devices: Sequence[int] = ()) -> Iterator[None]:
+    """Seeds Python's, NumPy's and torch's generators for what runs inside; afterwards they are as they were.
+
+    Args:
+        devices: Indices of the CUDA devices whose generators count too; the others are left alone.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            random.seed(0)
+            np.random.seed(0)
+            # Not torch.manual_seed: it would reseed accelerators whose state is not put back here.
+            torch.default_generator.manual_seed(0)
+            for device in devices:
+                torch.cuda.default_generators[device].manual_seed(0)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

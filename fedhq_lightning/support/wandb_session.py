@@ -1,31 +1,41 @@
-"""Weights & Biases without prompts and noise."""
+"""Weights & Biases without prompts, and without reports of its errors to its makers."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.support.quiet import libraries_quiet
 
-_CHANGED = ("WANDB_SILENT", "WANDB_ERROR_REPORTING", "WANDB_MODE")
-"""By us, and the last by Lightning's logger, which would make later runs of the process offline too."""
+_REPORTING = "WANDB_ERROR_REPORTING"
 
 
 @contextmanager
-def wandb_quietly() -> Iterator[None]:
-    """Without the notices of wandb and of Lightning about wandb; errors still show. The environment stays as it was."""
-    environment = {name: os.environ.get(name) for name in _CHANGED}
-    os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+def wandb_session() -> Iterator[None]:
+    """Where wandb is used: it reports none of its errors, unless the user's environment says so; nothing else changes.
+
+    What it has to say to the user it says: a run of ours is made silent by its own settings.
+    """
+    if _REPORTING in os.environ:
+        yield
+        return
+    os.environ[_REPORTING] = "false"
+    _remember("false")
     try:
-        with libraries_quiet("wandb", warnings_of=[r"wandb\..*", r"lightning\.pytorch\.loggers\.wandb"]):
-            yield
+        yield
     finally:
-        for name, value in environment.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        os.environ.pop(_REPORTING, None)
+        _remember(None)
+
+
+def _remember(value: str | None) -> None:
+    """Put ours into the environment as wandb remembers it: it warns of changes, which are to be the user's alone."""
+    setup = sys.modules.get("wandb.sdk.wandb_setup")
+    remembered = getattr(getattr(setup, "_singleton", None), "_settings_environ", None)
+    if remembered is not None:
+        remembered.pop(_REPORTING, None)
+        if value is not None:
+            remembered[_REPORTING] = value
 
 
 def api_host() -> str:
@@ -45,7 +55,9 @@ def is_logged_in() -> bool:
     from wandb.sdk.lib import wbauth
 
     try:
-        return wbauth.authenticate_session(host=api_host(), source="fedhq", prompt=False) is not None
+        return (
+            wbauth.authenticate_session(host=api_host(), source="fedhq", prompt=False, update_session=False) is not None
+        )
     except wandb.errors.AuthenticationError as error:
         raise ConfigurationError(
             f"the W&B API key for {api_host()} is not valid ({error}); run `wandb login`, or set WANDB_API_KEY"

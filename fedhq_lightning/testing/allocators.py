@@ -12,6 +12,7 @@ import pytest
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.risk.sensitivity import SensitivityMeasure
+from fedhq_lightning.run.records import LEFT_OUT
 from fedhq_lightning.testing.allocator_rounds import AllocatorRounds, same_plans
 from fedhq_lightning.testing.host_state import generator_states, leaping_clocks, seeded
 from fedhq_lightning.testing.made_rounds import made_record
@@ -148,12 +149,12 @@ class AllocatorContract(AllocatorRounds):
             self._observe(metrics=metrics, metric_fp=value, metric_quantized=value)
 
     def test_observes_rounds_that_lost_clients(self) -> None:
-        """A round is observed whose clients were late, quarantined, measured nothing, or were none."""
+        """A round is observed whose clients were late, idle, quarantined, measured nothing, or were none."""
         self._observe(clients=(), mode_counts=dict.fromkeys(MODES, 0), virtual_seconds=0.0)
         plan = self.begun().propose(1, self.cohort(1))
         clients = made_record(1, plan, self.context()).clients
         nothing: Mapping[str, Any] = {"sensitivity": None, "update_divergence": None, "metrics": {}}
-        for status in ("late", "quarantined"):
+        for status in LEFT_OUT:
             self._observe(clients=tuple(replace(each, status=status, **nothing) for each in clients))
 
     def test_what_it_wants_exists(self) -> None:

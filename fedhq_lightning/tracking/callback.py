@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
 from typing_extensions import override
 
 from fedhq_lightning.federated.callback import RoundCallback, RoundControl
 from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.support.collectives import Processes
+from fedhq_lightning.support.lightnings import AnyLogger
 from fedhq_lightning.tracking.loggers import TrackedLogger, finish, log_round, make_loggers
 
 
@@ -27,7 +27,7 @@ class Tracking(RoundCallback):
 
     def __init__(
         self,
-        logger: bool | Logger | list[Logger],
+        logger: bool | AnyLogger | list[AnyLogger],
         processes: Processes,
         recipe_name: str,
         described: Mapping[str, Any],

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedhq_lightning.report.picture_style import MODE_COLOURS, own_style, whole_numbers
+from fedhq_lightning.report.picture_style import LEFT_OUT_MARKS, MODE_COLOURS, own_style, whole_numbers
 from fedhq_lightning.run.client_history import ClientHistory
 
 if TYPE_CHECKING:
@@ -14,12 +14,11 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 300
 _MOST_LABELS = 40
-_MARKERS = {"late": "o", "quarantined": "x"}
 _DOTS_PER_INCH = 110
 
 
 def mode_picture(clients: Sequence[ClientHistory], rounds: Sequence[int]) -> tuple[Any, str]:
-    """Clients by rounds, coloured by mode; a ring marks late clients, a cross quarantined ones.
+    """Clients by rounds, coloured by mode; a ring marks late clients, a bar idle ones, a cross quarantined ones.
 
     Args:
         clients: In the order of the rows; of more than 300, the 300 that took part most.
@@ -43,7 +42,8 @@ def mode_picture(clients: Sequence[ClientHistory], rounds: Sequence[int]) -> tup
         keys = _draw(figure.subplots(), shown, rounds)
         figure.legend(handles=keys, loc="outside upper left", ncols=len(keys), frameon=False)
         figure.savefig(file, format="png")
-    caption = "Mode of each client in each round. Empty: not in the cohort. Ring: late, cross: quarantined."
+    caption = "Mode of each client in each round. Empty: not in the cohort. "
+    caption += ", ".join(f"{shape}: {word}" for word, (_, shape) in LEFT_OUT_MARKS.items()).capitalize() + "."
     if len(shown) < len(clients):
         caption += f" The {len(shown)} clients that took part most, of {len(clients):,}."
     return Image.open(file), caption
@@ -67,7 +67,7 @@ def _draw(axes: Axes, clients: Sequence[ClientHistory], rounds: Sequence[int]) -
         for mode, colour in MODE_COLOURS.items()
         if any(mode in client.modes.values() for client in clients)
     ]
-    for word, marker in _MARKERS.items():
+    for word, (marker, _) in LEFT_OUT_MARKS.items():
         places = [(at, row) for row, each in enumerate(clients) for at, left in each.left_out.items() if left == word]
         if places:
             look: dict[str, Any] = {"marker": marker, "markerfacecolor": "none", "markeredgecolor": "#111111"}

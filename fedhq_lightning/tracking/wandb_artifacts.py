@@ -14,7 +14,7 @@ _STUDY_FILES = ("allocation.json", "study.log", "allocation.svg")
 
 
 def log_artifacts(run: Any, summary: Mapping[str, Any], run_dir: Path) -> None:
-    """Log `model/` (aliases latest, best, round-N), the study if there is one (latest, round-N) and `recipe.yaml`.
+    """Log `model/` (aliases latest, best, round-N) and the study (latest, round-N) where there are, and `recipe.yaml`.
 
     They stay where they are ("immutable"), where wandb would copy each of them; named by their whole path, since an
     offline run may be synced from anywhere.
@@ -28,12 +28,13 @@ def log_artifacts(run: Any, summary: Mapping[str, Any], run_dir: Path) -> None:
 
     run_dir = run_dir.absolute()
     files = sorted(path for path in (run_dir / "model").rglob("*") if path.is_file())
-    metadata = {name: summary[name] for name in _MODEL_METADATA if name in summary}
-    metadata["bytes"] = {str(file.relative_to(run_dir / "model")): file.stat().st_size for file in files}
-    model = wandb.Artifact(f"model-{run.id}", type="model", metadata=metadata)
-    for file in files:
-        model.add_file(str(file), name=str(file.relative_to(run_dir / "model")), policy="immutable")
-    run.log_artifact(model, aliases=["latest", "best", f"round-{summary.get('best_round', summary['rounds'])}"])
+    if files:
+        metadata = {name: summary[name] for name in _MODEL_METADATA if name in summary}
+        metadata["bytes"] = {str(file.relative_to(run_dir / "model")): file.stat().st_size for file in files}
+        model = wandb.Artifact(f"model-{run.id}", type="model", metadata=metadata)
+        for file in files:
+            model.add_file(str(file), name=str(file.relative_to(run_dir / "model")), policy="immutable")
+        run.log_artifact(model, aliases=["latest", "best", f"round-{summary.get('best_round', summary['rounds'])}"])
 
     recipe = wandb.Artifact(f"recipe-{run.id}", type="recipe")
     recipe.add_file(str(run_dir / "recipe.yaml"), policy="immutable")

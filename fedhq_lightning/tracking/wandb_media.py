@@ -11,6 +11,7 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.run.allocation import read_allocation
 from fedhq_lightning.run.client_history import ClientHistory
 from fedhq_lightning.run.logged_rows import logged_values
+from fedhq_lightning.run.records import LEFT_OUT
 from fedhq_lightning.run.run import Run
 from fedhq_lightning.tracking.mode_picture import mode_picture
 
@@ -36,7 +37,7 @@ def monitored_names(monitor: str | None) -> list[str]:
 
 
 def best_values(summary: Mapping[str, Any], run_dir: Path, monitor_mode: str) -> dict[str, dict[str, float]]:
-    """The best of all rounds, as W&B has it: of a resumed run it knows the latest process's rounds only.
+    """The best of all rounds that were trained: W&B counts round 0, and of a resumed run the latest process's only.
 
     Args:
         summary: Of the run; names the metric.
@@ -48,7 +49,7 @@ def best_values(summary: Mapping[str, Any], run_dir: Path, monitor_mode: str) ->
     """
     if monitor_mode not in ("min", "max"):
         return {}
-    rows = [logged_values(record) for record in Run(run_dir).rounds]
+    rows = [logged_values(record) for record in Run(run_dir).rounds if record.round > 0]
     found = {}
     for name in monitored_names(summary.get("metric_name")):
         values = [row[name] for row in rows if name in row and math.isfinite(row[name])]
@@ -111,17 +112,18 @@ def _client_row(client: ClientHistory) -> dict[str, Any]:
         "tier": client.tier,
         "rounds": len(client.modes),
         **client.mode_counts,
-        "late": left_out.count("late"),
-        "quarantined": left_out.count("quarantined"),
+        **{status: left_out.count(status) for status in LEFT_OUT},
         **dict(means),
         "uplink_bytes": client.uplink_bytes,
     }
 
 
 def _client_rounds(run_dir: Path) -> tuple[list[dict[str, Any]], int]:
-    """The latest rows of `clients.parquet`, one a client and round, and how many it has."""
+    """The latest rows of `clients.parquet`, one a client and round, and how many it has; none where nobody wrote it."""
     import pyarrow.parquet
 
+    if not (run_dir / "clients.parquet").is_file():
+        return [], 0
     table = pyarrow.parquet.read_table(run_dir / "clients.parquet")
     rows = table.slice(max(0, table.num_rows - MOST_ROWS)).to_pylist()
     return [{**row, "client_id": str(row["client_id"])} for row in rows], table.num_rows

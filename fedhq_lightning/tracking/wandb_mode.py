@@ -7,7 +7,7 @@ import os
 from lightning.pytorch.loggers import WandbLogger
 
 from fedhq_lightning.errors import ConfigurationError, nearest
-from fedhq_lightning.support.wandb_session import api_host, is_logged_in, wandb_quietly
+from fedhq_lightning.support.wandb_session import api_host, is_logged_in, wandb_session
 
 _MODES = {
     "online": "online",
@@ -43,8 +43,13 @@ def check_given(logger: WandbLogger) -> None:
     """Refuse before the run what would fail in it, of a logger that the user made.
 
     Raises:
-        ConfigurationError: It is to be online and no API key is known.
+        ConfigurationError: Its run is finished; or it is to be online and no API key is known.
     """
+    if getattr(logger._experiment, "_is_finished", False):
+        raise ConfigurationError(
+            f"the WandbLogger's run {logger.version} is finished and takes nothing more; make a new WandbLogger for "
+            "each run, or finish it after the last"
+        )
     set_mode = logger._wandb_init.get("mode")
     own = _MODES.get(set_mode, "online") if set_mode else mode("online")
     if logger._experiment is None and not logger._offline and own == "online":
@@ -52,7 +57,7 @@ def check_given(logger: WandbLogger) -> None:
 
 
 def _check_key(what: str, instead: str) -> None:
-    with wandb_quietly():
+    with wandb_session():
         if not is_logged_in():
             raise ConfigurationError(
                 f"{what}, but no API key for {api_host()} is known: run `wandb login`, set WANDB_API_KEY, or {instead}"

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from lightning.pytorch.loggers import WandbLogger
 
@@ -42,21 +43,42 @@ def own_logger(run_dir: Path, recipe_name: str, labels: Labels) -> WandbLogger:
         id=run_dir.name,
         group=os.environ.get("WANDB_RUN_GROUP") or labels.group or recipe_name,
         save_dir=run_dir.absolute(),  # wandb's own process stays where the first run of this one began
-        offline=mode() != "online",
+        mode="offline" if mode() != "online" else None,
         settings=settings,
     )
 
 
-def prepare(logger: WandbLogger, labels: Labels) -> bool:
-    """Give a logger the labels that it has none of, before it opens its run.
+def open_run(logger: WandbLogger, labels: Labels) -> bool:
+    """Open a logger's run, with the labels that it has none of.
+
+    What an earlier fit of this process left open, for another logger, stays open and stays another run; from now on
+    this one is `wandb.run`. A run that is none of a fit's, such as that of the user's `wandb.init`, is joined.
 
     Returns:
-        Whether it is still to open one: not where it has, nor where the user's `wandb.init` did, whose run it joins.
+        Whether it was opened: not where it was open, nor where another was joined, of which Lightning warns.
     """
     import wandb
 
-    if logger._experiment is not None or wandb.run is not None:
+    if logger._experiment is not None:
         return False
+    active: Any = wandb.run
+    left = active if active in _opened and active.id != logger._wandb_init.get("id") else None
+    joins = active is not None and left is None
+    if not joins:
+        _complete(logger, labels)
+    with _as_the_first_run(logger, left), _mode_kept_from_environment(logger):
+        run = logger.experiment
+    if not joins:
+        _opened.add(run)
+    return not joins
+
+
+_opened: WeakSet[Any] = WeakSet()
+"""Runs that a fit of this process has opened."""
+
+
+def _complete(logger: WandbLogger, labels: Labels) -> None:
+    """Add to what its run is opened with."""
     arguments = logger._wandb_init
     # wandb reads its environment once a process, at its first run.
     known = {
@@ -65,12 +87,40 @@ def prepare(logger: WandbLogger, labels: Labels) -> bool:
         "name": labels.name or os.environ.get("WANDB_NAME"),
     }
     arguments.update({key: value for key, value in known.items() if value and arguments.get(key) is None})
-    if logger._offline:
-        arguments.setdefault("mode", "offline")
     if arguments.get("anonymous") is None:
         # Lightning passes None, which wandb takes for an attempt to set it, and prints that it has no effect.
         arguments.pop("anonymous", None)
-    return True
+
+
+@contextmanager
+def _as_the_first_run(logger: WandbLogger, left: Any) -> Iterator[None]:
+    """Within, a logger opens a run of its own, whatever was left open; afterwards that run is wandb's global one."""
+    import wandb
+    from wandb.sdk.wandb_init import _set_global_run
+
+    if left is None:
+        yield
+        return
+    logger._wandb_init["reinit"] = "create_new"
+    wandb.run = None
+    try:
+        yield
+    finally:
+        now: Any = logger._experiment or left
+        _set_global_run(now)
+
+
+@contextmanager
+def _mode_kept_from_environment(logger: WandbLogger) -> Iterator[None]:
+    """Within, a logger that is offline opens its run without having later runs of the process offline too."""
+    offline = logger._offline
+    if offline:
+        logger._wandb_init.setdefault("mode", "offline")
+    logger._offline = False
+    try:
+        yield
+    finally:
+        logger._offline = offline
 
 
 def define_axes(logger: WandbLogger, monitor: str | None, monitor_mode: str | None) -> None:

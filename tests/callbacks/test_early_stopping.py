@@ -7,9 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from fedhq_lightning.callbacks.early_stopping import EarlyStopping
 from fedhq_lightning.errors import ConfigurationError
+
+from ..small_federation import SmallData, SmallModule, trainer
 
 
 def run(
@@ -55,6 +58,28 @@ def test_rounds_without_evaluation_do_not_count() -> None:
     callback = EarlyStopping(patience=2)
     assert run(callback, [0.5, None, None, None, 0.4, None]) is None
     assert run(callback, [0.4], first_round=7) == 7
+
+
+@pytest.mark.parametrize("before", [0.9, math.nan, math.inf, None])
+def test_the_value_before_any_training_neither_stops_nor_counts(before: float | None) -> None:
+    callback = EarlyStopping(patience=2)
+    assert run(callback, [before], first_round=0) is None
+    assert callback.state_dict() == EarlyStopping(patience=2).state_dict()
+    assert run(callback, [0.5, 0.4, 0.4]) == 3
+    assert "not improved on 0.5" in callback.reason
+
+
+def test_a_run_whose_first_model_gives_no_number_is_trained() -> None:
+    class NotYet(SmallModule):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            first = SmallModule().net[0].weight
+            self.log("val_loss", math.nan if torch.equal(self.net[0].weight, first) else 1.0)
+
+    callback = EarlyStopping(patience=5)
+    there = trainer(scheme=None, callbacks=[callback], monitor="val_loss")
+    there.writes_model = False
+    there.fit(NotYet(), SmallData())
+    assert (there.summary["rounds"], callback.reason) == (2, "")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -166,6 +166,42 @@ class TestOneSilo:
         pl.Trainer(**plain).fit(ordinary, loader(), loader())
         assert same_bits(federated.state_dict(), ordinary.state_dict())
 
+    def test_a_teacher_without_gradients_travels_too(self, silo: dict[str, Any]) -> None:
+        """Hooks change it, as in BYOL; it would stay as it was in the first round."""
+
+        class Teaches(SmallModule):
+            def __init__(self) -> None:
+                super().__init__()
+                self.teacher = nn.Linear(12, 16).requires_grad_(False)
+                nn.init.zeros_(self.teacher.weight)
+                nn.init.zeros_(self.teacher.bias)
+
+            def on_train_batch_end(self, *_: Any) -> None:
+                self.teacher.weight.lerp_(self.net[0].weight.detach(), 0.1)
+
+        federated, ordinary = Teaches(), Teaches()
+        pl.Trainer(**silo, callbacks=[averaging(scheme=None)]).fit(federated, loader(), loader())
+        plain = {key: value for key, value in silo.items() if key not in ("strategy", "use_distributed_sampler")}
+        pl.Trainer(**plain).fit(ordinary, loader(), loader())
+        assert ordinary.teacher.weight.any()
+        assert same_bits(federated.state_dict(), ordinary.state_dict())
+
+    @pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+    def test_batches_that_are_all_skipped_leave_the_model_as_it_was(self, silo: dict[str, Any]) -> None:
+        class Skips(SmallModule):
+            def training_step(self, batch: Any, batch_idx: int) -> Any:
+                super().training_step(batch, batch_idx)
+                with torch.no_grad():
+                    self.net[0].weight += 1  # as BatchNorm's statistics would move
+
+        module = Skips()
+        with (
+            pytest.warns(UserWarning, match="round 1: 1 of 1 silos took no step, so they send nothing"),
+            pytest.warns(UserWarning, match="round 1: no usable update arrived"),
+        ):
+            pl.Trainer(**silo | {"max_epochs": 1}, callbacks=[averaging(scheme=None)]).fit(module, loader())
+        assert same_bits(module.state_dict(), SmallModule().state_dict())
+
     def test_trains_in_the_lane_of_the_plan(self, silo: dict[str, Any]) -> None:
         class Watches(pl.Callback):
             trained: list[str] = []  # noqa: RUF012

@@ -12,10 +12,17 @@ import pytest
 import torch
 import yaml
 from jsonargparse import ArgumentParser
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    EMAWeightAveraging,
+    LambdaCallback,
+    ModelCheckpoint,
+    WeightAveraging,
+)
 from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
 from torch import nn
+from torchmetrics import MaxMetric
 
 from fedhq_lightning.callbacks import QuantizedTraining
 from fedhq_lightning.errors import ConfigurationError
@@ -224,6 +231,35 @@ class TestMetrics:
             tested = trainer.test(module, val_loader(), verbose=False)
         assert validated == [floats(fp) | {f"quantized/{k}": v for k, v in expected.items()}]
         assert tested[0]["quantized/test_loss"] == expected["val_loss"]
+
+    def test_what_the_module_remembers_is_the_quantized_models_own(self) -> None:
+        """Best values so far, in a metric and in an attribute, over the evaluations of one fit and a later one."""
+
+        class Best(ScriptModule):
+            def __init__(self) -> None:
+                super().__init__(learning_rate=1.0)  # so that the loss goes up and down
+                self.highest, self.losses = MaxMetric(), list[float]()
+
+            def on_validation_epoch_end(self) -> None:
+                self.highest.update(self.loss)
+                self.losses.append(self.loss)
+                self.log_dict({"loss": self.loss, "highest": self.highest.compute(), "lowest": min(self.losses)})
+
+            def validation_step(self, batch: Any, batch_idx: int) -> None:
+                self.loss = float(nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+        seen: list[dict[str, float]] = []
+        record = LambdaCallback(on_validation_end=lambda trainer, module: seen.append(floats(trainer.callback_metrics)))
+        module = Best()
+        callbacks = [quantized("qat", "w2a8", export=False), record]
+        trainer = fit(module, callbacks, max_epochs=5, num_sanity_val_steps=0)
+        with without_advice():
+            trainer.validate(module, val_loader(), verbose=False)
+        for prefix in ("", "quantized/"):
+            losses = [each[f"{prefix}loss"] for each in seen]
+            assert len(losses) == 6
+            assert [each[f"{prefix}highest"] for each in seen] == [max(losses[: i + 1]) for i in range(6)]
+            assert [each[f"{prefix}lowest"] for each in seen] == [min(losses[: i + 1]) for i in range(6)]
 
     def test_can_be_monitored(self, tmp_path: Path) -> None:
         stopping = EarlyStopping("quantized/val_loss", patience=1, min_delta=10)

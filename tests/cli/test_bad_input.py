@@ -249,8 +249,8 @@ IN_A_RECIPE: dict[str, tuple[dict[str, Any], str]] = {
         "such as IidPartitioner",
     ),
     "no such label function": (
-        {"data.init_args.label_fn": "operator.itemgeter"},
-        "data.label_fn: operator has no 'itemgeter'; did you mean 'itemgetter'?",
+        {"data.init_args.label_fn": "math.florr"},
+        "data.label_fn: math has no 'florr'; did you mean 'floor'?",
     ),
     "alpha 0": (
         {f"{PARTITIONER}.init_args.alpha": 0},
@@ -497,6 +497,17 @@ def test_empty_client_among_others_is_left_out(capsys, tmp_path):
     assert capsys.readouterr().err == ("fedhq: warning: 1 of 3 clients hold no examples and are left out: 1\n")
 
 
+@pytest.mark.filterwarnings("default::UserWarning")
+@pytest.mark.parametrize("command", ["run", "tune"])
+def test_a_warning_of_the_users_own_code_is_a_line_and_told_once(capsys, tmp_path, command):
+    write_recipe(tmp_path / "warns.yaml", {"model": {"class_path": f"{USER}.WarningMLP"}})
+    with (tmp_path / "warns.yaml").open("a") as file:
+        file.write("tune: {trials: 2, search: {model.lr: [0.1, 0.2]}}\n")
+    overrides = ["--trainer.enable_progress_bar=false"] if command == "run" else []
+    assert main([command, "warns.yaml", *overrides]) == 0
+    assert capsys.readouterr().err == "fedhq: warning: a pixel is missing\n"
+
+
 @pytest.fixture(scope="module")
 def kept_run(tmp_path_factory):
     """Directory of a run of the small recipe."""
@@ -580,7 +591,10 @@ def test_a_mistake_in_user_code_is_told_from_its_own_lines(capsys, tmp_path):
     assert first == "fedhq: your own code failed; --debug shows the whole traceback"
     assert [line.split()[-1] for line in lines if "File " in line] == ["training_step"], "no frame but the user's"
     assert "user_code.py" in lines[0]
-    assert lines[-1] == "ZeroDivisionError: a mistake of the user's own"
+    assert lines[-2:] == [
+        "ZeroDivisionError: a mistake of the user's own",
+        "while the first batch of client 0 was tried, before round 1",
+    ]
 
 
 @pytest.mark.parametrize(

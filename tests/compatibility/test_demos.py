@@ -12,7 +12,6 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.quantize import QuantScheme
 
-from ..small_federation import SmallData
 from .demos import DemoData, made, modules_of_demos
 from .runs import assert_ran, run, seeded, traces
 
@@ -49,12 +48,3 @@ def test_a_demo_reports_what_a_subclass_logs(tmp_path: Path) -> None:
     there = run(seeded(Logs), DemoData(BoringModel, tmp_path), scheme=QuantScheme("w4a8", edge_bits=None))
     assert there.summary["metric_name"] == "val_loss"
     assert there.summary["metric_quantized"] > 0
-
-
-def test_the_other_packages_demos_are_refused_by_name() -> None:
-    """`pytorch_lightning` is installed with `lightning`, and its classes are others."""
-    demos = pytest.importorskip("pytorch_lightning.demos.boring_classes")
-    with pytest.raises(
-        ConfigurationError, match=r"BoringModel is a LightningModule of pytorch_lightning.*write `import"
-    ):
-        run(demos.BoringModel(), SmallData())

@@ -2,7 +2,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
 from fedhq_lightning.data.federated import FederatedDataModule
 from fedhq_lightning.errors import ConfigurationError
@@ -36,6 +36,28 @@ class TestTwoClients(DataModuleContract):
 
 def test_calibration_batch_is_a_first_batch() -> None:
     assert TwoClients().calibration_batch("large")[0].shape == (8,)
+
+
+ALL = TensorDataset(torch.arange(50))
+OWN = SubsetRandomSampler(range(7))
+
+
+@pytest.mark.parametrize(
+    ("loader", "num_examples"),
+    [
+        (DataLoader(ALL, 8, sampler=OWN), 7),
+        (DataLoader(ALL, batch_sampler=BatchSampler(OWN, 8, drop_last=False)), 7),
+        (DataLoader(ALL, None, sampler=BatchSampler(OWN, 8, drop_last=False)), 7),
+        (DataLoader(ALL, 8, sampler=WeightedRandomSampler(torch.ones(50), 20)), 20),
+        (DataLoader(ALL, batch_sampler=[[1, 2], [3]]), 50),
+    ],
+)
+def test_a_client_holds_what_its_sampler_draws(
+    monkeypatch: pytest.MonkeyPatch, loader: DataLoader, num_examples: int
+) -> None:
+    """Clients that share one dataset weigh by their own examples, not by everybody's."""
+    monkeypatch.setattr(TwoClients, "train_dataloader", lambda self, client_id: loader)
+    assert TwoClients().num_examples("small") == num_examples
 
 
 def test_a_loader_that_does_not_tell_its_examples(monkeypatch: pytest.MonkeyPatch) -> None:

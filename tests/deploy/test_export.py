@@ -1,6 +1,8 @@
 import json
 import subprocess
 import sys
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
@@ -155,6 +157,21 @@ class Branching(nn.Module):
         return self.layer(x) if x.sum() > 0 else self.layer(-x)
 
 
+class Talking(nn.Module):
+    """Says something wherever its forward runs, before it branches or not."""
+
+    def __init__(self, branches: bool) -> None:
+        super().__init__()
+        self.layer, self.branches = nn.Linear(4, 3), branches
+
+    def forward(self, x: Tensor) -> Tensor:
+        print("a print of the user's")
+        print("another", file=sys.stderr)
+        warnings.warn("a warning of the user's", stacklevel=1)
+        y = self.layer(x)
+        return -y if self.branches and y.sum() > 0 else y
+
+
 class FixedBatch(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -170,6 +187,32 @@ def test_what_cannot_be_exported_says_why_in_a_line_and_leaves_no_file(module: n
         export_program(convert(module, QuantScheme()), (torch.randn(2, 4),), tmp_path / "model.pt2")
     assert "\n" not in str(caught.value)
     assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("branches", [True, False])
+def test_what_the_module_itself_says_while_it_is_traced_is_seen(
+    branches: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    module = convert(Talking(branches), QuantScheme())
+    refused = pytest.raises(ExportError, match="data-dependent") if branches else nullcontext()
+    with pytest.warns(UserWarning, match="a warning of the user's") as said, refused:
+        export_program(module, (torch.randn(2, 4),), tmp_path / "model.pt2")
+    assert {str(each.message) for each in said} == {"a warning of the user's"}
+    shown = capfd.readouterr()
+    assert set(shown.out.splitlines()) == {"a print of the user's"}
+    assert set(shown.err.splitlines()) == {"another"}, "and nothing of torch's"
+
+
+def test_a_recurrent_layer_is_exported_without_remarks(tmp_path: Path) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.recurrent, self.head = nn.LSTM(4, 3, batch_first=True), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.recurrent(x)[0])
+
+    export_program(convert(Recurrent(), QuantScheme()), (torch.randn(2, 5, 4),), tmp_path / "model.pt2")
 
 
 def test_a_program_that_differs_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from fedhq_lightning.federated.checks import (
     Probe,
     probe,
     resolve_monitor,
-    resolve_monitor_mode,
     validation_loaders,
 )
 from fedhq_lightning.types import FitOptions
@@ -334,36 +333,3 @@ def test_monitor() -> None:
         resolve_monitor("train_loss", both)
     with pytest.raises(ConfigurationError, match="logged: nothing"):
         resolve_monitor("x", names([], []))
-
-
-@pytest.mark.parametrize(
-    ("monitor", "asked", "wanted"),
-    [
-        ("val_loss", None, "min"),
-        ("val_accuracy", None, "max"),
-        ("ValError", None, "min"),
-        ("valLosses", None, "min"),
-        ("val_accuracy_loss", None, "min"),
-        *((name, None, "min") for name in ("rmse", "val_mape", "perplexity", "val_nll", "val_ce", "ppl")),
-        *((name, None, "min") for name in ("val/bce", "val-wer", "cross_entropy", "mae")),
-        *(
-            (name, None, "max")
-            for name in ("val_acc", "val/top5acc", "val_f1", "AUROC", "val.mAP", "r2", "bleu@4", "map50")
-        ),
-        ("val_nll/dataloader_idx_0", None, "min"),
-        ("val_loss", "max", "max"),
-        ("auroc", "min", "min"),
-        ("val_reward", "max", "max"),
-        (None, None, "max"),
-    ],
-)
-def test_monitor_mode(monitor: str | None, asked: str | None, wanted: str) -> None:
-    assert resolve_monitor_mode(monitor, asked) == wanted
-
-
-@pytest.mark.parametrize("monitor", ["val_reward", "val", "dance", "prices", "neg_mean_squared_error", "roadmap"])
-def test_a_name_that_does_not_tell_its_direction(monitor: str) -> None:
-    with pytest.raises(
-        ConfigurationError, match=rf"'{monitor}' .* smaller or larger .* set trainer\.monitor_mode to min or max"
-    ):
-        resolve_monitor_mode(monitor, None)

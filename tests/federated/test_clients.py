@@ -15,6 +15,7 @@ from fedhq_lightning.federated.clients import (
     empty_positions,
     num_examples,
     plain_client_ids,
+    warn_of_examples_never_drawn,
 )
 from fedhq_lightning.types import ClientId, FitOptions
 
@@ -128,6 +129,29 @@ def test_loaders_without_length() -> None:
     streams.num_examples = lambda client_id: 8  # type: ignore[method-assign]
     with pytest.raises(ConfigurationError, match=r"client 0: its training loader has no length \(.*Stream.*map-style"):
         client_to_probe(streams, range(2))
+
+
+@pytest.mark.parametrize(
+    ("shuffles", "options", "is_told"),
+    [
+        (False, FitOptions(local_steps=2), True),
+        (False, FitOptions(local_steps=1, accumulate_grad_batches=2), True),
+        (False, FitOptions(local_steps=3), False),
+        (False, FitOptions(local_epochs=1), False),
+        (True, FitOptions(local_steps=2), False),
+    ],
+)
+def test_batches_that_are_never_drawn_are_told(
+    shuffles: bool, options: FitOptions, is_told: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    class Ordered(SmallData):
+        def train_dataloader(self, client_id: ClientId) -> Any:
+            return DataLoader(self.dataset(client_id), 8, shuffle=shuffles)
+
+    warn_of_examples_never_drawn(Ordered((20,)), 0, options)
+    said = [str(each.message) for each in recwarn]
+    assert len(said) == is_told
+    assert not said or "ends after 2 of 3 batches, so the others are never trained on" in said[0]
 
 
 class TestLastBatches:

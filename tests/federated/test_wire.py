@@ -177,6 +177,35 @@ def is_zero(values: StateDict) -> bool:
 
 @pytest.mark.parametrize("uplink", ["weights", "delta"])
 class TestWhatStaysTheServers:
+    def test_goes_down_apart_and_once(self, uplink: Uplink) -> None:
+        """Frozen weights on the grid: a round's payload is that of a model without them, the bits are the same."""
+        large = {"base.weight": torch.randn(64, 64), "base.scale": torch.ones(64), "mask": torch.tensor(-torch.inf)}
+        grids, frozen = {"linear.weight": GRID, "base.weight": GRID}, frozenset({"base.weight", "base.scale"})
+        there, all_of_it = Link(state() | large, grids, uplink, "scheme", frozen), state(1) | large
+        small = Link(floats(state()), {"linear.weight": GRID}, uplink, "scheme")
+        assert there.fixed_names == {*large, "norm.num_batches_tracked"}
+        assert there.down(all_of_it, 3)[1] == small.down(floats(state(1)), 3)[1]
+        assert 64 * 64 / 2 < there.fixed_bytes < 64 * 64 / 2 + 64 * 8 + 1000
+        assert small.fixed_bytes == 0
+        wanted = all_of_it | {name: round_to_grid(all_of_it[name], GRID) for name in grids}
+        for number in (1, 2):
+            assert same_bits(there.down(all_of_it, number)[0], wanted)
+        other = all_of_it | {"base.scale": torch.zeros(64)}  # as after a resume
+        assert same_bits(there.down(other, 3)[0], wanted | {"base.scale": torch.zeros(64)})
+
+    def test_a_tied_tensor_is_frozen_when_all_of_its_names_are(self, uplink: Uplink) -> None:
+        module = torch.nn.ModuleDict({name: torch.nn.Linear(6, 6, bias=False) for name in ("first", "second")})
+        module["second"].weight = module["first"].weight
+        both = frozenset({"first.weight", "second.weight"})
+        fixed = Link(module.state_dict(), {}, uplink, "fp32", both)
+        assert fixed.fixed_names == both
+        received, _ = fixed.down(module.state_dict(), 1)
+        assert received["first.weight"] is received["second.weight"]
+        # Two Parameters on one storage, of which one is trained.
+        half = Link(module.state_dict(), {}, uplink, "fp32", frozenset({"first.weight"}))
+        assert half.fixed_names == frozenset()
+        assert half.receive(half.up(module.state_dict(), received, 1, 0), 1, 0).keys() == {"first.weight"}
+
     def test_frozen_parameters(self, uplink: Uplink) -> None:
         frozen = frozenset({"linear.weight", "linear.bias"})
         there = Link(state(), {"linear.weight": GRID}, uplink, "fp32", frozen)

@@ -90,6 +90,7 @@ def test_rounds_reach_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     run = directory(tmp_path)
+    run.recipe.touch()
     refused = pytest.raises(ConfigurationError, match="going on in another process")
     with run.locked(), refused, RunDirectory(run.path).locked():
         pass
@@ -145,6 +146,7 @@ def test_checkpoints_are_ordered_by_number(tmp_path: Path) -> None:
 def test_a_checkpoint_file_names_its_run(tmp_path: Path) -> None:
     run = directory(tmp_path)
     run.save_checkpoint(3, {}, keep=2)
+    run.recipe.touch()
     file = run.checkpoints / "round-000003.ckpt"
     found, path = RunDirectory.of_checkpoint(file)
     assert (found.path, path) == (run.path, file)

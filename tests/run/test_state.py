@@ -21,6 +21,7 @@ def test_survives_a_checkpoint() -> None:
     before.round = 3
     before.keep_as_best(0.75)
     before.stopped = True
+    assert before.reach([7, 2]) == [True, True]
     file = io.BytesIO()
     torch.save(before.to_checkpoint(), file)
     file.seek(0)
@@ -30,6 +31,8 @@ def test_survives_a_checkpoint() -> None:
     assert after.averaged_state is not None
     assert same_bits(after.deployed, before.deployed)
     assert (after.round, after.best_round, after.best_value, after.stopped) == (3, 3, 0.75, True)
+    assert after.reach([2, 5, 7]) == [False, True, False]
+    assert after.reached.tolist() == [7, 2, 5]
     assert after.records == records
     assert after.virtual_seconds == records[3].total_virtual_seconds
     assert after.wall_seconds == records[3].total_wall_seconds

@@ -10,16 +10,24 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import CatMetric, MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from fedhq_lightning.callbacks import FederatedAveraging, FixedAllocator, HybridAllocator
+from fedhq_lightning.errors import ConfigurationError
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.logs_everywhere import CallbackLogsEverywhere, LogsEverywhere, loaders
 
 SIZES = (24, 56)
 """3 and 7 batches."""
+HELD_OUT = {"validation": ((19, 5), (42, 12)), "test": ((13,), (36,))}
+"""By stage and silo, examples of every loader of `DataOfLogs`."""
 
 
 def examples(count: int, seed: int) -> TensorDataset:
@@ -42,6 +50,48 @@ class Data(pl.LightningDataModule):
         return DataLoader(examples(20 + 20 * rank, 100 + rank), batch_size=8)
 
     test_dataloader = predict_dataloader = val_dataloader
+
+
+class DataOfLogs(Data):
+    """Several loaders for validation; no two silos have as many examples."""
+
+    def val_dataloader(self) -> Any:
+        return loaders(HELD_OUT["validation"][self.trainer.global_rank], 100)
+
+    def test_dataloader(self) -> Any:
+        return loaders(HELD_OUT["test"][self.trainer.global_rank], 100)
+
+
+class Looks(Checkpoint):
+    """Remembers what EarlyStopping and ModelCheckpoint find when they act."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[str, dict[str, float]]] = []
+
+    def look(self, when: str, trainer: pl.Trainer) -> None:
+        if not trainer.sanity_checking:
+            self.found.append((when, {name: float(value) for name, value in trainer.callback_metrics.items()}))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.look("train", trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.look("validation", trainer)
+
+    def on_test_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.look("test", trainer)
+
+
+class ReadsAlone(pl.Callback):
+    """One silo alone looks into what is logged, wherever it can."""
+
+    def read(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_rank == 0:
+            assert trainer.callback_metrics is not trainer.logged_metrics is not trainer.progress_bar_metrics
+
+    on_train_epoch_start = on_train_batch_end = on_train_epoch_end = on_train_end = read
+    on_validation_start = on_validation_batch_end = on_validation_epoch_end = on_validation_end = read
+    on_test_start = on_test_batch_end = on_test_epoch_end = on_test_end = read
 
 
 class Plain(pl.LightningModule):
@@ -115,6 +165,16 @@ class BreaksOnce(Plain):
             self.net[0].weight.data[0, 0] = float("nan")
 
 
+class Skips(Plain):
+    """Silo 1 skips the second epoch, and both skip the third; the first batch of each is seen by the layers."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        skips = self.trainer.current_epoch == 2 or (self.trainer.current_epoch, self.trainer.global_rank) == (1, 1)
+        if skips:
+            self.net(batch[0] + 5)
+        return -1 if skips else None
+
+
 class Stops(Plain):
     """Logs what EarlyStopping watches; and one silo may ask to stop at a batch of an epoch."""
 
@@ -136,6 +196,55 @@ class StopsLate(Plain):
         self.trainer.should_stop |= self.trainer.global_rank == 0 and self.trainer.current_epoch == 1
 
 
+class Particular(Plain):
+    """Logs what differs from silo to silo after validation, and is watched by it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.computed, self.apart = MeanMetric(), MeanMetric(sync_on_compute=False)
+        self.of_one, self.of_nobody = MeanMetric(), MeanMetric(distributed_available_fn=lambda: True)
+        self.lists = CatMetric()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = self.loss(batch)
+        self.log("train_loss", loss)
+        self.of_nobody.update(loss.detach())
+        self.log("asks_in_a_step", self.of_nobody.compute())
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.computed.update(float(self.trainer.global_rank))
+        self.log("twice", 1.0)
+
+    def on_validation_epoch_end(self) -> None:
+        rank, epoch = self.trainer.global_rank, self.trainer.current_epoch
+        self.log("score", [0.5, 0.9, 0.7, 0.3][epoch] if rank else 0.1 * epoch, prog_bar=True)
+        self.log("computed", self.computed.compute())
+        self.computed.reset()
+        self.apart.update(2.0 + rank)
+        self.log("apart", self.apart)
+        self.log("twice", 2.0 + rank)
+        self.log("loss_of_one_is_lost", float("nan") if rank else 1.0)
+        self.log("largest", float("nan") if rank == 0 else 1.0, reduce_fx="max")
+        if rank:
+            self.lists.update(torch.tensor([5.0, 7.0]))
+        self.log("number", self.lists.compute().sum())
+        self.lists.reset()
+        if rank:
+            self.of_one.update(4.0)
+            self.log("of_one", self.of_one)
+
+    test_step = validation_step
+
+    def on_test_epoch_end(self) -> None:
+        self.log("tested", 1.0 + self.trainer.global_rank)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", patience=0, factor=0.5)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "score"}}
+
+
 class Raises(Plain):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         if self.trainer.global_rank == 1 and batch_idx == 2:
@@ -146,7 +255,7 @@ class Raises(Plain):
 def fit(folder: Path, name: str, module: pl.LightningModule, **settings: Any) -> pl.Trainer:
     """One fit, and what the tests look at in FOLDER/NAME-RANK.pt."""
     callbacks = settings.pop("callbacks")
-    ckpt_path, data = settings.pop("ckpt_path", None), Data(settings.pop("shuffle", True))
+    ckpt_path, data = settings.pop("ckpt_path", None), settings.pop("data", Data)(settings.pop("shuffle", True))
     given = {"logger": False, "enable_checkpointing": False, "max_epochs": 3} | settings
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -185,10 +294,46 @@ def by_hand(folder: Path) -> None:
     for name in ("first", "again"):
         fit(folder, name, Plain(), callbacks=[FederatedAveraging()], shuffle=False)
     fit(folder, "breaks", BreaksOnce(), callbacks=[FederatedAveraging(uplink="delta")], shuffle=False)
+    fit(folder, "skips", Skips(), callbacks=[FederatedAveraging()], shuffle=False)
     stopping = EarlyStopping("train_loss", patience=1, mode="max", check_on_train_epoch_end=True)
     fit(folder, "stopped", Stops(), callbacks=[FederatedAveraging(3), stopping], max_epochs=9)
     fit(folder, "told", Stops(at=(0, 3, 1)), callbacks=[FederatedAveraging(3)], max_epochs=9)
     fit(folder, "late", StopsLate(), callbacks=[FederatedAveraging(3)], max_epochs=9)
+    logged(folder)
+
+
+def logged(folder: Path) -> None:
+    """What is logged from everywhere, and what a silo alone knows."""
+    module, looks = LogsEverywhere(), Looks()
+    callbacks = [ReadsAlone(), CallbackLogsEverywhere(), FederatedAveraging(), looks]
+    trainer = fit(
+        folder, "logged", module, callbacks=callbacks, max_epochs=2, data=DataOfLogs, enable_checkpointing=True
+    )
+    tested = trainer.test(module, DataOfLogs(False), verbose=False)
+    said = [tuple(note) for note in module.notes]
+    rank = trainer.global_rank
+    torch.save({"said": said, "found": looks.found, "tested": tested}, folder / f"said-{rank}.pt")
+
+    best = ModelCheckpoint(monitor="score", mode="max", filename="{epoch}-{score:.3f}")
+    stopping = EarlyStopping("score", mode="max", patience=2)
+    watched: dict[str, Any] = {"max_epochs": 4, "enable_checkpointing": True}
+    trainer = fit(folder, "watched", Particular(), callbacks=[stopping, FederatedAveraging(), best], **watched)
+    tested = trainer.test(Particular(), Data(False), ckpt_path="best", verbose=False)
+    found = {"path": best.best_model_path, "score": float(best.best_model_score), "tested": tested[0]}
+    torch.save(found, folder / f"watched-best-{rank}.pt")
+    refused_monitors(folder)
+
+
+def refused_monitors(folder: Path) -> None:
+    """Callbacks that look at what each silo has a value of its own of."""
+    refused = []
+    for watches in (ModelCheckpoint(monitor="train_loss"), EarlyStopping("of_one", strict=False)):
+        settings: dict[str, Any] = {"max_epochs": 1, "enable_checkpointing": True}
+        try:
+            fit(folder, "refused", Particular(), callbacks=[FederatedAveraging(), watches], **settings)
+        except ConfigurationError as error:
+            refused.append(str(error))
+    (folder / f"refused-{os.environ.get('LOCAL_RANK', '0')}.json").write_text(json.dumps(refused))
 
 
 def quantized(folder: Path) -> None:

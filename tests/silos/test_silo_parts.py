@@ -1,20 +1,23 @@
 """Parts of a federation of silos, without processes."""
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
 from torch import nn
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import DataLoader, Subset, SubsetRandomSampler, TensorDataset
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.aggregators import FedAvg
+from fedhq_lightning.federated.aggregators import FedAvg, FedOpt
 from fedhq_lightning.federated.exact_mean import ExactMean
 from fedhq_lightning.quantize import QuantScheme
 from fedhq_lightning.silos import silo_checkpoint, silo_strategy
+from fedhq_lightning.silos.batch_examples import examples_in
 from fedhq_lightning.silos.first_weights import share_first_weights
-from fedhq_lightning.silos.silo_context import SiloFacts, examples_in, label_counts, warn_of_same_data
+from fedhq_lightning.silos.silo_context import SiloFacts, drawn_examples, label_counts, warn_of_same_data
 from fedhq_lightning.silos.silo_rounds import SiloRound, Work, frozen_names, put, snapshot
 from fedhq_lightning.support.collectives import Processes
 
@@ -116,6 +119,29 @@ class TestRound:
         found = this_round.aggregate(module, payloads, work(3, 0), FedAvg())
         assert found.refused == {1: "it saw no example in this round"}
 
+    def test_what_hooks_changed_without_gradients_travels_from_all(self) -> None:
+        """Whoever changed it: all silos send the same tensors; and it is no trained parameter."""
+        silos, rounds = [changed(0.3), changed(-0.7)], [a_round(), a_round()]
+        with torch.no_grad():
+            silos[1].fixed.weight += 4
+        told = [replace(each, changed=one.changed(m)) for each, one, m in zip(work(1, 3), rounds, silos, strict=True)]
+        assert [list(each.changed) for each in told] == [[], ["fixed.weight"]]
+        for each in rounds:
+            each.agree(told)
+        payloads = [one.encode(module, rank) for rank, (one, module) in enumerate(zip(rounds, silos, strict=True))]
+        step = FedOpt(partial(torch.optim.SGD, lr=0.5))
+        found = rounds[0].aggregate(silos[0], payloads, told, step)
+        assert not found.refused
+        torch.testing.assert_close(found.state["fixed.weight"], Tied().fixed.weight.detach() + 3)
+        assert torch.equal(found.state["fixed.bias"], Tied().fixed.bias)
+
+    def test_an_idle_silo_is_left_out_without_blame(self) -> None:
+        this_round, module = a_round(), changed(0.25)
+        told = [*work(3), Work(0, 0, 0.1, is_idle=True)]
+        found = this_round.aggregate(module, [this_round.encode(module, 0), b""], told, FedAvg())
+        assert not found.refused
+        assert torch.equal(found.state["embed.weight"], module.embed.weight)
+
     def test_what_thaws_within_the_round_travels(self) -> None:
         this_round, module = a_round(), changed(0.0)
         module.fixed.requires_grad_(True)
@@ -172,7 +198,12 @@ class TestData:
         assert label_counts(data) == {"2": 3, "0": 1, "1": 1}
         assert label_counts(Subset(data, [0, 1])) == {"2": 1, "0": 1}
 
-    @pytest.mark.parametrize("labels", [torch.zeros(5), None])
+    def test_labels_are_counted_of_what_the_sampler_draws(self) -> None:
+        data = TensorDataset(torch.zeros(5, 2), torch.tensor([2, 0, 2, 1, 2]))
+        for sampler, counts in ((SubsetRandomSampler([0, 1]), {"2": 1, "0": 1}), (None, {"2": 3, "0": 1, "1": 1})):
+            assert label_counts(drawn_examples(DataLoader(data, 2, sampler=sampler))) == counts
+
+    @pytest.mark.parametrize("labels", [torch.full((5,), 0.5), None])
     def test_what_is_no_class_is_not_told(self, labels: torch.Tensor | None) -> None:
         tensors = (torch.zeros(5, 2),) if labels is None else (torch.zeros(5, 2), labels)
         assert label_counts(TensorDataset(*tensors)) is None
@@ -208,7 +239,9 @@ def test_other_numbers_of_loaders_are_refused_before_anybody_waits(monkeypatch: 
             return [value, 1]
 
     monkeypatch.setattr(silo_strategy, "Processes", Told)
-    strategy = silo_strategy.SiloStrategy(parallel_devices=[torch.device("cpu")], cluster_environment=_Alone())
+    strategy = silo_strategy.silo_strategy_on(silo_strategy.DDPStrategy)(
+        parallel_devices=[torch.device("cpu")], cluster_environment=_Alone()
+    )
     monkeypatch.setattr(silo_strategy.DDPStrategy, "reduce", lambda self, tensor, *_: tensor)
     strategy.process_dataloader([])
     assert strategy.reduce(3) == 3

@@ -1,6 +1,7 @@
 """Two silos with 3 and 7 batches, in two processes: rounds, lanes, checkpoints, and ends of every kind."""
 
 import json
+import math
 import re
 import subprocess
 from pathlib import Path
@@ -15,7 +16,9 @@ from fedhq_lightning.federated.payload import read_metadata
 from fedhq_lightning.run.records import read_rounds
 from fedhq_lightning.silos import silo_checkpoint
 
+from ..logs_everywhere import Note
 from ..small_federation import same_bits
+from .logged_by_hand import expected, last_of
 from .silo_runs import run_script
 from .silo_script import SIZES, Plain, examples
 
@@ -86,6 +89,36 @@ class TestByHand:
             ["ok", "ok"],
         ]
 
+    def test_a_silo_that_skips_its_batches_is_idle_and_counts_nothing(self, by_hand: Path) -> None:
+        """After the second round everybody has the model of silo 0, statistics too; nobody trains in the third."""
+        state, _ = computed_by_hand(rounds=1)
+        module = Plain()
+        optimizer = module.configure_optimizers()
+        for start in (module.state_dict(), state):
+            module.load_state_dict(start)
+            for batch in DataLoader(examples(SIZES[0], 1), batch_size=8):
+                optimizer.zero_grad()
+                module.training_step(batch, 0).backward()
+                optimizer.step()
+        counters = {name: value for name, value in state.items() if not value.is_floating_point()}
+        for found in left(by_hand, "skips"):
+            assert same_bits(dict(found["state"]), dict(module.state_dict()) | counters)
+        records = list(read_rounds(by_hand / "skips" / "rounds.jsonl"))
+        assert [[client.status for client in record.clients] for record in records] == [
+            ["ok", "ok"],
+            ["ok", "idle"],
+            ["idle", "idle"],
+        ]
+        idle = records[1].clients[1]
+        assert (idle.uplink_bytes, idle.num_steps, idle.num_examples) == (0, 0, 0)
+        assert idle.downlink_bytes == records[1].clients[0].uplink_bytes
+        assert records[1].metrics["train/loss"] == records[1].clients[0].metrics["loss"]
+        said = [each for each in left(by_hand, "skips")[0]["warnings"] if each.startswith("round ")]
+        assert [each.split(" silos took no step")[0] for each in said] == [
+            "round 2: 1 of 2",
+            "round 3: no usable update arrived; the global model stays as it is",
+        ]
+
     @pytest.mark.parametrize(("name", "epochs", "rounds"), [("stopped", 2, 1), ("told", 4, 2), ("late", 2, 1)])
     def test_a_fit_that_stops_within_a_round_ends_with_one_model(
         self, by_hand: Path, name: str, epochs: int, rounds: int
@@ -101,6 +134,73 @@ class TestByHand:
     def test_silos_part_before_their_processes_end(self, by_hand: Path) -> None:
         """What is left of gloo may abort a process on its way out."""
         assert [json.loads((by_hand / f"group-{rank}.json").read_text()) for rank in (0, 1)] == [False, False]
+
+    @pytest.mark.parametrize("stage", ["train", "validation", "test"])
+    def test_whatever_is_logged_on_an_epoch_is_averaged(self, by_hand: Path, stage: str) -> None:
+        """From every hook and in every way, as EarlyStopping and checkpoints find it."""
+        left_behind = left(by_hand, "said")
+        said = [[Note(*note) for note in each["said"]] for each in left_behind]
+        looks = [[values for when, values in each["found"] if when == stage] for each in left_behind]
+        for epoch in (0, 1) if stage != "test" else (2,):
+            wanted = expected(said, stage, epoch)
+            for rank, found in enumerate(each.pop(0) for each in looks):
+                kept = {"only_on_last", "rank_zero_only"} - {"rank_zero_only" if rank == 0 else "only_on_last"}
+                names = {name for name in wanted if name.split("/")[2] not in kept}
+                assert {name: found.get(name) for name in names} == pytest.approx(
+                    {name: wanted[name] for name in names}, rel=1e-6
+                )
+                assert not found.keys() & (wanted.keys() - names)
+        assert not any(looks)
+
+    def test_what_is_logged_on_a_step_alone_stays_the_silos_own(self, by_hand: Path) -> None:
+        for each in left(by_hand, "said"):
+            said = [Note(*note) for note in each["said"]]
+            found = [values["module/step_alone"] for when, values in each["found"] if when == "train"]
+            assert found == [last_of(said, "on_train_batch_end", epoch) for epoch in (0, 1)]
+
+    def test_what_is_tested_is_what_trainer_test_returns(self, by_hand: Path) -> None:
+        for each in left(by_hand, "said"):
+            found = next(values for when, values in each["found"] if when == "test")
+            assert {name: found[name] for name in each["tested"][0]} == each["tested"][0]
+
+    def test_callbacks_act_alike_on_what_hooks_after_validation_log(self, by_hand: Path) -> None:
+        """EarlyStopping, ModelCheckpoint and ReduceLROnPlateau; the silos' means weigh 20 and 40 examples."""
+        scores = [(20 * first + 40 * second) / 60 for first, second in ((0.0, 0.5), (0.1, 0.9), (0.2, 0.7), (0.3, 0.3))]
+        best = [torch.load(by_hand / f"watched-best-{rank}.pt", weights_only=True) for rank in (0, 1)]
+        assert best[0] == best[1]
+        assert best[0]["score"] == pytest.approx(scores[1])
+        assert Path(best[0]["path"]).name == f"epoch=1-score={scores[1]:.3f}.ckpt"
+        assert Path(best[0]["path"]).exists()
+        assert best[0]["tested"]["tested"] == pytest.approx(1 + 40 / 60)
+        for found in left(by_hand, "watched"):
+            assert found["epochs"] == 4
+            assert found["metrics"]["score"] == pytest.approx(scores[3])
+            assert found["optimizer"]["param_groups"][0]["lr"] == 0.1 / 4
+
+    def test_metrics_of_particular_kinds(self, by_hand: Path) -> None:
+        first, second = left(by_hand, "watched")
+        own = {"train_loss", "asks_in_a_step", "of_one"}
+        for found in (first["metrics"], second["metrics"]):
+            assert found["computed"] == pytest.approx(5 / 8)  # synchronized by hand: 3 batches of 0 and 5 of 1
+            assert found["twice"] == pytest.approx(2 + 40 / 60)  # as in Lightning, the later hook's
+            assert found["apart"] == pytest.approx(
+                2 + 40 / 60
+            )  # keeps its states to itself, so its values are averaged
+            assert math.isnan(found["loss_of_one_is_lost"])
+            assert math.isnan(found["largest"])
+            assert found["number"] == 12
+        agreed = [{k: repr(v) for k, v in found["metrics"].items() if k not in own} for found in (first, second)]
+        assert agreed[0] == agreed[1]
+        assert "of_one" not in first["metrics"]
+        assert second["metrics"]["of_one"] == 4
+        assert any("'on_validation_epoch_end.of_one' by 1 of 2 silos" in each for each in first["warnings"])
+        assert first["metrics"]["asks_in_a_step"] != second["metrics"]["asks_in_a_step"]
+
+    def test_monitors_of_what_every_silo_has_its_own_value_of_are_refused(self, by_hand: Path) -> None:
+        first, second = (json.loads((by_hand / f"refused-{rank}.json").read_text()) for rank in (0, 1))
+        assert first == second
+        assert first[0].startswith("ModelCheckpoint looks at 'train_loss', of which every silo has a value of its own")
+        assert first[1].startswith("EarlyStopping looks at 'of_one', of which every silo has a value of its own (none,")
 
 
 class TestQuantized:

@@ -5,8 +5,11 @@ import importlib
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.strategies import StrategyRegistry
 
 import fedhq_lightning
+from fedhq_lightning import callbacks
+from fedhq_lightning.support import lazy
 from fedhq_lightning.support.lazy import on_first_use
 
 ROOT = Path(fedhq_lightning.__file__).parent
@@ -67,6 +70,17 @@ def test_no_package_has_another_way() -> None:
     """A `__getattr__` without types would hide every name from type checkers again."""
     others = [str(file) for file in ROOT.rglob("__init__.py") if "def __getattr__" in file.read_text(encoding="utf-8")]
     assert others == []
+
+
+def test_any_name_of_the_callbacks_registers_the_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
+    imported: list[str] = []
+    monkeypatch.setattr(lazy, "import_module", lambda name: imported.append(name) or importlib.import_module(name))
+    for name in callbacks.__all__:
+        imported.clear()
+        vars(callbacks).pop(name, None)
+        assert getattr(callbacks, name) is not None
+        assert "fedhq_lightning.silos.silo_strategy" in imported, name
+    assert "fedhq" in StrategyRegistry
 
 
 def test_an_unknown_name_is_no_attribute() -> None:

@@ -8,7 +8,7 @@ import warnings
 import pytest
 
 from fedhq_lightning.cli.parser import complain
-from fedhq_lightning.support.quiet import libraries_quiet, say_line, show_own_warnings
+from fedhq_lightning.support.quiet import libraries_quiet, say_line, show_warnings
 
 
 class Unbuffered(io.StringIO):
@@ -28,27 +28,31 @@ def test_what_shows_and_what_does_not(caplog):
     before = logger.level
 
     def speak() -> None:
-        with libraries_quiet("a_library", warnings_of=[__name__.replace(".", r"\.")]):
+        with libraries_quiet("a_library", noise=["advice of a library: [0-9]"]):
+            logger.info("a notice")
             logger.warning("a remark")
-            logger.error("an error")
-            warnings.warn("advice", stacklevel=1)
+            warnings.warn("advice of a library: 5", stacklevel=1)
             raise KeyError
 
     with pytest.raises(KeyError):
         speak()
-    assert [record.message for record in caplog.records] == ["an error"]
+    assert [record.message for record in caplog.records] == ["a remark"]
     assert logger.level == before
     with pytest.warns(UserWarning, match="advice"):
-        warnings.warn("advice", stacklevel=1)
+        warnings.warn("advice of a library: 5", stacklevel=1)
+    with pytest.warns(UserWarning, match="of the user"), libraries_quiet("a_library", noise=["advice of a library"]):
+        warnings.warn("advice of the user's own, unlike advice of a library", stacklevel=1)
 
 
-def test_own_warnings_are_a_line_and_those_of_libraries_none():
-    said = []
+def test_warnings_of_everybody_are_a_line_each_and_once():
+    said, names = [], ("fedhq_lightning.federated.setup", "a_library.other", "users_own")
     with warnings.catch_warnings():
-        show_own_warnings(said.append)
-        warnings.warn_explicit("ours", UserWarning, "assembly.py", 7, module="fedhq_lightning.federated.setup")
-        warnings.warn_explicit("theirs", UserWarning, "other.py", 7, module="a_library.other")
-    assert said == ["warning: ours"]
+        warnings.simplefilter("always")
+        show_warnings(said.append)
+        for _ in range(2):
+            for name in names:
+                warnings.warn_explicit(f"of\n {name}", UserWarning, "a_file.py", 7, module=name)
+    assert said == [f"warning: of {name}" for name in names]
 
 
 def test_a_line_is_one_call_so_that_no_other_process_writes_into_it(monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from fedhq_lightning.report.allocation_figures import write_allocation_picture
 from fedhq_lightning.tracking.wandb_run import _wait_until_written, rounds_held
 
 from ..logged_run import SETTINGS, log_offline, write_logged_run
+from ..small_federation import SmallData, SmallModule, trainer
 from ..small_run import EXPLANATION, allotted_rounds, small_rounds, write_allocation
 from .offline import Logged
 
@@ -125,6 +127,27 @@ def test_config_is_nested(logged: Logged) -> None:
     assert (logged.run.run_group, logged.run.display_name) == ("digits", "20250101-120000-ab12")
 
 
+def test_the_best_is_of_the_rounds_that_were_trained(tmp_path: Path) -> None:
+    first, *others = small_rounds(num_rounds=2)
+    rounds = [replace(first, metric_quantized=1.0), *others]
+    run_dir = write_logged_run(tmp_path / "20250101-120000-ab15", rounds)
+    log_offline(run_dir, rounds, monitor="val_accuracy", monitor_mode="max")
+    best = max(record.metric_quantized for record in others if record.metric_quantized is not None)
+    assert Logged(run_dir).summary["metric_quantized"] == {"max": best}
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_without_a_model_is_logged_without_it(tmp_path: Path) -> None:
+    there = trainer(max_rounds=1, scheme="w4a8", logger=True)
+    there.writes_model = False
+    there.fit(SmallModule(), SmallData())
+    logged = Logged(there.run_dir)
+    assert {each.type for each in logged.artifacts.values()} == {"recipe", "run_table"}
+    assert logged.summary["deployed/metric_quantized"] == there.summary["metric_quantized"]
+    assert {row["client_id"] for row in logged.table("clients")} == {"0", "1", "2", "3"}
+    assert "client_rounds.path" not in logged.values
+
+
 @pytest.mark.parametrize("left", ["nothing", "another allocator's file"])
 def test_other_allocators_log_no_map(tmp_path: Path, left: str) -> None:
     run_dir = write_logged_run(tmp_path / "20250101-120000-ab13", small_rounds(num_rounds=1))
@@ -161,6 +184,68 @@ class TestTheUsersOwn:
         assert logged.values["mine"] == 1
         assert logged.values["fed-round"] == 1
         assert logged.axes["fed-virtual/metric_fp"].step_metric == "fed-seconds/virtual"
+
+    def test_two_loggers_are_two_runs_and_both_go_on(self, tmp_path: Path) -> None:
+        run_dirs = [write_logged_run(tmp_path / name, small_rounds(num_rounds=1)) for name in ("one", "two")]
+        loggers = [WandbLogger(project="mine", name=each.name, save_dir=tmp_path, offline=True) for each in run_dirs]
+        runs = []
+        try:
+            for logger, run_dir in zip(loggers, run_dirs, strict=True):  # a loop over folds
+                log = tracking.make_loggers(logger, run_dir, "digits", SETTINGS)
+                tracking.log_round(log, small_rounds(num_rounds=1)[-1])
+                tracking.finish(log, {"rounds": 1, "metric_name": "val_accuracy"}, run_dir)
+                assert wandb.run is logger.experiment
+                runs.append(logger.experiment)
+            assert [run.name for run in runs] == ["one", "two"]
+            loggers[0].log_metrics({"later": 1.0})
+            assert [run.summary.get("later") for run in runs] == [1.0, None]
+            assert [run.summary.get("round") for run in runs] == [1, 1]
+            log = tracking.make_loggers(True, run_dirs[0], "digits", SETTINGS)
+            assert log[0].logger.version == "one"
+            tracking.finish(log, {}, run_dirs[0], "failed")
+            assert not any(run._is_finished for run in runs)
+        finally:
+            for run in runs:
+                run.finish()
+
+    def test_another_run_is_joined_and_lightning_says_so(self, tmp_path: Path) -> None:
+        run = wandb.init(project="mine", dir=tmp_path, mode="offline")
+        logger, environment = WandbLogger(project="mine", save_dir=tmp_path, offline=True), without_service()
+        try:
+            for each in (logger, True):
+                with pytest.warns(UserWarning, match="There is a wandb run already in progress"):
+                    [log] = tracking.make_loggers(each, tmp_path, "digits", SETTINGS)
+                assert log.logger.experiment is run
+                tracking.finish([log], {}, tmp_path, "failed")
+                assert not run._is_finished
+                assert without_service() == environment
+        finally:
+            run.finish()
+
+    def test_what_wandb_says_of_the_users_runs_is_seen(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        wandb.teardown()  # as in a new process
+        run_dir = write_logged_run(tmp_path / "20250101-120000-ab16", small_rounds(num_rounds=1))
+        log_offline(run_dir, small_rounds(num_rounds=1))
+        assert capfd.readouterr() == ("", ""), "ours is silent"
+        environment = without_service()
+        logger = WandbLogger(project="mine", save_dir=tmp_path, offline=True)
+        log = tracking.make_loggers(logger, run_dir, "digits", SETTINGS)
+        tracking.finish(log, {}, run_dir, "failed")
+        logger.experiment.finish()
+        wandb.init(project="mine", dir=tmp_path, mode="offline").finish()
+        said = capfd.readouterr().err
+        assert said.count("Tracking run with wandb") == 2
+        assert "environment variables" not in said
+        assert without_service() == environment
+
+    def test_a_finished_run_takes_no_other(self, tmp_path: Path) -> None:
+        logger = WandbLogger(project="mine", save_dir=tmp_path, offline=True, id="done")
+        logger.experiment.finish()
+        with pytest.raises(ConfigurationError, match=r"run done is finished .* make a new WandbLogger"):
+            tracking.check_logger(logger)
 
     def test_a_live_run_tells_what_it_holds(self, tmp_path: Path) -> None:
         def resumed(last: Any) -> Any:

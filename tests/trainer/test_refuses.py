@@ -30,6 +30,10 @@ class TestRefuses:
             ({"clients_per_round": True}, "clients_per_round True: must be a count"),
             ({"round_deadline": True}, "round_deadline True"),
             ({"ema_decay": "0.9"}, "ema_decay '0.9'"),
+            (
+                {"strategy": "fedhq"},
+                "strategy 'fedhq' is for lightning.Trainer.*FederatedTrainer takes 'auto' or 'ddp'",
+            ),
             ({"strategy": "ddp_spawn"}, "strategy 'ddp_spawn' starts processes by spawn"),
             ({"strategy": "ddp_fork", "devices": 2}, "strategy 'ddp_fork' starts processes by fork"),
             ({"max_rounds": 2.5}, "max_rounds 2.5: must be a whole number"),

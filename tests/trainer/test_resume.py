@@ -119,11 +119,11 @@ class TestResume:
             broken.fit(SmallModule(), SmallData())
         again = EarlyStopping(patience=3, min_delta=100.0)
         resumed, _ = fit(max_rounds=9, callbacks=[again, Recorder()], ckpt_path=broken.run_dir)
-        assert again.best == records(resumed)[0].monitored
-        assert resumed.summary["rounds"] == 3
+        assert again.best == records(resumed)[1].monitored
+        assert resumed.summary["rounds"] == 4
         once_more = EarlyStopping(patience=3, min_delta=100.0)
         finished, _ = fit(max_rounds=9, callbacks=[once_more, Recorder()], ckpt_path=broken.run_dir)
-        assert finished.summary["rounds"] == 3, "a run that was stopped stays stopped"
+        assert finished.summary["rounds"] == 4, "a run that was stopped stays stopped"
 
     def test_another_recipe_is_refused_and_nothing_written(self) -> None:
         done, _ = fit()

@@ -1,0 +1,187 @@
+"""A run that goes on: which one is meant, whether it is the same, and what a longer one changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
+
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated.settings import RunSettings
+from fedhq_lightning.recipe.edit import with_value
+from fedhq_lightning.recipe.identity import SETTINGS_THAT_CHANGE_NO_BIT, check_same
+from fedhq_lightning.run.directory import RunDirectory, load_checkpoint
+from fedhq_lightning.run.lightning_checkpoint import for_lightning
+from fedhq_lightning.run.records import RoundRecord
+from fedhq_lightning.run.state import RunState
+from fedhq_lightning.support.paths import expand_path
+
+_PARTS_BESIDE_RECIPE = ("device", "compiled_kernels", "virtual_fleet")
+_FREE = SETTINGS_THAT_CHANGE_NO_BIT | {"trainer.max_rounds"}
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run as its checkpoint has it.
+
+    Attributes:
+        directory: Of the run.
+        saved: The checkpoint's content.
+        records: Of the rounds done, without clients.
+    """
+
+    directory: RunDirectory
+    saved: Mapping[str, Any]
+    records: Sequence[RoundRecord]
+
+    @property
+    def max_rounds(self) -> int:
+        """What the run was asked for when the checkpoint was written."""
+        return int(self.saved["described"]["trainer"]["max_rounds"])
+
+    @property
+    def state(self) -> RunState:
+        """Where the run stood."""
+        return RunState.from_checkpoint(self.saved["state"], self.records)
+
+    def take_up(self, module: L.LightningModule, recipe_text: str, max_rounds: int) -> AbstractContextManager[None]:
+        """Make the files say where the run goes on from; on the first process, within `RunDirectory.locked`.
+
+        Args:
+            module: The template, for what Lightning reads of `best.ckpt`.
+            recipe_text: The recipe as it is now.
+            max_rounds: Rounds in all now.
+
+        Returns:
+            To be entered for as long as the run goes on.
+        """
+        directory, state = self.directory, self.state
+        directory.rewind(state.round)
+        if state.best_state is None:
+            directory.best.unlink(missing_ok=True)
+        else:
+            directory.save_best(best_checkpoint(module, state))
+        if max_rounds == self.max_rounds:
+            return nullcontext()
+        return directory.rewrite_recipe(_with_max_rounds(directory.recipe, recipe_text, max_rounds))
+
+
+def find_run(ckpt_path: str | Path, runs: Path) -> Path | None:
+    """The run directory or checkpoint that is meant.
+
+    Args:
+        ckpt_path: A path, or "last" for the newest run that has a checkpoint.
+        runs: Folder of the recipe's runs.
+
+    Returns:
+        Its path; None where "last" finds none, as in Lightning.
+
+    Raises:
+        ConfigurationError: Another of Lightning's words.
+    """
+    if ckpt_path in ("best", "hpc", "registry"):
+        raise ConfigurationError(
+            f"ckpt_path {ckpt_path!r}: fit goes on where a run stood; give its directory, trainer.run_dir, or 'last' "
+            "for the newest one of this module or recipe"
+        )
+    if ckpt_path != "last":
+        return expand_path(ckpt_path, "ckpt_path")
+    found = [path for path in runs.glob("*") if RunDirectory(path).saved_checkpoints()]
+    if found:
+        return max(found, key=lambda path: path.name)  # they begin with the time
+    rank_zero_warn(f"ckpt_path 'last': no run with a checkpoint is in {runs}, so a new one begins")
+    return None
+
+
+def read_same(directory: RunDirectory, file: Path, described: Mapping[str, Any], settings: RunSettings) -> Resumed:
+    """A checkpoint of a run that was started with the same settings but for what changes no bit, and `max_rounds`.
+
+    Args:
+        directory: Of the run.
+        file: The checkpoint; where it is the newest and its round would be another with this `max_rounds`, an older
+            one is taken.
+        described: This run.
+        settings: This run's.
+
+    Raises:
+        ConfigurationError: Another run, no checkpoint to go on from, or more rounds done than `max_rounds`.
+    """
+    candidates = [file]
+    if file in (saved := directory.saved_checkpoints())[-1:]:
+        candidates = saved[::-1]
+    chosen, now = _read(candidates[0]), settings.max_rounds
+    _check_same(chosen, described)
+    if chosen["state"]["round"] > now:
+        raise ConfigurationError(
+            f"max_rounds {now}: {directory.path} has done {chosen['state']['round']} rounds; give that many or more, "
+            "or start a new run"
+        )
+    for older in candidates[1:]:
+        if _is_as_with(chosen, now):
+            break
+        chosen = _read(older)
+    resumed = Resumed(directory, chosen, directory.rounds_until(chosen["state"]["round"]))
+    _tell_what_changes(resumed, settings)
+    return resumed
+
+
+def best_checkpoint(module: L.LightningModule, state: RunState) -> dict[str, Any]:
+    """What `best.ckpt` holds."""
+    return {"round": state.best_round, "state": state.deployed, **for_lightning(module, state.deployed)}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    saved = load_checkpoint(file)
+    if "described" not in saved:
+        raise ConfigurationError(f"{file}: one round's model, not where a run stood; give a run directory")
+    return saved
+
+
+def _check_same(saved: Mapping[str, Any], described: Mapping[str, Any]) -> None:
+    before, now = saved["described"], described
+    if "recipe" in before and "recipe" in now:
+        # It tells more than objects tell about themselves.
+        parts = [name for name in _PARTS_BESIDE_RECIPE if name in before]
+        before, now = ({**each["recipe"], **{name: each.get(name) for name in parts}} for each in (before, now))
+    check_same(before, now, _FREE)
+
+
+def _is_as_with(saved: Mapping[str, Any], max_rounds: int) -> bool:
+    """Whether the checkpoint's last round is that of a run of `max_rounds`: the very last is always evaluated."""
+    trainer, done = saved["described"]["trainer"], saved["state"]["round"]
+    is_due = done % trainer["eval_every_n_rounds"] == 0
+    return bool(is_due or (done == trainer["max_rounds"]) == (done == max_rounds))
+
+
+def _tell_what_changes(resumed: Resumed, settings: RunSettings) -> None:
+    """One line, where a run that had `max_rounds` from the start would have been another."""
+    before, now, done = resumed.max_rounds, settings.max_rounds, resumed.saved["state"]["round"]
+    if before == now:
+        return
+    if resumed.saved["state"]["stopped"]:
+        changes = [f"a callback ended the run after round {done}, as it would have with {now}: it stays ended"]
+    else:
+        changes = []
+        if settings.round_lr in ("cosine", "linear"):
+            changes.append(f"round_lr {settings.round_lr!r} is that of {now} rounds")
+        if settings.allocator is not None and settings.allocator.looks_at_max_rounds:
+            changes.append(f"{type(settings.allocator).__name__} plans as in a run of {now}")
+        if changes:
+            changes[0] = f"from round {done + 1} on {changes[0]}"
+            changes.append(f"rounds 1 to {done} stay those of {before}")
+    if not _is_as_with(resumed.saved, now):
+        changes.append(f"round {done} is recorded as that of {before} rounds, for no older checkpoint is there")
+    if changes:
+        rank_zero_warn(f"max_rounds was {before}, is now {now}: {', '.join(changes)}")
+
+
+def _with_max_rounds(file: Path, recipe_text: str, max_rounds: int) -> str:
+    try:
+        return with_value(file.read_text(encoding="utf-8"), ("trainer", "max_rounds"), max_rounds)
+    except ConfigurationError:
+        return recipe_text
