@@ -81,9 +81,15 @@ def lightnings_own(instance: Any) -> Any:
 
     Args:
         instance: A LightningModule or LightningDataModule; where it comes from both packages, the first counts.
+
+    Raises:
+        ValueError: It is neither.
     """
     roots = both(pl.LightningModule) + both(pl.LightningDataModule)
-    return next(each for each in type(instance).__mro__ if each in roots)
+    for each in type(instance).__mro__:
+        if each in roots:
+            return each
+    raise ValueError(f"{type(instance).__name__} is neither a LightningModule nor a LightningDataModule")
 
 
 def is_overridden(method: str, instance: Any) -> bool:

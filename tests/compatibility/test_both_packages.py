@@ -68,6 +68,7 @@ def test_the_same_run(name: str) -> None:
     assert summaries[0] == summaries[1]
 
 
+@pytest.mark.usefixtures("no_report")
 def test_the_deployed_model_and_what_is_asked_of_the_trainer_afterwards() -> None:
     found = []
     for package in (L, pl):
@@ -83,6 +84,7 @@ def test_the_deployed_model_and_what_is_asked_of_the_trainer_afterwards() -> Non
     assert (validated, tested) == (also_validated, also_tested)
 
 
+@pytest.mark.usefixtures("no_program")
 def test_a_demo(tmp_path: Path) -> None:
     module, reference = seeded(boring_classes.BoringModel), seeded(BoringModel)
     run(module, DemoData(BoringModel, tmp_path / "data"), scheme=SCHEME)
@@ -91,6 +93,7 @@ def test_a_demo(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("package", [L, pl], ids=["lightning", "pytorch_lightning"])
+@pytest.mark.usefixtures("no_program")
 def test_a_checkpoint_of_either_goes_on_in_the_federation(package: Any, tmp_path: Path) -> None:
     """What the module's own `load_from_checkpoint` gives is a module like any other."""
     module = small(package)
