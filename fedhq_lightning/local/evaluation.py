@@ -15,6 +15,7 @@ from fedhq_lightning.local.memory_of_evaluation import changed, plain_attributes
 from fedhq_lightning.local.module_state import load_weights
 from fedhq_lightning.quantize import QuantScheme, convert
 from fedhq_lightning.support.collectives import Processes
+from fedhq_lightning.support.lightnings import is_overridden
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
 from fedhq_lightning.types import FitOptions, StateDict
 
@@ -105,8 +106,12 @@ class Evaluator:
         return ClientTrainer(module, self._options, module.device, autocast, self._datamodule).evaluate(loaders, stage)
 
     def model(self, state: StateDict) -> L.LightningModule:
-        """The module with `state` as its weights."""
+        """The module with `state` as its weights, and with what its `on_fit_start` makes, as in every client's fit."""
         module = copy.deepcopy(self._template)
+        if is_overridden("on_fit_start", module):
+            trainer = ClientTrainer(module, self._options, module.device, self.autocast, self._datamodule)
+            module.on_fit_start()
+            trainer.detach()
         load_weights(module, state)
         return module.to(self._device)
 

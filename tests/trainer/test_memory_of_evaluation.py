@@ -8,7 +8,7 @@ from torchmetrics import MaxMetric
 
 from fedhq_lightning.callbacks import FixedAllocator
 
-from ..small_federation import SmallData, SmallModule, trainer
+from ..small_federation import NUM_CLASSES, SmallData, SmallModule, trainer
 from .runs import Recorder, checkpoint, fit, records
 
 SETTINGS: dict[str, Any] = {"max_rounds": 5, "scheme": "w2a8", "callbacks": FixedAllocator("ptq"), "monitor": "loss"}
@@ -51,6 +51,30 @@ def test_lasts_over_rounds(kind: str) -> None:
         assert row[f"{kind}/lowest"] == min(losses[:number])
         assert row[f"{kind}/oldest"] == losses[0]
         assert row[f"{kind}/evaluations"] == number
+
+
+@pytest.mark.usefixtures("quick")
+def test_begins_with_what_on_fit_start_makes() -> None:
+    class Starts(SmallModule):
+        def on_fit_start(self) -> None:
+            self.evaluations = 0
+            self.register_buffer("mask", torch.full((NUM_CLASSES,), 2.0), persistent=False)
+            torch.nn.init.zeros_(self.net[0].weight)  # what the server sends stands
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("factor", (self(batch[0]) * self.mask / self(batch[0])).mean())
+            self.log("weight", self.net[0].weight.abs().sum())
+
+        def on_validation_epoch_end(self) -> None:
+            self.evaluations += 1
+            self.log("evaluations", float(self.evaluations))
+
+    there, _ = fit(Starts(), **SETTINGS | {"monitor": "weight", "monitor_mode": "max", "max_rounds": 2})
+    rows = [record.metrics for record in records(there)]
+    for kind in ("fp", "quantized"):
+        assert [row[f"{kind}/evaluations"] for row in rows] == [1, 2, 3]
+        assert [row[f"{kind}/factor"] for row in rows] == [2, 2, 2]
+        assert min(row[f"{kind}/weight"] for row in rows) > 0
 
 
 @pytest.mark.usefixtures("quick")
