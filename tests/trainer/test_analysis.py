@@ -108,16 +108,16 @@ class TestMeasuring:
         with pytest.raises(ConfigurationError, match=r"label_counts\(2\)"):
             fit(data=OneUnlabelled(), scheme="w4a8", callbacks=FixedAllocator(0.5, by="divergence"))
 
-    def test_an_idle_client_has_no_direction(self) -> None:
-        """The others are compared with the mean of all, the idle one among them."""
+    def test_a_client_that_does_not_move_has_no_direction(self) -> None:
+        """The others are compared with the mean of all, that one among them."""
 
-        class Idle(SmallModule):
+        class Stays(SmallModule):
             def training_step(self, batch: Any, batch_idx: int) -> Any:
                 return super().training_step(batch, batch_idx) * (0.0 if len(batch[0]) < 8 else 1.0)
 
-        there, _ = fit(Idle(), SmallData({"idle": 5, "a": 24, "b": 16}), callbacks=Curious("fp", None), max_rounds=1)
+        there, _ = fit(Stays(), SmallData({"still": 5, "a": 24, "b": 16}), callbacks=Curious("fp", None), max_rounds=1)
         found = {each.client_id: each.update_divergence for each in clients(there)}
-        assert found["idle"] is None
+        assert found["still"] is None
         assert found["a"] is not None
         assert found["b"] is not None
 
