@@ -171,7 +171,7 @@ def _drawn_rows(loader: DataLoader[Any], owner: str) -> NDArray[np.int64]:
 
 def _is(sampler: Any, kind: type) -> bool:
     """Whether a sampler draws as `kind` does: a subclass may not."""
-    return isinstance(sampler, kind) and type(sampler).__iter__ is kind.__iter__  # type: ignore[attr-defined]
+    return isinstance(sampler, kind) and type(sampler).__iter__ is kind.__iter__  # type: ignore[attr-defined]  # of any sampler
 
 
 def _draws_each_once(sampler: RandomSampler) -> bool:

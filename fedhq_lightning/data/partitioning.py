@@ -110,7 +110,7 @@ def _without_its_bar() -> Iterator[None]:
     try:
         yield
     finally:
-        module.tqdm = bar  # type: ignore[attr-defined]
+        module.tqdm = bar  # type: ignore[attr-defined]  # as above
 
 
 def _row_numbers(partition: Any, table: _RowTable, name: str) -> NDArray[np.int64]:

@@ -88,7 +88,7 @@ def _to_ptq(layer: nn.Module, config: PtqTrainingConfig) -> nn.Module:
     if getattr(layer, "groups", 1) == 1:
         # Another class for the same object keeps its Parameters, hooks, ties and every reference to it.
         layer.__class__ = _PTQ_TYPES[type(layer)]
-        layer.kernel, layer.stochastic_rounding = config.kernel, config.stochastic_rounding  # type: ignore[assignment]
+        layer.kernel, layer.stochastic_rounding = config.kernel, config.stochastic_rounding  # type: ignore[assignment]  # torch: Tensor | Module
     return layer
 
 
@@ -100,7 +100,7 @@ def _to_qat(layer: nn.Module, config: QatTrainingConfig) -> nn.Module:
         attach_fake_quantizers(layer, config.scheme)
     else:
         layer.__class__ = _QAT_TYPES[type(layer)]
-        layer.scheme, layer.kernel = config.scheme, config.kernel  # type: ignore[assignment]
+        layer.scheme, layer.kernel = config.scheme, config.kernel  # type: ignore[assignment]  # as above
     return layer
 
 
