@@ -99,7 +99,7 @@ class Workers(Generic[Job, Result]):
         job = self._busy.pop(worker)
         try:
             result, error = worker.pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):  # reset where it left its job unread
             worker.process.join()
             return Ended(job, worker.number, exit_code=worker.process.exitcode)
         self._idle.append(worker)

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.quantize import LaneOptions, QuantScheme, convert, prepare
 
 from ..beside_lightning import lightning_trainer, lightning_validate, without_advice
+from ..programs import run_program
 from ..small_script import (
     NUM_FEATURES,
     ScriptModule,
@@ -422,8 +421,7 @@ if __name__ == "__main__":
 
 def test_two_processes_under_ddp() -> None:
     Path("script.py").write_text(_DDP_SCRIPT)
-    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
-    subprocess.run([sys.executable, "script.py", "qat"], check=True, env=environment, timeout=240)
+    run_program("script.py", "qat", env=os.environ | {"PYTHONWARNINGS": "ignore"}).check_returncode()
     first, second = (json.loads(Path(f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert first["lanes"] == second["lanes"] == ["QatLinear"]
     assert all(each["plain"] for each in (first, second))

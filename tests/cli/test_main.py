@@ -16,6 +16,7 @@ import yaml
 from fedhq_lightning.cli.main import main, make_parser
 from fedhq_lightning.recipe import files as recipe_files
 
+from ..programs import Program
 from ..small_recipe import SMALL, write_recipe
 from ..trainer.conftest import make_quick
 
@@ -40,7 +41,7 @@ def start(*arguments: str, interpreter: Sequence[str] = AS_MODULE, **settings) -
     )
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 240) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen[str] | Program, seconds: float = 240) -> tuple[int, str, str]:
     try:
         output, errors = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -208,7 +209,7 @@ def test_interrupted(capsys, tmp_path, devices, how):
     if devices == 1:
         returncode, errors = main(["run", "mine.yaml"]), capsys.readouterr().err
     else:
-        returncode, _, errors = finish(start("run", "mine.yaml", start_new_session=True))
+        returncode, _, errors = finish(Program(*AS_MODULE, "run", "mine.yaml", start_new_session=True))
     run_dir = next((tmp_path / "runs" / "mine").iterdir())
     assert errors == f"fedhq: interrupted; go on with: fedhq resume {run_dir.relative_to(tmp_path)}\n"
     assert returncode == 130
@@ -275,7 +276,8 @@ sys.exit(cli.main())
 
 def test_two_at_once(capsys, stopped, tmp_path):
     """Two `fedhq resume` of one run: one goes on, the other is refused; and later completes it once more."""
-    first = start("resume", str(stopped), interpreter=("-c", WAITS))
+    (tmp_path / "waits.py").write_text(WAITS)
+    first = Program("waits.py", "resume", str(stopped))
     try:
         while not (tmp_path / "going").exists():
             assert first.poll() is None, first.communicate()
@@ -320,7 +322,7 @@ def test_a_folder_that_is_removed_meanwhile(capsys, tmp_path, devices):
     if devices == 1:
         returncode, errors = main(["run", "mine.yaml"]), capsys.readouterr().err
     else:
-        returncode, _, errors = finish(start("run", "mine.yaml", interpreter=["script.py"], start_new_session=True))
+        returncode, _, errors = finish(Program("script.py", "run", "mine.yaml", start_new_session=True))
     assert returncode == 2
     assert re.fullmatch(r"fedhq: recipe mine: runs/mine/\S+: cannot be written \(No such file or directory\)\n", errors)
 

@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import time
+from collections.abc import Callable
 
 from fedhq_lightning.experiments.workers import INTERRUPTED, Ended, Workers
 
@@ -34,6 +35,22 @@ def test_a_process_that_dies_is_told_by_its_exit_code() -> None:
         pool.start(3)
         assert pool.wait() == Ended(3, 1, exit_code=3)
         assert (pool.num_idle, pool.num_busy) == (1, 0)
+
+
+class EndsOnArrival:
+    """A call that ends the process that it is sent to."""
+
+    def __reduce__(self) -> tuple[Callable[[int], None], tuple[int]]:
+        return os._exit, (4,)
+
+    def __call__(self, job: int) -> None:
+        pass
+
+
+def test_a_process_that_dies_before_it_took_its_job_is_told_too() -> None:
+    with Workers(EndsOnArrival(), 1) as pool:
+        pool.start(3)  # sent by now, and never read
+        assert pool.wait() == Ended(3, 1, exit_code=4)
 
 
 def test_what_is_under_way_is_interrupted_when_the_block_fails() -> None:

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,22 +9,16 @@ from typing import Any
 
 import torch
 
+from ..programs import run_program
+
 SCRIPT = Path(__file__).with_name("silo_script.py")
 
 
-def run_script(
-    folder: Path, *arguments: str, script: Path = SCRIPT, seconds: float = 240, **settings: str
-) -> subprocess.CompletedProcess[str]:
-    """Two silos, with `settings` in their environment; a deadlock ends the test by a timeout."""
+def run_script(folder: Path, *arguments: str, script: Path = SCRIPT) -> subprocess.CompletedProcess[str]:
+    """Two silos; a deadlock ends the test by a timeout."""
     ours = {"LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-    return subprocess.run(
-        [sys.executable, str(script), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        cwd=folder,
-        env={name: value for name, value in os.environ.items() if name not in ours} | settings,
-    )
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    return run_program(str(script), *arguments, cwd=folder, env=environment)
 
 
 @contextmanager

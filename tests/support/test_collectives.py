@@ -1,8 +1,6 @@
 """What processes say to each other: the same on each, whoever began the group."""
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -10,6 +8,8 @@ import torch
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.support.collectives import Processes
+
+from ..programs import Program
 
 PROCESS = """
 import json, sys
@@ -56,8 +56,9 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("group")
     script = folder / "process.py"
     script.write_text(PROCESS)
-    both = [subprocess.Popen([sys.executable, str(script), str(rank), str(folder)]) for rank in range(2)]
-    assert [process.wait(240) for process in both] == [0, 0]
+    both = [Program(str(script), str(rank), str(folder)) for rank in range(2)]
+    printed = [process.communicate(240) for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
     return [json.loads((folder / f"told by {rank}").read_text()) for rank in range(2)]
 
 

@@ -25,6 +25,7 @@ from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.trainer import FederatedTrainer
 
 from ..logged_run import SETTINGS, log_offline, wait_for_another_folder, write_logged_run
+from ..programs import run_program
 from ..small_federation import SmallData, SmallModule, trainer
 from ..small_run import allotted_rounds, small_summary
 from ..trainer.runs import Recorder
@@ -143,7 +144,8 @@ def sync(run_dir: Path, address: str) -> str:
 def test_killed_resumed_and_synced(tmp_path: Path, server: tuple[Received, str]) -> None:
     # In this process's own wandb service the run would still be open, and its id in use.
     alone = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
-    killed = subprocess.run([sys.executable, "-c", KILLED], env=alone, capture_output=True, text=True, timeout=200)
+    (tmp_path / "killed.py").write_text(KILLED)
+    killed = run_program("killed.py", env=alone)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     (run_dir,) = tmp_path.glob("runs/*/*")
     wait_for_another_folder()

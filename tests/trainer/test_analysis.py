@@ -133,8 +133,8 @@ def test_two_processes_find_the_same_bits(tmp_path: Path) -> None:
     recipe = str(write_recipe(tmp_path / "curious.yaml", changes))
     two = start("run", recipe, "--trainer.devices=2", f"--trainer.default_root_dir={tmp_path / 'two'}")
     run_here("run", recipe, f"--trainer.default_root_dir={tmp_path / 'one'}")
-    output, _ = two.communicate(timeout=240)
-    assert two.returncode == 0, output
+    printed = two.communicate(timeout=240)
+    assert two.returncode == 0, printed
     runs = [only_run(tmp_path / name) for name in ("one", "two")]
     found = [
         [

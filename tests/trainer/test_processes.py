@@ -14,6 +14,7 @@ import torch
 from fedhq_lightning.cli.main import main
 from fedhq_lightning.run.directory import RunDirectory, load_checkpoint
 
+from ..programs import Program
 from ..small_federation import same_bits
 
 # Integers everywhere, though these layers are too small for them to pay, and every random number that a lane draws.
@@ -51,16 +52,11 @@ sys.exit(main())
 """
 
 
-def start(*arguments: str, script: Path | None = None) -> subprocess.Popen[str]:
+def start(*arguments: str, script: Path | None = None) -> Program:
     """The command in a process of its own, or in two: Lightning finds the port just before it needs it."""
     program = ["-m", "fedhq_lightning.cli.main"] if script is None else [str(script)]
-    return subprocess.Popen(
-        [sys.executable, *program, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "MASTER_PORT")},
-    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
+    return Program(*program, *arguments, env=environment)
 
 
 def run_here(*arguments: str) -> None:
@@ -89,14 +85,14 @@ class TestProcesses:
         two = start("run", *arguments, script=script)
         killed = start("run", *SMOKE, f"--trainer.default_root_dir={roots['killed']}", script=killed_script)
         run_here("run", *SMOKE, f"--trainer.default_root_dir={roots['one']}")
-        output, _ = killed.communicate(timeout=240)
-        assert killed.returncode == -signal.SIGKILL, output
+        printed = killed.communicate(timeout=240)
+        assert killed.returncode == -signal.SIGKILL, printed
         directory = RunDirectory(only_run(roots["killed"]))
         assert [record.round for record in directory.read_rounds()] == [0, 1, 2]
         assert [path.name for path in directory.saved_checkpoints()] == ["round-000000.ckpt", "round-000001.ckpt"]
         run_here("resume", str(directory.path))
-        output, _ = two.communicate(timeout=240)
-        assert two.returncode == 0, output
+        printed = two.communicate(timeout=240)
+        assert two.returncode == 0, printed
         left = [(root / f"in a group at exit, {rank}").read_text() for rank in (0, 1)]
         assert left == ["False", "False"], "what is left of gloo may abort the process"
         return {name: only_run(each) for name, each in roots.items()}
