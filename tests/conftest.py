@@ -1,5 +1,6 @@
 """What every test runs under: one thread, no network, a home and a working directory of its own."""
 
+import logging
 import os
 import signal
 import socket
@@ -130,9 +131,33 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs write under the working directory; none may write into the checkout or see another test's."""
-    monkeypatch.chdir(tmp_path)
+def _own_working_directory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs write under the working directory; none may write into the checkout or see another test's.
+
+    It is `tmp_path` for those that ask for it; the others have one that takes less to make.
+    """
+    is_asked_for = "tmp_path" in request.fixturenames
+    monkeypatch.chdir(request.getfixturevalue("tmp_path") if is_asked_for else tempfile.mkdtemp(dir=_home.name))
+
+
+class Warned(logging.Handler):
+    """Keeps the warnings that are logged."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@pytest.fixture
+def warned() -> Iterator[Warned]:
+    """What is logged from here on. In place of pytest's `caplog`, which takes its time in every test that there is."""
+    handler = Warned()
+    logging.getLogger().addHandler(handler)
+    yield handler
+    logging.getLogger().removeHandler(handler)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import torch
@@ -25,7 +26,16 @@ def seed_generators(seed: int) -> None:
     """Seed Python's, NumPy's and torch's global generators, which user code and data loaders draw from."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    if has_accelerator():
+        torch.manual_seed(seed)
+    else:  # where it would still write down a stack trace for each kind of device, as long as a small step takes
+        torch.default_generator.manual_seed(seed)
+
+
+@cache
+def has_accelerator() -> bool:
+    """Whether torch sees a device other than the CPU."""
+    return torch.accelerator.is_available()
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """EarlyStopping: when, why, and after a resume."""
 
 import json
-import logging
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from fedhq_lightning.callbacks.early_stopping import EarlyStopping
 from fedhq_lightning.errors import ConfigurationError
 
+from ..conftest import Warned
 from ..small_federation import SmallData, SmallModule, trainer
 
 
@@ -119,12 +119,11 @@ def test_a_second_run_starts_afresh() -> None:
     assert callback.best is None
 
 
-def test_only_the_first_process_speaks_and_every_process_stops(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        assert run(EarlyStopping(patience=1), [0.5, 0.5], is_global_zero=False) == 2
-        assert not caplog.records
-        assert run(EarlyStopping(patience=1), [0.5, 0.5]) == 2
-    assert [record.getMessage() for record in caplog.records] == [
+def test_only_the_first_process_speaks_and_every_process_stops(warned: Warned) -> None:
+    assert run(EarlyStopping(patience=1), [0.5, 0.5], is_global_zero=False) == 2
+    assert not warned.messages
+    assert run(EarlyStopping(patience=1), [0.5, 0.5]) == 2
+    assert warned.messages == [
         "EarlyStopping: stopped after round 2: val_accuracy has not improved on 0.5 by more than 0 for 1 evaluations"
     ]
 

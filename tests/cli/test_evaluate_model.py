@@ -17,6 +17,7 @@ from fedhq_lightning.cli.main import main
 from fedhq_lightning.deploy.model_files import find_files
 from fedhq_lightning.launch.resolve import resolve
 
+from ..conftest import Warned
 from ..report.test_final_table import Terminal
 from ..small_recipe import ABSENT, write_recipe
 
@@ -152,18 +153,18 @@ class TestRefusals:
         run: Path,
         capsys: pytest.CaptureFixture[str],
         monkeypatch: pytest.MonkeyPatch,
-        caplog: pytest.LogCaptureFixture,
+        warned: Warned,
         file: str,
         kept: float,
     ) -> None:
         # torch logs to the standard error of when it was imported, which capsys does not see.
-        monkeypatch.setattr(logging.getLogger("torch"), "handlers", [caplog.handler])
+        monkeypatch.setattr(logging.getLogger("torch"), "handlers", [warned])
         path = run / "model" / file
         content = path.read_bytes()
         path.write_bytes(content[: int(len(content) * kept)])
         said = refusal(capsys, str(run))
         assert said.startswith(f"{file} is damaged, or" if file == "model.pt2" else f"{file} cannot be read as")
-        assert caplog.text == ""
+        assert not warned.messages
 
     def test_another_model(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert refusal(capsys, str(run), "wide.yaml") == (

@@ -1,8 +1,9 @@
 import pytest
-import torch
+
+from fedhq_lightning.support.seeds import seed_generators
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Tolerances are tested on the same values every time, whichever tests ran before."""
-    torch.manual_seed(0)
+    seed_generators(0)

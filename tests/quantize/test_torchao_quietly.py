@@ -2,9 +2,9 @@ import logging
 import subprocess
 import sys
 
-import pytest
-
 from fedhq_lightning.quantize import torchao_quietly
+
+from ..conftest import Warned
 
 
 def test_the_import_says_nothing_and_no_other_module_imports_torchao() -> None:
@@ -19,15 +19,15 @@ def test_the_import_says_nothing_and_no_other_module_imports_torchao() -> None:
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_other_messages_pass(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING), torchao_quietly._noise_dropped():
+def test_other_messages_pass(warned: Warned) -> None:
+    with torchao_quietly._noise_dropped():
         logging.getLogger("torchao").warning("Failed to load x.so: no")
         logging.getLogger("torchao").warning("Skipping import of cpp extensions")
-    assert [record.message for record in caplog.records] == ["Skipping import of cpp extensions"]
+    assert warned.messages == ["Skipping import of cpp extensions"]
 
 
-def test_filters_go_away_after_the_import(caplog: pytest.LogCaptureFixture) -> None:
+def test_filters_go_away_after_the_import(warned: Warned) -> None:
     with torchao_quietly._noise_dropped():
         pass
     logging.getLogger("torchao").warning("Failed to load x.so: no")
-    assert len(caplog.records) == 1
+    assert len(warned.messages) == 1

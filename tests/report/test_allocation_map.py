@@ -11,18 +11,13 @@ import pytest
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.report.allocation_figures import describe_boundary, write_allocation_picture
+from fedhq_lightning.report.allocation_section import boundary_section
 from fedhq_lightning.report.picture_style import MODE_COLOURS
-from fedhq_lightning.report.report import write_report
+from fedhq_lightning.report.sections import recipe_section
 from fedhq_lightning.run.allocation import RoundBoundary, read_allocation
-from fedhq_lightning.run.run import Run
 
 from ..small_run import EXPLANATION, allotted_rounds, write_allocation, write_run
-from .test_report import Page, svgs, texts
-
-
-def written(run_dir: Path) -> Path:
-    """The report of what is in a folder."""
-    return write_report(Run(run_dir))
+from .test_report import Page, svgs, texts, written
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +88,7 @@ class TestReport:
     def test_a_boundary_that_never_moved_has_no_course(self, tmp_path: Path) -> None:
         data = json.loads((write_allocation(write_run(tmp_path)) / "allocation.json").read_text())
         (tmp_path / "allocation.json").write_text(json.dumps(data | {"boundaries": data["boundaries"][:1]}))
-        found = svgs(written(tmp_path).read_text())
+        found = svgs(written(tmp_path, boundary_section).read_text())
         assert "map-1" in found
         assert "boundary" not in found
 
@@ -101,17 +96,17 @@ class TestReport:
         write_allocation(
             write_run(tmp_path, allotted_rounds(num_clients=2000, cohort=100)), num_clients=2000, explanation=""
         )
-        path = written(tmp_path)
+        path = written(tmp_path, boundary_section)
         assert path.stat().st_size < 600_000
         assert write_allocation_picture(tmp_path) is not None
 
     def test_no_allocator_no_section_and_a_strange_file_is_no_reason_to_have_no_report(self, tmp_path: Path) -> None:
         write_run(tmp_path)
-        assert "allotted" not in written(tmp_path).read_text()
+        assert "allotted" not in written(tmp_path, boundary_section, recipe_section).read_text()
         assert write_allocation_picture(tmp_path) is None
         for content, said in (("{", "damaged"), ('{"mine": 1}', "&#x27;clients&#x27; is missing"), ("[]", "damaged")):
             (tmp_path / "allocation.json").write_text(content)
-            text = written(tmp_path).read_text()
+            text = written(tmp_path, boundary_section, recipe_section).read_text()
             assert "How the clients were allotted" in text
             assert said in text
             assert write_allocation_picture(tmp_path) is None

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -16,7 +17,12 @@ from xml.etree import ElementTree
 import pytest
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.report import report as report_of_run
+from fedhq_lightning.report.clients_section import clients_section
+from fedhq_lightning.report.course_section import course_section
 from fedhq_lightning.report.curve_figures import enlarged, time_unit
+from fedhq_lightning.report.model_section import model_section
+from fedhq_lightning.report.numbers_section import numbers_section
 from fedhq_lightning.report.picture_style import MODE_COLOURS
 from fedhq_lightning.report.report import write_report
 from fedhq_lightning.run.run import Run
@@ -26,9 +32,12 @@ from ..small_run import small_rounds, small_summary, write_run
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
 
-def written(run_dir: Path) -> Path:
-    """The report of what is in a folder."""
-    return write_report(Run(run_dir))
+def written(run_dir: Path, *sections: Callable[[Run], str]) -> Path:
+    """The report of what is in a folder; of these sections alone where some are named, since pictures take long."""
+    with pytest.MonkeyPatch.context() as patch:
+        if sections:
+            patch.setattr(report_of_run, "_SECTIONS", sections)
+        return write_report(Run(run_dir))
 
 
 class Page(HTMLParser):
@@ -229,13 +238,13 @@ def test_what_clients_measured_for_the_allocator_is_part_of_their_time(tmp_path:
         replace(record, clients=tuple(replace(client, analysis_seconds=3600.0) for client in record.clients))
         for record in small_rounds()
     ]
-    text = written(write_run(tmp_path, rounds)).read_text()
+    text = written(write_run(tmp_path, rounds), clients_section).read_text()
     assert {"download", "analysis", "compute", "upload"} <= set(texts(svgs(text)["split"]))
     assert "Slowest: client 8 (board), 1 h 01 min." in Page(text).text
 
 
 def test_a_point_for_every_evaluated_round_and_a_ring_on_the_best(tmp_path: Path) -> None:
-    text = written(write_run(tmp_path, best_round=8)).read_text()
+    text = written(write_run(tmp_path, best_round=8), course_section, numbers_section).read_text()
     rounds = small_rounds()
     evaluated = [record for record in rounds if record.metric_fp is not None]
     for name in ("metric-round", "metric-wall", "metric-virtual"):
@@ -265,7 +274,7 @@ def test_what_quantization_changes(report: str) -> None:
 
 
 def test_per_class_and_inference(tmp_path: Path) -> None:
-    text = written(write_run(tmp_path, per_class=PER_CLASS, inference=INFERENCE)).read_text()
+    text = written(write_run(tmp_path, per_class=PER_CLASS, inference=INFERENCE), model_section).read_text()
     page, found = Page(text), svgs(text)
     assert {"classes", "latency", "sizes"} <= found.keys()
     assert "Worst, quantized: class bee, 0.8000. Harmed most by quantization: class bee, -0.1000." in page.text
@@ -292,7 +301,8 @@ def test_dollars_in_names_are_no_formulas(tmp_path: Path) -> None:
 
 
 def test_the_model_of_a_run_without_scheme(tmp_path: Path) -> None:
-    text = written(write_run(tmp_path, per_class=PER_CLASS | {"quantized": None}, inference=None)).read_text()
+    run_dir = write_run(tmp_path, per_class=PER_CLASS | {"quantized": None}, inference=None)
+    text = written(run_dir, model_section).read_text()
     assert "Worst, fp: class a class with a very long name, 0.8500." in Page(text).text
     assert markers(svgs(text)["classes"])[0] == 3 + 1
     assert "latency" not in svgs(text)
@@ -302,7 +312,7 @@ def test_a_thousand_classes_show_those_that_change_most(tmp_path: Path) -> None:
     names = [f"class-{number}" for number in range(1000)]
     told = {"classes": names, "examples": [5] * 1000, "fp": [0.5] * 1000}
     told["quantized"] = [0.5 - (0.1 if number > 980 else 0.0) for number in range(1000)]
-    path = written(write_run(tmp_path, per_class=told))
+    path = written(write_run(tmp_path, per_class=told), model_section)
     assert "The 30 classes that quantization changes most, of 1,000." in path.read_text()
     assert "class-999 (n=5)" in path.read_text()
     assert path.stat().st_size < 500_000
@@ -350,7 +360,7 @@ def test_matplotlib_is_imported_only_to_draw(tmp_path: Path) -> None:
 
 def test_an_earlier_report_is_replaced_whole_or_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_dir = write_run(tmp_path / "run")
-    path = written(run_dir)
+    path = written(run_dir, model_section)
     earlier = path.read_text()
 
     def fail(*arguments: object) -> None:
@@ -358,7 +368,7 @@ def test_an_earlier_report_is_replaced_whole_or_stays(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(ConfigurationError, match="disk full"):
-        written(run_dir)
+        written(run_dir, model_section)
     assert path.read_text() == earlier
     assert {file.name for file in run_dir.iterdir()} == {"report.html", "summary.json", "rounds.jsonl", "recipe.yaml"}
 
@@ -383,7 +393,7 @@ def test_a_diverged_run_has_a_report(tmp_path: Path) -> None:
     rounds = small_rounds()
     rounds[-1] = replace(rounds[-1], metric_fp=math.nan, metric_quantized=math.inf, metrics={})
     summary = {"metric_fp": "nan", "metric_quantized": "inf", "worst_client": {"client_id": 1, "metric": "nan"}}
-    text = written(write_run(tmp_path / "run", rounds, **summary)).read_text()
+    text = written(write_run(tmp_path / "run", rounds, **summary), course_section).read_text()
     assert "At round 12: quantized inf, fp nan." in text
     assert markers(svgs(text)["metric-round"])[0] == 2 * 6 + 2
     assert "best (round" not in " ".join(texts(svgs(text)["metric-round"]))

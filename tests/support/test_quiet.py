@@ -23,7 +23,7 @@ class Unbuffered(io.StringIO):
         return len(text)
 
 
-def test_what_shows_and_what_does_not(caplog):
+def test_what_shows_and_what_does_not(warned):
     logger = logging.getLogger("a_library")
     before = logger.level
 
@@ -36,7 +36,7 @@ def test_what_shows_and_what_does_not(caplog):
 
     with pytest.raises(KeyError):
         speak()
-    assert [record.message for record in caplog.records] == ["a remark"]
+    assert warned.messages == ["a remark"]
     assert logger.level == before
     with pytest.warns(UserWarning, match="advice"):
         warnings.warn("advice of a library: 5", stacklevel=1)
