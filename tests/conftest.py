@@ -44,31 +44,26 @@ _home = tempfile.TemporaryDirectory(prefix="fedhq-home-", ignore_cleanup_errors=
 os.environ["HOME"] = _home.name
 
 
-# They start processes, and are few tests that take long: begun last, one worker would end alone with them.
+# Those that take long come first, since begun last one worker would end alone with them; and those that mostly wait, for
+# processes that they start, each between two that compute.
 _FIRST = (
-    *(
-        "cli/test_main",
-        "trainer/test_processes",
-        "test_examples",
-        "silos/test_silos",
-        "test_docs",
-        "trainer/test_analysis",
-    ),
-    *(
-        "experiments/test_run_study",
-        "experiments/test_run_comparison",
-        "profiling/test_profile_host",
-        "cli/test_bad_input",
-    ),
-    *("tracking/test_resume", "trainer/test_analysis", "deploy/test_export", "testing/test_contracts"),
+    *("cli/test_main", "deploy/test_export", "profiling/test_profile_host"),
+    *("trainer/test_processes", "compatibility/test_federated", "test_docs"),
+    *("silos/test_silos", "callbacks/test_quantized_training", "experiments/test_comparison"),
+    *("test_examples", "cli/test_bad_input", "quantize/test_central_training"),
+    *("experiments/test_run_study", "quantize/test_qat_layers", "trainer/test_resume"),
+    *("trainer/test_analysis", "trainer/test_extend", "benchmarks/test_stability"),
+    *("deploy/test_model_folder", "compatibility/test_callbacks", "trainer/test_options"),
+    *("testing/test_contracts", "benchmarks/test_allocator_time", "report/test_report_browser"),
+    *("tracking/test_resume", "cli/test_evaluate_model", "compatibility/test_both_packages"),
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest modules first; else the order stays."""
+    """The longest modules first, in their order; else the order stays."""
     folder = Path(__file__).parent
-    first = {folder / f"{name}.py" for name in _FIRST}
-    items.sort(key=lambda item: item.path not in first)
+    places = {folder / f"{name}.py": place for place, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 def _is_local(address: object) -> bool:
