@@ -44,8 +44,8 @@ _home = tempfile.TemporaryDirectory(prefix="fedhq-home-", ignore_cleanup_errors=
 os.environ["HOME"] = _home.name
 
 
-# Those that take long come first, since begun last one worker would end alone with them; and those that mostly wait, for
-# processes that they start, each between two that compute.
+# Those that take long come first: begun last, one worker would end alone with them. Those that mostly wait for other
+# processes stand each between two that compute.
 _FIRST = (
     *("cli/test_main", "deploy/test_export", "profiling/test_profile_host"),
     *("trainer/test_processes", "compatibility/test_federated", "test_docs"),
