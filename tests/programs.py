@@ -10,9 +10,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+import traceback
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 FORKING = multiprocessing.get_context("forkserver")
 FORKING.set_forkserver_preload(
@@ -27,13 +29,15 @@ class Program:
     """What `python ARGUMENTS` would run, without the seconds that its imports take. As `subprocess.Popen` otherwise.
 
     For tests about what a program does, not about how it starts: options of the interpreter, and settings that
-    libraries read when they are imported, do nothing here. Processes that Lightning starts from it are real ones.
+    libraries read when they are imported, do nothing here. The second process, which Lightning starts like the first,
+    is forked too.
 
     Args:
         arguments: `-m MODULE` or a script, and what it is given.
         cwd: Its folder, else this process's.
         env: Its environment in place of this one.
         start_new_session: It leads a process group of its own.
+        has_real_second: Whether Lightning starts an interpreter for the second process, as it does for users.
     """
 
     def __init__(
@@ -42,12 +46,14 @@ class Program:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         start_new_session: bool = False,
+        has_real_second: bool = False,
     ) -> None:
         self.args = arguments
         self._printed = [tempfile.TemporaryFile("a+", encoding="utf-8") for _ in ("output", "errors")]  # noqa: SIM115
         ends = [Connection(os.dup(file.fileno())) for file in self._printed]
         place = str(cwd or Path.cwd()), dict(os.environ if env is None else env)
-        self._process = FORKING.Process(target=_run, args=(arguments, ends, *place, start_new_session))
+        how = start_new_session, has_real_second
+        self._process = FORKING.Process(target=_run, args=(arguments, ends, *place, *how))
         self._process.start()
         for end in ends:
             end.close()
@@ -94,9 +100,14 @@ def run_program(
 
 
 def _run(
-    arguments: tuple[str, ...], ends: list[Connection], folder: str, environment: Mapping[str, str], is_leader: bool
+    arguments: tuple[str, ...],
+    ends: list[Connection],
+    folder: str,
+    environment: Mapping[str, str],
+    is_leader: bool,
+    has_real_second: bool,
 ) -> None:
-    """Be the program: its streams, folder, environment, arguments and import path; then it, and what ends it."""
+    """Be the program, in streams, a folder and, where asked, a process group of its own."""
     if is_leader:
         os.setsid()
     for number, end in enumerate(ends, start=1):
@@ -104,11 +115,18 @@ def _run(
         end.close()
     sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
     os.chdir(folder)
+    if not has_real_second:
+        _Second(arguments)
+    _execute(arguments, environment)
+
+
+def _execute(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Environment, arguments and import path of a program, then it, and what ends it."""
     os.environ.clear()
     os.environ.update(environment)
     as_module = arguments[0] == "-m"
     sys.argv = list(arguments[1:] if as_module else arguments)
-    sys.path.insert(0, folder if as_module else str(Path(arguments[0]).parent.absolute()))
+    sys.path.insert(0, os.getcwd() if as_module else str(Path(arguments[0]).parent.absolute()))
     try:
         if as_module:
             runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
@@ -117,3 +135,60 @@ def _run(
     finally:
         threading._shutdown()  # type: ignore[attr-defined]  # an interpreter's own end, in its order
         atexit._run_exitfuncs()
+
+
+class _Second:
+    """What this process gets when it starts itself once more by `subprocess.Popen`: forked by now, it waits to be told.
+
+    Args:
+        arguments: Of this program.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self.returncode: int | None = None
+        self._pipe, theirs = multiprocessing.Pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._pipe.close()
+            os._exit(_exit_code(theirs))
+        theirs.close()
+        first = ("-m", arguments[1]) if arguments[0] == "-m" else (os.path.abspath(arguments[0]),)
+        popen = subprocess.Popen
+
+        def start(command: Any, *others: Any, env: Mapping[str, str] | None = None, **settings: Any) -> Any:
+            if list(command[1 : 1 + len(first)]) != list(first):
+                return popen(command, *others, env=env, **settings)
+            self._pipe.send((command[1:], dict(os.environ if env is None else env)))
+            return self
+
+        subprocess.Popen = start  # type: ignore[assignment,misc]  # here alone
+
+    def poll(self) -> int | None:
+        """As of `subprocess.Popen`, like the next."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def _exit_code(told: Connection) -> int:
+    """Be the second process, once it is wanted."""
+    try:
+        arguments, environment = told.recv()
+    except (EOFError, KeyboardInterrupt):
+        return 0
+    try:
+        _execute(arguments, environment)
+    except SystemExit as end:
+        if end.code is not None and not isinstance(end.code, int):
+            print(end.code, file=sys.stderr)
+            return 1
+        return end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0

@@ -56,7 +56,7 @@ def start(*arguments: str, script: Path | None = None) -> Program:
     """The command in a process of its own, or in two: Lightning finds the port just before it needs it."""
     program = ["-m", "fedhq_lightning.cli.main"] if script is None else [str(script)]
     environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
-    return Program(*program, *arguments, env=environment)
+    return Program(*program, *arguments, env=environment, has_real_second=script is not None)
 
 
 def run_here(*arguments: str) -> None:
