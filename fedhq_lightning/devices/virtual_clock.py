@@ -34,6 +34,9 @@ class VirtualClock:
         gives_batch: Whether a client's loader gives a batch all the same, asked where the client holds less than one.
         kernels: What the recipe says of each layer's kernels; None is the static rule everywhere.
         calibration: Corrects the roofline; None is the shipped one.
+
+    Attributes:
+        download_bytes: As given.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class VirtualClock:
         self._batch_size = batch_size
         self._num_examples = num_examples
         self._options = options
-        self._download_bytes = download_bytes
+        self.download_bytes = download_bytes
         self._upload_bytes = upload_bytes
         self._first_download_bytes = first_download_bytes
         self._precision = precision
@@ -135,6 +138,18 @@ class VirtualClock:
         device = self._device_at(self.position(client_id))
         return self._step(device, mode, num_examples) / 3 if num_examples else 0.0
 
+    def statistics_seconds(self, client_id: ClientId, upload_bytes: int, modes: Sequence[Mode]) -> float:
+        """Virtual seconds of taking batch statistics: download, a forward pass in each mode, upload.
+
+        Args:
+            client_id: The client.
+            upload_bytes: Payload up.
+            modes: Of the passes.
+        """
+        download_seconds, _ = self._link(client_id)
+        upload_seconds = 8 * upload_bytes / self.profile(client_id).uplink_bits_per_second
+        return download_seconds + sum(self.forward_seconds(client_id, mode) for mode in modes) + upload_seconds
+
     def fits(self, client_id: ClientId, mode: Mode) -> bool:
         """Whether the client's device can hold training in `mode`, on the largest of its batches."""
         profile = self._device_at(self.position(client_id))
@@ -154,7 +169,7 @@ class VirtualClock:
     def _link(self, client_id: ClientId, is_first: bool = False) -> tuple[float, float]:
         """Virtual seconds of download and upload."""
         profile, sends = self.profile(client_id), self.trains(client_id)
-        download_bytes = self._download_bytes + (self._first_download_bytes if is_first else 0)
+        download_bytes = self.download_bytes + (self._first_download_bytes if is_first else 0)
         return (
             8 * download_bytes / profile.downlink_bits_per_second,
             8 * self._upload_bytes / profile.uplink_bits_per_second if sends else 0.0,
