@@ -147,8 +147,12 @@ class VirtualClock:
             modes: Of the passes.
         """
         download_seconds, _ = self._link(client_id)
-        upload_seconds = 8 * upload_bytes / self.profile(client_id).uplink_bits_per_second
-        return download_seconds + sum(self.forward_seconds(client_id, mode) for mode in modes) + upload_seconds
+        passes = sum(self.forward_seconds(client_id, mode) for mode in modes)
+        return download_seconds + passes + self.upload_seconds(client_id, upload_bytes)
+
+    def upload_seconds(self, client_id: ClientId, num_bytes: int) -> float:
+        """Virtual seconds of sending so many bytes."""
+        return 8 * num_bytes / self.profile(client_id).uplink_bits_per_second
 
     def fits(self, client_id: ClientId, mode: Mode) -> bool:
         """Whether the client's device can hold training in `mode`, on the largest of its batches."""

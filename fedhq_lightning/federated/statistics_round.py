@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.devices.virtual_clock import VirtualClock
@@ -106,7 +106,7 @@ class StatisticsRound:
         if not statistics and client_ids:
             self._warn(round_number, len(client_ids))
         return Retaken(
-            self._under_all_names(statistics),
+            under_all_names(statistics, self._layers),
             max(each[0] for each in parts),
             sum(each[1] for each in parts),
             sum(each[2] for each in parts) * self._clock.download_bytes,
@@ -132,7 +132,7 @@ class StatisticsRound:
                 moments = self._pass(trainer, client_id)
             except (StopIteration, TooFewValuesError):
                 return None
-            if len(moments) < 2 * len(self._layers) or not all(map(_can_be_added, moments.values())):
+            if not are_usable(moments, len(self._layers)):
                 return None
             found |= moments if mode == "fp" else as_deployed(moments)
         return found
@@ -147,16 +147,6 @@ class StatisticsRound:
                 raise
             except Exception:  # such as of a forward that returns another thing then
                 return batch_moments(trainer.lightning_module, self._layers, step, training=True)
-
-    def _under_all_names(self, statistics: StateDict) -> StateDict:
-        """A layer that the module holds under several names has its statistics under each."""
-        found: StateDict = {}
-        for key, value in statistics.items():
-            name, _, kind = key.rpartition(".")
-            prefix = "" if name in self._layers else DEPLOYED
-            others = self._layers[name.removeprefix(prefix)]
-            found |= {f"{prefix}{other}.{kind}": value for other in others}
-        return found
 
     def _warn(self, round_number: int, num_clients: int) -> None:
         """Once a run."""
@@ -178,11 +168,11 @@ def statistics_names(layers: Mapping[str, Sequence[str]]) -> frozenset[str]:
     return frozenset(f"{name}.{kind}" for names in layers.values() for name in names for kind in (MEAN, VARIANCE))
 
 
-def pooled(received: Mapping[ClientId, StateDict], weights: Mapping[ClientId, int], processes: Processes) -> StateDict:
+def pooled(received: Mapping[Any, StateDict], weights: Mapping[Any, int], processes: Processes) -> StateDict:
     """Mean and variance of all clients' values together, of the mean and the variance of each client's.
 
     Args:
-        received: Of the clients of this process: `LAYER.running_mean` and `LAYER.running_var`.
+        received: By client, of those of this process: `LAYER.running_mean` and `LAYER.running_var`.
         weights: Of each of them.
         processes: Those that hold the others.
 
@@ -201,9 +191,7 @@ def pooled(received: Mapping[ClientId, StateDict], weights: Mapping[ClientId, in
     }
 
 
-def _exact_mean(
-    states: Mapping[ClientId, StateDict], weights: Mapping[ClientId, int], processes: Processes
-) -> StateDict:
+def _exact_mean(states: Mapping[Any, StateDict], weights: Mapping[Any, int], processes: Processes) -> StateDict:
     total = ExactMean()
     for client_id, state in states.items():
         total.add(state, weights[client_id])
@@ -211,5 +199,21 @@ def _exact_mean(
     return total.mean() if total.total_weight else {}
 
 
-def _can_be_added(moments: Tensor) -> bool:
-    return bool((moments.abs() < _LIMIT).all())
+def are_usable(moments: StateDict, num_layers: int) -> bool:
+    """Whether there are two tensors for every layer, finite and of a size that can be added exactly."""
+    return len(moments) == 2 * num_layers and all(bool((each.abs() < _LIMIT).all()) for each in moments.values())
+
+
+def under_all_names(statistics: StateDict, layers: Mapping[str, Sequence[str]]) -> StateDict:
+    """A layer that the module holds under several names has its statistics under each.
+
+    Args:
+        statistics: By the layers' first names, of one view or of both.
+        layers: As in `StatisticsRound`.
+    """
+    found: StateDict = {}
+    for key, value in statistics.items():
+        name, _, kind = key.rpartition(".")
+        prefix = "" if name in layers else DEPLOYED
+        found |= {f"{prefix}{other}.{kind}": value for other in layers[name.removeprefix(prefix)]}
+    return found

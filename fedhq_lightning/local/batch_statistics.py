@@ -47,8 +47,8 @@ def batch_moments(
 ) -> StateDict:
     """Mean and variance per channel of what BatchNorm layers get in one pass, each normalizing by what it got.
 
-    All else runs as in evaluation, without dropout and gradients. A layer that the pass does not reach has no entry; one
-    that it reaches several times has those of everything that it got.
+    All else runs as in evaluation, without dropout and gradients. A layer that the pass does not reach has no entry;
+    one that it reaches several times has those of everything that it got.
 
     Args:
         module: Its mode and its running statistics stay as they are.
