@@ -101,16 +101,7 @@ class RoundLoop:
         allocator = self._job.allocator
         with watch.measure("allocator"):
             plan = allocator.propose(round_number, cohort)
-        if set(plan.modes) != set(cohort):
-            raise ConfigurationError(
-                f"{type(allocator).__name__} planned {len(plan.modes)} clients for a cohort of {len(cohort)}; "
-                "a plan names every client of the cohort and no other"
-            )
-        for mode in plan.modes.values():
-            if mode not in MODES:
-                raise ConfigurationError(
-                    f"{type(allocator).__name__} planned mode {mode!r}: must be one of {', '.join(MODES)}"
-                )
+        _check(plan, cohort, type(allocator).__name__)
         self._control.call("on_round_start", round_number, plan)
         return plan
 
@@ -135,9 +126,10 @@ class RoundLoop:
                     mode,
                     at_server.received,
                     at_server.downlink_bytes + (self._job.link.fixed_bytes if client_id in newcomers else 0),
-                    scale,
+                    scale * plan.lr_factors.get(mode, 1.0),
                     settings.round_deadline,
                     client_id in newcomers,
+                    plan.work.get(client_id, 1.0),
                 )
             control.call("on_client_end", update.record)
             yield update
@@ -310,6 +302,28 @@ class RoundLoop:
             **for_lightning(self._job.template, self._state.served),
         }
         self._directory.save_checkpoint(self._state.round, parts, _KEPT_CHECKPOINTS)
+
+
+def _check(plan: Plan, cohort: Sequence[ClientId], allocator: str) -> None:
+    if set(plan.modes) != set(cohort):
+        raise ConfigurationError(
+            f"{allocator} planned {len(plan.modes)} clients for a cohort of {len(cohort)}; "
+            "a plan names every client of the cohort and no other"
+        )
+    for mode in (*plan.modes.values(), *plan.lr_factors):
+        if mode not in MODES:
+            raise ConfigurationError(f"{allocator} planned mode {mode!r}: must be one of {', '.join(MODES)}")
+    for client_id, work in plan.work.items():
+        if client_id not in plan.modes or not 0 < work <= 1:
+            raise ConfigurationError(
+                f"{allocator} planned work {work!r} for client {client_id!r}: must be a client of the cohort, and a "
+                "share above 0 and up to 1"
+            )
+    for mode, factor in plan.lr_factors.items():
+        if not 0 < factor < math.inf:
+            raise ConfigurationError(
+                f"{allocator} planned a learning-rate factor {factor!r} for {mode}: must be above 0"
+            )
 
 
 def train_metrics(clients: Sequence[ClientRecord]) -> dict[str, float]:

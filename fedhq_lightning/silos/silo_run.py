@@ -184,6 +184,16 @@ class SiloRun:
                 f"{type(self._allocator).__name__} planned {dict(self.plan.modes)}; a plan names every silo, 0 to "
                 f"{self.processes.count - 1}, and no other, with one of {', '.join(MODES)}"
             )
+        if self.plan.work:
+            raise ConfigurationError(
+                f"{type(self._allocator).__name__} planned shares of the local steps, but a silo trains all batches of "
+                "its epochs; take another allocator, or one without a limit of time, as LateQatAllocator(budget=inf)"
+            )
+        if self.plan.lr_factors:
+            raise ConfigurationError(
+                f"{type(self._allocator).__name__} planned factors of learning rates, but a silo's optimizers and "
+                "schedulers are its own; leave lr_factor at 1"
+            )
         local.allocator_seconds = time.perf_counter() - started
         settings = self._settings
         self.round = SiloRound(number, snapshot(pl_module), frozen_names(pl_module), self._grids, settings.uplink)
