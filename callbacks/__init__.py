@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         FixedAllocator,
         FreeQatAllocator,
         HybridAllocator,
+        LateQatAllocator,
         MatchedRandomAllocator,
     )
     from fedhq_lightning.callbacks.early_stopping import EarlyStopping
@@ -33,6 +34,7 @@ __all__ = [
     "FixedAllocator",
     "FreeQatAllocator",
     "HybridAllocator",
+    "LateQatAllocator",
     "MatchedRandomAllocator",
     "ProgressDisplay",
     "QuantizedTraining",
@@ -47,6 +49,7 @@ __getattr__, __dir__ = on_first_use(
             "FixedAllocator",
             "FreeQatAllocator",
             "HybridAllocator",
+            "LateQatAllocator",
             "MatchedRandomAllocator",
         ],
         "fedhq_lightning.callbacks.early_stopping": ["EarlyStopping"],

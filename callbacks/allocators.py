@@ -124,6 +124,10 @@ class FixedAllocator(AllocatorCallback, allocation.FixedAllocator):
     """Gives a client one mode in all rounds: `fedhq_lightning.allocation.FixedAllocator`."""
 
 
+class LateQatAllocator(AllocatorCallback, allocation.LateQatAllocator):
+    """QAT for all at the end of the run, in PTQ's time: `fedhq_lightning.allocation.LateQatAllocator`."""
+
+
 class FreeQatAllocator(AllocatorCallback, allocation.FreeQatAllocator):
     """QAT for whom it costs no round time: `fedhq_lightning.allocation.FreeQatAllocator`."""
 

@@ -47,6 +47,8 @@ class FederatedAveraging(SiloCallback):
         lanes: How PTQ and QAT compute; None is `LaneOptions()`.
         aggregator: The step from the average to the next global model; None is `FedAvg()`.
         fleet: Devices of the silos, for virtual seconds and for the allocator: a name, a file or a list of profiles.
+        retake_batch_statistics: Have BatchNorm statistics taken anew by the silos at the end of every round, of the
+            float32 and of the deployed view of the global model; False: the silos' running ones are averaged.
         export: Write the deployed model when `fit` ends.
         dirpath: Its folder; None is `model` beside ModelCheckpoint's `checkpoints`.
 
@@ -74,6 +76,7 @@ class FederatedAveraging(SiloCallback):
         lanes: LaneOptions | None = None,
         aggregator: Aggregator | None = None,
         fleet: FleetSpec = "uniform",
+        retake_batch_statistics: bool = True,
         export: bool = True,
         dirpath: str | Path | None = None,
     ) -> None:
@@ -95,6 +98,7 @@ class FederatedAveraging(SiloCallback):
         self.lanes = lanes
         self.aggregator = aggregator or FedAvg()
         self.fleet = fleet
+        self.retake_batch_statistics = retake_batch_statistics
         self._run: SiloRun | None = None
         self._restored: dict[str, Any] = {}
         self._extras: dict[str, Any] | None = None
@@ -112,7 +116,7 @@ class FederatedAveraging(SiloCallback):
     def state_dict(self) -> dict[str, Any]:
         """Settings, and where the run stands; the same on every silo."""
         state: dict[str, Any] = dict(self._restored) if self._run is None else self._run.state_dict()
-        return state | self._kept_on_resume()
+        return state | self._kept_on_resume() | {"statistics": self._statistics.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a checkpoint was written.
@@ -120,9 +124,11 @@ class FederatedAveraging(SiloCallback):
         Raises:
             ConfigurationError: It was trained with other settings.
         """
+        if "statistics" in state_dict:  # not in checkpoints of 0.2
+            self._statistics.load_state_dict(state_dict["statistics"])
         if not self._is_fitting:
             return
-        self._refuse_other_settings(state_dict, self._kept_on_resume())
+        self._refuse_other_settings({"retake_batch_statistics": True} | state_dict, self._kept_on_resume())
         self._restored = state_dict
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -144,7 +150,9 @@ class FederatedAveraging(SiloCallback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give all silos the weights of rank 0, and begin the allocator with what they tell of their data."""
         refuse_loaders(trainer)
-        self._run = SiloRun(self._silo_settings(), trainer, pl_module, self._logs, self._restored, self._extras)
+        self._run = SiloRun(
+            self._silo_settings(), trainer, pl_module, self._logs, self._restored, self._extras, self._statistics
+        )
         self._local = LocalWork(**self._extras["local"]) if self._extras else LocalWork()
         self._is_open = False
         self._restored, self._extras = {}, None
@@ -278,11 +286,24 @@ class FederatedAveraging(SiloCallback):
             pl_module.load_state_dict(self._extras["model"], strict=False)
 
     def _silo_settings(self) -> SiloSettings:
-        return SiloSettings(self.every_n_epochs, self.scheme, self.uplink, self.lanes, self.aggregator, self.fleet)
+        return SiloSettings(
+            self.every_n_epochs,
+            self.scheme,
+            self.uplink,
+            self.lanes,
+            self.aggregator,
+            self.fleet,
+            self.retake_batch_statistics,
+        )
 
     def _kept_on_resume(self) -> dict[str, Any]:
         """Settings that a resumed run has to keep, as plain values."""
-        return {"every_n_epochs": self.every_n_epochs, "uplink": self.uplink, **plain_scheme(self.scheme)}
+        return {
+            "every_n_epochs": self.every_n_epochs,
+            "uplink": self.uplink,
+            "retake_batch_statistics": self.retake_batch_statistics,
+            **plain_scheme(self.scheme),
+        }
 
     def _end_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, validates: bool) -> None:
         self._is_open = False

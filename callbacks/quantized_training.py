@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from fedhq_lightning.drop_in.deployed_model import model_file, write_model
+from fedhq_lightning.drop_in.deployed_statistics import RetakenStatistics
 from fedhq_lightning.drop_in.lane_swap import Lane, has_lazy_layers, refuse_unsupported
 from fedhq_lightning.drop_in.quantized_callback import QuantizedCallback, plain_scheme
 from fedhq_lightning.drop_in.trainer_parts import callbacks_of
@@ -65,6 +66,7 @@ class QuantizedTraining(QuantizedCallback):
             )
         parsed = QuantScheme.parse(scheme)
         super().__init__(parsed, export, dirpath)
+        self._statistics: RetakenStatistics = RetakenStatistics(parsed)
         self.mode = mode
         self.lanes = lanes
         self._lane = Lane(mode, parsed, lanes)
@@ -76,8 +78,8 @@ class QuantizedTraining(QuantizedCallback):
         return "QuantizedTraining"
 
     def state_dict(self) -> dict[str, Any]:
-        """Mode and scheme, in plain values."""
-        return {"mode": self.mode, **plain_scheme(self.scheme)}
+        """Mode and scheme, in plain values, and batch statistics of the quantized model."""
+        return {**self._settings(), "statistics": self._statistics.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Check that a resumed fit goes on as it began; evaluating a checkpoint under another scheme is fine.
@@ -86,7 +88,9 @@ class QuantizedTraining(QuantizedCallback):
             ConfigurationError: It was trained in another mode or for another scheme.
         """
         if self._is_fitting:
-            self._refuse_other_settings(state_dict, self.state_dict())
+            self._refuse_other_settings(state_dict, self._settings())
+        if "statistics" in state_dict:  # not in checkpoints of 0.2
+            self._statistics.load_state_dict(state_dict["statistics"])
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what cannot work, before anything is trained or loaded."""
@@ -114,13 +118,15 @@ class QuantizedTraining(QuantizedCallback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Enter the lane after the first batch where that built lazy layers."""
+        """Keep the batch for the statistics; enter the lane after the first one where that built lazy layers."""
+        self._statistics.see(pl_module, batch)
         if not self._lane.is_entered:
             self._enter(pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the lane: Lightning's loop evaluates the fp model."""
         self._lane.leave(pl_module)
+        self._statistics.retake(trainer, pl_module)
         super().on_validation_start(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -128,6 +134,16 @@ class QuantizedTraining(QuantizedCallback):
         super().on_validation_end(trainer, pl_module)
         if self._is_training:
             self._enter(pl_module)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take batch statistics of the quantized model."""
+        self._statistics.retake(trainer, pl_module)
+        super().on_test_start(trainer, pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take batch statistics of the quantized model, and write it."""
+        self._statistics.retake(trainer, pl_module)
+        super().on_fit_end(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the lane for good."""
@@ -156,8 +172,12 @@ class QuantizedTraining(QuantizedCallback):
         """
         assert self.scheme is not None
         folder = expand_path(dirpath, "dirpath")
-        write_model(pl_module, self.scheme, folder, self._example_args(pl_module))
+        own_statistics = self._statistics.alone(pl_module)
+        write_model(pl_module, self.scheme, folder, self._example_args(pl_module), statistics=own_statistics)
         return model_file(folder)
+
+    def _settings(self) -> dict[str, Any]:
+        return {"mode": self.mode, **plain_scheme(self.scheme)}
 
     def _refuse_companions(self, trainer: pl.Trainer) -> None:
         names = {kind.__name__ for callback in callbacks_of(trainer) for kind in type(callback).__mro__}

@@ -44,6 +44,7 @@ from fedhq_lightning.support.lightnings import AnyLogger
 from fedhq_lightning.support.memory import keep_freed_memory
 from fedhq_lightning.support.paths import expand_if_given
 from fedhq_lightning.support.threads import torch_threads
+from fedhq_lightning.support.views import float_view
 from fedhq_lightning.tracking import check_logger
 from fedhq_lightning.tracking.callback import Tracking
 from fedhq_lightning.types import MonitorMode
@@ -79,6 +80,8 @@ class FederatedTrainer(AfterFit):
         round_lr: Learning rate over rounds: "constant", "cosine", "linear", or a factor per round.
         round_deadline: Virtual seconds after which a round ends without the clients that are late.
         ema_decay: Evaluate and deploy an exponential moving average of the global models with this decay.
+        retake_batch_statistics: Have BatchNorm statistics taken anew by the cohort, of the float32 and of the deployed
+            view of every evaluated model and of the last; False: clients' running statistics are averaged.
         eval_every_n_rounds: Evaluate after every so many rounds, and after the last.
         checkpoint_every_n_rounds: Write a checkpoint after every so many rounds, and after the last.
         enable_progress_bar: Show progress, and the result at the end.
@@ -127,6 +130,7 @@ class FederatedTrainer(AfterFit):
         round_lr: Literal["constant", "cosine", "linear"] | float = "constant",
         round_deadline: float | None = None,
         ema_decay: float | None = None,
+        retake_batch_statistics: bool = True,
         eval_every_n_rounds: int = 1,
         checkpoint_every_n_rounds: int = 1,
         enable_progress_bar: bool = True,
@@ -159,6 +163,7 @@ class FederatedTrainer(AfterFit):
             "round_lr": round_lr,
             "round_deadline": round_deadline,
             "ema_decay": ema_decay,
+            "retake_batch_statistics": retake_batch_statistics,
             "eval_every_n_rounds": eval_every_n_rounds,
             "checkpoint_every_n_rounds": checkpoint_every_n_rounds,
             "enable_progress_bar": enable_progress_bar,
@@ -288,6 +293,7 @@ class FederatedTrainer(AfterFit):
                 processes,
                 directory,
                 state,
+                setup.statistics_of(settings, job, evaluator, processes),
                 saved_parts=lambda: {"described": described, "callbacks": self._states_of_callbacks()},
             )
             rounds.run()
@@ -295,7 +301,8 @@ class FederatedTrainer(AfterFit):
                 lambda: complete(settings, job, evaluator, state, directory, recipe_name, self.writes_model)
             )
             build_like(module, job.template, settings.fit_options)
-            load_weights(module, state.deployed)
+            load_weights(module, float_view(state.deployed))
+            self._fitted_state = state.deployed
             self._fitted, self._fitted_on = module, job.datamodule
             self.call("on_fit_end")
             release_data(job.datamodule, "fit")

@@ -36,11 +36,16 @@ class Plan:
         modes: Mode of every client of the cohort.
         reason: One sentence for the log, or empty.
         logged: Numbers to log with the round, such as the boundary.
+        work: Share of its local steps that a client takes, above 0 and up to 1, rounded down to whole steps, one at
+            least. Clients that are not named take all.
+        lr_factors: Factor on every learning rate of the clients in a mode; 1 for modes that are not named.
     """
 
     modes: Mapping[ClientId, Mode]
     reason: str = ""
     logged: Mapping[str, float] = field(default_factory=dict)
+    work: Mapping[ClientId, float] = field(default_factory=dict)
+    lr_factors: Mapping[Mode, float] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
         """Clients per mode, every mode named."""
@@ -62,3 +67,14 @@ class FitOptions:
     local_steps: int | None = None
     gradient_clip_val: float | None = None
     accumulate_grad_batches: int = 1
+
+    def num_steps(self, num_batches: int, work: float = 1.0) -> int:
+        """Optimizer steps of a local fit, or of a share of it.
+
+        Args:
+            num_batches: Of one epoch.
+            work: The share; steps are rounded down, but for the last bits of a float, to one at least.
+        """
+        per_epoch = -(-num_batches // self.accumulate_grad_batches)
+        whole = self.local_steps or per_epoch * (self.local_epochs or 0)
+        return whole if work >= 1 else max(1, int(whole * work + 1e-9))

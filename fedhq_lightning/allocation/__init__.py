@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from fedhq_lightning.allocation.boundary import Boundary
     from fedhq_lightning.allocation.fixed import FixedAllocator
     from fedhq_lightning.allocation.hybrid import HybridAllocator
+    from fedhq_lightning.allocation.late import LateQatAllocator
     from fedhq_lightning.allocation.protocol import AllocationContext, Allocator
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "FixedAllocator",
     "FreeQatAllocator",
     "HybridAllocator",
+    "LateQatAllocator",
     "MatchedRandomAllocator",
 ]
 
@@ -28,6 +30,7 @@ __getattr__, __dir__ = on_first_use(
         "fedhq_lightning.allocation.boundary": ["Boundary"],
         "fedhq_lightning.allocation.fixed": ["FixedAllocator"],
         "fedhq_lightning.allocation.hybrid": ["HybridAllocator"],
+        "fedhq_lightning.allocation.late": ["LateQatAllocator"],
         "fedhq_lightning.allocation.protocol": ["AllocationContext", "Allocator"],
     },
 )

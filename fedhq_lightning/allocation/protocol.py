@@ -35,6 +35,7 @@ class AllocationContext:
         analysis_seconds: Virtual seconds of what a client measures for `wanted_sensitivity`.
         fits: Whether a client's device can hold the training in a mode.
         trains: Whether a client has a batch to train on; one without is idle in whatever mode, and counts nothing.
+        num_steps: Optimizer steps of a client's local fit.
         tier: Name of a client's device.
         seconds_on: `client_seconds` for another fleet than the clock's: what an operator states about the devices,
             where that differs from what they do.
@@ -55,6 +56,7 @@ class AllocationContext:
     analysis_seconds: Callable[[ClientId], float] = lambda client_id: 0.0
     fits: Callable[[ClientId, Mode], bool] = lambda client_id, mode: True
     trains: Callable[[ClientId], bool] = lambda client_id: True
+    num_steps: Callable[[ClientId], int] = lambda client_id: 1
     tier: Callable[[ClientId], str] = lambda client_id: "device"
     seconds_on: "Callable[[FleetSpec], Callable[[ClientId, Mode], float]] | None" = None
     cohort: Callable[[int], Sequence[ClientId]] | None = None
@@ -103,6 +105,7 @@ class AllocationContext:
             analysis_seconds=clock.analysis_seconds,
             fits=clock.fits,
             trains=clock.trains,
+            num_steps=clock.num_steps,
             tier=clock.tier,
             seconds_on=lambda spec: clock.on(Fleet.resolve(spec, seed)).seconds,
             divergence=divergence,

@@ -14,6 +14,7 @@ from fedhq_lightning.deploy.deployment import Deployment
 from fedhq_lightning.deploy.model_folder import write_model_folder
 from fedhq_lightning.local.evaluation import Evaluator
 from fedhq_lightning.support.text import first_line
+from fedhq_lightning.support.views import deployed_statistics, float_view
 from fedhq_lightning.types import StateDict
 
 
@@ -46,7 +47,7 @@ def deploy(
     return write_model_folder(
         folder,
         None if evaluator.scheme is None else evaluator.deployed(state),
-        state,
+        float_view(state),
         example_args,
         evaluator.scheme,
         type(module).__name__,
@@ -54,6 +55,7 @@ def deploy(
         fp_metrics=metrics["fp"],
         quantized_metrics=metrics["quantized"],
         held_out=held_out,
+        statistics=deployed_statistics(state),
     )
 
 

@@ -9,10 +9,11 @@ import lightning as L
 import safetensors.torch
 from safetensors import SafetensorError
 
-from fedhq_lightning.deploy.model_folder import PACKED, PROGRAM, WEIGHTS
+from fedhq_lightning.deploy.model_folder import PACKED, PROGRAM, STATISTICS, WEIGHTS
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.support.text import first_line
+from fedhq_lightning.support.views import as_deployed
 from fedhq_lightning.types import StateDict
 
 
@@ -77,15 +78,12 @@ def recipe_of(files: ModelFiles, recipe: str | None) -> tuple[str, str]:
 
 
 def read_weights(path: Path, template: L.LightningModule, recipe: str) -> StateDict:
-    """Weights of a file that are the template's by name and shape; `recipe` is what the template is from.
+    """Weights of a file, in both views, that are the template's by name and shape; `recipe` is what that is from.
 
     Raises:
         ConfigurationError: A damaged file, or another model's.
     """
-    try:
-        state: StateDict = safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ConfigurationError(f"{path.name} cannot be read as safetensors: {first_line(error)}") from error
+    state = _read(path)
     wanted = {name: tuple(value.shape) for name, value in template.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     if wanted != found:
@@ -95,4 +93,13 @@ def read_weights(path: Path, template: L.LightningModule, recipe: str) -> StateD
             f"{path.name} is of another model than the {type(template).__name__} of recipe {recipe}: {odd!r} is "
             f"{next(shapes)} in the file and {next(shapes)} in the recipe's; give the recipe that it was trained with"
         )
+    statistics = path.with_name(STATISTICS)
+    return state | as_deployed(_read(statistics)) if statistics.is_file() else state
+
+
+def _read(path: Path) -> StateDict:
+    try:
+        state: StateDict = safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigurationError(f"{path.name} cannot be read as safetensors: {first_line(error)}") from error
     return state

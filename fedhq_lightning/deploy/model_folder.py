@@ -22,6 +22,7 @@ from fedhq_lightning.types import StateDict
 PROGRAM = "model.pt2"
 PACKED = "model.safetensors"
 WEIGHTS = "weights.safetensors"
+STATISTICS = "deployed_statistics.safetensors"
 LOADER = "load_model.py"
 README = "README.md"
 
@@ -40,6 +41,7 @@ def write_model_folder(
     fp_metrics: Mapping[str, float] | None = None,
     quantized_metrics: Mapping[str, float] | None = None,
     held_out: str = "the held-out data",
+    statistics: StateDict | None = None,
 ) -> Deployment:
     """Write a model so that it can be used without this package.
 
@@ -60,6 +62,8 @@ def write_model_folder(
         fp_metrics: Metrics of the float32 weights by name, for the README.
         quantized_metrics: Those of `converted`, for the README, where `evaluate` gives none.
         held_out: What the metrics were measured on.
+        statistics: BatchNorm statistics of `converted`, where the float32 weights have others; written beside them, to
+            convert them again.
 
     Raises:
         ConfigurationError: Nothing in `converted` is quantized, or a file cannot be written.
@@ -67,11 +71,12 @@ def write_model_folder(
     with told_to_user(folder):
         folder.mkdir(exist_ok=True)
         # The README too: it is the last to be written, and tells nothing of what is half written.
-        for file in (PROGRAM, PACKED, LOADER, README):
+        for file in (PROGRAM, PACKED, STATISTICS, LOADER, README):
             (folder / file).unlink(missing_ok=True)
         _remove_litter(folder)
-    plain = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
-    write_atomically(folder / WEIGHTS, safetensors.torch.save(plain))
+    write_atomically(folder / WEIGHTS, _as_bytes(weights))
+    if statistics:
+        write_atomically(folder / STATISTICS, _as_bytes(statistics))
     deployment = _write_model(folder, converted, example_args, evaluate)
     text = model_readme.text(
         folder,
@@ -87,10 +92,14 @@ def write_model_folder(
     return deployment
 
 
+def _as_bytes(state: StateDict) -> bytes:
+    return safetensors.torch.save({key: value.detach().cpu().contiguous().clone() for key, value in state.items()})
+
+
 def _remove_litter(folder: Path) -> None:
     for path in folder.glob(".export-*"):
         shutil.rmtree(path, ignore_errors=True)
-    for file in (WEIGHTS, PACKED, LOADER, README):
+    for file in (WEIGHTS, PACKED, STATISTICS, LOADER, README):
         for path in folder.glob(f".{file}.*"):
             path.unlink(missing_ok=True)
 

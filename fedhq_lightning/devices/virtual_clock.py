@@ -34,6 +34,9 @@ class VirtualClock:
         gives_batch: Whether a client's loader gives a batch all the same, asked where the client holds less than one.
         kernels: What the recipe says of each layer's kernels; None is the static rule everywhere.
         calibration: Corrects the roofline; None is the shipped one.
+
+    Attributes:
+        download_bytes: As given.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class VirtualClock:
         self._batch_size = batch_size
         self._num_examples = num_examples
         self._options = options
-        self._download_bytes = download_bytes
+        self.download_bytes = download_bytes
         self._upload_bytes = upload_bytes
         self._first_download_bytes = first_download_bytes
         self._precision = precision
@@ -95,15 +98,16 @@ class VirtualClock:
         """Name of the client's device."""
         return self.profile(client_id).name
 
-    def time(self, client_id: ClientId, mode: Mode, is_first: bool = False) -> ClientTime:
+    def time(self, client_id: ClientId, mode: Mode, is_first: bool = False, work: float = 1.0) -> ClientTime:
         """Virtual seconds of the client's round in `mode`; a client without a batch sends nothing back.
 
         Args:
             client_id: The client.
             mode: How it trains.
             is_first: Whether it takes part for the first time, and receives what no round changes too.
+            work: Share of its local steps that it takes.
         """
-        device, batches = self._device_at(self.position(client_id)), self._batches(client_id)
+        device, batches = self._device_at(self.position(client_id)), self._batches(client_id, work)
         download_seconds, upload_seconds = self._link(client_id, is_first)
         return ClientTime(
             download_seconds=download_seconds,
@@ -114,6 +118,11 @@ class VirtualClock:
     def trains(self, client_id: ClientId) -> bool:
         """Whether the client has a batch to train on: `drop_last` leaves one with few examples none."""
         return bool(self._batches(client_id))
+
+    def num_steps(self, client_id: ClientId) -> int:
+        """Optimizer steps of the client's local fit; 0 without a batch."""
+        full, rest = divmod(self._num_examples(client_id), self._batch_size)
+        return self._options.num_steps(full + bool(rest)) if self.trains(client_id) else 0
 
     def seconds(self, client_id: ClientId, mode: Mode) -> float:
         """Virtual seconds of a client's whole turn, but its first: download, steps and upload."""
@@ -135,6 +144,22 @@ class VirtualClock:
         device = self._device_at(self.position(client_id))
         return self._step(device, mode, num_examples) / 3 if num_examples else 0.0
 
+    def statistics_seconds(self, client_id: ClientId, upload_bytes: int, modes: Sequence[Mode]) -> float:
+        """Virtual seconds of taking batch statistics: download, a forward pass in each mode, upload.
+
+        Args:
+            client_id: The client.
+            upload_bytes: Payload up.
+            modes: Of the passes.
+        """
+        download_seconds, _ = self._link(client_id)
+        passes = sum(self.forward_seconds(client_id, mode) for mode in modes)
+        return download_seconds + passes + self.upload_seconds(client_id, upload_bytes)
+
+    def upload_seconds(self, client_id: ClientId, num_bytes: int) -> float:
+        """Virtual seconds of sending so many bytes."""
+        return 8 * num_bytes / self.profile(client_id).uplink_bits_per_second
+
     def fits(self, client_id: ClientId, mode: Mode) -> bool:
         """Whether the client's device can hold training in `mode`, on the largest of its batches."""
         profile = self._device_at(self.position(client_id))
@@ -154,7 +179,7 @@ class VirtualClock:
     def _link(self, client_id: ClientId, is_first: bool = False) -> tuple[float, float]:
         """Virtual seconds of download and upload."""
         profile, sends = self.profile(client_id), self.trains(client_id)
-        download_bytes = self._download_bytes + (self._first_download_bytes if is_first else 0)
+        download_bytes = self.download_bytes + (self._first_download_bytes if is_first else 0)
         return (
             8 * download_bytes / profile.downlink_bits_per_second,
             8 * self._upload_bytes / profile.uplink_bits_per_second if sends else 0.0,
@@ -176,8 +201,8 @@ class VirtualClock:
             self._step_seconds[key] = profile, seconds
         return self._step_seconds[key][1][num_examples - 1]
 
-    def _batches(self, client_id: ClientId) -> tuple[tuple[int, int], ...]:
-        """Batches of one local fit: (how many, of how many examples), full ones and those that end an epoch."""
+    def _batches(self, client_id: ClientId, work: float = 1.0) -> tuple[tuple[int, int], ...]:
+        """Batches of a share of a local fit: (how many, of how many examples); full ones, and the ends of epochs."""
         options, examples = self._options, self._num_examples(client_id)
         full, rest = divmod(examples, self._batch_size)
         if self._drop_last and (full or not self._gives_batch(client_id)):
@@ -185,10 +210,7 @@ class VirtualClock:
         per_epoch = full + bool(rest)
         if not per_epoch:
             return ()
-        if options.local_steps is None:
-            epochs, more = options.local_epochs or 0, 0
-        else:
-            # A step ends with its epoch, however few batches it then has; those of the last epoch are full.
-            epochs, steps = divmod(options.local_steps, -(-per_epoch // options.accumulate_grad_batches))
-            more = steps * options.accumulate_grad_batches
+        # A step ends with its epoch, however few batches it then has; those of the last epoch are full.
+        epochs, steps = divmod(options.num_steps(per_epoch, work), -(-per_epoch // options.accumulate_grad_batches))
+        more = steps * options.accumulate_grad_batches
         return (epochs * full + more, self._batch_size), (epochs if rest else 0, rest)

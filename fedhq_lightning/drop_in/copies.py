@@ -20,12 +20,15 @@ from fedhq_lightning.support.lightnings import AnyModule
 _COMPILED = ("forward", "training_step", "validation_step", "test_step", "predict_step")
 
 
-def converted_copy(pl_module: pl.LightningModule, scheme: QuantScheme) -> pl.LightningModule:
+def converted_copy(
+    pl_module: pl.LightningModule, scheme: QuantScheme, statistics: Mapping[str, Tensor] | None = None
+) -> pl.LightningModule:
     """The deployed model of a module's weights as they are now.
 
     Args:
         pl_module: Plain or in a lane, attached to a trainer or not; it stays as it is.
         scheme: The deployment grid.
+        statistics: Batch statistics in place of the module's, by name.
 
     Returns:
         A copy in evaluation mode and float32, on the same device, without trainer, with its metrics reset.
@@ -35,7 +38,9 @@ def converted_copy(pl_module: pl.LightningModule, scheme: QuantScheme) -> pl.Lig
     """
     # Copied and converted outside inference mode, whose tensors torch.export refuses.
     with torch.inference_mode(False), torch.no_grad():
-        module = convert(plain_copy(pl_module).float(), scheme)
+        copied = plain_copy(pl_module).float()
+        copied.load_state_dict(dict(statistics or {}), strict=False)
+        module = convert(copied, scheme)
     for part in module.modules():
         if isinstance(part, Metric):
             part.reset()

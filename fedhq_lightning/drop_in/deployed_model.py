@@ -13,6 +13,7 @@ from fedhq_lightning.deploy.model_folder import WEIGHTS, write_model_folder
 from fedhq_lightning.drop_in.copies import converted_copy, plain_state
 from fedhq_lightning.quantize import QuantScheme
 from fedhq_lightning.support.atomic_files import told_to_user
+from fedhq_lightning.types import StateDict
 
 
 def model_folder(trainer: pl.Trainer, dirpath: str | Path | None = None) -> Path:
@@ -43,6 +44,7 @@ def write_deployed(
     folder: Path,
     example_args: tuple[Any, ...] | None = None,
     metrics: Mapping[str, float] | None = None,
+    statistics: StateDict | None = None,
 ) -> Path:
     """Convert the module's weights to the scheme's grid and write them; to be called on every process.
 
@@ -54,6 +56,7 @@ def write_deployed(
             `weights.safetensors` in float32, and a README. Made if needed.
         example_args: Positional arguments of one forward call; None: the module's `example_input_array`.
         metrics: For the README: `NAME` of the fp and `quantized/NAME` of the deployed model.
+        statistics: Batch statistics of the deployed model, where it has others than the module.
 
     Returns:
         The model's file in `folder`.
@@ -62,7 +65,7 @@ def write_deployed(
         ConfigurationError: The folder cannot be written, or the scheme does not fit.
     """
     if trainer.is_global_zero:
-        write_model(pl_module, scheme, folder, example_args, metrics)
+        write_model(pl_module, scheme, folder, example_args, metrics, statistics)
     trainer.strategy.barrier("fedhq_deployed")
     return model_file(folder)
 
@@ -73,6 +76,7 @@ def write_model(
     folder: Path,
     example_args: tuple[Any, ...] | None = None,
     metrics: Mapping[str, float] | None = None,
+    statistics: StateDict | None = None,
 ) -> None:
     """What `write_deployed` does, on this process alone and without a trainer."""
     with told_to_user(folder):
@@ -80,7 +84,7 @@ def write_model(
     metrics = metrics or {}
     write_model_folder(
         folder,
-        converted_copy(pl_module, scheme),
+        converted_copy(pl_module, scheme, statistics),
         plain_state(pl_module),
         example_args,
         scheme,
@@ -90,6 +94,7 @@ def write_model(
             name.removeprefix("quantized/"): value for name, value in metrics.items() if name.startswith("quantized/")
         },
         held_out="the validation data of the Trainer",
+        statistics=statistics,
     )
 
 

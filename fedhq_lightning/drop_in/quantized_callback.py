@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from fedhq_lightning.drop_in.copies import ForwardRecorder
 from fedhq_lightning.drop_in.deployed_model import described_sizes, model_folder, write_deployed
+from fedhq_lightning.drop_in.deployed_statistics import DeployedStatistics
 from fedhq_lightning.drop_in.quantized_validation import QuantizedValidation
 from fedhq_lightning.drop_in.trainer_callback import TrainerCallback
 from fedhq_lightning.drop_in.trainer_parts import is_rehearsal
@@ -40,6 +41,7 @@ class QuantizedCallback(TrainerCallback):
         self._folder = Path()
         self._validation: QuantizedValidation | None = None
         self._recorder: ForwardRecorder | None = None
+        self._statistics = DeployedStatistics()
         self._reported: tuple[int, dict[str, float]] = (-1, {})
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -110,22 +112,25 @@ class QuantizedCallback(TrainerCallback):
         """Write the deployed model; a rehearsal only finds out whether it can be written."""
         if not self.export or self.scheme is None:
             return
-        example = self._example_args(pl_module)
+        example, own_statistics = self._example_args(pl_module), self._statistics.of(pl_module)
         if is_rehearsal(trainer):
             with TemporaryDirectory(prefix="fedhq-") as folder:
-                path = write_deployed(trainer, pl_module, self.scheme, Path(folder) / "model", example)
+                place = Path(folder) / "model"
+                path = write_deployed(trainer, pl_module, self.scheme, place, example, None, own_statistics)
             rank_zero_info(f"{self.state_key}: fast_dev_run, so {path.name} was written and thrown away")
             return
         step, metrics = self._reported
         metrics = metrics if step == trainer.global_step else {}
-        self.deployed_path = write_deployed(trainer, pl_module, self.scheme, self._folder, example, metrics)
+        self.deployed_path = write_deployed(
+            trainer, pl_module, self.scheme, self._folder, example, metrics, own_statistics
+        )
         sizes = described_sizes(self._folder)
         rank_zero_info(f"{self.state_key}: {self.scheme} model written to {self._folder}: {sizes}")
 
     def _begin(self, trainer: pl.Trainer) -> None:
         """Be ready to report, in `setup`; a fit begins anew."""
         if self.scheme is not None and (self._is_fitting or self._validation is None):
-            self._validation = QuantizedValidation(self.scheme)
+            self._validation = QuantizedValidation(self.scheme, self._statistics)
         if self._is_fitting:
             self._folder = model_folder(trainer, self.dirpath)
             self._reported = (-1, {})

@@ -6,47 +6,27 @@ the Trainer's. It sees the Trainer through a view that keeps it from the user's 
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from fedhq_lightning.drop_in.copies import ForwardRecorder, as_float, converted_copy, copy_of_batch
+from fedhq_lightning.drop_in.deployed_statistics import DeployedStatistics
 from fedhq_lightning.drop_in.lane_swap import has_lazy_layers
 from fedhq_lightning.drop_in.trainer_parts import AveragesResults
+from fedhq_lightning.drop_in.trainer_view import TrainerView
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.local.memory_of_evaluation import Attributes, changed, plain_attributes, recall
 from fedhq_lightning.quantize import QuantScheme
 from fedhq_lightning.support.lightnings import AnyModule, lightnings_own
+from fedhq_lightning.types import StateDict
 
 Stage = Literal["validation", "test"]
 
 PREFIX = "quantized/"
-
-
-class TrainerView:
-    """A Trainer as the converted copy sees it: the real one, but with loggers and logged values of its own.
-
-    Args:
-        trainer: The real one.
-        module: The copy.
-    """
-
-    def __init__(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._trainer = trainer
-        self.lightning_module = self.model = module
-        self.logger = DummyLogger()
-        self.loggers = [self.logger]
-        self._results = _ResultCollection(training=False)
-        self._logger_connector = SimpleNamespace(should_reset_tensors=lambda hook: False, _current_fx=None)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._trainer, name)
 
 
 class QuantizedEvaluation:
@@ -58,6 +38,7 @@ class QuantizedEvaluation:
         scheme: The deployment grid.
         stage: Whose steps and hooks are run.
         memory: What an earlier pass left on its copy, such as a best value so far.
+        statistics: Batch statistics of the copy, where it has others than the module.
 
     Raises:
         ConfigurationError: See `converted_copy`, or a step that takes Lightning's `dataloader_iter`.
@@ -67,9 +48,15 @@ class QuantizedEvaluation:
     """
 
     def __init__(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, scheme: QuantScheme, stage: Stage, memory: Attributes
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        scheme: QuantScheme,
+        stage: Stage,
+        memory: Attributes,
+        statistics: StateDict,
     ) -> None:
-        self._module = converted_copy(pl_module, scheme)
+        self._module = converted_copy(pl_module, scheme, statistics)
         self._before = plain_attributes(self._module)
         recall(self._module, memory)
         self._step = getattr(self._module, f"{stage}_step")
@@ -165,13 +152,15 @@ class QuantizedValidation:
 
     Args:
         scheme: The deployment grid.
+        statistics: Knows batch statistics of the deployed model.
 
     Attributes:
         example_args: First arguments of the module's `forward` in the last pass that called it, on the CPU.
     """
 
-    def __init__(self, scheme: QuantScheme) -> None:
+    def __init__(self, scheme: QuantScheme, statistics: DeployedStatistics) -> None:
         self.scheme = scheme
+        self._statistics = statistics
         self.example_args: tuple[Any, ...] | None = None
         self._evaluation: QuantizedEvaluation | None = None
         self._batch: Any = None
@@ -187,7 +176,8 @@ class QuantizedValidation:
         A pass whose first batch builds the module's lazy layers, as that of the sanity check, has no metrics.
         """
         if self._evaluation is None and not has_lazy_layers(pl_module):
-            self._evaluation = QuantizedEvaluation(trainer, pl_module, self.scheme, stage, self._memory)
+            own = self._statistics.of(pl_module)
+            self._evaluation = QuantizedEvaluation(trainer, pl_module, self.scheme, stage, self._memory, own)
         self._batch = copy_of_batch(batch)
 
     def batch_end(self, trainer: pl.Trainer, batch_idx: int) -> None:

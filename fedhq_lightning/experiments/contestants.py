@@ -54,6 +54,7 @@ _BUILT_IN: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "all-qat-fake": _all("qat", qat_kernel="fake"),
     "all-qat": _all("qat"),
     "free-qat": (f"{_CALLBACKS}.FreeQatAllocator", {}, {}),
+    "late-qat": (f"{_CALLBACKS}.LateQatAllocator", {}, {}),
     "coarse": (f"{_CALLBACKS}.HybridAllocator", {"fine": False}, {}),
     "hybrid": (f"{_CALLBACKS}.HybridAllocator", {}, {}),
 }

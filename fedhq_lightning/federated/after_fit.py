@@ -22,7 +22,9 @@ from fedhq_lightning.local.template import set_up_template
 from fedhq_lightning.run.lightning_checkpoint import weights_of
 from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.support.collectives import launch
+from fedhq_lightning.support.tensors import same_values
 from fedhq_lightning.support.threads import torch_threads
+from fedhq_lightning.support.views import float_view
 from fedhq_lightning.types import StateDict
 
 
@@ -39,6 +41,7 @@ class AfterFit(LightningAttributes):
     fabric: Fabric
     run_dir: Path
     _fitted: L.LightningModule | None = None
+    _fitted_state: StateDict | None = None
     _fitted_on: L.LightningDataModule | None = None
     _records: Sequence[RoundRecord] = ()
     _evaluated: dict[str, float] | None = None
@@ -139,4 +142,14 @@ class AfterFit(LightningAttributes):
             raise ConfigurationError(f"{stage}: no module; give one, or call fit before")
         check_is_lightning_module(module)
         template = set_up_template(module, self.settings.fit_options)
-        return template, template.state_dict() if ckpt_path is None else weights_of(ckpt_path, self.run_dir)
+        if ckpt_path is not None:
+            return template, weights_of(ckpt_path, self.run_dir)
+        return template, self._with_statistics(template.state_dict())
+
+    def _with_statistics(self, weights: StateDict) -> StateDict:
+        """Weights that are as the last `fit` left them have a deployed view of their own, others have none."""
+        fitted = self._fitted_state
+        if fitted is None or float_view(fitted).keys() != weights.keys():
+            return weights
+        is_as_left = all(same_values(value.cpu(), fitted[name]) for name, value in weights.items())
+        return fitted if is_as_left else weights

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial, wraps
 from typing import Any
 
@@ -22,6 +22,7 @@ from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.devices.roofline import LayerCost, measure_costs
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.federated.clients import num_examples
+from fedhq_lightning.local.batch_statistics import tracked_layers
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.local.evaluation import as_loaders
 from fedhq_lightning.support.lightnings import is_overridden
@@ -44,6 +45,7 @@ class Probe:
         batch_norm: Name of a layer that cannot train on one example, or None.
         frozen: Names in the state of the parameters that no local fit trains.
         fixed: Those of them that no hook changes either, as the average of another network's weights would.
+        batch_norms: Layers whose statistics training moves, by their first names, with all names of each.
     """
 
     costs: list[LayerCost]
@@ -55,6 +57,7 @@ class Probe:
     batch_norm: str | None = None
     frozen: frozenset[str] = frozenset()
     fixed: frozenset[str] = frozenset()
+    batch_norms: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def probe(
@@ -131,6 +134,7 @@ def probe(
         batch_norm=batch_norms.name,
         frozen=frozen,
         fixed=fixed,
+        batch_norms={name: others for name, others in tracked_layers(module).items() if name in batch_norms.training},
     )
 
 
@@ -245,10 +249,12 @@ class _BatchNormWatch:
 
     Attributes:
         name: The first such layer's, or None.
+        training: Names of all layers that ran in training mode.
     """
 
     def __init__(self, module: L.LightningModule, batch_size: int) -> None:
         self.name: str | None = None
+        self.training = set[str]()
         self._batch_size = batch_size
         for name, each in module.named_modules():
             if isinstance(each, _BatchNorm):
@@ -257,6 +263,7 @@ class _BatchNormWatch:
     def _look(self, name: str, layer: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
         if not layer.training or not arguments:
             return
+        self.training.add(name)
         values_per_channel = arguments[0].numel() // arguments[0].shape[1]
         if values_per_channel == 1:
             raise ConfigurationError(

@@ -123,6 +123,7 @@ class ClientFitter:
         learning_rate_scale: float,
         deadline: float | None,
         is_first: bool = False,
+        work: float = 1.0,
     ) -> Update:
         """Train one client from the model it received.
 
@@ -139,8 +140,9 @@ class ClientFitter:
             learning_rate_scale: Factor on every learning rate.
             deadline: Virtual seconds, or None.
             is_first: Whether the client takes part for the first time, and receives what no round changes too.
+            work: Share of its local steps that it takes. Its weight in the mean stays: it changes less as it is.
         """
-        seconds = self._clock.time(client_id, mode, is_first)
+        seconds = self._clock.time(client_id, mode, is_first, work)
         analysis_seconds = self._analysis_seconds(client_id)
         late = deadline is not None and seconds.total + analysis_seconds > deadline
         done, sensitivity = _LocalFit(), None
@@ -148,7 +150,7 @@ class ClientFitter:
             sensitivity = self._analyst.sensitivity(client_id, self._wanted_sensitivity, received)
         started = time.perf_counter()
         if not late:
-            done = self._train(round_number, client_id, mode, received, learning_rate_scale)
+            done = self._train(round_number, client_id, mode, received, learning_rate_scale, work)
         status: Status = "late" if late else "ok" if done.num_steps else "idle"
         record = ClientRecord(
             round=round_number,
@@ -172,7 +174,13 @@ class ClientFitter:
         return Update(record, done.payload)
 
     def _train(
-        self, round_number: int, client_id: ClientId, mode: Mode, received: StateDict, learning_rate_scale: float
+        self,
+        round_number: int,
+        client_id: ClientId,
+        mode: Mode,
+        received: StateDict,
+        learning_rate_scale: float,
+        work: float,
     ) -> _LocalFit:
         trainer = self._lane(mode)
         module = trainer.lightning_module
@@ -183,7 +191,7 @@ class ClientFitter:
         seed_generators(derive_seed(self._seed, "fit", round_number, client_id))
         loader = self._datamodule.train_dataloader(client_id)
         term = self._aggregator.client_term(module)
-        num_steps, metrics = trainer.fit(loader, learning_rate_scale, term)
+        num_steps, metrics = trainer.fit(loader, learning_rate_scale, term, work)
         self._check_frozen(module)
         if not num_steps:
             return _LocalFit(idle_reason=_SKIPPED if len(loader) else _NO_BATCH)

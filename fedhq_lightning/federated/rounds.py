@@ -20,6 +20,7 @@ from fedhq_lightning.federated.sampling import share_of
 from fedhq_lightning.federated.server import Server, ServerRound
 from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.federated.setup import Job
+from fedhq_lightning.federated.statistics_round import Retaken, StatisticsRound
 from fedhq_lightning.local.evaluation import Evaluator
 from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.run.lightning_checkpoint import for_lightning
@@ -27,6 +28,7 @@ from fedhq_lightning.run.records import ClientRecord, RoundRecord
 from fedhq_lightning.run.state import RunState
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.notes import noted
+from fedhq_lightning.support.views import float_view
 from fedhq_lightning.types import MODES, ClientId, Plan
 
 _KEPT_CHECKPOINTS = 2
@@ -45,6 +47,7 @@ class RoundLoop:
         processes: The others.
         directory: Written by process 0 only.
         state: Where the run stands.
+        statistics: Takes batch statistics of global models anew; None where there are none, or they are averaged.
         saved_parts: What a checkpoint holds of others: the run's description, and the callbacks' states.
     """
 
@@ -59,6 +62,7 @@ class RoundLoop:
         processes: Processes,
         directory: RunDirectory,
         state: RunState,
+        statistics: StatisticsRound | None,
         saved_parts: Callable[[], dict[str, Any]],
     ) -> None:
         self._settings = settings
@@ -70,6 +74,7 @@ class RoundLoop:
         self._processes = processes
         self._directory = directory
         self._state = state
+        self._statistics = statistics
         self._saved_parts = saved_parts
         self._warned_of_sensitivity = False
         self._warned_of_idle = False
@@ -81,30 +86,22 @@ class RoundLoop:
             self._observe(0, Plan({}), [], _Stopwatch())
         while state.round < self._settings.max_rounds and not control.should_stop:
             watch = _Stopwatch()
-            at_server = self._server.open_round(state.round + 1, state.global_state)
+            at_server = self._server.open_round(state.round + 1, float_view(state.global_state))
             plan = self._plan(at_server.number, watch)
             updates = self._fit(at_server, plan, watch)  # one at a time, as they are aggregated
             clients = self._aggregate(at_server, updates)
             self._observe(at_server.number, plan, clients, watch)
-        if control.should_stop and not state.stopped:  # set when the round was saved already
-            state.stopped = True
-            self._processes.from_first(self._save_checkpoint)
+            if control.should_stop and not state.stopped:  # set when the round was saved already
+                state.stopped = True
+                self._retake(at_server.number, clients)
+                self._processes.from_first(self._save_checkpoint)
 
     def _plan(self, round_number: int, watch: _Stopwatch) -> Plan:
         cohort = self._job.sampler.cohort(round_number, self._state.virtual_seconds)
         allocator = self._job.allocator
         with watch.measure("allocator"):
             plan = allocator.propose(round_number, cohort)
-        if set(plan.modes) != set(cohort):
-            raise ConfigurationError(
-                f"{type(allocator).__name__} planned {len(plan.modes)} clients for a cohort of {len(cohort)}; "
-                "a plan names every client of the cohort and no other"
-            )
-        for mode in plan.modes.values():
-            if mode not in MODES:
-                raise ConfigurationError(
-                    f"{type(allocator).__name__} planned mode {mode!r}: must be one of {', '.join(MODES)}"
-                )
+        _check(plan, cohort, type(allocator).__name__)
         self._control.call("on_round_start", round_number, plan)
         return plan
 
@@ -129,9 +126,10 @@ class RoundLoop:
                     mode,
                     at_server.received,
                     at_server.downlink_bytes + (self._job.link.fixed_bytes if client_id in newcomers else 0),
-                    scale,
+                    scale * plan.lr_factors.get(mode, 1.0),
                     settings.round_deadline,
                     client_id in newcomers,
+                    plan.work.get(client_id, 1.0),
                 )
             control.call("on_client_end", update.record)
             yield update
@@ -154,7 +152,8 @@ class RoundLoop:
             if update.record.status == "ok":
                 at_server.receive(update.record.client_id, update.payload, update.record.num_examples)
         found = at_server.close()
-        self._state.global_state = found.state
+        self._state.global_state = self._state.global_state | found.state
+        self._state.has_statistics = False
         if not found.total_weight:
             rank_zero_warn(f"round {at_server.number}: no usable update arrived; the global model stays as it is")
         if self._settings.ema_decay is not None:
@@ -208,11 +207,13 @@ class RoundLoop:
     def _observe(self, round_number: int, plan: Plan, clients: list[ClientRecord], watch: _Stopwatch) -> None:
         settings, control, state = self._settings, self._control, self._state
         last = round_number == settings.max_rounds
+        is_evaluated = bool(self._job.validation_loaders) and (round_number % settings.eval_every_n_rounds == 0 or last)
+        retaken = self._retake(round_number, clients) if is_evaluated or last else Retaken({})
         metrics = train_metrics(clients)
-        if self._job.validation_loaders and (round_number % settings.eval_every_n_rounds == 0 or last):
+        if is_evaluated:
             with noted(f"while the global model was evaluated, after round {round_number}"):
                 metrics |= self._evaluator.evaluate(state.served, self._job.validation_loaders)
-        record = self._record(round_number, metrics, plan, clients, watch)
+        record = self._record(round_number, metrics, plan, clients, watch, retaken)
         if round_number > 0:
             with watch.measure("allocator"):
                 self._job.allocator.observe(record)
@@ -225,8 +226,20 @@ class RoundLoop:
             state.keep_as_best(record.monitored)
         control.call("on_round_end", record)
         state.stopped = control.should_stop
+        if state.stopped:
+            self._retake(round_number, clients)
         self._processes.from_first(lambda: self._write(record, is_best, last or state.stopped))
         control.call("on_round_saved", record)
+
+    def _retake(self, round_number: int, clients: Sequence[ClientRecord]) -> Retaken:
+        """Give the model that is served the statistics of its own, once a round, by the clients that made it."""
+        state = self._state
+        if self._statistics is None or state.has_statistics or not clients:
+            return Retaken({})
+        aggregated = [client.client_id for client in clients if client.status == "ok"]
+        found = self._statistics.retake(round_number, state.served, aggregated)
+        state.take_statistics(found.statistics)
+        return found
 
     def _write(self, record: RoundRecord, is_best: bool, is_end: bool) -> None:
         state = self._state
@@ -246,6 +259,7 @@ class RoundLoop:
         plan: Plan,
         clients: list[ClientRecord],
         watch: _Stopwatch,
+        retaken: Retaken,
     ) -> RoundRecord:
         """What happened, with wall times as process 0 measured them, so that every process holds the same record."""
         monitor, deadline = self._job.monitored.name, self._settings.round_deadline
@@ -254,7 +268,7 @@ class RoundLoop:
             virtual = min(virtual, deadline)
         # The clients' round, and with it the deadline, begins when the first of them is there.
         wait = self._job.sampler.wait_seconds(self._state.virtual_seconds) if round_number else 0.0
-        virtual += wait
+        virtual += wait + retaken.virtual_seconds
         wall, fit, allocator = self._processes.broadcast(
             [watch.total(), watch.seconds["fit"], watch.seconds["allocator"]]
         )
@@ -272,6 +286,9 @@ class RoundLoop:
             metric_fp=metrics.get(f"{'train' if is_trained_on else 'fp'}/{monitor}"),
             metric_quantized=metrics.get(f"quantized/{monitor}"),
             wait_seconds=wait,
+            statistics_seconds=retaken.virtual_seconds,
+            statistics_uplink_bytes=retaken.uplink_bytes,
+            statistics_downlink_bytes=retaken.downlink_bytes,
         )
 
     def _save_checkpoint(self) -> None:
@@ -285,6 +302,28 @@ class RoundLoop:
             **for_lightning(self._job.template, self._state.served),
         }
         self._directory.save_checkpoint(self._state.round, parts, _KEPT_CHECKPOINTS)
+
+
+def _check(plan: Plan, cohort: Sequence[ClientId], allocator: str) -> None:
+    if set(plan.modes) != set(cohort):
+        raise ConfigurationError(
+            f"{allocator} planned {len(plan.modes)} clients for a cohort of {len(cohort)}; "
+            "a plan names every client of the cohort and no other"
+        )
+    for mode in (*plan.modes.values(), *plan.lr_factors):
+        if mode not in MODES:
+            raise ConfigurationError(f"{allocator} planned mode {mode!r}: must be one of {', '.join(MODES)}")
+    for client_id, work in plan.work.items():
+        if client_id not in plan.modes or not 0 < work <= 1:
+            raise ConfigurationError(
+                f"{allocator} planned work {work!r} for client {client_id!r}: must be a client of the cohort, and a "
+                "share above 0 and up to 1"
+            )
+    for mode, factor in plan.lr_factors.items():
+        if not 0 < factor < math.inf:
+            raise ConfigurationError(
+                f"{allocator} planned a learning-rate factor {factor!r} for {mode}: must be above 0"
+            )
 
 
 def train_metrics(clients: Sequence[ClientRecord]) -> dict[str, float]:

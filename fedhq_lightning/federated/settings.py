@@ -55,6 +55,7 @@ class RunSettings:
     round_lr: Literal["constant", "cosine", "linear"] | float
     round_deadline: float | None
     ema_decay: float | None
+    retake_batch_statistics: bool
     eval_every_n_rounds: int
     checkpoint_every_n_rounds: int
     seed: int

@@ -34,6 +34,7 @@ from fedhq_lightning.federated.monitor_mode import resolve_monitor_mode
 from fedhq_lightning.federated.sampling import CohortSampler
 from fedhq_lightning.federated.server import Server
 from fedhq_lightning.federated.settings import RunSettings
+from fedhq_lightning.federated.statistics_round import StatisticsRound, statistics_names
 from fedhq_lightning.federated.update_directions import sketcher_of
 from fedhq_lightning.federated.wire import Link, warn_of_lost_changes
 from fedhq_lightning.local.data_hooks import prepare_data
@@ -141,7 +142,9 @@ def set_up(
     check_state(template, found.frozen)
     sent = template.state_dict()
     sent_grids = {name: grid for name, grid in grids.items() if name in sent}
-    link = Link(sent, sent_grids, settings.uplink, settings.downlink, found.fixed)
+    batch_norms = found.batch_norms if settings.retake_batch_statistics else {}
+    retaken = statistics_names(batch_norms)
+    link = Link(sent, sent_grids, settings.uplink, settings.downlink, found.fixed, retaken & sent.keys())
     state = {name: value.detach() for name, value in template.state_dict().items()}
     received, download_bytes = link.down(state, 0)
     clock = VirtualClock(
@@ -263,6 +266,16 @@ def evaluator_of(
         settings.seed,
         datamodule,
     )
+
+
+def statistics_of(
+    settings: RunSettings, job: Job, evaluator: Evaluator, processes: Processes
+) -> StatisticsRound | None:
+    """The part that takes batch statistics anew, where there are any and they shall be."""
+    layers = job.probe.batch_norms
+    if not layers or not settings.retake_batch_statistics:
+        return None
+    return StatisticsRound(layers, evaluator, settings.fit_options, job.datamodule, job.clock, processes)
 
 
 def server_of(settings: RunSettings, job: Job, processes: Processes) -> Server:

@@ -47,6 +47,7 @@ class Link:
             is a local fit to the last bit.
         downlink: "fp32", or "scheme": the global model, rounded to the grids.
         frozen: Names of parameters that no client changes.
+        retaken: Names of batch statistics that are taken anew: they go down, not up.
 
     Raises:
         ConfigurationError: A complex tensor that is not frozen.
@@ -62,6 +63,7 @@ class Link:
         uplink: Uplink,
         downlink: Downlink,
         frozen: frozenset[str] = frozenset(),
+        retaken: frozenset[str] = frozenset(),
     ) -> None:
         refused = [name for name, value in template.items() if value.is_complex() and name not in frozen]
         if refused:
@@ -81,6 +83,7 @@ class Link:
             if name not in self._tied:
                 moves = value.is_floating_point() and name in trained and value.isfinite().all()
                 (self._moving if moves else self._fixed)[name] = value
+        self._sent = {name: value for name, value in self._moving.items() if name not in retaken}
         self.fixed_names = frozenset(name for name in template if self._tied.get(name, name) in self._fixed)
         self._last_fixed: tuple[StateDict, StateDict] = {}, {}
 
@@ -101,7 +104,7 @@ class Link:
 
     def up(self, local: Mapping[str, Tensor], received: StateDict, round_number: int, client_id: ClientId) -> bytes:
         """One client's payload."""
-        state = {name: local[name].detach() for name in self._moving}
+        state = {name: local[name].detach() for name in self._sent}
         if self.uplink == "delta":
             # What has grown is sent as it is: `receive` refuses it by name.
             state = {
@@ -117,7 +120,7 @@ class Link:
             PayloadError: Damaged, of another round, client or model, or not finite.
         """
         header = Header(self.uplink, round_number, client_id)
-        state = decode(payload, self._moving, self._grids, header)
+        state = decode(payload, self._sent, self._grids, header)
         if not is_finite(state):
             raise PayloadError("the update holds values that are not finite")
         return state

@@ -83,6 +83,7 @@ class ClientTrainer(TrainerSurface):
         self._output: Any = None
         self._dataloader_idx: int | None = None
         self._hook, self._had_loss = "", False
+        self._most_steps: int | None = None
         vars(self).update(lightnings_log(self.log))
         attach(module, self, self.log)
 
@@ -100,6 +101,7 @@ class ClientTrainer(TrainerSurface):
         loader: Sequence[Any] | DataLoader[Any],
         learning_rate_scale: float = 1.0,
         after_backward: Callable[[], None] | None = None,
+        work: float = 1.0,
     ) -> tuple[int, dict[str, float]]:
         """Train the module on one client.
 
@@ -107,6 +109,7 @@ class ClientTrainer(TrainerSurface):
             loader: The client's batches. Without any (`drop_last` on a small client) nothing is done at all.
             learning_rate_scale: Factor on every learning rate in this fit.
             after_backward: Called once an optimizer step, before clipping, for client-side gradient terms.
+            work: Share of its optimizer steps that are taken, see `FitOptions.num_steps`.
 
         Returns:
             Optimizer steps taken, none where no batch had a loss, and what was logged: of every name the value of the
@@ -118,7 +121,7 @@ class ClientTrainer(TrainerSurface):
         if not len(loader):
             return 0, {}
         module, self.train_dataloader = self.lightning_module, loader
-        self._start_fit(len(loader))
+        self._start_fit(len(loader), work)
         optimizer, self.lr_scheduler_configs = configured_optimizer(module)
         self.optimizers[:] = [optimizer]
         scale_learning_rate(optimizer, self.lr_scheduler_configs, learning_rate_scale)
@@ -135,7 +138,7 @@ class ClientTrainer(TrainerSurface):
             if complete:
                 self._step_schedulers("epoch", self.current_epoch + 1, on_plateau=True)
             self.current_epoch += 1
-            if self.global_step == steps_before and self.options.local_steps is not None:
+            if self.global_step == steps_before and self._most_steps is not None:
                 break  # it would be so in every other epoch too, and the steps never be done
         self._call("on_train_end")
         self._call("on_fit_end")
@@ -214,23 +217,22 @@ class ClientTrainer(TrainerSurface):
         self._values.add(name, value, batch_size or self._current_batch_size(), reduce_fx, both, self._hook)
         self.callback_metrics.update(self._values.last)
 
-    def _start_fit(self, num_batches: int) -> None:
+    def _start_fit(self, num_batches: int, work: float) -> None:
         self._values, self.callback_metrics = LoggedValues(), {}
         self.current_epoch = self.global_step = 0
         self.should_stop, self.training, self._had_loss = False, True, False
         self.num_training_batches = num_batches
         self.is_last_batch = False
-        steps_per_epoch = -(-num_batches // self.accumulate_grad_batches)
-        options = self.options
-        self.estimated_stepping_batches = options.local_steps or steps_per_epoch * (options.local_epochs or 0)
+        # Schedulers and the like see the whole fit, of which a share is a beginning.
+        self.estimated_stepping_batches = self.options.num_steps(num_batches)
+        self._most_steps = self.options.local_steps if work >= 1 else self.options.num_steps(num_batches, work)
 
     def _fit_is_over(self) -> bool:
-        options = self.options
         if self.should_stop:
             return True
-        if options.local_steps is not None:
-            return self.global_step >= options.local_steps
-        return self.current_epoch >= (options.local_epochs or 0)
+        if self._most_steps is not None:
+            return self.global_step >= self._most_steps
+        return self.current_epoch >= (self.options.local_epochs or 0)
 
     def _run_epoch(
         self, loader: Iterable[Any], optimizer: Optimizer, after_backward: Callable[[], None] | None
@@ -258,7 +260,7 @@ class ClientTrainer(TrainerSurface):
             self._call("on_train_batch_end", self._output, batch, batch_idx)
             if last:
                 self._step_schedulers("step", count, on_plateau=True)
-            if self.should_stop or self.options.local_steps == self.global_step:
+            if self.should_stop or self._most_steps == self.global_step:
                 return complete
         return True
 

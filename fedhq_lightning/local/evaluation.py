@@ -17,6 +17,7 @@ from fedhq_lightning.quantize import QuantScheme, convert
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.lightnings import is_overridden
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
+from fedhq_lightning.support.views import deployed_view, float_view
 from fedhq_lightning.types import FitOptions, StateDict
 
 
@@ -106,20 +107,20 @@ class Evaluator:
         return ClientTrainer(module, self._options, module.device, autocast, self._datamodule).evaluate(loaders, stage)
 
     def model(self, state: StateDict) -> L.LightningModule:
-        """The module with `state` as its weights, and with what its `on_fit_start` makes, as in every client's fit."""
+        """The module with the float32 view of `state`, and with what its `on_fit_start` makes, as in every fit."""
         module = copy.deepcopy(self._template)
         if is_overridden("on_fit_start", module):
             trainer = ClientTrainer(module, self._options, module.device, self.autocast, self._datamodule)
             module.on_fit_start()
             trainer.detach()
-        load_weights(module, state)
+        load_weights(module, float_view(state))
         return module.to(self._device)
 
     def deployed(self, state: StateDict) -> L.LightningModule:
-        """The module with `state` as its weights, converted to the scheme's grid."""
+        """The module with the deployed view of `state` as its weights, converted to the scheme's grid."""
         if self.scheme is None:
             raise ValueError("no scheme: there is no deployed model")
-        return convert(self.model(state), self.scheme)
+        return convert(self.model(deployed_view(state)), self.scheme)
 
 
 def as_loaders(loaders: Any) -> list[Any]:

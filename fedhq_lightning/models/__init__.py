@@ -8,10 +8,11 @@ if TYPE_CHECKING:
     from fedhq_lightning.models.classifier import ImageClassifier
     from fedhq_lightning.models.lenet import LeNet5
     from fedhq_lightning.models.mlp import MLP
+    from fedhq_lightning.models.mobilenet import MobileNetV2
     from fedhq_lightning.models.resnet import ResNet20
     from fedhq_lightning.models.vit import ViT
 
-__all__ = ["MLP", "ImageClassifier", "LeNet5", "ResNet20", "ViT"]
+__all__ = ["MLP", "ImageClassifier", "LeNet5", "MobileNetV2", "ResNet20", "ViT"]
 
 __getattr__, __dir__ = on_first_use(
     __name__,
@@ -19,6 +20,7 @@ __getattr__, __dir__ = on_first_use(
         "fedhq_lightning.models.classifier": ["ImageClassifier"],
         "fedhq_lightning.models.lenet": ["LeNet5"],
         "fedhq_lightning.models.mlp": ["MLP"],
+        "fedhq_lightning.models.mobilenet": ["MobileNetV2"],
         "fedhq_lightning.models.resnet": ["ResNet20"],
         "fedhq_lightning.models.vit": ["ViT"],
     },

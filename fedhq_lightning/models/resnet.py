@@ -1,6 +1,4 @@
-"""ResNet-20 with group normalisation."""
-
-from math import gcd
+"""ResNet-20, with group or batch normalization."""
 
 import torch
 from torch import Tensor, nn
@@ -8,16 +6,16 @@ from torch.nn import functional
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.models.classifier import ImageClassifier
+from fedhq_lightning.models.norms import Norm, norm_layer
 
 BLOCKS_PER_STAGE = 3
-LARGEST_GROUP_COUNT = 8
 
 
 class ResNet20(ImageClassifier):
-    """The ResNet-20 of the CIFAR experiments, with GroupNorm in the place of BatchNorm.
+    """The ResNet-20 of the CIFAR experiments.
 
-    Batch statistics of unlike clients do not average well; group statistics belong to one example (Hsieh et al. 2020,
-    arXiv 1910.00189). Shortcuts that change shape are 1x1 convolutions.
+    With GroupNorm in the place of BatchNorm by default: unlike clients normalize unlike batches, where group statistics
+    belong to one example (Hsieh et al. 2020, arXiv 1910.00189). Shortcuts that change shape are 1x1 convolutions.
 
     Args:
         in_channels: Channels of the images.
@@ -26,9 +24,10 @@ class ResNet20(ImageClassifier):
         lr: Learning rate of SGD.
         momentum: Momentum of SGD.
         weight_decay: L2 penalty of SGD.
+        norm: "group": GroupNorm. "batch": BatchNorm, as in the paper.
 
     Raises:
-        ConfigurationError: `width` is below 1.
+        ConfigurationError: `width` is below 1, or there is no such norm.
 
     Source: He et al. 2016, arXiv 1512.03385, section 4.2. Images of any size from 4 pixels.
     """
@@ -41,18 +40,19 @@ class ResNet20(ImageClassifier):
         lr: float = 0.05,
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
+        norm: Norm = "group",
     ) -> None:
         super().__init__(num_classes, lr, momentum, weight_decay)
         if width < 1:
             raise ConfigurationError(f"ResNet20 width {width}: must be 1 or more")
         self.stem = nn.Conv2d(in_channels, width, kernel_size=3, padding=1, bias=False)
-        self.stem_norm = _group_norm(width)
+        self.stem_norm = norm_layer(norm, width)
         blocks: list[nn.Module] = []
         channels = width
         for stage_channels in (width, 2 * width, 4 * width):
             for block in range(BLOCKS_PER_STAGE):
                 stride = 2 if block == 0 and stage_channels != width else 1
-                blocks.append(ResidualBlock(channels, stage_channels, stride))
+                blocks.append(ResidualBlock(channels, stage_channels, stride, norm))
                 channels = stage_channels
         self.blocks = nn.Sequential(*blocks)
         self.classifier = nn.Linear(channels, num_classes)
@@ -74,19 +74,20 @@ class ResidualBlock(nn.Module):
         in_channels: Channels that come in.
         out_channels: Channels that go out.
         stride: Stride of the first convolution and of the shortcut.
+        norm: After every convolution.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Norm = "group") -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)
-        self.norm1 = _group_norm(out_channels)
+        self.norm1 = norm_layer(norm, out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False)
-        self.norm2 = _group_norm(out_channels)
+        self.norm2 = norm_layer(norm, out_channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.shortcut = nn.Sequential(
                 nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False),
-                _group_norm(out_channels),
+                norm_layer(norm, out_channels),
             )
 
     def forward(self, features: Tensor) -> Tensor:
@@ -94,7 +95,3 @@ class ResidualBlock(nn.Module):
         residual = functional.relu(self.norm1(self.conv1(features)))
         residual = self.norm2(self.conv2(residual))
         return functional.relu(residual + self.shortcut(features))
-
-
-def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(gcd(LARGEST_GROUP_COUNT, channels), channels)

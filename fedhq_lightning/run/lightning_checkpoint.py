@@ -12,9 +12,11 @@ import torch
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.run.directory import RunDirectory, load_checkpoint
 from fedhq_lightning.support.paths import expand_path
+from fedhq_lightning.support.views import as_deployed, deployed_statistics, float_view
 from fedhq_lightning.types import StateDict
 
 _PLAIN = (str, int, float, bool, type(None), torch.Tensor)
+_STATISTICS = "fedhq_deployed_statistics"
 _NOT_STORED = "not stored in the checkpoint: "
 
 
@@ -26,9 +28,11 @@ def for_lightning(module: L.LightningModule, weights: StateDict) -> dict[str, An
 
     Args:
         module: Whose hyperparameters were kept by `save_hyperparameters`, or not.
-        weights: The float32 state of the round.
+        weights: The state of the round, in both views.
     """
-    part: dict[str, Any] = {"state_dict": weights, "pytorch-lightning_version": L.__version__}
+    part: dict[str, Any] = {"state_dict": float_view(weights), "pytorch-lightning_version": L.__version__}
+    if statistics := deployed_statistics(weights):
+        part[_STATISTICS] = statistics
     held = dict(module.hparams)
     if held:
         stored = {name: value if _is_plain(value) else _NOT_STORED + repr(value) for name, value in held.items()}
@@ -58,7 +62,7 @@ def all_given(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def weights_of(ckpt_path: str | Path, run_dir: Path) -> StateDict:
-    """The float32 weights that a checkpoint holds.
+    """The float32 weights that a checkpoint holds, with what their deployed view has of its own.
 
     Args:
         ckpt_path: A checkpoint of ours or of Lightning's; a run directory, for its best round; "best" or "last" for a
@@ -80,7 +84,7 @@ def weights_of(ckpt_path: str | Path, run_dir: Path) -> StateDict:
     held = load_checkpoint(path)
     if "state_dict" in held:
         weights: StateDict = held["state_dict"]
-        return weights
+        return weights | as_deployed(held.get(_STATISTICS, {}))
     state = held.get("state")  # of version 0.2, without Lightning's entries
     if not isinstance(state, dict):
         raise ConfigurationError(f"{path}: holds no weights of a module; give a checkpoint or a run directory")

@@ -143,6 +143,9 @@ class RoundRecord:
         reason: Why the clients were planned so.
         allocation: What the allocator logged with its plan, such as the boundary.
         wait_seconds: Virtual seconds that this round waited for its first client to be available.
+        statistics_seconds: Virtual seconds in which clients took the model's batch statistics anew.
+        statistics_uplink_bytes: Bytes received for that, part of `uplink_bytes`.
+        statistics_downlink_bytes: Bytes sent for that, part of `downlink_bytes`.
     """
 
     round: int
@@ -165,6 +168,9 @@ class RoundRecord:
     allocation: dict[str, float] = field(default_factory=dict)
     wait_seconds: float = 0.0
     idle: int = 0
+    statistics_seconds: float = 0.0
+    statistics_uplink_bytes: int = 0
+    statistics_downlink_bytes: int = 0
 
     @classmethod
     def of_clients(
@@ -182,6 +188,9 @@ class RoundRecord:
         metric_fp: float | None = None,
         metric_quantized: float | None = None,
         wait_seconds: float = 0.0,
+        statistics_seconds: float = 0.0,
+        statistics_uplink_bytes: int = 0,
+        statistics_downlink_bytes: int = 0,
     ) -> Self:
         """The record of a round, with what its clients' records add up to.
 
@@ -198,6 +207,9 @@ class RoundRecord:
             metric_fp: Monitored metric of the global model, where it is known by now.
             metric_quantized: Monitored metric of the deployed model, where it is known by now.
             wait_seconds: Virtual seconds that the round waited for its first client.
+            statistics_seconds: Virtual seconds in which clients took batch statistics anew.
+            statistics_uplink_bytes: Bytes received for that.
+            statistics_downlink_bytes: Bytes sent for that.
         """
         return cls(
             round=round_number,
@@ -208,8 +220,8 @@ class RoundRecord:
             virtual_seconds=virtual_seconds,
             total_wall_seconds=before[0] + wall_seconds,
             total_virtual_seconds=before[1] + virtual_seconds,
-            uplink_bytes=sum(client.uplink_bytes for client in clients),
-            downlink_bytes=sum(client.downlink_bytes for client in clients),
+            uplink_bytes=sum(client.uplink_bytes for client in clients) + statistics_uplink_bytes,
+            downlink_bytes=sum(client.downlink_bytes for client in clients) + statistics_downlink_bytes,
             mode_counts=plan.counts(),
             **{status: sum(client.status == status for client in clients) for status in LEFT_OUT},
             clients=tuple(clients),
@@ -218,6 +230,9 @@ class RoundRecord:
             metric_fp=metric_fp,
             metric_quantized=metric_quantized,
             wait_seconds=wait_seconds,
+            statistics_seconds=statistics_seconds,
+            statistics_uplink_bytes=statistics_uplink_bytes,
+            statistics_downlink_bytes=statistics_downlink_bytes,
         )
 
     @property

@@ -27,6 +27,7 @@ class RunState:
         stopped: Whether a callback ended the run.
         reached: Positions of the clients that have what no round changes, in the order in which they got it; not kept
             where every round changes all.
+        has_statistics: Whether batch statistics are those of the model that is served; False once a round has moved it.
         records: One record a round, round 0 first, without clients: those are in `rounds.jsonl`, for they may be many.
     """
 
@@ -38,6 +39,7 @@ class RunState:
     best_state: StateDict | None = None
     stopped: bool = False
     reached: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    has_statistics: bool = False
     records: list[RoundRecord] = field(default_factory=list)
 
     @property
@@ -73,12 +75,19 @@ class RunState:
             self.averaged_state = dict(self.global_state)
             return
         for name, value in self.global_state.items():
-            if value.is_floating_point():
+            if value.is_floating_point() and name in self.averaged_state:
                 before = self.averaged_state[name]
                 moved = before.float().lerp(value.float(), 1 - decay).to(value.dtype)
                 # The average of two equal infinities (a mask's) would not be a number.
                 value = torch.where(before == value, value, moved)
             self.averaged_state[name] = value
+
+    def take_statistics(self, statistics: StateDict) -> None:
+        """Put batch statistics, which belong to the model that is served, into it and into the one that goes on."""
+        self.global_state = self.global_state | statistics
+        if self.averaged_state is not None:
+            self.averaged_state = self.averaged_state | statistics
+        self.has_statistics = True
 
     def is_better(self, value: float | None, monitor_mode: str) -> bool:
         """Whether `value` beats the best so far; NaN and None never do."""

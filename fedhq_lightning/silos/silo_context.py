@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import Subset, SubsetRandomSampler
 
@@ -24,8 +24,9 @@ from fedhq_lightning.devices import Fleet, FleetSpec
 from fedhq_lightning.devices.lane_kernels import LaneKernels
 from fedhq_lightning.devices.roofline import LayerCost, measure_costs
 from fedhq_lightning.devices.virtual_clock import VirtualClock
-from fedhq_lightning.drop_in.copies import copy_of_batch, plain_copy
-from fedhq_lightning.drop_in.quantized_validation import TrainerView
+from fedhq_lightning.drop_in.copies import plain_copy
+from fedhq_lightning.drop_in.deployed_statistics import moments_of_views
+from fedhq_lightning.drop_in.steps_on_copies import in_training, training_step
 from fedhq_lightning.drop_in.trainer_parts import training_loaders
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.quantize import LaneOptions, LayerScheme, QuantScheme
@@ -33,9 +34,8 @@ from fedhq_lightning.risk.divergence import LabelStatistics
 from fedhq_lightning.risk.sensitivity import SensitivityMeasure, quantization_sensitivity
 from fedhq_lightning.silos.batch_examples import examples_in
 from fedhq_lightning.support.collectives import Processes
-from fedhq_lightning.support.lightnings import AnyModule
 from fedhq_lightning.support.seeds import generators_kept
-from fedhq_lightning.types import FitOptions, MonitorMode
+from fedhq_lightning.types import FitOptions, MonitorMode, StateDict
 
 _WITHOUT_END = 1000
 """Rounds of a run without `max_epochs`, for what looks ahead."""
@@ -66,41 +66,23 @@ class SiloProbe:
     def sensitivity(self, measure: SensitivityMeasure) -> float | None:
         """How much the scheme hurts the module as it is now, see `quantization_sensitivity`."""
         assert self._scheme is not None
-        with self._copied() as copied:
-            return quantization_sensitivity(copied, self._scheme, lambda: self._step(copied), measure, self._lanes)
+        with self._copied() as (copied, step):
+            return quantization_sensitivity(copied, self._scheme, step, measure, self._lanes)
 
     def costs(self, quantized: Mapping[str, bool]) -> list[LayerCost]:
         """Layers of the model on that batch."""
-        with self._copied() as copied:
-            return measure_costs(lambda: self._step(copied), copied, quantized)
+        with self._copied() as (copied, step):
+            return measure_costs(step, copied, quantized)
+
+    def moments(self, layers: Sequence[str]) -> StateDict | None:
+        """Batch moments of the module as it is now, see `moments_of_views`."""
+        return moments_of_views(self._trainer, self._module, self._scheme, layers, [self._batch])
 
     @contextmanager
-    def _copied(self) -> Iterator[pl.LightningModule]:
-        if not self._module.automatic_optimization:
-            # Its step would move the real optimizers and schedulers.
-            raise ConfigurationError("its training_step optimizes by itself")
+    def _copied(self) -> Iterator[tuple[pl.LightningModule, Callable[[], torch.Tensor | None]]]:
         copied = plain_copy(self._module)
-        view: Any = TrainerView(self._trainer, copied)
-        for each in copied.modules():
-            if isinstance(each, AnyModule):
-                each._trainer = view
-        # The strategy looks at the module that is trained to see whether a step runs.
-        before = self._module._current_fx_name
-        self._module._current_fx_name = copied._current_fx_name = "training_step"
-        try:
-            with generators_kept():
-                yield copied
-        finally:
-            self._module._current_fx_name = before
-
-    def _step(self, module: pl.LightningModule) -> torch.Tensor | None:
-        batch = copy_of_batch(self._batch)
-        module.trainer._results.batch = batch  # type: ignore[union-attr]  # of the view
-        takes_batch_idx = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
-        with self._trainer.precision_plugin.train_step_context():
-            output = module.training_step(*((batch, 0) if takes_batch_idx else (batch,)))
-        loss = output.get("loss") if isinstance(output, Mapping) else output
-        return loss if isinstance(loss, torch.Tensor) else None
+        with in_training(self._trainer, self._module, copied):
+            yield copied, partial(training_step, self._trainer, copied, self._batch)
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,15 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from fedhq_lightning.allocation import Allocator
+from fedhq_lightning.drop_in.deployed_statistics import DeployedStatistics
 from fedhq_lightning.drop_in.trainer_parts import callbacks_of, is_rehearsal
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated.payload import Header, encode
 from fedhq_lightning.federated.server import Aggregated
+from fedhq_lightning.federated.statistics_round import MEAN, Retaken, pooled, under_all_names
 from fedhq_lightning.federated.update_directions import sketcher_of
 from fedhq_lightning.federated.wire import warn_of_lost_changes
+from fedhq_lightning.local.batch_statistics import tracked_layers
 from fedhq_lightning.risk.update_sketch import Sketcher
 from fedhq_lightning.run.logged_rows import logged_values
 from fedhq_lightning.run.records import ClientRecord, RoundRecord
@@ -37,6 +41,8 @@ from fedhq_lightning.silos.silo_rounds import SiloRound, Work, frozen_names, put
 from fedhq_lightning.silos.silo_settings import SiloSettings
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.lightnings import both
+from fedhq_lightning.support.tensors import same_values
+from fedhq_lightning.support.views import deployed_statistics, float_view
 from fedhq_lightning.types import MODES, Mode, MonitorMode, Plan, StateDict
 
 _IDLE = "no batch was trained on, as when on_train_batch_start returns -1 or training_step None"
@@ -99,6 +105,7 @@ class SiloRun:
         folder: For the records that rank 0 writes.
         state: What `state_dict` gave, or empty.
         extras: This silo's part of a checkpoint within a round.
+        statistics: Is told the batch statistics of the deployed model.
 
     Raises:
         ConfigurationError: The silos do not fit together, or the allocator or the fleet does not fit them.
@@ -112,7 +119,9 @@ class SiloRun:
         folder: Path,
         state: dict[str, Any],
         extras: dict[str, Any] | None,
+        statistics: DeployedStatistics,
     ) -> None:
+        self._statistics = statistics
         self.processes = Processes(pl_module.device)
         self.round_number: int = state.get("round", 0)
         self.epochs_in_round: int = state.get("epochs_in_round", 0)
@@ -175,6 +184,16 @@ class SiloRun:
                 f"{type(self._allocator).__name__} planned {dict(self.plan.modes)}; a plan names every silo, 0 to "
                 f"{self.processes.count - 1}, and no other, with one of {', '.join(MODES)}"
             )
+        if self.plan.work:
+            raise ConfigurationError(
+                f"{type(self._allocator).__name__} planned shares of the local steps, but a silo trains all batches of "
+                "its epochs; take another allocator, or one without a limit of time, as LateQatAllocator(budget=inf)"
+            )
+        if self.plan.lr_factors:
+            raise ConfigurationError(
+                f"{type(self._allocator).__name__} planned factors of learning rates, but a silo's optimizers and "
+                "schedulers are its own; leave lr_factor at 1"
+            )
         local.allocator_seconds = time.perf_counter() - started
         settings = self._settings
         self.round = SiloRound(number, snapshot(pl_module), frozen_names(pl_module), self._grids, settings.uplink)
@@ -219,11 +238,12 @@ class SiloRun:
             self._sketcher = self._sketcher or sketcher_of(self.seed)
         found = self.round.aggregate(pl_module, payloads, work, self._aggregator, self._sketcher)
         put(pl_module, found.state)
+        retaken = self._retake(pl_module, found, work)
         if rank in found.refused:
             _forget_what_is_not_finite(trainer)
         exchanged = self.processes.broadcast(time.perf_counter() - started)
         self.round_number, self.epochs_in_round = self.round.number, 0
-        self._pending = self._record(payloads, work, found, exchanged)
+        self._pending = self._record(payloads, work, found, exchanged, retaken)
         self._warn(found, self._pending)
         values = {f"fedhq/{name}": value for name, value in logged_values(self._pending).items()}
         values |= {f"fedhq/silo_{each}/mode": float(MODES.index(mode)) for each, mode in self.plan.modes.items()}
@@ -232,6 +252,39 @@ class SiloRun:
         )
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    def _retake(self, pl_module: pl.LightningModule, found: Aggregated, work: Sequence[Work]) -> Retaken:
+        """Give both views of the global model batch statistics of their own, by one batch of every silo that took part.
+
+        Where a step outside the Trainer fails, as told before round 1, the averages of the running ones stay.
+        """
+        rank, before = self.processes.rank, self.round.received
+        # Those of a layer that is frozen do not move.
+        layers = {
+            name: others
+            for name, others in tracked_layers(pl_module).items()
+            if not same_values(found.state[f"{name}.{MEAN}"], before[f"{name}.{MEAN}"])
+        }
+        if not layers or self._problem or not self._settings.retake_batch_statistics:
+            return Retaken({})
+        mine = None if work[rank].is_idle else self._probe.moments(list(layers))
+        received = {} if mine is None else {rank: mine}
+        taken = under_all_names(pooled(received, {rank: work[rank].num_examples}, self.processes), layers)
+        put(pl_module, float_view(taken))
+        self._statistics.keep(pl_module, deployed_statistics(taken))
+        sizes = self.processes.gather(0 if mine is None else len(encode(mine, {}, Header("statistics", 0, rank))))
+        return self._cost(taken, sizes)
+
+    def _cost(self, statistics: StateDict, sizes: Sequence[int]) -> Retaken:
+        """What it took: every silo has the model, runs it in both views, and sends the others what it found."""
+        modes: list[Mode] = ["fp"] if self._settings.scheme is None else ["fp", "qat"]
+        clock = self._clock
+        seconds = [
+            sum(clock.forward_seconds(rank, mode) for mode in modes) + clock.upload_seconds(rank, size)
+            for rank, size in enumerate(sizes)
+            if size and clock is not None
+        ]
+        return Retaken(statistics, max(seconds, default=0.0), sum(sizes), sum(sizes) * (len(sizes) - 1))
 
     def observe(self, trainer: pl.Trainer, evaluated: Mapping[str, torch.Tensor]) -> None:
         """Tell the allocator of a round that has ended, and keep its record.
@@ -286,6 +339,7 @@ class SiloRun:
             settings.lanes,
         )
         problem = max(facts, key=lambda each: each.batch_size).problem
+        self._problem = next((each.problem for each in facts if each.problem), "")
         if self._allocator is None:
             if problem:
                 rank_zero_warn(
@@ -311,7 +365,9 @@ class SiloRun:
                 "ModelCheckpoint(monitor='quantized/NAME') with a metric that validation logs, or say fine=False"
             )
 
-    def _record(self, payloads: list[bytes], work: list[Work], found: Aggregated, exchanged: float) -> RoundRecord:
+    def _record(
+        self, payloads: list[bytes], work: list[Work], found: Aggregated, exchanged: float, retaken: Retaken
+    ) -> RoundRecord:
         clients = [self._client(rank, payloads, work[rank], found) for rank in range(self.processes.count)]
         kept = [
             (each.loss, each.num_examples)
@@ -328,7 +384,10 @@ class SiloRun:
             wall_seconds=max(each.wall_seconds for each in work) + exchanged,
             fit_wall_seconds=max(each.wall_seconds for each in work),
             allocator_seconds=work[0].allocator_seconds,
-            virtual_seconds=max(client.virtual_seconds for client in clients),
+            virtual_seconds=max(client.virtual_seconds for client in clients) + retaken.virtual_seconds,
+            statistics_seconds=retaken.virtual_seconds,
+            statistics_uplink_bytes=retaken.uplink_bytes,
+            statistics_downlink_bytes=retaken.downlink_bytes,
         )
         self._seconds = {"wall": record.total_wall_seconds, "virtual": record.total_virtual_seconds}
         return record

@@ -20,3 +20,4 @@ class SiloSettings:
     lanes: LaneOptions | None
     aggregator: Aggregator
     fleet: FleetSpec
+    retake_batch_statistics: bool

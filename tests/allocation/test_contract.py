@@ -14,6 +14,7 @@ from fedhq_lightning.allocation import (
     FixedAllocator,
     FreeQatAllocator,
     HybridAllocator,
+    LateQatAllocator,
     MatchedRandomAllocator,
 )
 from fedhq_lightning.testing import AllocatorContract
@@ -45,6 +46,7 @@ ALLOCATORS: dict[str, Callable[[], Allocator]] = {
     "fixed-third-by-divergence": lambda: FixedAllocator(1 / 3, by="divergence"),
     "fixed-map": lambda: FixedAllocator({client_id: MODES[i % 3] for i, client_id in enumerate(CLIENTS)}),
     "free-qat": FreeQatAllocator,
+    "late-qat": LateQatAllocator,
     "hybrid": HybridAllocator,
     "hybrid-from-the-start": lambda: HybridAllocator(qat_from=0.0, window=1, slowdown=0.1, sensitivity="sqnr"),
     "hybrid-coarse": lambda: HybridAllocator(fine=False, divergence="hellinger"),
@@ -56,6 +58,7 @@ ALLOCATORS: dict[str, Callable[[], Allocator]] = {
 CALLBACKS: dict[str, Callable[[], Any]] = {
     "fixed-callback": lambda: callbacks.FixedAllocator(0.5),
     "free-qat-callback": callbacks.FreeQatAllocator,
+    "late-qat-callback": callbacks.LateQatAllocator,
     "hybrid-callback": lambda: callbacks.HybridAllocator(qat_from=0.0, window=1),
     "random-matched-callback": lambda: callbacks.MatchedRandomAllocator(reference()),
 }

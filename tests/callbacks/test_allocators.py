@@ -13,7 +13,7 @@ from fedhq_lightning.callbacks import AllocatorCallback
 from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.types import ClientId, Mode, Plan
 
-NAMES = ["FixedAllocator", "FreeQatAllocator", "HybridAllocator", "MatchedRandomAllocator"]
+NAMES = ["FixedAllocator", "FreeQatAllocator", "HybridAllocator", "LateQatAllocator", "MatchedRandomAllocator"]
 
 
 def seconds(client_id: ClientId, mode: Mode) -> float:

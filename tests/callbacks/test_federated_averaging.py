@@ -1,6 +1,8 @@
 """What `FederatedAveraging` refuses, and one silo in this process."""
 
+import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +16,7 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.demos.boring_classes import BoringModel
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
@@ -21,7 +24,7 @@ from torch.utils.data.distributed import DistributedSampler
 from fedhq_lightning.callbacks import FederatedAveraging, FixedAllocator, HybridAllocator, QuantizedTraining, allocators
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.aggregators import FedProx
-from fedhq_lightning.quantize import LaneOptions, QuantScheme
+from fedhq_lightning.quantize import LaneOptions, QuantScheme, convert
 from fedhq_lightning.silos import silo_run
 from fedhq_lightning.silos.silo_context import label_counts
 
@@ -165,6 +168,31 @@ class TestOneSilo:
         plain = {key: value for key, value in silo.items() if key not in ("strategy", "use_distributed_sampler")}
         pl.Trainer(**plain).fit(ordinary, loader(), loader())
         assert same_bits(federated.state_dict(), ordinary.state_dict())
+
+    def test_batch_statistics_are_taken_anew_for_both_views(self, silo: dict[str, Any], tmp_path: Path) -> None:
+        class Normed(SmallModule):
+            def __init__(self) -> None:
+                super().__init__()
+                self.net.insert(1, nn.BatchNorm1d(16))
+
+        module = Normed()
+        trainer = pl.Trainer(
+            **silo, callbacks=[averaging(scheme="w2a4", export=True, dirpath=tmp_path / "model"), FixedAllocator("ptq")]
+        )
+        trainer.fit(module, loader(), loader())
+        first = next(iter(loader()))[0]
+        for layer, held in (
+            (module.net[0], module.state_dict()),
+            (
+                convert(copy.deepcopy(module.net), QuantScheme("w2a4"))[0],
+                load_file(tmp_path / "model" / "deployed_statistics.safetensors"),
+            ),
+        ):
+            values = layer(first).detach()
+            torch.testing.assert_close(held["net.1.running_mean"], values.mean(0), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(held["net.1.running_var"], values.var(0, correction=0), rtol=1e-4, atol=1e-5)
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items() if "val_" in name}
+        assert trainer.validate(module, loader(), verbose=False)[0] == logged
 
     def test_a_teacher_without_gradients_travels_too(self, silo: dict[str, Any]) -> None:
         """Hooks change it, as in BYOL; it would stay as it was in the first round."""

@@ -1,5 +1,6 @@
 """QuantizedTraining in ordinary Lightning scripts."""
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -432,3 +433,89 @@ def test_two_processes_under_ddp() -> None:
     assert Path(first["deployed"]).exists()
     written = load_file(Path(first["deployed"]).parent / "weights.safetensors")
     assert sorted(value.double().sum().item() for value in written.values()) == sorted(first["weights"])
+
+
+class NormedScript(ScriptModule):
+    """With batch normalization."""
+
+    def layers(self) -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))
+
+
+class TestBatchStatistics:
+    """The quantized model has those of its own forward passes, on the last batches of training."""
+
+    def by_hand(self, module: NormedScript, scheme: str) -> nn.Module:
+        """Of the last four batches, each normalized by its own; `convert` and a mean of moments."""
+        torch.manual_seed(3)
+        batches = [inputs for inputs, _ in train_loader()][-4:]
+        converted = convert(copy.deepcopy(module.net), QuantScheme(scheme)).eval()
+        values = torch.cat([converted[0](inputs) for inputs in batches])
+        converted[1].running_mean.copy_(values.mean(0))
+        converted[1].running_var.copy_(values.var(0, correction=0))
+        return converted
+
+    @pytest.mark.parametrize("mode", LANES)
+    def test_metrics_and_the_deployed_model_are_theirs(self, mode: str) -> None:
+        module, callback = NormedScript(), quantized(mode, "w2a4", export=True)
+        trainer = fit(module, [callback])
+        converted = self.by_hand(module, "w2a4")
+        batches = list(val_loader())
+        losses = [nn.functional.cross_entropy(converted(inputs), labels) for inputs, labels in batches]
+        loss = sum(each * len(labels) for each, (_, labels) in zip(losses, batches, strict=True)) / 40
+        assert float(trainer.callback_metrics["quantized/val_loss"]) == pytest.approx(float(loss), rel=1e-4)
+        assert callback.deployed_path is not None
+        program = torch.export.load(callback.deployed_path).module()
+        torch.testing.assert_close(program(batches[0][0]), converted(batches[0][0]), rtol=1e-4, atol=1e-5)
+        held = load_file(callback.deployed_path.with_name("deployed_statistics.safetensors"))
+        assert sorted(held) == ["net.1.running_mean", "net.1.running_var"]
+        assert not torch.equal(held["net.1.running_mean"], module.net[1].running_mean)
+        assert trainer.validate(module, val_loader(), verbose=False)[0] == floats(trainer.callback_metrics)
+
+    def test_training_is_as_without(self) -> None:
+        module, prepared = NormedScript(), NormedScript()
+        fit(module, [quantized("qat", lanes=EVERY_INT8)])
+        prepare(prepared, "qat", QuantScheme("w4a8"), EVERY_INT8)
+        fit(prepared, [])
+        assert same_weights(module, prepared)
+
+    def test_those_of_a_frozen_layer_stay(self) -> None:
+        class Frozen(NormedScript):
+            def on_train_epoch_start(self) -> None:
+                self.net[1].eval()
+
+        module, callback = Frozen(), quantized("ptq", "w2a4", export=True)
+        fit(module, [callback])
+        assert callback.deployed_path is not None
+        assert not callback.deployed_path.with_name("deployed_statistics.safetensors").exists()
+
+    def test_a_checkpoints_model_is_validated_with_its_own_in_another_process(self) -> None:
+        saving = ModelCheckpoint("checkpoints", save_last=True)
+        module = NormedScript()
+        trainer = fit(module, [quantized("ptq", "w2a4"), saving], enable_checkpointing=True)
+        fresh = lightning_trainer(callbacks=[quantized("ptq", "w2a4")], default_root_dir=Path.cwd())
+        with without_advice():
+            found = fresh.validate(NormedScript(), val_loader(), ckpt_path=saving.last_model_path, verbose=False)[0]
+        assert found == floats(trainer.callback_metrics)
+
+    def test_deploy_takes_those_of_the_weights_that_it_is_given(self, tmp_path: Path) -> None:
+        module, callback = NormedScript(), quantized("ptq", "w2a4")
+        fit(module, [callback])
+        other = NormedScript()
+        path = callback.deploy(other, tmp_path / "other")
+        converted = self.by_hand(other, "w2a4")
+        inputs = next(iter(val_loader()))[0]
+        torch.testing.assert_close(torch.export.load(path).module()(inputs), converted(inputs), rtol=1e-4, atol=1e-5)
+
+    def test_a_step_that_runs_in_training_alone_is_told(self) -> None:
+        class Particular(NormedScript):
+            def training_step(self, batch: Any, batch_idx: int) -> Any:
+                if not self.training:
+                    raise RuntimeError("only in training")
+                return super().training_step(batch, batch_idx)
+
+        module = Particular()
+        with pytest.warns(UserWarning, match="those of the float32 one, since training_step did not run .*only in tra"):
+            trainer = fit(module, [quantized("ptq", "w2a4")])
+        assert float(trainer.callback_metrics["quantized/val_loss"]) > 0

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from fedhq_lightning import models
 from fedhq_lightning.data import Digits
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.models import MLP, ImageClassifier, LeNet5, ResNet20, ViT
+from fedhq_lightning.models import MLP, ImageClassifier, LeNet5, MobileNetV2, ResNet20, ViT
 
 SHAPES = [
     pytest.param(LeNet5, {}, (1, 28, 28), id="LeNet5"),
@@ -22,6 +22,9 @@ SHAPES = [
     pytest.param(MLP, {"image_size": 8, "hidden_sizes": []}, (1, 8, 8), id="MLP-linear"),
     pytest.param(ResNet20, {"width": 4}, (1, 28, 28), id="ResNet20"),
     pytest.param(ResNet20, {"in_channels": 3, "width": 3, "num_classes": 100}, (3, 32, 32), id="ResNet20-odd"),
+    pytest.param(ResNet20, {"width": 4, "norm": "batch"}, (1, 28, 28), id="ResNet20-batch"),
+    pytest.param(MobileNetV2, {"width": 4}, (1, 28, 28), id="MobileNetV2"),
+    pytest.param(MobileNetV2, {"in_channels": 3, "width": 8, "norm": "group"}, (3, 32, 32), id="MobileNetV2-group"),
     pytest.param(ViT, {"depth": 1}, (1, 28, 28), id="ViT"),
     pytest.param(ViT, {"in_channels": 3, "image_size": 32, "patch_size": 4, "depth": 1}, (3, 32, 32), id="ViT-colour"),
 ]
@@ -89,6 +92,8 @@ def test_resnet20_has_twenty_layers() -> None:
     [
         (lambda: LeNet5(image_size=8), "LeNet5 image_size 8: must be 12 or more; use MLP"),
         (lambda: ResNet20(width=0), "ResNet20 width 0"),
+        (lambda: ResNet20(norm="layer"), "norm 'layer': must be one of group, batch"),
+        (lambda: MobileNetV2(expansion=0), "MobileNetV2 expansion 0"),
         (lambda: ViT(patch_size=5), "ViT patch_size 5: must divide image_size 28"),
         (lambda: ViT(num_heads=5), "ViT num_heads 5: must divide width 64"),
     ],

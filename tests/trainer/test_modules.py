@@ -66,23 +66,23 @@ class TestModules:
         )
         assert same_bits(load_file(done.run_dir / "model" / "weights.safetensors"), last_state(done))
 
-    def test_batch_norm_statistics_are_averaged_and_counts_stay(self) -> None:
+    def test_running_statistics_are_averaged_where_asked_and_counts_stay(self) -> None:
         class Normed(SmallModule):
             def __init__(self) -> None:
                 super().__init__()
                 self.net.insert(1, nn.BatchNorm1d(16))
 
         data = SmallData((16, 48))
-        module = Normed()
-        _, state = fit(module, data, max_rounds=1)
+        settings: dict[str, Any] = {"max_rounds": 1, "retake_batch_statistics": False}
+        _, state = fit(Normed(), data, **settings)
         assert state["net.1.num_batches_tracked"].item() == 0
         means = []
         for client_id in data.client_ids:
             alone = SmallData({client_id: data.sizes[client_id]})
             alone.dataset = data.dataset  # type: ignore[method-assign]  # the same examples
-            means.append(fit(Normed(), alone, max_rounds=1)[1]["net.1.running_mean"])
+            means.append(fit(Normed(), alone, **settings)[1]["net.1.running_mean"])
         torch.testing.assert_close(state["net.1.running_mean"], (16 * means[0] + 48 * means[1]) / 64)
-        fit(Normed(), data, scheme="w4a8", callbacks=FixedAllocator(0.5))
+        fit(Normed(), data, scheme="w4a8", callbacks=FixedAllocator(0.5), **settings)
 
     def test_tied_weights_stay_tied(self) -> None:
         class Tied(SmallModule):
