@@ -129,24 +129,15 @@ class StatisticsRound:
         found: StateDict = {}
         for mode, trainer in views.items():
             try:
-                moments = self._pass(trainer, client_id)
+                with generators_kept():
+                    step = partial(trainer.run_step, self._datamodule.calibration_batch(client_id))
+                    moments = batch_moments(trainer.lightning_module, self._layers, step)
             except (StopIteration, TooFewValuesError):
                 return None
             if not are_usable(moments, len(self._layers)):
                 return None
             found |= moments if mode == "fp" else as_deployed(moments)
         return found
-
-    def _pass(self, trainer: ClientTrainer, client_id: ClientId) -> StateDict:
-        """A training step on the client's calibration batch, in evaluation mode where that works."""
-        with generators_kept():
-            step = partial(trainer.run_step, self._datamodule.calibration_batch(client_id))
-            try:
-                return batch_moments(trainer.lightning_module, self._layers, step)
-            except TooFewValuesError:
-                raise
-            except Exception:  # such as of a forward that returns another thing then
-                return batch_moments(trainer.lightning_module, self._layers, step, training=True)
 
     def _warn(self, round_number: int, num_clients: int) -> None:
         """Once a run."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -42,19 +42,17 @@ def _is_tracked(layer: nn.Module) -> bool:
     )
 
 
-def batch_moments(
-    module: nn.Module, layers: Iterable[str], forward: Callable[[], object], training: bool = False
-) -> StateDict:
+def batch_moments(module: nn.Module, layers: Iterable[str], forward: Callable[[], object]) -> StateDict:
     """Mean and variance per channel of what BatchNorm layers get in one pass, each normalizing by what it got.
 
-    All else runs as in evaluation, without dropout and gradients. A layer that the pass does not reach has no entry;
+    All else runs as in evaluation, without dropout and gradients; as in training where that fails, such as for a
+    forward that returns another thing then. A layer that the pass does not reach has no entry;
     one that it reaches several times has those of everything that it got.
 
     Args:
         module: Its mode and its running statistics stay as they are.
         layers: Names of BatchNorm layers.
         forward: Runs the module on a batch.
-        training: All else runs as in training.
 
     Returns:
         `LAYER.running_mean` and `LAYER.running_var`, (channels,) float32 on the CPU; the variance is the biased one.
@@ -62,6 +60,16 @@ def batch_moments(
     Raises:
         TooFewValuesError: A layer got a single value per channel.
     """
+    names = list(layers)
+    try:
+        return _moments_in(False, module, names, forward)
+    except TooFewValuesError:
+        raise
+    except Exception:
+        return _moments_in(True, module, names, forward)
+
+
+def _moments_in(training: bool, module: nn.Module, layers: Sequence[str], forward: Callable[[], object]) -> StateDict:
     found = {name: _Moments() for name in layers}
     modes = [(part, part.training) for part in module.modules()]
     try:

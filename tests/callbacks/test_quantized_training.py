@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -446,6 +447,7 @@ class NormedScript(ScriptModule):
 class TestBatchStatistics:
     """The quantized model has those of its own forward passes, on the last batches of training."""
 
+    @torch.no_grad()
     def by_hand(self, module: NormedScript, scheme: str) -> nn.Module:
         """Of the last four batches, each normalized by its own; `convert` and a mean of moments."""
         torch.manual_seed(3)
@@ -462,7 +464,8 @@ class TestBatchStatistics:
         trainer = fit(module, [callback])
         converted = self.by_hand(module, "w2a4")
         batches = list(val_loader())
-        losses = [nn.functional.cross_entropy(converted(inputs), labels) for inputs, labels in batches]
+        with torch.no_grad():
+            losses = [nn.functional.cross_entropy(converted(inputs), labels) for inputs, labels in batches]
         loss = sum(each * len(labels) for each, (_, labels) in zip(losses, batches, strict=True)) / 40
         assert float(trainer.callback_metrics["quantized/val_loss"]) == pytest.approx(float(loss), rel=1e-4)
         assert callback.deployed_path is not None
@@ -471,7 +474,9 @@ class TestBatchStatistics:
         held = load_file(callback.deployed_path.with_name("deployed_statistics.safetensors"))
         assert sorted(held) == ["net.1.running_mean", "net.1.running_var"]
         assert not torch.equal(held["net.1.running_mean"], module.net[1].running_mean)
-        assert trainer.validate(module, val_loader(), verbose=False)[0] == floats(trainer.callback_metrics)
+        logged = floats(trainer.callback_metrics)
+        with without_advice():
+            assert trainer.validate(module, val_loader(), verbose=False)[0] == logged
 
     def test_training_is_as_without(self) -> None:
         module, prepared = NormedScript(), NormedScript()
@@ -508,14 +513,19 @@ class TestBatchStatistics:
         inputs = next(iter(val_loader()))[0]
         torch.testing.assert_close(torch.export.load(path).module()(inputs), converted(inputs), rtol=1e-4, atol=1e-5)
 
-    def test_a_step_that_runs_in_training_alone_is_told(self) -> None:
+    def test_a_step_that_does_not_run_on_a_copy_is_told(self) -> None:
         class Particular(NormedScript):
             def training_step(self, batch: Any, batch_idx: int) -> Any:
-                if not self.training:
-                    raise RuntimeError("only in training")
+                if not isinstance(self.net[0], nn.Linear):
+                    raise RuntimeError("it wants a Linear")
                 return super().training_step(batch, batch_idx)
 
-        module = Particular()
-        with pytest.warns(UserWarning, match="those of the float32 one, since training_step did not run .*only in tra"):
-            trainer = fit(module, [quantized("ptq", "w2a4")])
+        trainer = lightning_trainer(callbacks=[quantized("ptq", "w2a4")], max_epochs=1, default_root_dir=Path.cwd())
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            trainer.fit(Particular(), train_loader(), val_loader())
+        told = [str(each.message) for each in said if "BatchNorm" in str(each.message)]
+        assert len(told) == 1
+        assert "those of the float32 one, since training_step did not run on a copy" in told[0]
+        assert told[0].endswith("(RuntimeError: it wants a Linear)")
         assert float(trainer.callback_metrics["quantized/val_loss"]) > 0
