@@ -75,6 +75,7 @@ def test_numbers_are_checked(settings: dict[str, Any], words: str) -> None:
         LateQatAllocator(**settings)
 
 
+@pytest.mark.usefixtures("no_program")
 class TestRun:
     """What a plan says of local steps and learning rates is done."""
 

@@ -28,6 +28,8 @@ from ..trainer.runs import Recorder, checkpoint, fit, records
 NAMES = {"net.1.running_mean", "net.1.running_var"}
 ALONE = Processes(None)
 
+without_program = pytest.mark.usefixtures("no_program")
+
 
 class Normed(SmallModule):
     """With a layer between the first two that keeps statistics."""
@@ -54,6 +56,7 @@ def by_hand(module: nn.Module, inputs: Mapping[int, torch.Tensor]) -> StateDict:
     return {"net.1.running_mean": values.mean(0), "net.1.running_var": values.var(0, correction=0)}
 
 
+@without_program
 @pytest.mark.parametrize("allocation", ["ptq", "qat", 0.5])
 def test_each_view_has_the_statistics_of_its_own_examples(allocation: Any) -> None:
     """Of whole batches, as the clients of one batch each have them; whatever mode the clients trained in."""
@@ -72,17 +75,20 @@ def test_each_view_has_the_statistics_of_its_own_examples(allocation: Any) -> No
     assert not same_bits(float_view(state), deployed_view(state))
 
 
+@without_program
 def test_without_a_scheme_there_is_one_view() -> None:
     _, state = fit(Normed(), max_rounds=1)
     assert state.keys() == Normed().state_dict().keys()
 
 
+@without_program
 def test_a_model_without_batch_normalization_has_nothing_to_take() -> None:
     there, state = fit(max_rounds=1, scheme="w4a8", callbacks=FixedAllocator("ptq"))
     assert state.keys() == SmallModule().state_dict().keys()
     assert all(record.statistics_seconds == 0 for record in records(there))
 
 
+@without_program
 def test_layers_that_training_leaves_alone_keep_theirs() -> None:
     class Frozen(Normed):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -96,6 +102,7 @@ def test_layers_that_training_leaves_alone_keep_theirs() -> None:
     assert state["net.1.running_mean"].eq(0.25).all()
 
 
+@without_program
 @pytest.mark.parametrize(
     ("settings", "taken"),
     [
@@ -117,6 +124,7 @@ def test_they_are_taken_where_the_model_is_evaluated_and_cost_time_and_bytes(
         assert record.uplink_bytes == record.statistics_uplink_bytes + sum(each.uplink_bytes for each in record.clients)
 
 
+@without_program
 def test_without_validation_after_the_last_round_alone() -> None:
     class Blind(Normed):
         validation_step = L.LightningModule.validation_step
@@ -125,6 +133,7 @@ def test_without_validation_after_the_last_round_alone() -> None:
     assert [record.statistics_seconds > 0 for record in records(there)] == [False, False, False, True]
 
 
+@without_program
 @pytest.mark.parametrize("hook", ["on_round_end", "on_round_saved"])
 def test_a_run_that_is_stopped_between_evaluations_has_those_of_its_last_model(hook: str) -> None:
     class Stops(Recorder):
@@ -141,6 +150,7 @@ def test_a_run_that_is_stopped_between_evaluations_has_those_of_its_last_model(h
     assert same_bits(state, whole)
 
 
+@without_program
 def test_fewer_bytes_go_up_in_training() -> None:
     sizes = []
     for retakes in (True, False):
@@ -149,6 +159,7 @@ def test_fewer_bytes_go_up_in_training() -> None:
     assert sizes[0] < sizes[1] - 4 * 2 * 4 * 16 * 0.9  # four clients, two tensors of sixteen values
 
 
+@without_program
 def test_a_client_of_one_example_does_no_harm() -> None:
     """Its batch has a variance where a layer sees many values of it."""
     _, state = fit(Conv(), SmallData((8, 1, 8)), max_rounds=2, scheme="w4a8", callbacks=FixedAllocator("ptq"))
@@ -156,6 +167,7 @@ def test_a_client_of_one_example_does_no_harm() -> None:
     assert (state["quantized/net.2.running_var"] > 0).all()
 
 
+@without_program
 def test_a_client_whose_batch_tells_nothing_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Single values, or such as are not finite."""
 
@@ -176,6 +188,7 @@ def test_a_client_whose_batch_tells_nothing_is_passed_over(monkeypatch: pytest.M
     assert without["quantized/net.1.running_var"].isfinite().all()
 
 
+@without_program
 def test_where_no_client_can_they_stay_and_that_is_said_once() -> None:
     class Single(SmallData):
         def calibration_batch(self, client_id: Any) -> Any:
@@ -194,6 +207,7 @@ def test_where_no_client_can_they_stay_and_that_is_said_once() -> None:
     assert state["net.1.running_mean"].eq(0).all()
 
 
+@without_program
 def test_a_step_that_works_in_training_mode_alone() -> None:
     class Two(Normed):
         def forward(self, inputs: Any) -> Any:
@@ -209,6 +223,7 @@ def test_a_step_that_works_in_training_mode_alone() -> None:
     assert same_bits(checkpoint(there)["state"]["global_state"], same)
 
 
+@pytest.mark.usefixtures("no_report")
 class TestAfterwards:
     @pytest.fixture(scope="class")
     @staticmethod
@@ -263,7 +278,7 @@ def test_exact_and_whatever_the_order() -> None:
     assert pooled({}, {}, ALONE) == {}
 
 
-@pytest.mark.usefixtures("no_report")
+@without_program
 def test_two_processes_and_a_resumed_run_have_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {
         "model.class_path": "tests.normed_module.Normed",
