@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedhq_lightning.run.records import RoundRecord
+from fedhq_lightning.support.views import DEPLOYED
 from fedhq_lightning.types import StateDict
 
 
@@ -83,7 +84,14 @@ class RunState:
             self.averaged_state[name] = value
 
     def take_statistics(self, statistics: StateDict) -> None:
-        """Put batch statistics, which belong to the model that is served, into it and into the one that goes on."""
+        """Put batch statistics, which belong to the model that is served, into it and into the one that goes on.
+
+        Args:
+            statistics: By the names that a run's state has for them, see `support.views`; taken in the module's dtypes.
+        """
+        statistics = {
+            name: value.to(self.global_state[name.removeprefix(DEPLOYED)].dtype) for name, value in statistics.items()
+        }
         self.global_state = self.global_state | statistics
         if self.averaged_state is not None:
             self.averaged_state = self.averaged_state | statistics

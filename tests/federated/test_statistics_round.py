@@ -15,6 +15,7 @@ from fedhq_lightning.cli.main import main
 from fedhq_lightning.federated.statistics_round import pooled
 from fedhq_lightning.quantize import QuantScheme, convert
 from fedhq_lightning.run.directory import load_checkpoint
+from fedhq_lightning.run.state import RunState
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.views import deployed_view, float_view
 from fedhq_lightning.types import StateDict
@@ -259,6 +260,12 @@ class TestAfterwards:
         inputs, labels = next(iter(torch.utils.data.DataLoader(SmallData().val_dataloader().dataset, 50)))
         loss = nn.functional.cross_entropy(converted(inputs), labels)
         assert changed["quantized/val_loss"] == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_they_are_kept_in_the_modules_dtype() -> None:
+    state = RunState({"a.running_mean": torch.zeros(2, dtype=torch.float64)})
+    state.take_statistics({"a.running_mean": torch.ones(2), "quantized/a.running_mean": torch.ones(2)})
+    assert {value.dtype for value in state.global_state.values()} == {torch.float64}
 
 
 def test_exact_and_whatever_the_order() -> None:
