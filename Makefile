@@ -22,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make demo       train the hybrid-quantized MNIST-5k model (about a minute after the install)"
 	@echo "make test       lint, types, tests"
-	@echo "make test-slow  the tests that make test leaves out"
+	@echo "make test-slow  the tests that make test leaves out, for they take long; CI runs them too"
 	@echo "make lint       ruff, mypy and the order of imports only"
 	@echo "make format     let ruff put the code into shape"
 	@echo "make docs       the documentation as a site, into site/"
@@ -36,7 +36,7 @@ test: lint
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "not slow"
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -q -n $(WORKERS) -m slow --timeout=1800
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m slow --timeout=1800
 
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .
