@@ -14,6 +14,8 @@ DOCS_INSTALLED := $(VENV)/.installed-docs
 # share is made once. Those that take longest are begun first (tests/conftest.py). One more than two cores have, since
 # some wait for processes that they start.
 WORKERS ?= 3
+# All but a minute of corners; CI runs those too (MARKS="not slow").
+MARKS ?= not slow and not corner
 # Without its caches, every interpreter that a test starts compiles the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -21,8 +23,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo       train the hybrid-quantized MNIST-5k model (about a minute after the install)"
-	@echo "make test       lint, types, tests"
-	@echo "make test-slow  the tests that make test leaves out, for they take long; CI runs them too"
+	@echo "make test       lint, types, tests (CI runs a minute of corners too: make test MARKS='not slow')"
+	@echo "make test-slow  the tests that neither it nor CI runs"
 	@echo "make lint       ruff, mypy and the order of imports only"
 	@echo "make format     let ruff put the code into shape"
 	@echo "make docs       the documentation as a site, into site/"
@@ -33,10 +35,10 @@ demo: $(INSTALLED)
 	$(BIN)/fedhq run mnist5k-hybrid
 
 test: lint
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "not slow"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "$(MARKS)"
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m slow --timeout=1800
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m slow --timeout=1800
 
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .

@@ -74,7 +74,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.corner
 @pytest.mark.parametrize("name", [script.stem for script in SCRIPTS if script.stem not in _SLOW])
 def test_example_runs_quietly(name: str, printed: Path) -> None:
     assert (printed / f"{name}.err").read_text() == ""

@@ -20,7 +20,7 @@ def test_the_table(seconds, verdict):
     assert verdict in lines[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.corner
 def test_a_small_run_measures_something(monkeypatch):
     allocator = allocator_time.TimedAllocator(window=1)
     monkeypatch.setattr(allocator_time, "FashionMNIST", MNIST5k)  # which needs no file of the system's

@@ -78,7 +78,7 @@ def test_run_table() -> None:
 
 
 # The smallest clients of a skewed partition are left out with a warning.
-@pytest.mark.slow
+@pytest.mark.corner
 @pytest.mark.filterwarnings("ignore:.*no training examples")
 def test_a_run_gives_percent_of_the_last_round_and_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
     make_quick(monkeypatch)

@@ -346,7 +346,7 @@ def test_from_yaml() -> None:
     assert images.shape[1:] == (1, 8, 8)
 
 
-@pytest.mark.slow
+@pytest.mark.corner
 def test_nothing_is_written_to_the_users_folder_or_the_terminal(tmp_path: Path) -> None:
     script = """
 from fedhq_lightning.data import Digits, PartitionedDataModule

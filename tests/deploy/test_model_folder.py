@@ -170,7 +170,7 @@ class TestReadme:
         assert "| `val_accuracy` | not measured | 0.25 |" in text
 
 
-@pytest.mark.slow
+@pytest.mark.corner
 def test_a_killed_process_leaves_no_litter_for_the_next_and_no_readme_of_another_model(
     tmp_path: Path,
 ) -> None:

@@ -142,7 +142,7 @@ def test_another_recipe_or_search_is_refused(unbroken, capsys):
     assert not Path("runs").exists(), "nothing is left of what was refused"
 
 
-@pytest.mark.slow
+@pytest.mark.corner
 def test_two_workers_share_the_trials(capfd):
     write(tune=SEARCH | {"objectives": "uplink_bytes", "trials": 2}, trainer__max_rounds=1)
     assert main(["tune", "mine.yaml", "--workers", "2", "--storage", "sqlite:///study.db"]) == 0

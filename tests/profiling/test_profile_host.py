@@ -231,7 +231,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(host_device, "_BLOCK_SECONDS", 1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.corner
 @pytest.mark.usefixtures("quick")
 def test_profile_of_a_shipped_recipe(capsys, tmp_path):
     threads = torch.get_num_threads()
@@ -268,7 +268,7 @@ def measured(monkeypatch):
     monkeypatch.setattr(profile_recipe, "profile_host", lambda *arguments: found)
 
 
-@pytest.mark.slow
+@pytest.mark.corner
 @pytest.mark.usefixtures("measured")
 def test_write_of_a_shipped_recipe_leaves_one_that_runs(capsys, tmp_path):
     assert main(["profile", "digits-smoke", "--write"]) == 0
@@ -388,7 +388,7 @@ def test_interrupted_although_a_library_swallows_it(capsys, monkeypatch, tmp_pat
     assert list(Path.cwd().iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.corner
 def test_a_recipe_that_chooses_kernels_gets_lines_of_its_own(capsys, monkeypatch, tmp_path):
     for name in ("_ROUNDS", "_FEWEST_ROUNDS"):
         monkeypatch.setattr(profile_host, name, 1)

@@ -66,7 +66,7 @@ def mean_accuracy(mode: Mode, text: str, deployed: bool) -> float:
     return sum(map(accuracy, models)) / len(models)
 
 
-@pytest.mark.slow
+@pytest.mark.corner
 def test_ptq_is_within_half_a_point_of_fp32_before_rounding() -> None:
     plain, int8 = mean_accuracy("fp", "w4a8", False), mean_accuracy("ptq", "w4a8", False)
     assert plain > 93
@@ -74,7 +74,7 @@ def test_ptq_is_within_half_a_point_of_fp32_before_rounding() -> None:
     assert not torch.equal(trained("fp", "w4a8", 0)[1].weight, trained("ptq", "w4a8", 0)[1].weight)
 
 
-@pytest.mark.slow
+@pytest.mark.corner
 @pytest.mark.parametrize("text", ["w3a8", "w2a8"])
 def test_qat_beats_ptq_after_rounding(text: str) -> None:
     assert mean_accuracy("qat", text, True) > mean_accuracy("ptq", text, True) + 0.5

@@ -109,7 +109,7 @@ assert len(ours) == 1, [str(w.message) for w in said]
 """
 
 
-@pytest.mark.slow
+@pytest.mark.corner
 def test_a_compiler_that_fails_is_a_warning(tmp_path: Any) -> None:
     """A compiler that is found and then does not work, as with missing headers."""
     broken = tmp_path / "broken-c++"

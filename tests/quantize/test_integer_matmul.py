@@ -121,7 +121,7 @@ for layer, x in [
 """
 
 
-@pytest.mark.slow
+@pytest.mark.corner
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 instructions")
 def test_exact_on_x86_without_vnni(tmp_path: Path) -> None:
     """There oneDNN multiplies bytes (a + 128) with int8 and adds two products in 16 bits: torch._int_mm overflows.

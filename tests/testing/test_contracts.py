@@ -78,7 +78,7 @@ def test_what_is_missing_is_named(contract: type) -> None:
         contract().make()
 
 
-@pytest.mark.slow
+@pytest.mark.corner
 def test_pytest_collects_and_explains(tmp_path: Path) -> None:
     """In a project of one's own, without this one's settings."""
     Path("test_mine.py").write_text(
