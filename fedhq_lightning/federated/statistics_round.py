@@ -117,7 +117,7 @@ class StatisticsRound:
         evaluator = self._evaluator
         modules: dict[Mode, L.LightningModule] = {"fp": evaluator.model(state)}
         if evaluator.scheme is not None:
-            modules["qat"] = evaluator.deployed(state)
+            modules["qat"] = evaluator.on_grid(state)
         autocast = {"fp": evaluator.autocast, "qat": nullcontext}
         return {
             mode: ClientTrainer(module, self._options, module.device, autocast[mode], self._datamodule)

@@ -13,7 +13,7 @@ import torch
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.local.memory_of_evaluation import changed, plain_attributes, recall, take_weights
 from fedhq_lightning.local.module_state import load_weights
-from fedhq_lightning.quantize import QuantScheme, convert
+from fedhq_lightning.quantize import QuantScheme, convert, prepare
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.lightnings import is_overridden
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
@@ -121,6 +121,12 @@ class Evaluator:
         if self.scheme is None:
             raise ValueError("no scheme: there is no deployed model")
         return convert(self.model(deployed_view(state)), self.scheme)
+
+    def on_grid(self, state: StateDict) -> L.LightningModule:
+        """The deployed view of `state` in the QAT lane: `deployed` but for float rounding, in less time."""
+        if self.scheme is None:
+            raise ValueError("no scheme: there is no deployed model")
+        return prepare(self.model(deployed_view(state)), "qat", self.scheme)
 
 
 def as_loaders(loaders: Any) -> list[Any]:
