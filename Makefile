@@ -14,7 +14,7 @@ DOCS_INSTALLED := $(VENV)/.installed-docs
 # share is made once. Those that take longest are begun first (tests/conftest.py). One more than two cores have, since
 # some wait for processes that they start.
 WORKERS ?= 3
-# All but a minute of corners; CI runs those too (MARKS="not slow").
+# Corners are left to CI (MARKS="not slow").
 MARKS ?= not slow and not corner
 # Without its caches, every interpreter that a test starts compiles the package anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -23,7 +23,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo       train the hybrid-quantized MNIST-5k model (about a minute after the install)"
-	@echo "make test       lint, types, tests (CI runs a minute of corners too: make test MARKS='not slow')"
+	@echo "make test       lint, types, tests (CI runs corners too: make test MARKS='not slow')"
 	@echo "make test-slow  the tests that neither it nor CI runs"
 	@echo "make lint       ruff, mypy and the order of imports only"
 	@echo "make format     let ruff put the code into shape"

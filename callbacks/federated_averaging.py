@@ -20,10 +20,11 @@ from fedhq_lightning.federated.aggregators import Aggregator, FedAvg
 from fedhq_lightning.federated.wire import Uplink
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
 from fedhq_lightning.silos import silo_checkpoint
+from fedhq_lightning.silos.local_work import LocalWork
 from fedhq_lightning.silos.silo_callback import SiloCallback
 from fedhq_lightning.silos.silo_checks import refuse_layers, refuse_loaders, refuse_settings
 from fedhq_lightning.silos.silo_results import epoch_values
-from fedhq_lightning.silos.silo_run import LocalWork, SiloRun
+from fedhq_lightning.silos.silo_run import SiloRun
 from fedhq_lightning.silos.silo_settings import SiloSettings
 from fedhq_lightning.silos.silo_strategy import SiloStrategy, register
 from fedhq_lightning.support.seeds import derive_seed, seed_generators

@@ -119,7 +119,7 @@ class QuantizedTraining(QuantizedCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the batch for the statistics; enter the lane after the first one where that built lazy layers."""
-        self._statistics.see(pl_module, batch)
+        self._statistics.see(pl_module, batch, batch_idx)
         if not self._lane.is_entered:
             self._enter(pl_module)
 

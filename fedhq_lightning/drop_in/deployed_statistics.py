@@ -71,14 +71,21 @@ class RetakenStatistics(DeployedStatistics):
         super().__init__()
         self._scheme = scheme
         self._batches: deque[Any] = deque(maxlen=_BATCHES_KEPT)
-        self._layers: dict[str, list[str]] = {}
+        self._layers: dict[str, list[str]] | None = None
         self._has_failed = False
         self._trainer: Callable[[], pl.Trainer | None] = lambda: None
 
-    def see(self, pl_module: pl.LightningModule, batch: Any) -> None:
-        """Keep a batch, as the step got it, for a module that has such statistics and trains them."""
-        layers = tracked_layers(pl_module)
-        self._layers = {name: each for name, each in layers.items() if pl_module.get_submodule(name).training}
+    def see(self, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Keep a batch, as the step got it, for a module that has such statistics and trains them.
+
+        Args:
+            pl_module: In training.
+            batch: It; copied, for some loaders fill one buffer again and again.
+            batch_idx: With the first of an epoch, and of a fit, the module is looked through.
+        """
+        if batch_idx == 0 or self._layers is None:
+            layers = tracked_layers(pl_module)
+            self._layers = {name: each for name, each in layers.items() if pl_module.get_submodule(name).training}
         if self._layers:
             self._batches.append(copy_of_batch(batch))
 
@@ -101,10 +108,10 @@ class RetakenStatistics(DeployedStatistics):
         """Those of any weights of the module that was trained, taken on this process alone."""
         trainer = self._trainer()
         found = None if trainer is None else self._moments(trainer, pl_module)
-        return self.of(pl_module) if found is None else under_all_names(found, self._layers)
+        return self.of(pl_module) if found is None else under_all_names(found, self._layers or {})
 
     def _moments(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> StateDict | None:
-        if self._has_failed or not self._batches:
+        if self._has_failed or not self._batches or not self._layers:
             return None
         try:
             copied = converted_copy(pl_module, self._scheme)

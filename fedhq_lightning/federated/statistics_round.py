@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -127,12 +128,16 @@ class StatisticsRound:
     def _moments(self, views: Mapping[Mode, ClientTrainer], client_id: ClientId) -> StateDict | None:
         """What the client sends; None where its batch tells nothing."""
         found: StateDict = {}
+        try:
+            batch = self._datamodule.calibration_batch(client_id)
+        except StopIteration:
+            return None
         for mode, trainer in views.items():
+            step = partial(trainer.run_step, copy.deepcopy(batch))  # hooks and steps may change it
             try:
                 with generators_kept():
-                    step = partial(trainer.run_step, self._datamodule.calibration_batch(client_id))
                     moments = batch_moments(trainer.lightning_module, self._layers, step)
-            except (StopIteration, TooFewValuesError):
+            except TooFewValuesError:
                 return None
             if not are_usable(moments, len(self._layers)):
                 return None

@@ -46,8 +46,8 @@ def batch_moments(module: nn.Module, layers: Iterable[str], forward: Callable[[]
     """Mean and variance per channel of what BatchNorm layers get in one pass, each normalizing by what it got.
 
     All else runs as in evaluation, without dropout and gradients; as in training where that fails, such as for a
-    forward that returns another thing then. A layer that the pass does not reach has no entry;
-    one that it reaches several times has those of everything that it got.
+    forward that returns another thing then. A layer that the pass does not reach has no entry; one that it reaches
+    several times has those of everything that it got.
 
     Args:
         module: Its mode and its running statistics stay as they are.
@@ -93,8 +93,7 @@ class _Moments:
 
     def __init__(self) -> None:
         self.count = 0
-        self.mean = torch.zeros(())
-        self.variance = torch.zeros(())
+        self.mean = self.variance = torch.zeros((), dtype=torch.float64)
 
     def add(self, count: int, mean: Tensor, variance: Tensor) -> None:
         """Add as many values of that mean and variance.
@@ -102,13 +101,9 @@ class _Moments:
         Source: Chan, Golub, LeVeque 1979, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances".
         """
         total = self.count + count
-        share, apart = count / total, mean.double() - self.mean.to(mean.device)
-        self.variance = (
-            (1 - share) * self.variance.to(mean.device) + share * variance.double() + share * (1 - share) * apart**2
-            if self.count
-            else variance.double()
-        )
-        self.mean = self.mean.to(mean.device) + share * apart if self.count else mean.double()
+        share, apart = count / total, mean.double() - self.mean
+        self.variance = (1 - share) * self.variance + share * variance.double() + share * (1 - share) * apart**2
+        self.mean = self.mean + share * apart
         self.count = total
 
 

@@ -10,6 +10,8 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from fedhq_lightning.drop_in.trainer_parts import callbacks_of
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.support.lightnings import both
+from fedhq_lightning.types import MonitorMode
 
 _SAME_ON_ALL = frozenset({"epoch", "step"})
 """Names that Lightning, or the end of an epoch of silos, gives a value of their own."""
@@ -28,9 +30,9 @@ def monitored_values(trainer: pl.Trainer, is_validation: bool) -> dict[str, dict
     """
     looked_at: dict[str, set[str]] = {}
     for each in callbacks_of(trainer):
-        if isinstance(each, EarlyStopping) and bool(each._check_on_train_epoch_end) != is_validation:
+        if isinstance(each, both(EarlyStopping)) and bool(each._check_on_train_epoch_end) != is_validation:
             looked_at.setdefault("EarlyStopping", set()).add(each.monitor)
-        elif isinstance(each, ModelCheckpoint) and each._should_save_on_train_epoch_end(trainer) != is_validation:
+        elif isinstance(each, both(ModelCheckpoint)) and each._should_save_on_train_epoch_end(trainer) != is_validation:
             names = {each.monitor} | set(re.findall(r"\{(.*?)[:\}]", each.filename or ""))
             looked_at.setdefault("ModelCheckpoint", set()).update(name for name in names if name)
     values = trainer.callback_metrics
@@ -60,3 +62,13 @@ def refuse_own_values(everybodys: Sequence[dict[str, dict[str, str]]]) -> None:
                     "on steps, by some silos only, or with rank_zero_only; log it on every silo with "
                     "self.log(..., on_step=False, on_epoch=True), or look at another name"
                 )
+
+
+def watched_metric(trainer: pl.Trainer) -> tuple[str | None, MonitorMode]:
+    """Name and direction of what ModelCheckpoint or EarlyStopping watches, else nothing."""
+    for each in callbacks_of(trainer):
+        is_watching = isinstance(each, both(ModelCheckpoint, EarlyStopping))
+        if is_watching and each.monitor is not None:
+            mode: MonitorMode = "max" if each.mode == "max" else "min"
+            return str(each.monitor).removeprefix("quantized/"), mode
+    return None, "max"

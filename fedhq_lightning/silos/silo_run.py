@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from fedhq_lightning.allocation import Allocator
@@ -26,8 +25,8 @@ from fedhq_lightning.local.batch_statistics import tracked_layers
 from fedhq_lightning.risk.update_sketch import Sketcher
 from fedhq_lightning.run.logged_rows import logged_values
 from fedhq_lightning.run.records import ClientRecord, RoundRecord
-from fedhq_lightning.silos.batch_examples import examples_in
 from fedhq_lightning.silos.first_weights import share_first_weights
+from fedhq_lightning.silos.local_work import LocalWork
 from fedhq_lightning.silos.silo_context import (
     SiloProbe,
     clock_of,
@@ -37,62 +36,15 @@ from fedhq_lightning.silos.silo_context import (
     warn_of_same_data,
 )
 from fedhq_lightning.silos.silo_logs import SiloLogs
+from fedhq_lightning.silos.silo_monitors import watched_metric
 from fedhq_lightning.silos.silo_rounds import SiloRound, Work, frozen_names, put, snapshot
 from fedhq_lightning.silos.silo_settings import SiloSettings
 from fedhq_lightning.support.collectives import Processes
-from fedhq_lightning.support.lightnings import both
 from fedhq_lightning.support.tensors import same_values
 from fedhq_lightning.support.views import deployed_statistics, float_view
 from fedhq_lightning.types import MODES, Mode, MonitorMode, Plan, StateDict
 
 _IDLE = "no batch was trained on, as when on_train_batch_start returns -1 or training_step None"
-
-
-@dataclass
-class LocalWork:
-    """What this silo has done in the round so far; values that a checkpoint can hold."""
-
-    num_examples: int = 0
-    num_examples_with_loss: int = 0
-    num_steps: int = 0
-    wall_seconds: float = 0.0
-    weighted_loss: Any = 0.0
-    sensitivity: float | None = None
-    allocator_seconds: float = 0.0
-
-    def add(self, batch: Any, outputs: Any, accumulated: int, loaders: Sequence[Any]) -> None:
-        """Count one batch.
-
-        Args:
-            batch: As the step got it.
-            outputs: What Lightning made of the step's output; its loss is divided by the batches to a step.
-            accumulated: Those batches.
-            loaders: The silo's, in case that the batch does not tell its size.
-        """
-        size = examples_in(batch, loaders)
-        self.num_examples += size
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if isinstance(loss, torch.Tensor):
-            self.num_examples_with_loss += size
-            # Stays on its device: reading it would wait for the step.
-            self.weighted_loss = self.weighted_loss + loss.detach().double() * (size * accumulated)
-
-    def work(self, needs_loss: bool) -> Work:
-        """What the other silos are told of it.
-
-        Args:
-            needs_loss: Whether no step is taken without a loss, as in automatic optimization.
-        """
-        loss = float(self.weighted_loss) / self.num_examples_with_loss if self.num_examples_with_loss else None
-        return Work(
-            self.num_examples,
-            self.num_steps,
-            self.wall_seconds,
-            loss,
-            self.sensitivity,
-            self.allocator_seconds,
-            is_idle=not self.num_examples or (needs_loss and loss is None),
-        )
 
 
 class SiloRun:
@@ -143,7 +95,7 @@ class SiloRun:
         self._sketcher: Sketcher | None = None
         self._logs = SiloLogs(None if is_rehearsal(trainer) else folder, trainer.is_global_zero)
         self._logs.rewind(self.round_number)
-        self._monitor, mode = _monitored(trainer)
+        self._monitor, mode = watched_metric(trainer)
         self._probe = SiloProbe(trainer, pl_module, scheme, settings.lanes)
         self._begin(trainer, pl_module, mode)
 
@@ -438,16 +390,6 @@ def _with_ties(pl_module: pl.LightningModule, state: StateDict) -> StateDict:
     held = snapshot(pl_module)
     first: dict[int, str] = {}
     return {name: state[first.setdefault(id(value), name)] for name, value in held.items()}
-
-
-def _monitored(trainer: pl.Trainer) -> tuple[str | None, MonitorMode]:
-    """Name and direction of what ModelCheckpoint or EarlyStopping watches, else nothing."""
-    for each in callbacks_of(trainer):
-        is_watching = isinstance(each, both(ModelCheckpoint, EarlyStopping))
-        if is_watching and each.monitor is not None:
-            mode: MonitorMode = "max" if each.mode == "max" else "min"
-            return str(each.monitor).removeprefix("quantized/"), mode
-    return None, "max"
 
 
 def _forget_what_is_not_finite(trainer: pl.Trainer) -> None:
