@@ -61,6 +61,7 @@ def test_the_choice_never_changes():
     assert qat_clients(FixedAllocator(0.3), range(20), seed=0) == {2, 3, 7, 8, 10, 18}
 
 
+@pytest.mark.corner
 def test_a_random_share_keeps_nothing_per_client():
     ids = range(200_000)
     allocator = FixedAllocator(0.3)

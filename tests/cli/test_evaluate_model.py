@@ -108,6 +108,7 @@ class TestWhatIsFound:
         assert "no weights.safetensors beside it" in shown
         assert "fp32" not in shown
 
+    @pytest.mark.corner
     def test_layers_that_learn_their_sizes_from_a_batch(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "path", list(sys.path))
         user = "tests.user_code"

@@ -202,7 +202,9 @@ def write_recipe_that_ends(path: Path, how: str, devices: int) -> None:
     write_recipe(path, {**settings, "trainer.callbacks": [*SMALL["trainer"]["callbacks"], ends]})
 
 
-@pytest.mark.parametrize(("devices", "how"), [(1, "sigint"), (2, "sigint"), (2, "ctrl-c")])
+@pytest.mark.parametrize(
+    ("devices", "how"), [(1, "sigint"), pytest.param(2, "sigint", marks=pytest.mark.corner), (2, "ctrl-c")]
+)
 def test_interrupted(capsys, tmp_path, devices, how):
     """Ctrl-C reaches every process of a terminal's foreground group; `kill -INT` only the one that it names."""
     write_recipe_that_ends(tmp_path / "mine.yaml", how, devices)
@@ -274,6 +276,7 @@ sys.exit(cli.main())
 """
 
 
+@pytest.mark.corner
 def test_two_at_once(capsys, stopped, tmp_path):
     """Two `fedhq resume` of one run: one goes on, the other is refused; and later completes it once more."""
     (tmp_path / "waits.py").write_text(WAITS)
@@ -314,7 +317,7 @@ sys.exit(cli.main())
 """
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.corner)])
 def test_a_folder_that_is_removed_meanwhile(capsys, tmp_path, devices):
     """Told by the first process, however late it comes to it."""
     write_recipe_that_ends(tmp_path / "mine.yaml", "folder gone", devices)

@@ -101,6 +101,7 @@ assert not {"torchao", "fedhq_lightning", "lightning"} & set(sys.modules), "more
     subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", script], cwd=tmp_path, check=True)
 
 
+@pytest.mark.corner
 def test_an_example_of_one_sample_is_enough(module: Network, images: Tensor, tmp_path: Path) -> None:
     converted = convert(module, QuantScheme())
     export_program(converted, (images[:1],), tmp_path / "model.pt2")

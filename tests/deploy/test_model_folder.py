@@ -82,6 +82,7 @@ class TestLoader:
             "torch",
         }
 
+    @pytest.mark.corner
     def test_as_a_script_it_shows_what_goes_in_and_comes_out(self, folder: Path) -> None:
         shown = with_torch_alone('import runpy\nrunpy.run_path("load_model.py", run_name="__main__")', folder)
         assert shown.splitlines() == [

@@ -81,6 +81,7 @@ def test_one_sample_is_one_entry(folder: Path) -> None:
     assert list(measure(SmallModule(), folder, batch=1)["batch_sizes"]) == ["1"]
 
 
+@pytest.mark.corner
 def test_a_run_tells_it_and_is_not_changed_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedhq_lightning.finish.complete.write_report", lambda run: None)
     settings = {"scheme": "w4a8", "callbacks": FixedAllocator("ptq"), "max_rounds": 1, "threads": 1}

@@ -190,6 +190,7 @@ class TestComparison:
         assert [cell.rounds["metric_quantized"] for cell in many] == [cell.rounds["metric_quantized"] for cell in one]
         assert [cell.clients for cell in many] == [cell.clients for cell in one]
 
+    @pytest.mark.corner
     def test_cells_are_one_group_at_wandb_where_the_recipe_logs(self, tmp_path):
         Compared(comparison(("all-qat",), changes={"trainer.logger": True, "trainer.max_rounds": 1})).run()
         assert not {"WANDB_RUN_GROUP", "WANDB_JOB_TYPE", "WANDB_NAME"} & os.environ.keys()

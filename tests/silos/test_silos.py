@@ -307,6 +307,7 @@ def test_payloads_are_not_pickled() -> None:
     assert read_metadata(payload)["round"] == "3"
 
 
+@pytest.mark.corner
 def test_the_script_of_the_docs_runs(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "callbacks.md").read_text(encoding="utf-8")
     (text,) = re.findall(r"```python\n(# silos\.py\n.*?)```", page, re.DOTALL)

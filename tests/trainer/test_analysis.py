@@ -122,6 +122,7 @@ class TestMeasuring:
         assert found["b"] is not None
 
 
+@pytest.mark.corner
 def test_two_processes_find_the_same_bits(tmp_path: Path) -> None:
     """Every client's numbers and the model, as equality."""
     changes = {

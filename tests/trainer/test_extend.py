@@ -103,6 +103,7 @@ class TestTheSameBits:
 
 
 class TestExtending:
+    @pytest.mark.corner
     def test_every_file_is_of_the_longer_run(self) -> None:
         short, _ = fit(max_rounds=1, scheme="w4a8")
         before, page = (short.run_dir / name for name in ("model/weights.safetensors", "report.html"))

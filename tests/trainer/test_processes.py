@@ -118,6 +118,7 @@ class TestProcesses:
         for key in ("metric_fp", "metric_quantized", "best_round", "mode_counts", "worst_client", "export"):
             assert summaries[0][key] == summaries[1][key]
 
+    @pytest.mark.corner
     def test_the_deployed_model_needs_torch_alone(self, runs: dict[str, Path], tmp_path: Path) -> None:
         """A fresh interpreter without our packages computes `metric_quantized` from `model.pt2`."""
         from fedhq_lightning.data import Digits

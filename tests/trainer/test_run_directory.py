@@ -89,6 +89,7 @@ class TestRunDirectory:
         assert {row["mode"] for row in rows} == {"ptq", "qat"}
         assert [row["num_steps"] for row in rows[:4]] == [3, 2, 1, 4]
 
+    @pytest.mark.corner
     def test_readme_of_the_model_runs_as_it_stands(self, done: FederatedTrainer) -> None:
         text = (done.run_dir / "model" / "README.md").read_text()
         code = "import torch\ninputs = torch.zeros(5, 12)\n" + text.split("```python\n")[1].split("```")[0]
