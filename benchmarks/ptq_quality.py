@@ -100,7 +100,7 @@ def main() -> None:
     torch.set_num_threads(1)
     data = MNIST5k(batch_size=BATCH_SIZE)
     train, held_out = (
-        dataset.__getitems__(list(range(len(dataset)))) for dataset in (data.train_dataset, data.held_out_dataset)
+        dataset.__getitems__(list(range(len(dataset)))) for dataset in (data.train_dataset, data.read()[1])
     )
     scores: dict[Row, dict[str, list[Score]]] = {}
     for name, make in MODELS.items():

@@ -189,7 +189,8 @@ def measure(scheme: str, alpha: float, seed: int, rounds: int) -> Group:
         trainer.fit(module, data)
         checkpoint = RunDirectory.of_checkpoint(trainer.run_dir)[1]
         state: StateDict = load_checkpoint(checkpoint)["state"]["global_state"]
-    held_out = base.held_out_dataset.__getitems__(list(range(len(base.held_out_dataset))))
+    images = base.read()[1]
+    held_out = images.__getitems__(list(range(len(images))))
     known, repeats = examine(trainer, module, data, state, rounds + 1, (held_out.images, held_out.labels))
     print(f"{scheme}, alpha {alpha:g}, seed {seed}: {time.perf_counter() - started:.0f} s", flush=True)
     return Group(scheme, alpha, known, repeats)

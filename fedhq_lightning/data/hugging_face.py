@@ -23,7 +23,8 @@ class HuggingFaceDataModule(ImageDataModule):
         image_key: Column of images.
         label_key: Column of class numbers.
         train_split: Split to train on.
-        held_out_split: Split to evaluate on; where it is None, of each class every fifth training example.
+        held_out_split: Split to validate and to test on, half of it each; where it is None, of each class every fifth
+            training example.
         image_size: Height and width to which images are scaled; None where all have the same size already.
         batch_size: Examples per training batch, >= 1.
         cache_dir: Where downloads go; None for Hugging Face's usual place.

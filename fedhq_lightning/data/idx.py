@@ -22,10 +22,10 @@ LABEL_MAGIC = 2049
 
 
 class FashionMNIST(ImageDataModule):
-    """70,000 articles of clothing, (1, 28, 28) float32: 60,000 for training, 10,000 held out, both whole.
+    """70,000 articles of clothing, (1, 28, 28) float32: 60,000 for training, 5,000 for validation, 5,000 for test.
 
-    Any folder with the same four files works, such as MNIST's own. Pixels are normalised with the mean and standard
-    deviation of Fashion-MNIST's training images.
+    The last two are halves of the set's own test split. Any folder with the same four files works, such as MNIST's own.
+    Pixels are normalised with the mean and standard deviation of Fashion-MNIST's training images.
 
     Args:
         root: Folder with `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and the two `t10k-` files, each plain or

@@ -1,5 +1,6 @@
 """Images that fit in memory: a dataset whose batches cost one indexing operation, and its data module."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from fedhq_lightning.errors import ConfigurationError
 
-HOLD_OUT_EVERY = 5
+HOLD_OUT_EVERY, TEST_EVERY = 5, 2
 EVAL_BATCH_SIZE = 500
 
 
@@ -86,33 +87,44 @@ class ImageTensors(Dataset[tuple[Tensor, Tensor]]):
         rows = torch.as_tensor(indices)
         return ImageBatch(self._normalise(self.images[rows]), self.targets[rows])
 
+    def subset(self, rows: Tensor) -> "ImageTensors":
+        """Some of the images, normalised as all are.
+
+        Args:
+            rows: Their numbers, (num_rows,) int64.
+        """
+        chosen = copy.copy(self)
+        chosen.images, chosen.targets = self.images[rows], self.targets[rows]
+        return chosen
+
     def _normalise(self, images: Tensor) -> Tensor:
         return images.float().sub_(self._mean).div_(self._std)
 
 
-def stratified_split(targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Row numbers of a fixed split: of each class every fifth example, in file order, is held out.
+def stratified_split(targets: Tensor, every: int = HOLD_OUT_EVERY) -> tuple[Tensor, Tensor]:
+    """Row numbers of a fixed split: of each class every fifth example, in file order, is put aside.
 
     No random numbers are involved, so the split is the same on every machine and with every library version.
 
     Args:
         targets: (num_examples,) class numbers.
+        every: Which of a class are put aside, >= 1.
 
     Returns:
-        Training rows and held-out rows, each ascending int64.
+        Rows that stay and rows put aside, each ascending int64.
     """
-    held_out = torch.zeros(len(targets), dtype=torch.bool)
+    aside = torch.zeros(len(targets), dtype=torch.bool)
     for label in set(targets.tolist()):
         rows = (targets == label).nonzero().flatten()
-        held_out[rows[HOLD_OUT_EVERY - 1 :: HOLD_OUT_EVERY]] = True
-    return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
+        aside[rows[every - 1 :: every]] = True
+    return (~aside).nonzero().flatten(), aside.nonzero().flatten()
 
 
 class ImageDataModule(LightningDataModule, ABC):
     """Base of the ready data modules: subclasses say how images and labels are read.
 
-    The validation and the test loader give the same held-out images: nothing is tuned on the test loader here, and
-    the small sets have no images to spare.
+    Of the held-out images of each class every second one, in file order, is a test image and the others are validation
+    images: validation chooses the round that is deployed, so it cannot tell how good that is.
 
     Args:
         batch_size: Examples per training batch, >= 1.
@@ -126,7 +138,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if batch_size < 1:
             raise ConfigurationError(f"batch_size {batch_size}: must be 1 or more")
         self.batch_size = batch_size
-        self._datasets: tuple[ImageTensors, ImageTensors] | None = None
+        self._datasets: tuple[ImageTensors, ImageTensors, ImageTensors] | None = None
 
     @abstractmethod
     def read(self) -> tuple[ImageTensors, ImageTensors]:
@@ -138,9 +150,14 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._read_once()[0]
 
     @property
-    def held_out_dataset(self) -> ImageTensors:
+    def val_dataset(self) -> ImageTensors:
         """Images that no client trains on, in file order."""
         return self._read_once()[1]
+
+    @property
+    def test_dataset(self) -> ImageTensors:
+        """Images that are in none of the others, in file order."""
+        return self._read_once()[2]
 
     def setup(self, stage: str) -> None:
         """Read the images where that has not happened yet."""
@@ -151,16 +168,20 @@ class ImageDataModule(LightningDataModule, ABC):
         return DataLoader(self.train_dataset, self.batch_size, shuffle=True, collate_fn=collate_images)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Held-out batches in file order."""
-        # A loader without its own generator draws from torch's global random numbers even where it does not shuffle.
-        generator = torch.Generator()
-        return DataLoader(self.held_out_dataset, EVAL_BATCH_SIZE, collate_fn=collate_images, generator=generator)
+        """Validation batches in file order."""
+        return _in_file_order(self.val_dataset)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """The held-out images, as in `val_dataloader`: there is no third set."""
-        return self.val_dataloader()
+        """Test batches in file order."""
+        return _in_file_order(self.test_dataset)
 
-    def _read_once(self) -> tuple[ImageTensors, ImageTensors]:
+    def _read_once(self) -> tuple[ImageTensors, ImageTensors, ImageTensors]:
         if self._datasets is None:
-            self._datasets = self.read()
+            train, held_out = self.read()
+            self._datasets = train, *(held_out.subset(rows) for rows in stratified_split(held_out.targets, TEST_EVERY))
         return self._datasets
+
+
+def _in_file_order(dataset: ImageTensors) -> DataLoader[Any]:
+    # A loader without its own generator draws from torch's global random numbers even where it does not shuffle.
+    return DataLoader(dataset, EVAL_BATCH_SIZE, collate_fn=collate_images, generator=torch.Generator())

@@ -14,9 +14,10 @@ STD = 0.3081 * 255
 
 
 class MNIST5k(ImageDataModule):
-    """5,000 handwritten digits, (1, 28, 28) float32, 4,000 for training and 1,000 held out, both balanced by class.
+    """5,000 handwritten digits, (1, 28, 28) float32, 4,000 for training, 500 each for validation and test.
 
-    Pixels are normalised with the mean and standard deviation of MNIST's 60,000 training images.
+    All three are balanced by class. Pixels are normalised with the mean and standard deviation of MNIST's 60,000
+    training images.
 
     Args:
         batch_size: Examples per training batch, >= 1.

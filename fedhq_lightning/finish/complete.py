@@ -14,6 +14,7 @@ from fedhq_lightning.deploy.model_folder import PROGRAM, WEIGHTS
 from fedhq_lightning.deploy.speed import measure_inference
 from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.federated.setup import Job
+from fedhq_lightning.finish.on_test_data import metrics_on_test_data
 from fedhq_lightning.finish.per_class import per_class_accuracy
 from fedhq_lightning.finish.worst_client import worst_client
 from fedhq_lightning.local.evaluation import Evaluator
@@ -47,7 +48,7 @@ def complete(
         state: After the last round.
         directory: Where it writes.
         recipe_name: For the summary.
-        writes_model: Without, only the summary is written, from what the rounds logged.
+        writes_model: Without, only the summary is written, from what the rounds logged and the test data tell.
     """
     # Clients are in `rounds.jsonl` alone, and may be many: whatever is told of them is read one round at a time.
     tiers = tier_figures(directory.stream_rounds())
@@ -68,6 +69,7 @@ def complete(
             worst = worst_client(evaluator, state, monitor, job.monitored.mode, job.datamodule, participants)
         per_class = per_class_accuracy(evaluator, state.deployed, loaders, monitor)
         inference = _inference(evaluator, state, directory, deployment)
+    on_test = metrics_on_test_data(evaluator, state.deployed, job.template, job.datamodule)
     summary = summarize(
         state,
         job.monitored.name,
@@ -75,6 +77,7 @@ def complete(
         job.grids,
         settings.seed,
         deployment,
+        on_test,
         worst,
         per_class,
         tiers,

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedhq_lightning.run.records import LEFT_OUT
+from fedhq_lightning.run.summary import monitored_on_test_data
 from fedhq_lightning.types import MODES
 
 
@@ -67,6 +68,7 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [
         (f"{name}, quantized", format_metric(summary.get("metric_quantized"))),
         (f"{name}, fp", format_metric(summary.get("metric_fp"))),
+        *_on_test_data(summary),
         ("scheme", str(summary.get("scheme") or "none")),
         ("rounds", rounds_text(summary)),
     ]
@@ -90,6 +92,16 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if summary.get("seed") is not None:
         rows.append(("seed", str(summary["seed"])))
     return rows
+
+
+def _on_test_data(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    found = monitored_on_test_data(summary)
+    if found is None:
+        return []
+    name, fp, quantized = found
+    label = name if "test" in name else f"{name} on test data"
+    values = ((f"{label}, quantized", quantized), (f"{label}, fp", fp))
+    return [(label, format_metric(value)) for label, value in values if value is not None]
 
 
 def worst_client_text(worst: Mapping[str, Any], metric_name: str) -> str:

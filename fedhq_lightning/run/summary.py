@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,6 +28,7 @@ def summarize(
     grids: Mapping[str, LayerScheme],
     seed: int,
     deployment: Deployment | None,
+    test_metrics: dict[str, float] | None,
     worst_client: dict[str, Any] | None,
     per_class: dict[str, Any] | None,
     tiers: list[dict[str, Any]],
@@ -36,7 +38,8 @@ def summarize(
 ) -> dict[str, Any]:
     """Figures of the whole run; `metric_fp` and `metric_quantized` are those of the deployed round.
 
-    Without a deployment, a model that was not written, `metric_quantized` is what the round logged.
+    `test_metrics` are `fp/NAME` and `quantized/NAME` on the test data. Without a deployment, a model that was not
+    written, `metric_quantized` is what the round logged.
     Wall times cover the rounds and the evaluation before them, not set-up, export and report.
     """
     best = next((record for record in state.records if record.round == state.best_round), None)
@@ -52,6 +55,7 @@ def summarize(
         "metric_name": monitor,
         "metric_fp": best.metric_fp if best else None,
         "metric_quantized": quantized if quantized is not None and math.isfinite(quantized) else None,
+        "test_metrics": test_metrics,
         "scheme": None if scheme is None else str(scheme),
         "layer_schemes": {name.removesuffix(".weight"): str(grid) for name, grid in grids.items()},
         "wall_seconds": state.wall_seconds,
@@ -72,6 +76,24 @@ def summarize(
         "compiled_kernels": has_compiler(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
     }
+
+
+def monitored_on_test_data(summary: Mapping[str, Any]) -> tuple[str, float | None, float | None] | None:
+    """The monitored metric on the test data: its name there, its value in fp, and that of the deployed model.
+
+    Its name there is that of validation with `test` for `val` or `validation`, or the same one. None where nothing of
+    such a name was logged on test data.
+
+    Args:
+        summary: As `summary.json` holds it.
+    """
+    found: Mapping[str, float] = summary.get("test_metrics") or {}
+    monitor = str(summary.get("metric_name"))
+    for name in (re.sub(r"(?<![a-z])val(id(ation)?)?(?![a-z])", "test", monitor), monitor):
+        fp, quantized = found.get(f"fp/{name}"), found.get(f"quantized/{name}")
+        if fp is not None or quantized is not None:
+            return name, fp, quantized
+    return None
 
 
 def _version(package: str) -> str:

