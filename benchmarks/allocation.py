@@ -54,7 +54,7 @@ deviation.
 
 {end}
 
-### What rounding costs
+{deployed}### What rounding costs
 
 Accuracy of the global model in float32 less that of the same model quantized, at the end, in points.
 
@@ -72,6 +72,13 @@ together: the value of a seed is its mean over them. `hybrid` is coarse + fine. 
 
 {differences}
 {more}"""
+DEPLOYED = """### Deployed models on test data
+
+Quantized accuracy, in percent, of the round that validation chose, whenever that was; on images that chose nothing.
+
+{table}
+
+"""
 TIMES = """
 {pictures}
 
@@ -271,12 +278,21 @@ def section(grid_name: str, kept: Mapping[str, Kept]) -> str:
         machine=machine.describe(threads=1),
         at=spread_table(found, lambda each: 100 * each.metric_at, grid.allocators),
         end=spread_table(found, lambda each: 100 * each.metric, grid.allocators),
+        deployed=deployed(found, grid.allocators),
         lost=spread_table(found, lambda each: 100 * (each.metric_fp - each.metric), grid.allocators),
         seconds=spread_table(found, lambda each: each.virtual_seconds, grid.allocators),
         differences=difference_table(found, grid.differences),
         trials=trials([cell for each in kept.values() for cell in each.cells if cell.allocator == "hybrid"]),
         more=times_of(grid_name, found, kept),
     )
+
+
+def deployed(found: Mapping[str, Sequence[Outcome]], allocators: Sequence[str]) -> str:
+    """The deployed models on test data; nothing where the runs had none."""
+    names = {each.deployed_on for group in found.values() for each in group}
+    if names != {"test_accuracy"}:
+        return ""
+    return DEPLOYED.format(table=spread_table(found, lambda each: 100 * each.deployed, allocators))
 
 
 def trials(cells: Sequence[Cell]) -> str:
@@ -290,10 +306,10 @@ def trials(cells: Sequence[Cell]) -> str:
 
 
 def times_of(grid_name: str, found: Mapping[str, Sequence[Outcome]], kept: Mapping[str, Kept]) -> str:
-    """Curves and times to target; nothing where what people have today is not among the allocators."""
+    """Curves, and times to target where what people have today is among the allocators."""
     grid = GRIDS[grid_name]
     if "all-qat-fake" not in grid.allocators:
-        return ""
+        return f"\n{pictures(grid_name, list(found))}\n" if grid.drawn else ""
     text = TIMES.format(
         pictures=pictures(grid_name, list(found)),
         times=time_table(found, kept, grid.tells_wall),

@@ -42,6 +42,21 @@ _WIDE_MLP = {
 _RESNET = {"class_path": "fedhq_lightning.models.ResNet20", "init_args": {"width": 32, "lr": 0.03}}
 
 
+_CIFAR10 = {
+    "class_path": "fedhq_lightning.data.HuggingFaceDataModule",
+    "init_args": {"name": "uoft-cs/cifar10", "image_key": "img", "batch_size": 32},
+}
+"""From the Hub, or from a folder of that name in the working directory that holds its parquet files."""
+_MOBILE_BN = {
+    "class_path": "fedhq_lightning.models.MobileNetV2",
+    "init_args": {"in_channels": 3, "width": 16, "norm": "batch", "lr": 0.05},
+}
+_RESNET_BN = {
+    "class_path": "fedhq_lightning.models.ResNet20",
+    "init_args": {"in_channels": 3, "width": 8, "norm": "batch", "lr": 0.05},
+}
+
+
 @dataclass(frozen=True)
 class Grid:
     """One of the grids.
@@ -219,6 +234,27 @@ GRIDS = {
         setting=f"{_SMALL_SETTING}; `uplink: delta`",
         differences=_AGAINST_PTQ,
         drawn=(),
+    ),
+    "batch-norm": Grid(
+        (("w2a8", 0.5), ("w3a8", 0.5)),
+        {"mobile": _MOBILE_BN, "resnet": _RESNET_BN},
+        _CIFAR10,
+        num_clients=25,
+        seeds=(20, 21, 22),
+        trainer={
+            **{"max_rounds": 40, "clients_per_round": 10, "local_steps": 10, "eval_every_n_rounds": 4},
+            "uplink": "delta",
+        },
+        allocators=("all-fp", "all-ptq", "all-qat", "free-qat", "late-qat", "hybrid"),
+        setting="CIFAR-10 (50,000 images for training; of the test split 5,000 for validation, 5,000 for test), a "
+        "MobileNetV2 of width 16 and a ResNet-20 of width 8, both with BatchNorm, 25 clients, 10 a round, 40 rounds, "
+        "10 local steps, batch 32, SGD with learning rate 0.05 and momentum 0.9, evaluated every fourth round, batch "
+        "statistics of the deployed model retaken in every arm, kernels as the package chooses them; `uplink: delta`",
+        differences=(
+            *(("hybrid", other) for other in ("all-ptq", "all-qat", "free-qat", "late-qat")),
+            ("all-qat", "all-ptq"),
+        ),
+        drawn=("mobile-w2a8-0.5", "resnet-w2a8-0.5"),
     ),
     "small-delta": replace(
         _SMALL,

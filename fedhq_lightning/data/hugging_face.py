@@ -78,6 +78,8 @@ class HuggingFaceDataModule(ImageDataModule):
             raise ConfigurationError(
                 "HuggingFaceDataModule needs the package datasets: pip install datasets"
             ) from error
+        shows_bars = not datasets.are_progress_bars_disabled()
+        datasets.disable_progress_bars()
         try:
             return datasets.load_dataset(self.name, cache_dir=None if self.cache_dir is None else str(self.cache_dir))
         # Hub, network, script and file errors share no base class; each means that this name gives no data here.
@@ -87,6 +89,9 @@ class HuggingFaceDataModule(ImageDataModule):
                 f"Hugging Face dataset {self.name!r} cannot be loaded: {reason}; check the name and the connection, or "
                 f"give the path of a local copy. Offline there are MNIST5k, Digits and FashionMNIST"
             ) from error
+        finally:
+            if shows_bars:
+                datasets.enable_progress_bars()
 
     def _split(self, splits: Any, split: str) -> Any:
         if split not in splits:

@@ -25,8 +25,9 @@ from fedhq_lightning.trainer import FederatedTrainer
 FILE_NAME = "comparison.json"
 FORMAT_VERSION = 1
 _SUMMARY = (
-    *("rounds", "best_round", "metric_fp", "metric_quantized", "scheme", "wall_seconds", "fit_wall_seconds"),
-    *("virtual_seconds", "allocator_seconds", "uplink_bytes", "downlink_bytes", "mode_counts"),
+    *("rounds", "best_round", "metric_fp", "metric_quantized", "test_metrics", "scheme"),
+    *("wall_seconds", "fit_wall_seconds", "virtual_seconds", "allocator_seconds"),
+    *("uplink_bytes", "downlink_bytes", "mode_counts"),
     *LEFT_OUT,
     *("compiled_kernels", "versions"),
 )

@@ -158,6 +158,19 @@ class Compared:
         order = [found[name, seed] for name in self._order for seed in self._seeds if (name, seed) in found]
         return Kept(order, missing, best.name if best else None)
 
+    def best_model(self) -> tuple[Cell, Path] | None:
+        """The cell whose deployed model validation liked best, and that model's folder; None where none was kept."""
+        found: list[tuple[float, Cell, Path]] = []
+        for job in [*self._all_jobs(), *self._best_fixed_jobs()]:
+            folders = sorted(job.runs.glob("*/*/model"))
+            if not folders or not job.cell.exists():
+                continue
+            cell = self._read(job)
+            value = cell.summary.get("metric_quantized")
+            if value is not None:
+                found.append((value if cell.larger_is_better else -value, cell, folders[-1]))
+        return max(found, key=lambda each: each[0])[1:] if found else None
+
     def best_fixed(self) -> Contestant | None:
         """The boundary of the grid with the best quantized metric at equal virtual time, on the grid's seeds.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from fedhq_lightning.experiments.cells import Cell
 from fedhq_lightning.experiments.statistics import (
@@ -18,6 +20,7 @@ from fedhq_lightning.experiments.statistics import (
     time_to,
     value_at,
 )
+from fedhq_lightning.run.summary import monitored_on_test_data
 from fedhq_lightning.types import MODES
 
 POINT = 0.005
@@ -46,6 +49,11 @@ class Outcome:
         uplink_bytes: Likewise.
         downlink_bytes: Likewise.
         qat_share: Share of the local fits that trained in qat.
+        deployed_on: What `deployed` is: the monitored metric's name on the test data, or on the validation data where
+            the run has no test data.
+        deployed: It, of the deployed model: of the round that validation chose.
+        deployed_fp: The same of its float32 original.
+        validated: What chose it: the quantized metric of that round.
     """
 
     allocator: str
@@ -62,6 +70,10 @@ class Outcome:
     uplink_bytes: int
     downlink_bytes: int
     qat_share: float
+    deployed_on: str
+    deployed: float
+    deployed_fp: float
+    validated: float
 
 
 def outcomes(
@@ -121,7 +133,21 @@ def _outcome(cell: Cell, at: float, target: float | None) -> Outcome:
         int(cell.summary["uplink_bytes"]),
         int(cell.summary["downlink_bytes"]),
         fits["qat"] / max(1, sum(fits.values())),
+        *_deployed(cell),
+        _number(cell.summary.get("metric_quantized")),
     )
+
+
+def _deployed(cell: Cell) -> tuple[str, float, float]:
+    """Name, and value of the quantized and of the float32 model."""
+    found = monitored_on_test_data({"metric_name": cell.metric_name, **cell.summary})
+    if found is not None:
+        return found[0], _number(found[2]), _number(found[1])
+    return cell.metric_name, _number(cell.summary.get("metric_quantized")), _number(cell.summary.get("metric_fp"))
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
 
 
 @dataclass(frozen=True)
@@ -141,6 +167,9 @@ class Row:
         qat_share: Share of local fits in qat.
         metric_at_difference: This one's minus the baseline's at equal virtual time.
         metric_difference: Likewise at the end.
+        deployed: Of the deployed models.
+        deployed_fp: Of their float32 originals.
+        deployed_difference: Likewise of the deployed models.
         virtual_ratio: This one's time to the target over the baseline's; None without a target.
         wall_ratio: Likewise.
     """
@@ -157,6 +186,9 @@ class Row:
     qat_share: Spread
     metric_at_difference: Difference
     metric_difference: Difference
+    deployed: Spread
+    deployed_fp: Spread
+    deployed_difference: Difference
     virtual_ratio: Ratio | None
     wall_ratio: Ratio | None
 
@@ -213,6 +245,9 @@ def _row(name: str, own: dict[int, Outcome], baseline: dict[int, Outcome]) -> Ro
         spread(lambda each: each.qat_share),
         difference(lambda each: each.metric_at),
         difference(lambda each: each.metric),
+        spread(lambda each: each.deployed),
+        spread(lambda each: each.deployed_fp),
+        difference(lambda each: each.deployed),
         ratio("virtual"),
         ratio("wall"),
     )

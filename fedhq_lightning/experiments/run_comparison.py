@@ -69,6 +69,9 @@ def compare_recipe(known: argparse.Namespace, overrides: Sequence[str]) -> None:
         print(f"not run yet: {'; '.join(kept.missing[:3])}{more}")
     if kept.cells:
         write_results(kept, folder, at, target, known.baseline, Console())
+    if best := compared.best_model():
+        cell, model = best
+        say_line(f"best by {cell.metric_name}: {cell.allocator}, seed {cell.seed}; its model: {model}", sys.stdout)
 
 
 def write_results(
@@ -97,7 +100,7 @@ def write_results(
     if baseline is None or baseline not in names:
         baseline = outcomes.default_baseline(names)
     rows = outcomes.rows_of(found, baseline)
-    shown = side_by_side_tables.all_tables(rows, kept.cells[0].metric_name, baseline)
+    shown = side_by_side_tables.all_tables(rows, found[0].deployed_on, kept.cells[0].metric_name, baseline)
     remarks = _remarks(kept, found, at, target)
     page = "\n".join([*map(side_by_side_tables.markdown, shown), *(f"{remark}\n" for remark in remarks)])
     write_atomically(folder / "table.md", page)
@@ -109,9 +112,10 @@ def write_results(
         write_atomically(folder / "time-to-target.svg", picture)
         written.append("time-to-target.svg")
     if console is not None:
-        for table in shown:
+        is_told_whole = len({each.seed for each in found}) > 1  # of one seed nothing can be told of differences
+        for table in shown if is_told_whole else shown[:1]:
             side_by_side_tables.print_table(table, console)
-        for remark in remarks:
+        for remark in remarks if is_told_whole else ():
             console.print(remark, markup=False, highlight=False, soft_wrap=True)
         console.print(f"{', '.join(written)} in {folder}", markup=False, highlight=False, soft_wrap=True)
     return page

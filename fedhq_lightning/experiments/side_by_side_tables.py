@@ -35,16 +35,40 @@ class TextTable:
     rows: Sequence[Sequence[str]]
 
 
-def all_tables(rows: Sequence[Row], metric_name: str, baseline: str) -> list[TextTable]:
-    """Quantized metric at equal virtual time and at the end, then virtual and wall time to the target.
+def deployed_table(rows: Sequence[Row], deployed_on: str, metric_name: str, baseline: str) -> TextTable:
+    """What a comparison came to: the deployed models, and the time that their runs took.
 
     Args:
         rows: One an allocator.
+        deployed_on: What is told of them.
+        metric_name: What chose their rounds.
+        baseline: Whom differences are against.
+    """
+    columns = ("allocator", "qat", "quantized", f"less {baseline}", "fp", "virtual seconds", "wall seconds")
+    cells = [
+        [
+            *(row.allocator, f"{row.qat_share.mean:.0%}", _spread(row.deployed, _metric)),
+            "" if row.allocator == baseline else _difference(row.deployed_difference),
+            *(_spread(row.deployed_fp, _metric), _spread(row.virtual_seconds, _seconds)),
+            _spread(row.wall_seconds, _seconds),
+        ]
+        for row in rows
+    ]
+    return TextTable(f"Deployed models: {deployed_on} of the round that {metric_name} chose", columns, cells)
+
+
+def all_tables(rows: Sequence[Row], deployed_on: str, metric_name: str, baseline: str) -> list[TextTable]:
+    """The deployed models; quantized metric at equal virtual time and at the end; virtual and wall time to the target.
+
+    Args:
+        rows: One an allocator.
+        deployed_on: What is told of the deployed models.
         metric_name: What is monitored.
         baseline: Whom differences and ratios are against.
     """
     quantized = f"Quantized {metric_name}"
     return [
+        deployed_table(rows, deployed_on, metric_name, baseline),
         _metric_table(
             f"{quantized} at equal virtual time", rows, baseline, lambda row: (row.metric_at, row.metric_at_difference)
         ),

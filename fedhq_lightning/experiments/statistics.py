@@ -97,8 +97,10 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """That of plain values."""
-        return cls(fmean(values) if values else math.nan, stdev(values) if len(values) > 1 else 0.0, count=len(values))
+        """That of plain values; NaN where one of them is no finite number."""
+        if not values or not all(map(math.isfinite, values)):
+            return cls(math.nan, math.nan if values else 0.0, len(values))
+        return cls(fmean(values), stdev(values) if len(values) > 1 else 0.0, len(values))
 
     @classmethod
     def of_durations(cls, durations: Sequence[Duration]) -> Spread:

@@ -4,9 +4,11 @@ import csv
 import io
 import math
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 
+from fedhq_lightning.experiments.cells import Cell
 from fedhq_lightning.experiments.outcomes import default_baseline, outcomes, rows_of, straggler_bound
 from fedhq_lightning.experiments.side_by_side_figures import curves_svg, time_to_target_svg
 from fedhq_lightning.experiments.side_by_side_tables import all_tables, cells_csv, markdown
@@ -102,7 +104,8 @@ def test_default_baseline():
 
 
 def test_tables_say_what_was_not_reached():
-    quality, end, virtual, wall = all_tables(rows_of(outcomes(CELLS), "all-ptq"), "val_accuracy", "all-ptq")
+    rows = rows_of(outcomes(CELLS), "all-ptq")
+    _, quality, end, virtual, wall = all_tables(rows, "val_accuracy", "val_accuracy", "all-ptq")
     assert [row[0] for row in quality.rows] == ["all-ptq", "all-qat"]
     assert end.rows[1][2] == "0.6000 ± 0.2828"
     assert virtual.rows[0][1] == "> 50 (1 of 2)"
@@ -111,6 +114,30 @@ def test_tables_say_what_was_not_reached():
     lines = markdown(virtual).splitlines()
     assert lines[0] == "Virtual seconds to target."
     assert {line.count("|") for line in lines[2:]} == {6}
+
+
+def deployed(cell: Cell, validated: float, **test_metrics: float) -> Cell:
+    summary = {"metric_quantized": validated, "metric_fp": 0.9, "test_metrics": test_metrics or None}
+    return replace(cell, summary=dict(cell.summary) | summary)
+
+
+def test_deployed_models_are_told_by_the_test_data():
+    on_test = {"quantized/test_accuracy": 0.5, "fp/test_accuracy": 0.75}
+    cells = [deployed(PTQ, 0.6, **on_test), deployed(QAT, 0.7, **(on_test | {"quantized/test_accuracy": 0.625}))]
+    found = outcomes(cells)
+    assert [each.deployed_on for each in found] == ["test_accuracy"] * 2
+    assert [each.validated for each in found] == [0.6, 0.7]
+    table = all_tables(rows_of(found, "all-ptq"), "test_accuracy", "val_accuracy", "all-ptq")[0]
+    assert table.title == "Deployed models: test_accuracy of the round that val_accuracy chose"
+    assert table.rows == [
+        ["all-ptq", "0%", "0.5000", "", "0.7500", "40", "4"],
+        ["all-qat", "100%", "0.6250", "+0.1250", "0.7500", "60", "6"],
+    ]
+
+
+def test_deployed_models_are_told_by_validation_where_there_are_no_test_data():
+    (found,) = outcomes([deployed(PTQ, 0.6)])
+    assert (found.deployed_on, found.deployed, found.deployed_fp) == ("val_accuracy", 0.6, 0.9)
 
 
 def test_csv_has_a_line_a_cell():
@@ -134,5 +161,5 @@ def test_pictures_are_svg_and_repeat():
 def test_a_metric_that_is_not_a_number_does_not_stop_the_comparison():
     broken = made_cell("all-qat", 0, 10.0, [0.1, math.nan, math.nan, math.nan])
     rows = rows_of(outcomes([PTQ, broken]), "all-ptq")
-    assert all_tables(rows, "val_accuracy", "all-ptq")[0].rows[1][2] == "-"
+    assert all_tables(rows, "val_accuracy", "val_accuracy", "all-ptq")[1].rows[1][2] == "-"
     assert "svg" in curves_svg([PTQ, broken])

@@ -43,6 +43,7 @@ def test_runs_shows_and_goes_on(recipe, capsys):
     output = capsys.readouterr().out
     assert "all-qat, seed 1: " in output
     assert "(1 of 1)" in output
+    assert "Deployed models: test_accuracy of the round that val_accuracy chose" in output
     assert "Quantized val_accuracy at equal virtual time" in output
     assert "half a point short of what all-qat of the same seed had" in output
     folder = Path("comparisons/small")
