@@ -22,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help demo test test-slow lint format docs dist clean
 
 help:
-	@echo "make demo       train the hybrid-quantized MNIST-5k model (about a minute after the install)"
+	@echo "make demo       PTQ, QAT and the hybrid side by side on MNIST-5k (two minutes after the install)"
 	@echo "make test       lint, types, tests (CI runs corners too: make test MARKS='not slow')"
 	@echo "make test-slow  the tests that neither it nor CI runs"
 	@echo "make lint       ruff, mypy and the order of imports only"
@@ -32,7 +32,7 @@ help:
 	@echo "make clean      remove .venv, builds and caches (runs/ stays)"
 
 demo: $(INSTALLED)
-	$(BIN)/fedhq run mnist5k-hybrid
+	$(BIN)/fedhq compare mnist5k-hybrid --allocators all-ptq all-qat hybrid --seeds 0 --workers 2
 
 test: lint
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "$(MARKS)"

@@ -3,7 +3,8 @@
     python benchmarks/uplink.py            # about 18 minutes on one core; prints the table and writes docs/uplink.md
     python benchmarks/uplink.py --seeds 1 --rounds 2 --print-only
 
-Every run is the recipe mnist5k-hybrid with the values of its row. Runs of one cell share seeds, so initial weights,
+Every run is the recipe mnist5k-hybrid with LeNet-5 and the values of its row. Runs of one cell share seeds, so initial
+weights,
 cohorts, partitions and modes are paired.
 """
 
@@ -20,6 +21,7 @@ from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.run.directory import RunDirectory
 
 RECIPE = "mnist5k-hybrid"
+MODEL = ("--model=fedhq_lightning.models.LeNet5", "--model.lr=0.03")
 SCHEMES = ("w4a8", "w2a8")
 ALPHAS = (0.1, 5.0)
 UPLINKS = ("weights", "delta")
@@ -30,9 +32,9 @@ TEXT = """# Uplink: weights or delta
 What a client sends: `uplink: delta` (default) sends the difference between its local model and the global model it
 received, rounded to the scheme's bits; `uplink: weights` sends its local model, rounded to the scheme's grid.
 
-Printed by `{command}`, with the recipe `{recipe}` (MNIST-5k, LeNet-5, 20 clients, 10 a
+Printed by `{command}`, with the recipe `{recipe}` and LeNet-5 (MNIST-5k, 20 clients, 10 a
 round, half of them in qat), {rounds} rounds and {seeds} seeds a cell. The metric is `val_accuracy` of the quantized
-model on the 1,000 held-out images, its mean over the last {last} rounds: mean over the seeds, with the smallest and the
+model on the held-out images, its mean over the last {last} rounds: mean over the seeds, with the smallest and the
 largest in brackets. `difference` is delta minus weights, paired by seed. `bytes` is the mean payload of one client in
 one round; the float32 model is {float_bytes:,} bytes.
 
@@ -96,7 +98,7 @@ def run(scheme: str, alpha: float, uplink: str, seed: int, rounds: int) -> tuple
             "data.init_args.partitioner.init_args.alpha": alpha,
             "data.init_args.partitioner.init_args.seed": seed,
         }
-        arguments = [f"--{key}={value}" for key, value in overrides.items()]
+        arguments = [*MODEL, *(f"--{key}={value}" for key, value in overrides.items())]
         trainer, model, data = resolve(*recipe_files.find(RECIPE), arguments).instantiate()
         trainer.fit(model, data)
         records = RunDirectory(trainer.run_dir).read_rounds()[1:]

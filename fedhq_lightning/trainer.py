@@ -78,6 +78,7 @@ class FederatedTrainer(AfterFit):
         gradient_clip_val: Norm to which local gradients are clipped.
         accumulate_grad_batches: Batches to one optimizer step.
         round_lr: Learning rate over rounds: "constant", "cosine", "linear", or a factor per round.
+        mode_lr: Factor on every learning rate of the clients in a mode, such as {"qat": 0.3}; 1 for the others.
         round_deadline: Virtual seconds after which a round ends without the clients that are late.
         ema_decay: Evaluate and deploy an exponential moving average of the global models with this decay.
         retake_batch_statistics: Have BatchNorm statistics taken anew by the cohort, of the float32 and of the deployed
@@ -128,6 +129,7 @@ class FederatedTrainer(AfterFit):
         gradient_clip_val: float | None = None,
         accumulate_grad_batches: int = 1,
         round_lr: Literal["constant", "cosine", "linear"] | float = "constant",
+        mode_lr: Mapping[str, float] | None = None,
         round_deadline: float | None = None,
         ema_decay: float | None = None,
         retake_batch_statistics: bool = True,
@@ -161,6 +163,7 @@ class FederatedTrainer(AfterFit):
             "gradient_clip_val": gradient_clip_val,
             "accumulate_grad_batches": accumulate_grad_batches,
             "round_lr": round_lr,
+            "mode_lr": dict(mode_lr or {}),
             "round_deadline": round_deadline,
             "ema_decay": ema_decay,
             "retake_batch_statistics": retake_batch_statistics,

@@ -59,6 +59,10 @@ def compare_recipe(known: argparse.Namespace, overrides: Sequence[str]) -> None:
     def on_end(job: CellJob, seconds: float, done: int, total: int) -> None:
         say_line(f"{job.allocator}, seed {job.seed}: {seconds:.0f} s ({done} of {total})", sys.stdout)
 
+    if missing := compared.kept().missing:
+        at_once = f", {workers} at a time" if workers > 1 and len(missing) > 1 else ""
+        runs = f"{len(missing)} run{'s' if len(missing) > 1 else ''} of {name}"
+        say_line(f"{runs}: {', '.join(names)}; seeds {', '.join(known.seeds)}{at_once}", sys.stdout)
     try:
         compared.run(workers, limit, on_end)
     except KeyboardInterrupt:

@@ -126,7 +126,7 @@ class RoundLoop:
                     mode,
                     at_server.received,
                     at_server.downlink_bytes + (self._job.link.fixed_bytes if client_id in newcomers else 0),
-                    scale * plan.lr_factors.get(mode, 1.0),
+                    scale * settings.mode_lr.get(mode, 1.0) * plan.lr_factors.get(mode, 1.0),
                     settings.round_deadline,
                     client_id in newcomers,
                     plan.work.get(client_id, 1.0),

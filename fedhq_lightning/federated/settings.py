@@ -13,7 +13,7 @@ from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.federated.aggregators import Aggregator, FedAvg
 from fedhq_lightning.federated.wire import Downlink, Uplink
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
-from fedhq_lightning.types import FitOptions, MonitorMode
+from fedhq_lightning.types import MODES, FitOptions, MonitorMode
 
 _WHOLE = (
     "max_rounds",
@@ -53,6 +53,7 @@ class RunSettings:
     precision: Literal["32-true", "bf16-mixed"]
     threads: int
     round_lr: Literal["constant", "cosine", "linear"] | float
+    mode_lr: Mapping[str, float]
     round_deadline: float | None
     ema_decay: float | None
     retake_batch_statistics: bool
@@ -112,6 +113,9 @@ def check_settings(given: Mapping[str, Any]) -> None:
         _check_choice("round_lr", round_lr, ("constant", "cosine", "linear"))
     else:
         _check_positive("round_lr", round_lr)
+    for mode, factor in given["mode_lr"].items():
+        _check_choice("mode_lr", mode, MODES)
+        _check_positive(f"mode_lr: {mode}", factor)
     if decay is not None and not (_is_number(decay) and 0 < decay < 1):
         raise ConfigurationError(f"ema_decay {decay!r}: must be between 0 and 1")
 

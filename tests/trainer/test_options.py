@@ -108,6 +108,17 @@ class TestOptions:
         fit(Notes(), SmallData((9,)), max_rounds=4, round_lr="linear")
         assert rates[1:] == pytest.approx([0.1, 0.075, 0.05, 0.025])  # the first is the probe's
 
+    def test_mode_lr(self) -> None:
+        rates: list[float] = []
+
+        class Notes(SmallModule):
+            def on_train_start(self) -> None:
+                rates.append(self.optimizers().param_groups[0]["lr"])
+
+        settings: dict[str, Any] = {"scheme": "w4a8", "mode_lr": {"qat": 0.5}, "round_lr": 0.5}
+        fit(Notes(), SmallData((9, 9)), max_rounds=2, callbacks=FixedAllocator({0: "ptq", 1: "qat"}), **settings)
+        assert rates[1:] == pytest.approx([0.1, 0.05, 0.05, 0.025])
+
     def test_evaluates_and_saves_every_n_rounds(self) -> None:
         saved: list[list[str]] = []
 

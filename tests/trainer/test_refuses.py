@@ -46,6 +46,8 @@ class TestRefuses:
             ({"round_deadline": math.inf}, "round_deadline inf"),
             ({"round_lr": "cosin"}, "round_lr 'cosin'.*did you mean 'cosine'"),
             ({"round_lr": 0.0}, "round_lr 0.0"),
+            ({"mode_lr": {"qta": 0.3}}, "mode_lr 'qta'.*did you mean 'qat'"),
+            ({"mode_lr": {"qat": 0}}, "mode_lr: qat 0: must be greater than 0"),
             ({"ema_decay": 1.0}, r"ema_decay 1\.0: must be between 0 and 1"),
             ({"ema_decay": math.nan}, "ema_decay nan"),
             ({"uplink": "weight"}, "uplink 'weight'.*did you mean 'weights'"),
