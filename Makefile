@@ -32,7 +32,7 @@ help:
 	@echo "make clean      remove .venv, builds and caches (runs/ stays)"
 
 demo: $(INSTALLED)
-	$(BIN)/fedhq compare mnist5k-hybrid --allocators all-ptq all-qat hybrid --seeds 0 --workers 2
+	$(BIN)/fedhq compare mnist5k-hybrid --allocators all-ptq all-qat hybrid --seeds 0 --workers 3
 
 test: lint
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "$(MARKS)"

@@ -163,7 +163,7 @@ class FederatedTrainer(AfterFit):
             "gradient_clip_val": gradient_clip_val,
             "accumulate_grad_batches": accumulate_grad_batches,
             "round_lr": round_lr,
-            "mode_lr": dict(mode_lr or {}),
+            "mode_lr": mode_lr,
             "round_deadline": round_deadline,
             "ema_decay": ema_decay,
             "retake_batch_statistics": retake_batch_statistics,

@@ -161,7 +161,7 @@ class Compared:
     def best_model(self) -> tuple[Cell, Path] | None:
         """The cell whose deployed model validation liked best, and that model's folder; None where none was kept."""
         found: list[tuple[float, Cell, Path]] = []
-        for job in [*self._all_jobs(), *self._best_fixed_jobs()]:
+        for job in self._all_jobs():
             folders = sorted(job.runs.glob("*/*/model"))
             if not folders or not job.cell.exists():
                 continue

@@ -77,6 +77,7 @@ class RunSettings:
             "fit_options": FitOptions(
                 epochs, given["local_steps"], given["gradient_clip_val"], given["accumulate_grad_batches"]
             ),
+            "mode_lr": dict(given["mode_lr"] or {}),
             "scheme": None if given["scheme"] is None else QuantScheme.parse(given["scheme"]),
             "lanes": given["lanes"] or LaneOptions(),
             "aggregator": given["aggregator"] or FedAvg(),
@@ -113,7 +114,7 @@ def check_settings(given: Mapping[str, Any]) -> None:
         _check_choice("round_lr", round_lr, ("constant", "cosine", "linear"))
     else:
         _check_positive("round_lr", round_lr)
-    for mode, factor in given["mode_lr"].items():
+    for mode, factor in (given["mode_lr"] or {}).items():
         _check_choice("mode_lr", mode, MODES)
         _check_positive(f"mode_lr: {mode}", factor)
     if decay is not None and not (_is_number(decay) and 0 < decay < 1):
