@@ -147,9 +147,10 @@ def _remarks(kept: Kept, found: Sequence[outcomes.Outcome], at: float | None, ta
         )
     if kept.best_fixed:
         remarks.append(f"best-fixed is {kept.best_fixed}, chosen on other seeds.")
+    num_seeds = len({each.seed for each in found})
     remarks.append(
-        f"Over {len({each.seed for each in found})} seeds: mean and standard deviation, paired differences, geometric "
-        "means of paired ratios, two-sided p of the paired t test and of Wilcoxon's signed ranks (from five seeds)."
+        f"Over {num_seeds} seed{'s' if num_seeds > 1 else ''}: mean and standard deviation, paired differences, "
+        "geometric means of paired ratios, two-sided p of the paired t test and of Wilcoxon's signed ranks (from five seeds)."
     )
     remarks.append("'> x (k of n)': k of n seeds reached the target; x counts the others with their whole run.")
     remarks.append(

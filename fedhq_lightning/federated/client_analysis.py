@@ -11,6 +11,7 @@ import lightning as L
 import torch
 
 from fedhq_lightning.data import FederatedDataModule
+from fedhq_lightning.local.batch_statistics import are_as_made
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.local.module_state import load_weights, reset_metrics, restore_buffers
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
@@ -64,11 +65,14 @@ class ClientAnalyst:
             state: The model that the client received; None for the initial one.
 
         Returns:
-            The sensitivity, >= 0; None where it is no finite number, or the client has no batch.
+            The sensitivity, >= 0; None where it is no finite number, the client has no batch, or of an initial model
+            whose BatchNorm layers have no statistics yet: its output is theirs more than the weights'.
 
         Raises:
             ConfigurationError: Unknown measure.
         """
+        if state is None and are_as_made(self._template):
+            return None
         with generators_kept():
             try:
                 batch = self._datamodule.calibration_batch(client_id)

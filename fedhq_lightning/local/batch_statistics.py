@@ -32,6 +32,12 @@ def tracked_layers(module: nn.Module) -> dict[str, list[str]]:
     return {each[0]: each for each in names.values()}
 
 
+def are_as_made(module: nn.Module) -> bool:
+    """Whether a BatchNorm layer still has the running statistics that it was made with: no batch has reached it."""
+    layers = (module.get_submodule(name) for name in tracked_layers(module))
+    return any(layer.num_batches_tracked == 0 for layer in layers)
+
+
 def _is_tracked(layer: nn.Module) -> bool:
     return (
         isinstance(layer, _BatchNorm)

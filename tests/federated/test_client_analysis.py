@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 from fedhq_lightning.errors import ConfigurationError
@@ -97,6 +98,16 @@ def test_a_client_without_a_batch_has_none() -> None:
     assert [analyst(SmallModule(), data).sensitivity(each, "sqnr") is None for each in data.client_ids] == [
         *(False, True, True, False)
     ]
+
+
+def test_of_batch_statistics_that_no_batch_has_reached_nothing_is_told() -> None:
+    module, data = SmallModule(), SmallData()
+    module.net.insert(1, nn.BatchNorm1d(16))
+    there = analyst(module, data)
+    assert there.sensitivity(0, "sqnr") is None
+    assert there.sensitivity(0, "sqnr", module.state_dict()) is not None  # what was received has been trained
+    module.net[1].num_batches_tracked += 1
+    assert analyst(module, data).sensitivity(0, "sqnr") is not None
 
 
 def test_unknown_measure() -> None:
