@@ -3,9 +3,8 @@
     python benchmarks/uplink.py            # about 18 minutes on one core; prints the table and writes docs/uplink.md
     python benchmarks/uplink.py --seeds 1 --rounds 2 --print-only
 
-Every run is the recipe mnist5k-hybrid with LeNet-5 and the values of its row. Runs of one cell share seeds, so initial
-weights,
-cohorts, partitions and modes are paired.
+Every run is the recipe mnist5k-hybrid with LeNet-5, two local epochs and the values of its row. Runs of one cell share
+seeds, so initial weights, cohorts, partitions and modes are paired.
 """
 
 from __future__ import annotations
@@ -21,7 +20,10 @@ from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.run.directory import RunDirectory
 
 RECIPE = "mnist5k-hybrid"
-MODEL = ("--model=fedhq_lightning.models.LeNet5", "--model.lr=0.03")
+SETTING = (
+    *("--model=fedhq_lightning.models.LeNet5", "--model.lr=0.03"),
+    *("--trainer.local_epochs=2", "--trainer.eval_every_n_rounds=1"),
+)
 SCHEMES = ("w4a8", "w2a8")
 ALPHAS = (0.1, 5.0)
 UPLINKS = ("weights", "delta")
@@ -98,7 +100,7 @@ def run(scheme: str, alpha: float, uplink: str, seed: int, rounds: int) -> tuple
             "data.init_args.partitioner.init_args.alpha": alpha,
             "data.init_args.partitioner.init_args.seed": seed,
         }
-        arguments = [*MODEL, *(f"--{key}={value}" for key, value in overrides.items())]
+        arguments = [*SETTING, *(f"--{key}={value}" for key, value in overrides.items())]
         trainer, model, data = resolve(*recipe_files.find(RECIPE), arguments).instantiate()
         trainer.fit(model, data)
         records = RunDirectory(trainer.run_dir).read_rounds()[1:]

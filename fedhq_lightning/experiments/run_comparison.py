@@ -150,7 +150,8 @@ def _remarks(kept: Kept, found: Sequence[outcomes.Outcome], at: float | None, ta
     num_seeds = len({each.seed for each in found})
     remarks.append(
         f"Over {num_seeds} seed{'s' if num_seeds > 1 else ''}: mean and standard deviation, paired differences, "
-        "geometric means of paired ratios, two-sided p of the paired t test and of Wilcoxon's signed ranks (from five seeds)."
+        "geometric means of paired ratios, two-sided p of the paired t test and of Wilcoxon's signed ranks (from five "
+        "seeds)."
     )
     remarks.append("'> x (k of n)': k of n seeds reached the target; x counts the others with their whole run.")
     remarks.append(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -113,6 +114,20 @@ class TestComparison:
             assert recipe["data"]["init_args"]["partitioner"]["init_args"]["seed"] == seed
         cells = Compared(comparison(("all-ptq",), seeds=(0, 1))).kept().cells
         assert cells[0].rounds["metric_quantized"] != cells[1].rounds["metric_quantized"]
+
+    @pytest.mark.usefixtures("quick")
+    def test_the_best_model_is_that_which_validation_likes_best(self):
+        compared = Compared(comparison(("all-ptq", "all-qat"), seeds=(0, 1)))
+        compared.run(limit=1)
+        assert compared.best_model()[1] == run_dir("all-ptq", 0) / "model"
+        compared.run()
+        cell, model = compared.best_model()
+        assert model == run_dir(cell.allocator, cell.seed) / "model"
+        assert cell.summary["metric_quantized"] == max(
+            each.summary["metric_quantized"] for each in compared.kept().cells
+        )
+        shutil.rmtree("compared/runs")
+        assert compared.best_model() is None
 
     @pytest.mark.usefixtures("quick")
     def test_a_stopped_cell_goes_on_to_the_same_numbers(self, monkeypatch, count_runs):
