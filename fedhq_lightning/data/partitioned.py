@@ -105,7 +105,7 @@ class PartitionedDataModule(FederatedDataModule):
         """Let the wrapped data module clean up; where it does, it is set up anew when it is needed again."""
         self.datamodule.teardown(stage)
         if is_overridden("teardown", self.datamodule):
-            self._stages.discard(stage)
+            self._stages.clear()  # what it cleans up it alone knows
 
     def num_examples(self, client_id: ClientId) -> int:
         """Training examples of one client, possibly 0."""

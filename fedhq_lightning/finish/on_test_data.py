@@ -26,7 +26,7 @@ def metrics_on_test_data(
         evaluator: Converts and evaluates the module.
         state: The deployed round's weights.
         template: The user's module, set up.
-        datamodule: Whose test data are set up for it.
+        datamodule: Whose test data are set up for it; torn down with all others, when the fit ends.
     """
     if not (is_overridden("test_step", template) and is_overridden("test_dataloader", unwrapped(datamodule))):
         return None

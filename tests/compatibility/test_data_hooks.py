@@ -97,7 +97,9 @@ def test_one_client_learns_what_lightning_learns(make: Callable[[], FederatedDat
     assert last["fp/val_loss"] == pytest.approx(float(lightnings.callback_metrics["val_loss"]), rel=1e-5)
     inner = unwrapped(data)
     assert isinstance(inner, Hooks)
-    assert set(inner.seen) == set(whole.seen)
+    # The deployed model is tested at the end.
+    of_test = {("setup", "test", 1)} if make is partitioned else set()
+    assert set(inner.seen) == set(whole.seen) | of_test
     assert (inner.seen[0], inner.seen[-1]) == (("setup", "fit", 1), ("teardown", "fit"))
     assert inner.trainer is None
 
@@ -127,6 +129,9 @@ def test_after_teardown_data_are_set_up_and_dealt_anew() -> None:
         def train_dataloader(self) -> Any:
             return DataLoader(self.rows, batch_size=24)
 
+        def test_dataloader(self) -> Any:
+            return DataLoader(self.rows, batch_size=24)
+
         def teardown(self, stage: str) -> None:
             del self.rows
 
@@ -135,6 +140,7 @@ def test_after_teardown_data_are_set_up_and_dealt_anew() -> None:
         there = trainer(max_rounds=1)
         there.fit(SmallModule(), data)
         assert sum(client.num_examples for client in records(there)[-1].clients) == 24
+        assert there.summary["test_metrics"] == there.test()
     assert [data.num_examples(client_id) for client_id in data.client_ids] == [12, 12]
 
 

@@ -26,6 +26,9 @@ class Texts(SmallData):
         texts = [torch.randint(0, 9, (1 + index,), generator=generator) for index in range(12)]
         return DataLoader(texts, 4, collate_fn=self.collate)  # type: ignore[arg-type]  # a list is a dataset
 
+    def test_dataloader(self) -> Any:
+        return self.val_dataloader()
+
     def train_dataloader(self, client_id: Any) -> Any:
         return self.val_dataloader()
 
