@@ -178,7 +178,8 @@ class ImageDataModule(LightningDataModule, ABC):
     def _read_once(self) -> tuple[ImageTensors, ImageTensors, ImageTensors]:
         if self._datasets is None:
             train, held_out = self.read()
-            self._datasets = train, *(held_out.subset(rows) for rows in stratified_split(held_out.targets, TEST_EVERY))
+            val, test = (held_out.subset(rows) for rows in stratified_split(held_out.targets, TEST_EVERY))
+            self._datasets = train, val, test
         return self._datasets
 
 
