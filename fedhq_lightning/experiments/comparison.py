@@ -158,6 +158,10 @@ class Compared:
         order = [found[name, seed] for name in self._order for seed in self._seeds if (name, seed) in found]
         return Kept(order, missing, best.name if best else None)
 
+    def missing_runs(self) -> dict[str, Path]:
+        """Where the run of each cell that is not kept yet is made, by the cell's name."""
+        return {f"{job.allocator}, seed {job.seed}": job.runs for job in self._all_jobs() if not job.cell.exists()}
+
     def best_model(self) -> tuple[Cell, Path] | None:
         """The cell whose deployed model validation liked best, and that model's folder; None where none was kept."""
         found: list[tuple[float, Cell, Path]] = []

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 
 from fedhq_lightning.errors import ConfigurationError, nearest
-from fedhq_lightning.experiments import outcomes, side_by_side_tables
+from fedhq_lightning.experiments import outcomes, rounds_under_way, side_by_side_tables
 from fedhq_lightning.experiments.cell_runs import CellJob
 from fedhq_lightning.experiments.comparison import Compared, Comparison, Kept
 from fedhq_lightning.experiments.side_by_side_figures import curves_svg, time_to_target_svg
@@ -63,8 +64,10 @@ def compare_recipe(known: argparse.Namespace, overrides: Sequence[str]) -> None:
         at_once = f", {workers} at a time" if workers > 1 and len(missing) > 1 else ""
         runs = f"{len(missing)} run{'s' if len(missing) > 1 else ''} of {name}"
         say_line(f"{runs}: {', '.join(names)}; seeds {', '.join(known.seeds)}{at_once}", sys.stdout)
+    max_rounds = yaml.safe_load(resolved.recipe.text)["trainer"]["max_rounds"]
     try:
-        compared.run(workers, limit, on_end)
+        with rounds_under_way.shown(compared.missing_runs(), max_rounds, Console()):
+            compared.run(workers, limit, on_end)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"; finished cells are in {folder}: the same command goes on from there") from None
     kept = compared.kept()
