@@ -50,7 +50,7 @@ class Outcome:
         downlink_bytes: Likewise.
         qat_share: Share of the local fits that trained in qat.
         deployed_on: What `deployed` is: the monitored metric's name on the test data, or on the validation data where
-            the run has no test data.
+            not every cell that is compared has it on test data.
         deployed: It, of the deployed model: of the round that validation chose.
         deployed_fp: The same of its float32 original.
         validated: What chose it: the quantized metric of that round.
@@ -91,12 +91,13 @@ def outcomes(
     by_seed: dict[int, list[Cell]] = {}
     for cell in cells:
         by_seed.setdefault(cell.seed, []).append(cell)
+    on_test = all(map(_on_test, cells))  # cells of before have no test data; the two are not compared
     found = {}
     for seed, members in by_seed.items():
         shortest = min(float(cell.summary["virtual_seconds"]) for cell in members)
         to_reach = _target(members, point) if target is None else target
         for cell in members:
-            found[cell.allocator, seed] = _outcome(cell, shortest if at is None else at, to_reach)
+            found[cell.allocator, seed] = _outcome(cell, shortest if at is None else at, to_reach, on_test)
     return [found[cell.allocator, cell.seed] for cell in cells]
 
 
@@ -109,7 +110,7 @@ def _target(cells: Sequence[Cell], point: float) -> float | None:
     return None
 
 
-def _outcome(cell: Cell, at: float, target: float | None) -> Outcome:
+def _outcome(cell: Cell, at: float, target: float | None, on_test: bool) -> Outcome:
     virtual, values = cell.curve("virtual")
     wall, _ = cell.curve("wall")
     fits = {mode: sum(cell.rounds[mode]) for mode in MODES}
@@ -133,14 +134,18 @@ def _outcome(cell: Cell, at: float, target: float | None) -> Outcome:
         int(cell.summary["uplink_bytes"]),
         int(cell.summary["downlink_bytes"]),
         fits["qat"] / max(1, sum(fits.values())),
-        *_deployed(cell),
+        *_deployed(cell, on_test),
         _number(cell.summary.get("metric_quantized")),
     )
 
 
-def _deployed(cell: Cell) -> tuple[str, float, float]:
+def _on_test(cell: Cell) -> tuple[str, float | None, float | None] | None:
+    return monitored_on_test_data({"metric_name": cell.metric_name, **cell.summary})
+
+
+def _deployed(cell: Cell, on_test: bool) -> tuple[str, float, float]:
     """Name, and value of the quantized and of the float32 model."""
-    found = monitored_on_test_data({"metric_name": cell.metric_name, **cell.summary})
+    found = _on_test(cell) if on_test else None
     if found is not None:
         return found[0], _number(found[2]), _number(found[1])
     return cell.metric_name, _number(cell.summary.get("metric_quantized")), _number(cell.summary.get("metric_fp"))

@@ -135,6 +135,11 @@ def test_deployed_models_are_told_by_the_test_data():
     ]
 
 
+def test_test_data_of_some_cells_are_not_compared_with_validation_of_others():
+    found = outcomes([deployed(PTQ, 0.6), deployed(QAT, 0.7, **{"quantized/test_accuracy": 0.625})])
+    assert [(each.deployed_on, each.deployed) for each in found] == [("val_accuracy", 0.6), ("val_accuracy", 0.7)]
+
+
 def test_deployed_models_are_told_by_validation_where_there_are_no_test_data():
     (found,) = outcomes([deployed(PTQ, 0.6)])
     assert (found.deployed_on, found.deployed, found.deployed_fp) == ("val_accuracy", 0.6, 0.9)
