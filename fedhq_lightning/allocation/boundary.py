@@ -1,23 +1,22 @@
-"""The boundary between PTQ and QAT in the plane of time and risk.
+"""The boundary between PTQ and QAT, and between all local steps and fewer, in the plane of time and risk.
 
-Our reading of FedHQ's trade-off boundary (its abstract names it, and no more): a time budget T and a risk level rho.
-A client trains in `qat` where its device holds it in memory and either its round in `qat` ends within T, or its risk
-reaches rho and it still meets the round's deadline. Everybody else trains in `ptq`.
+Our reading of FedHQ's trade-off boundary (its abstract names it, and no more): a time T that a round may take and a
+risk level rho. A client whose device holds QAT trains in it with as many of its local steps as T allows, where that is
+enough of them; else in PTQ, again with as many as T allows. Clients at risk, whose data are unlike everybody's, take
+all their steps whatever time that needs.
 
-Two things differ from a pair of fixed numbers. T follows the cohort: a synchronous round lasts as long as its slowest
-client, so whoever is done in `qat` before the slowest is done at all trains in `qat` for free. And rho is a rank, the
-share of all clients that are at risk, so that a boundary keeps its meaning from run to run.
+T follows the cohort: a synchronous round lasts as long as its slowest client, so T is a multiple of what that one takes
+at least. And rho is a rank, the share of all clients that are at risk, so that a boundary keeps its meaning from run to
+run. Fewer steps on slow devices, at the same weight in the mean, are FedProx's partial work (Li et al. 2020).
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.types import ClientId, Mode
-
-LEAST_SLACK = -1.0
-"""Time lets nobody into `qat`."""
 
 
 def is_number(value: object) -> bool:
@@ -27,13 +26,13 @@ def is_number(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Boundary:
-    """What separates `ptq` clients from `qat` clients.
+    """What a round may take, and who is exempt.
 
     Args:
-        slack: How much longer than its bottleneck a round may last for the sake of `qat`: 0.1 allows a tenth. Below 0
-            `qat` is for those who are done so much earlier; -1, the least, is `qat` for nobody by time.
-        share: Share of all clients, those with the highest risk, that train in `qat` whatever time it takes, 0 to 1.
-            `slack` 0 and `share` 0 gives `qat` where it is free; `share` 1 gives it to everybody.
+        slack: How much longer than its bottleneck a round may last: 0.1 allows a tenth. Below 0 rounds are shorter:
+            -0.5 cuts slow clients' steps until rounds last half as long.
+        share: Share of all clients, those with the highest risk, that take all their steps, in `qat` where their
+            devices hold it, 0 to 1.
 
     Raises:
         ConfigurationError: A number outside its range.
@@ -43,14 +42,14 @@ class Boundary:
     share: float
 
     def __post_init__(self) -> None:
-        if not (is_number(self.slack) and math.isfinite(self.slack) and self.slack >= LEAST_SLACK):
-            raise ConfigurationError(f"boundary: slack {self.slack!r} must be a finite number, -1 or more")
+        if not (is_number(self.slack) and math.isfinite(self.slack) and self.slack > -1):
+            raise ConfigurationError(f"boundary: slack {self.slack!r} must be a finite number above -1")
         if not (is_number(self.share) and 0 <= self.share <= 1):
             raise ConfigurationError(f"boundary: share {self.share!r} must be a number from 0 to 1")
 
 
 FREE = Boundary(0.0, 0.0)
-"""`qat` where it is free."""
+"""Rounds as long as their slowest client takes in its faster mode."""
 
 
 @dataclass(frozen=True)
@@ -58,45 +57,79 @@ class ClientFacts:
     """What decides over one client.
 
     Attributes:
-        ptq_seconds: Virtual seconds of its round in `ptq`.
-        qat_seconds: Virtual seconds of its round in `qat`.
+        ptq_seconds: Virtual seconds of its round in `ptq`, all steps.
+        qat_seconds: Virtual seconds of its round in `qat`, all steps.
         risk: What `ptq` is expected to harm, >= 0.
         can_qat: Whether its device holds training in `qat`.
+        fixed_seconds: Of these seconds those that fewer steps do not save: its link and what it measures.
+        num_steps: Optimizer steps of its local fit.
     """
 
     ptq_seconds: float
     qat_seconds: float
     risk: float
     can_qat: bool = True
+    fixed_seconds: float = 0.0
+    num_steps: int = 1
 
     @property
     def least_seconds(self) -> float:
-        """Virtual seconds in the faster mode that it can train in."""
+        """Virtual seconds in the faster mode that it can train in, all steps."""
         return min(self.ptq_seconds, self.qat_seconds) if self.can_qat else self.ptq_seconds
+
+    def seconds(self, mode: Mode, work: float = 1.0) -> float:
+        """Virtual seconds of its round in `ptq` or `qat` with a share of its steps."""
+        whole = self.qat_seconds if mode == "qat" else self.ptq_seconds
+        return self.fixed_seconds + work * (whole - self.fixed_seconds)
+
+
+class Allotment(NamedTuple):
+    """One round's clients, allotted.
+
+    Attributes:
+        modes: `ptq` or `qat` of each client, in the order given.
+        work: Share of their local steps of those who do not take all.
+        seconds: T, virtual.
+    """
+
+    modes: dict[ClientId, Mode]
+    work: dict[ClientId, float]
+    seconds: float
+
+
+def fitting_work(whole: float, fixed: float, limit: float) -> float:
+    """Share of a client's steps that end within a limit, 0 to 1.
+
+    Args:
+        whole: Virtual seconds of its round with all steps.
+        fixed: Of these, what fewer steps do not save.
+        limit: Virtual seconds.
+    """
+    if whole <= limit:
+        return 1.0
+    return max(0.0, (limit - fixed) / (whole - fixed)) if whole > fixed else 0.0
 
 
 def bottleneck_seconds(facts: Iterable[ClientFacts], deadline: float | None = None) -> float:
-    """Virtual seconds that a round lasts at least: its slowest client in its faster mode, or the deadline.
+    """Virtual seconds that a round with all steps lasts at least: its slowest client in its faster mode.
 
     Args:
         facts: Of the round's clients.
-        deadline: Virtual seconds after which the round ends without those who are late.
+        deadline: Virtual seconds after which the round ends without those who are late; the most that it can last.
     """
     slowest = max((each.least_seconds for each in facts), default=0.0)
     return slowest if deadline is None else min(slowest, deadline)
 
 
-def round_seconds(
-    facts: Mapping[ClientId, ClientFacts], modes: Mapping[ClientId, Mode], deadline: float | None = None
-) -> float:
-    """Virtual seconds of a round: its slowest client in its mode, or the deadline.
+def round_seconds(facts: Mapping[ClientId, ClientFacts], allotment: Allotment, deadline: float | None = None) -> float:
+    """Virtual seconds of a round: its slowest client, or the deadline.
 
     Args:
         facts: Of the round's clients.
-        modes: Of the same, `ptq` or `qat`.
+        allotment: Of the same.
         deadline: Virtual seconds after which the round ends without those who are late.
     """
-    own = ((facts[each].qat_seconds if mode == "qat" else facts[each].ptq_seconds) for each, mode in modes.items())
+    own = (facts[each].seconds(mode, allotment.work.get(each, 1.0)) for each, mode in allotment.modes.items())
     slowest = max(own, default=0.0)
     return slowest if deadline is None else min(slowest, deadline)
 
@@ -118,24 +151,36 @@ def risk_level(risks: Sequence[float], share: float) -> float:
 
 
 def allot(
-    boundary: Boundary, cohort: Mapping[ClientId, ClientFacts], level: float, deadline: float | None = None
-) -> tuple[dict[ClientId, Mode], float]:
-    """Modes of one round's clients.
+    boundary: Boundary,
+    cohort: Mapping[ClientId, ClientFacts],
+    level: float,
+    least_work: float,
+    deadline: float | None = None,
+    qat: bool = True,
+) -> Allotment:
+    """Modes and steps of one round's clients.
 
     Args:
         boundary: Where to divide them.
         cohort: Facts of each client.
         level: The risk level rho, see `risk_level`.
+        least_work: Least share of its steps that a client takes, above 0 and up to 1; who cannot take as many in `qat`
+            within T trains in `ptq`, and exceeds T rather than take fewer.
         deadline: Virtual seconds after which the round ends, or None.
-
-    Returns:
-        A mode per client, in the order given, and the time budget T in virtual seconds.
+        qat: Whether `qat` has begun; before, everybody trains in `ptq`.
     """
-    budget = (1 + boundary.slack) * bottleneck_seconds(cohort.values(), deadline)
     latest = math.inf if deadline is None else deadline
-
-    def mode(facts: ClientFacts) -> Mode:
-        at_risk = facts.risk >= level and facts.qat_seconds <= latest
-        return "qat" if facts.can_qat and (facts.qat_seconds <= min(budget, latest) or at_risk) else "ptq"
-
-    return {client_id: mode(facts) for client_id, facts in cohort.items()}, budget
+    limit = min((1 + boundary.slack) * bottleneck_seconds(cohort.values(), deadline), latest)
+    modes: dict[ClientId, Mode] = {}
+    work: dict[ClientId, float] = {}
+    for client_id, facts in cohort.items():
+        time = latest if facts.risk >= level else limit
+        in_qat = fitting_work(facts.qat_seconds, facts.fixed_seconds, time)
+        if qat and facts.can_qat and in_qat >= least_work:
+            modes[client_id], share = "qat", in_qat
+        else:
+            fits = fitting_work(facts.ptq_seconds, facts.fixed_seconds, time)
+            modes[client_id], share = "ptq", max(fits, least_work)
+        if share < 1:
+            work[client_id] = share
+    return Allotment(modes, work, limit)

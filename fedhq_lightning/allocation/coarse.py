@@ -2,44 +2,46 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhq_lightning.allocation.boundary import Boundary, ClientFacts, risk_level
+from fedhq_lightning.allocation.boundary import FREE, Boundary, ClientFacts, bottleneck_seconds, risk_level
 from fedhq_lightning.types import ClientId
 
 LATEST_START = 0.5
 """However much rounding destroys, half of the rounds are left for `qat`."""
 _START_PER_NOISE = 10.0
 _SHARES = tuple(step / 20 for step in range(21))
-_MOST_SLACKS = 20
+_SLACKS = tuple(step / 4 for step in range(5))
+"""As shares of the longest that is allowed."""
 _MOST_LOOKED_AT = 20_000
 
 
 @dataclass(frozen=True)
 class CoarseChoice:
-    """A boundary and what it is expected to do.
+    """A boundary and what it is expected to do once `qat` has begun.
 
     Attributes:
         boundary: The choice.
-        slowdown: Mean length of the rounds looked at over their length with `qat` where it is free only, minus 1.
+        slowdown: Mean length of the rounds looked at over that of rounds as long as their bottleneck, minus 1.
         in_qat: Share of the cohorts' clients that trains in `qat`.
-        protected: Share of the cohorts' risk that trains in `qat`.
-        protected_for_free: The same with `qat` where it is free only.
-        seconds: Median time budget T over the rounds looked at, virtual seconds.
-        bottleneck: Median over these rounds of what they last at least, virtual seconds.
-        greatest_slack: The slack at which time keeps nobody from `qat`; the search of the fine adjustment ends there.
+        work: Share of the cohorts' local steps that is taken.
+        protected: Share of the cohorts' risk that trains in `qat`, by the steps that are taken.
+        protected_for_free: The same in rounds as long as their bottleneck, nobody exempt.
+        seconds: Median T over the rounds looked at, virtual seconds.
+        bottleneck: Median over these rounds of what they last at least with all steps, virtual seconds.
     """
 
     boundary: Boundary
     slowdown: float
     in_qat: float
+    work: float
     protected: float
     protected_for_free: float
     seconds: float
     bottleneck: float
-    greatest_slack: float
 
 
 def start_of_qat(noise_to_signal: float | None) -> float:
@@ -63,6 +65,7 @@ def choose_boundary(
     facts: Mapping[ClientId, ClientFacts],
     risks: Sequence[float],
     budget: float,
+    least_work: float,
     deadline: float | None = None,
     given: Boundary | None = None,
 ) -> CoarseChoice:
@@ -72,7 +75,8 @@ def choose_boundary(
         cohorts: Clients of the first rounds; of many, only as many rounds as hold 20,000 clients are looked at.
         facts: Of every client in them.
         risks: Of all clients, or of a fair sample of them.
-        budget: How much longer than with `qat` where it is free rounds may last: 0.1 is a tenth.
+        budget: How much longer than their bottleneck rounds may last: 0.1 is a tenth.
+        least_work: See `allot`.
         deadline: Virtual seconds after which a round ends, or None.
         given: Only judge this boundary.
 
@@ -84,62 +88,94 @@ def choose_boundary(
     """
     if not cohorts or not all(cohorts):
         raise ValueError("choose_boundary needs cohorts with clients")
-    rounds = [_Round(cohort, facts, deadline) for cohort in cohorts[: max(1, _MOST_LOOKED_AT // len(cohorts[0]))]]
-    free = _judge(rounds, Boundary(0.0, 0.0), risks)
-    # Slacks just large enough to let one more client in.
-    needed = np.unique(np.concatenate([each.needed_slack for each in rounds]))
-    greatest = float(needed[-1])
-    if given is not None:
-        candidates = [given]
-    else:
-        picked = needed[np.unique(np.linspace(0, len(needed) - 1, _MOST_SLACKS).round().astype(int))]
-        candidates = [Boundary(float(slack), share) for slack in (0.0, *picked) for share in _SHARES]
-    judged = [(candidate, *_judge(rounds, candidate, risks)) for candidate in candidates]
-    within = [each for each in judged if each[1] <= free[0] * (1 + budget) * (1 + 1e-12)] or judged
-    best, seconds, protected, limit, in_qat = max(
-        within, key=lambda each: (round(each[2], 12), -round(each[1] / free[0], 12), -each[0].share, -each[0].slack)
+    rounds = [
+        _Round(cohort, facts, least_work, deadline) for cohort in cohorts[: max(1, _MOST_LOOKED_AT // len(cohorts[0]))]
+    ]
+    free = _judge(rounds, FREE, risks)
+    slacks = sorted({step * budget for step in _SLACKS})
+    candidates = [Boundary(slack, share) for slack in slacks for share in _SHARES] if given is None else [given]
+    judged = [(candidate, _judge(rounds, candidate, risks)) for candidate in candidates]
+    within = [each for each in judged if each[1].seconds <= free.seconds * (1 + budget) * (1 + 1e-12)] or judged
+    best, found = max(
+        within,
+        key=lambda each: (
+            round(each[1].protected, 12),
+            -round(each[1].seconds / free.seconds, 12),
+            -each[0].share,
+            -each[0].slack,
+        ),
     )
+    bottleneck = float(np.median([each.bottleneck for each in rounds]))
     return CoarseChoice(
         boundary=best,
-        slowdown=seconds / free[0] - 1,
-        in_qat=in_qat,
-        protected=protected,
-        protected_for_free=free[1],
-        seconds=limit,
-        bottleneck=float(np.median([each.bottleneck for each in rounds])),
-        greatest_slack=greatest,
+        slowdown=found.seconds / free.seconds - 1,
+        in_qat=found.in_qat,
+        work=found.work,
+        protected=found.protected,
+        protected_for_free=free.protected,
+        seconds=(1 + best.slack) * bottleneck,
+        bottleneck=bottleneck,
     )
+
+
+class _Expected(NamedTuple):
+    """Means over rounds: seconds, and shares of risk and clients in qat and of steps."""
+
+    seconds: float
+    protected: float
+    in_qat: float
+    work: float
 
 
 class _Round:
-    """One cohort's facts as arrays, (cohort,) each."""
+    """One cohort's facts as arrays, (cohort,) each, and what `allot` makes of them."""
 
-    def __init__(self, cohort: Sequence[ClientId], facts: Mapping[ClientId, ClientFacts], deadline: float | None):
+    def __init__(
+        self,
+        cohort: Sequence[ClientId],
+        facts: Mapping[ClientId, ClientFacts],
+        least_work: float,
+        deadline: float | None,
+    ) -> None:
         own = [facts[client_id] for client_id in cohort]
         self.deadline = np.inf if deadline is None else deadline
+        self.least_work = least_work
         self.ptq = np.array([each.ptq_seconds for each in own])
         self.qat = np.array([each.qat_seconds for each in own])
+        self.fixed = np.array([each.fixed_seconds for each in own])
         self.risk = np.array([each.risk for each in own])
-        self.possible = np.array([each.can_qat for each in own]) & (self.qat <= self.deadline)
-        least = np.array([each.least_seconds for each in own])
-        self.bottleneck = min(float(least.max()), self.deadline)
-        late = np.where(self.possible, self.qat, 0.0) / self.bottleneck - 1 if self.bottleneck else np.zeros(len(own))
-        # A hair more, or rounding would leave out the client that a slack was made for.
-        self.needed_slack = np.where(late > 0, late * (1 + 1e-9), 0.0)
+        self.num_steps = np.array([each.num_steps for each in own], dtype=float)
+        self.can_qat = np.array([each.can_qat for each in own])
+        self.bottleneck = bottleneck_seconds(own, deadline)
 
-    def in_qat(self, boundary: Boundary, level: float) -> NDArray[np.bool_]:
-        return self.possible & ((self.qat <= (1 + boundary.slack) * self.bottleneck) | (self.risk >= level))
+    def allot(self, boundary: Boundary, level: float) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """Who trains in qat, and the share of steps of each."""
+        limit = min((1 + boundary.slack) * self.bottleneck, self.deadline)
+        time = np.where(self.risk >= level, self.deadline, limit)
+        work = self._fitting(self.qat, time)
+        in_qat = self.can_qat & (work >= self.least_work)
+        return in_qat, np.where(in_qat, work, np.maximum(self._fitting(self.ptq, time), self.least_work))
+
+    def seconds(self, in_qat: NDArray[np.bool_], work: NDArray[np.float64]) -> float:
+        whole = np.where(in_qat, self.qat, self.ptq)
+        return min(float((self.fixed + work * (whole - self.fixed)).max()), self.deadline)
+
+    def _fitting(self, whole: NDArray[np.float64], time: NDArray[np.float64]) -> NDArray[np.float64]:
+        saved = np.maximum(whole - self.fixed, np.finfo(float).tiny)
+        return np.where(whole <= time, 1.0, np.clip((time - self.fixed) / saved, 0.0, 1.0))
 
 
-def _judge(rounds: Sequence[_Round], boundary: Boundary, risks: Sequence[float]) -> tuple[float, float, float, float]:
-    """Mean length of a round, share of risk in qat, the median time budget, and the share of clients in qat."""
+def _judge(rounds: Sequence[_Round], boundary: Boundary, risks: Sequence[float]) -> _Expected:
     level = risk_level(risks, boundary.share)
-    seconds, shares, protected, total = [], [], 0.0, 0.0
+    seconds, shares, protected, total, steps, all_steps = [], [], 0.0, 0.0, 0.0, 0.0
     for each in rounds:
-        in_qat = each.in_qat(boundary, level)
-        seconds.append(min(float(np.where(in_qat, each.qat, each.ptq).max()), each.deadline))
+        in_qat, work = each.allot(boundary, level)
+        seconds.append(each.seconds(in_qat, work))
         shares.append(float(in_qat.mean()))
-        protected += float(each.risk[in_qat].sum())
+        protected += float((each.risk * work)[in_qat].sum())
         total += float(each.risk.sum())
-    budget = (1 + boundary.slack) * float(np.median([each.bottleneck for each in rounds]))
-    return float(np.mean(seconds)), protected / total if total else 0.0, budget, float(np.mean(shares))
+        steps += float((each.num_steps * work).sum())
+        all_steps += float(each.num_steps.sum())
+    return _Expected(
+        float(np.mean(seconds)), protected / total if total else 0.0, float(np.mean(shares)), steps / all_steps
+    )

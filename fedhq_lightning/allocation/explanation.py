@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from fedhq_lightning.allocation.boundary import Boundary, ClientFacts, risk_level
+from fedhq_lightning.allocation.boundary import ClientFacts, risk_level
 
 if TYPE_CHECKING:
     from fedhq_lightning.allocation.coarse import CoarseChoice
@@ -18,13 +18,14 @@ _WORDS = {
 }
 
 
-def explain(knowledge: "ClientKnowledge", choice: "CoarseChoice", given: Boundary | None) -> str:
+def explain(knowledge: "ClientKnowledge", choice: "CoarseChoice", least_work: float, origin: str = "") -> str:
     """Why the boundary is what it is.
 
     Args:
         knowledge: Of the clients.
         choice: The boundary and what it is expected to do.
-        given: The boundary that the user set, or None.
+        least_work: Least share of its steps that a client takes.
+        origin: Where a boundary comes from that the analyses did not choose, a sentence.
     """
     boundary, sample = choice.boundary, knowledge.sample
     facts = knowledge.facts(sample)
@@ -38,11 +39,13 @@ def explain(knowledge: "ClientKnowledge", choice: "CoarseChoice", given: Boundar
             f"Hardware: {'; '.join(_tier(name, own) for name, own in slowest_first)}"
             " (virtual seconds of a round, medians).",
             f"Data: risk is {_risk(knowledge)}, {_spread([each.risk for each in facts.values()])}.",
-            *([] if given is None else ["The boundary was given."]),
-            f"A round lasts at least {choice.bottleneck:.3g} s (median over rounds); who is done in qat within "
-            f"T = {choice.seconds:.3g} s (slack {boundary.slack:.3g}) trains in qat{_at_risk(level, boundary.share)}.",
-            f"Expected: {choice.in_qat:.0%} of a round's clients in qat, with {choice.protected:.0%} of the risk "
-            f"({choice.protected_for_free:.0%} where qat is free){_longer(choice.slowdown)}.",
+            *([origin] if origin else []),
+            f"A round takes T = {choice.seconds:.3g} s, {_to_the_slowest(boundary.slack)} (medians over rounds): who "
+            f"can take {_words(least_work)} by then trains in qat, the others in ptq, with as many steps as T allows"
+            f"{_at_risk(level, boundary.share)}.",
+            f"Expected once qat has begun: {choice.in_qat:.0%} of a round's clients in qat, with "
+            f"{choice.protected:.0%} of the risk; {choice.work:.0%} of all local steps taken"
+            f"{_longer(choice.slowdown)}.",
         ]
     )
 
@@ -73,7 +76,19 @@ def explain_start(
 
 
 def _longer(slowdown: float) -> str:
-    return f"; rounds {slowdown:.1%} longer than with free qat alone" if slowdown >= 0.0005 else ""
+    if abs(slowdown) < 0.0005:
+        return ""
+    return f"; rounds {abs(slowdown):.1%} {'longer' if slowdown > 0 else 'shorter'} than in ptq with all steps"
+
+
+def _to_the_slowest(slack: float) -> str:
+    if slack == 0:
+        return "as long as its slowest client's in ptq"
+    return f"{1 + slack:.3g} times as long as its slowest client's in ptq (slack {slack:.3g})"
+
+
+def _words(least_work: float) -> str:
+    return "all its steps in qat" if least_work == 1 else f"{least_work:.0%} of its steps or more in qat"
 
 
 def _tier(name: str, own: Sequence[ClientFacts]) -> str:
@@ -92,8 +107,8 @@ def _risk(knowledge: "ClientKnowledge") -> str:
 
 def _at_risk(level: float, share: float) -> str:
     if share == 0:
-        return ", and nobody else (share 0)"
-    return f", and so do those whose risk reaches rho = {level:.3g} (share {share:.2g})"
+        return ""
+    return f"; those whose risk reaches rho = {level:.3g} (share {share:.2g}) take all steps whatever that needs"
 
 
 def _spread(risks: Sequence[float]) -> str:

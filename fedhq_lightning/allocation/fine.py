@@ -2,105 +2,81 @@
 
     incumbent | challenger | incumbent | challenger | incumbent ...
 
-A challenger's window is judged when the incumbent's window after it has ended (see `judge`). One that is promising is
-tried again; one that is ahead beyond noise over at least two windows becomes the incumbent. So a bad trial costs one
-window, and a lucky one cannot take over.
+A challenger's window is judged when the incumbent's window after it has ended (see `judge`): it takes over where it
+made more progress per virtual second, beyond the noise of single evaluations. All windows train the model, so a trial
+costs little.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from fedhq_lightning.allocation.boundary import Boundary
-from fedhq_lightning.allocation.judge import (
-    BEATEN_BEYOND,
-    PROMISING_BEYOND,
-    Verdict,
-    Window,
-    compare,
-    confidence,
-    noise_of,
-)
+from fedhq_lightning.allocation.judge import Window, compare
 from fedhq_lightning.allocation.study import BoundaryStudy, Trial
 
-_FEWEST_VERDICTS = 2
-"""Windows of a challenger, before it may become the incumbent."""
-_LEAST_SLACK = 0.05
-"""Width of the search where time keeps nobody from qat: corrected times may change that."""
 _MOST_ASKED = 10
 """Boundaries asked for until one is worth trying."""
 
 
 @dataclass
 class _Standing:
-    """Where the adjustment stands; plain values, but for windows and verdicts, which are pairs and triples of numbers.
+    """Where the adjustment stands; plain values, but for windows.
 
     Attributes:
         incumbent: Number of the trial to beat.
-        is_coarse: Whether that is a boundary from the analyses, not one that won.
         challenger: Number of the open trial, or None.
         on_trial: Whether the rounds now are the challenger's.
-        verdicts: On the challenger, one a window.
         before: The incumbent's last window.
         tried: The challenger's window that awaits the incumbent's after it.
         begun: Value at the start of this window; None before the first logged value.
         rounds: Done in this window.
         seconds: Virtual, of these rounds.
-        values: The logged curve, larger is better.
+        curve: The logged values.
     """
 
-    incumbent: int = 0
-    is_coarse: bool = True
+    incumbent: int
+    curve: list[float]
     challenger: int | None = None
     on_trial: bool = False
-    verdicts: list[Verdict] = field(default_factory=list)
     before: Window | None = None
     tried: Window | None = None
     begun: float | None = None
     rounds: int = 0
     seconds: float = 0.0
-    values: list[float] = field(default_factory=list)
 
 
 class FineAdjustment:
     """Which boundary a round is planned with.
 
     Args:
-        start: The boundary to start with, trial 0.
-        greatest_slack: Where the search for slack ends.
+        study: Holds the boundary to start with as its last trial.
         window: Rounds to a window; None keeps the first boundary for ever.
-        seed: The run's.
         max_rounds: Rounds of the run; no challenger is taken up that could not be judged any more.
         sign: 1 where a larger monitored value is better, else -1.
-        is_worth_trying: Whether a boundary may challenge another in some rounds: plans other modes, and none too long.
-        earlier: Trials of earlier runs.
+        is_worth_trying: Whether a boundary may challenge another in some rounds.
     """
 
     def __init__(
         self,
-        start: Boundary,
-        greatest_slack: float,
+        study: BoundaryStudy,
         window: int | None,
-        seed: int,
         max_rounds: int,
         sign: float,
         is_worth_trying: Callable[[Boundary, Boundary, range], bool],
-        earlier: Sequence[Trial] = (),
     ) -> None:
-        self._study = BoundaryStudy(seed, max(greatest_slack, _LEAST_SLACK))
-        self._study.add(start, 0.0)
-        for trial in earlier:
-            self._study.add(trial.boundary, trial.value, trial.origin)
+        self._study = study
+        self._start = len(study.trials) - 1
+        self._base = study.trials[-1].value or 0.0
         self._window = window
         self._max_rounds = max_rounds
         self._sign = sign
         self._is_worth_trying = is_worth_trying
-        self._standing = _Standing()
+        self._standing = _Standing(self._start, [])
         self._told: dict[str, float] = {}
-        self.reason = "the boundary chosen before round 1"
+        self.reason = "the boundary to start with"
 
     @property
     def incumbent(self) -> Trial:
@@ -129,7 +105,7 @@ class FineAdjustment:
         """Take in a round; at the end of a window decide what comes next.
 
         Args:
-            round_number: From 1.
+            round_number: From 1; 0 for the evaluation before.
             seconds: Virtual seconds that the round took, without waiting for clients.
             value: The monitored value as logged, or None where the round was not evaluated.
         """
@@ -139,36 +115,47 @@ class FineAdjustment:
         if self._window is None or value is None:
             return
         if not math.isfinite(value):
-            self._begin_anew()
+            failed = standing.challenger if standing.on_trial else None
+            self.begin_anew("the monitored value was no number", fails=True)
+            self.reason += "" if failed is None else f", so trial {failed} failed"
             return
-        value = self._sign * value
-        standing.values.append(value)
+        standing.curve.append(value)
         begun = standing.begun
         if begun is not None and standing.rounds < self._window:
             return
         took = standing.seconds
         standing.begun, standing.rounds, standing.seconds = value, 0, 0.0
         if begun is not None and took > 0:
-            self._close(Window(took, value - begun), round_number)
+            self._close(Window(took, begun, value), round_number)
 
-    def restart(self, start: Boundary, greatest_slack: float, why: str) -> None:
-        """Take up another coarse boundary, unless the run has found a better one than the coarse one by then.
+    def begin_anew(self, why: str, fails: bool = False) -> None:
+        """What is under way can be compared with nothing: a trial that is on waits for another window, or fails."""
+        standing = self._standing
+        self.reason = f"trial {standing.incumbent}, the incumbent: {why}"
+        if standing.on_trial and fails:
+            self._drop_challenger(None)
+        standing.on_trial = False
+        standing.before = standing.tried = standing.begun = None
+        standing.rounds, standing.seconds = 0, 0.0
+        if not fails and standing.curve:
+            standing.begun = standing.curve[-1]
+
+    def restart(self, start: Boundary, why: str) -> None:
+        """Take up another boundary to start with, unless the run has found a better one by then.
 
         Args:
             start: The boundary, from corrected facts.
-            greatest_slack: Where the search for slack ends now.
             why: For the log.
         """
-        if self._window is None or not self._standing.is_coarse:
+        standing = self._standing
+        if self._window is None or standing.incumbent != self._start or start == self.incumbent.boundary:
             return
-        self._study.greatest_slack = max(greatest_slack, _LEAST_SLACK)
-        if start != self.incumbent.boundary:
-            self._drop_challenger(None)
-            standing = self._standing
-            standing.incumbent = self._study.add(start, 0.0).number
-            # Rounds under the boundary before are no window of this one.
-            standing.before, standing.begun, standing.rounds, standing.seconds = None, None, 0, 0.0
-            self.reason = f"{why}, so trial {standing.incumbent} is the coarse boundary now"
+        value = self.incumbent.value
+        self._drop_challenger(None)
+        self._start = standing.incumbent = self._study.add(start, value).number
+        # Rounds under the boundary before are no window of this one.
+        standing.before, standing.begun, standing.rounds, standing.seconds = None, None, 0, 0.0
+        self.reason = f"{why}, so trial {standing.incumbent} is the coarse boundary now"
 
     def write(self, path: Path) -> None:
         """Write the study, see `BoundaryStudy.write`."""
@@ -180,7 +167,8 @@ class FineAdjustment:
         standing = asdict(self._standing)
         return {
             "trials": trials,
-            "greatest_slack": self._study.greatest_slack,
+            "start": self._start,
+            "base": self._base,
             "standing": standing,
             "told": dict(self._told),
             "reason": self.reason,
@@ -189,12 +177,11 @@ class FineAdjustment:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
         self._study.trials = [Trial.from_json(each) for each in state["trials"]]
-        self._study.greatest_slack = state["greatest_slack"]
+        self._start, self._base = state["start"], state["base"]
         held = dict(state["standing"])
-        held["verdicts"] = [Verdict(**each) for each in held["verdicts"]]
         for name in ("before", "tried"):
             held[name] = None if held[name] is None else Window(**held[name])
-        self._standing = _Standing(**{**held, "values": list(held["values"])})
+        self._standing = _Standing(**{**held, "curve": list(held["curve"])})
         self._told = dict(state["told"])
         self.reason = state["reason"]
 
@@ -207,47 +194,33 @@ class FineAdjustment:
             return
         said = ""
         if standing.tried is not None and standing.before is not None and standing.challenger is not None:
-            verdict = compare(standing.tried, standing.before, window, noise_of(standing.values))
-            standing.verdicts.append(verdict)
-            standing.tried = None
-            incumbent, said = standing.incumbent, self._judge(standing.challenger)
-            if standing.incumbent != incumbent:
-                # This was the window of the one that was beaten; the next is compared with the winner's own.
-                standing.before, self.reason = None, said
+            said = self._judge(standing.challenger, standing.tried, standing.before, window)
+            if standing.before is None:
+                self.reason = said
                 return
         standing.before = window
         self.reason = "; ".join(filter(None, (said, self._challenge(round_number))))
 
-    def _begin_anew(self) -> None:
-        """After a value that is no number: what is under way can be compared with nothing."""
+    def _judge(self, challenger: int, tried: Window, before: Window, after: Window) -> str:
+        """Drop or crown the challenger; says which."""
         standing = self._standing
-        self.reason = f"trial {standing.incumbent}, the incumbent: the monitored value was no number"
-        if standing.on_trial:
-            self.reason += f", so trial {standing.challenger} failed"
-            self._drop_challenger(None)
-        standing.before = standing.tried = standing.begun = None
-        standing.rounds, standing.seconds = 0, 0.0
-
-    def _judge(self, challenger: int) -> str:
-        """Keep, drop or crown the challenger by all its windows so far; says which."""
-        standing = self._standing
-        objectives = [each.objective for each in standing.verdicts]
-        self._told = {"judged": float(challenger), "objective": objectives[-1]}
-        ahead = confidence(standing.verdicts)
-        if ahead >= BEATEN_BEYOND and len(objectives) >= _FEWEST_VERDICTS:
-            self._drop_challenger(fmean(objectives))
-            standing.incumbent, standing.is_coarse = challenger, False
-            return f"trial {challenger} beat the incumbent by {ahead:.1f} standard deviations and takes over"
-        if ahead < PROMISING_BEYOND:
-            self._drop_challenger(fmean(objectives))
-            return f"trial {challenger} is not ahead beyond noise ({ahead:.1f} standard deviations): dropped"
-        return f"trial {challenger} is promising ({ahead:.1f} standard deviations ahead)"
+        verdict = compare(tried, before, after, standing.curve, self._sign)
+        # Objectives are told from the incumbent's on, so that all trials of a study stand on one scale.
+        value = (self.incumbent.value or 0.0) + verdict.objective
+        self._told = {"judged": float(challenger), "objective": value - self._base}
+        self._drop_challenger(value)
+        by = f"{verdict.deviations:+.1f} standard deviations"
+        if not verdict.takes_over:
+            return f"trial {challenger} was not faster beyond noise ({by}): dropped"
+        # This was the window of the one that was beaten; the next is compared with the winner's own.
+        standing.incumbent, standing.before = challenger, None
+        return f"trial {challenger} made more progress per virtual second than the incumbent ({by}) and takes over"
 
     def _drop_challenger(self, value: float | None) -> None:
         standing = self._standing
         if standing.challenger is not None:
             self._study.tell(standing.challenger, value)
-        standing.challenger, standing.on_trial, standing.verdicts, standing.tried = None, False, [], None
+        standing.challenger, standing.on_trial, standing.tried = None, False, None
 
     def _challenge(self, round_number: int) -> str:
         """Give the next window to a challenger, if there is time to judge it and one that makes a difference."""
@@ -255,8 +228,6 @@ class FineAdjustment:
         assert self._window is not None
         # One round more than the two windows, so that the verdict is logged with it.
         if self._max_rounds - round_number <= 2 * self._window:
-            objectives = [each.objective for each in standing.verdicts]
-            self._drop_challenger(fmean(objectives) if objectives else None)
             return f"trial {standing.incumbent}, the incumbent, to the end: no time to judge another"
         incumbent, rounds = self.incumbent.boundary, range(round_number + 1, round_number + 1 + self._window)
         if standing.challenger is None:
@@ -265,8 +236,8 @@ class FineAdjustment:
             if found is not None:
                 standing.challenger = self._study.add(found, None).number
         elif not self._is_worth_trying(self._study.trials[standing.challenger].boundary, incumbent, rounds):
-            return f"trial {standing.challenger} would not change the next rounds, or make them too long: it waits"
+            return f"trial {standing.challenger} is not worth trying in the next rounds: it waits"
         if standing.challenger is None:
-            return "no boundary nearby would change the next rounds without making them too long"
+            return "no other boundary is worth trying in the next rounds"
         standing.on_trial = True
         return f"trial {standing.challenger} challenges trial {standing.incumbent}"

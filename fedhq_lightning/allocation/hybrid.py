@@ -7,14 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from fedhq_lightning.allocation.boundary import FREE, Boundary, allot, is_number, risk_level, round_seconds
+from fedhq_lightning.allocation.boundary import Allotment, Boundary, ClientFacts, allot, is_number, risk_level
 from fedhq_lightning.allocation.coarse import CoarseChoice, choose_boundary, start_of_qat
 from fedhq_lightning.allocation.explanation import explain, explain_start
 from fedhq_lightning.allocation.fine import FineAdjustment
 from fedhq_lightning.allocation.known_clients import ClientKnowledge, Divergence
+from fedhq_lightning.allocation.price import is_worth_trying
 from fedhq_lightning.allocation.protocol import AllocationContext, Allocator
 from fedhq_lightning.allocation.rounding_cost import FEWEST, RoundingCost
-from fedhq_lightning.allocation.study import Trial
+from fedhq_lightning.allocation.study import BoundaryStudy, Trial
+from fedhq_lightning.allocation.warm_start import Earlier, learned_before, value_of
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.support.atomic_files import write_atomically
 from fedhq_lightning.support.paths import expand
@@ -26,27 +28,29 @@ if TYPE_CHECKING:
     from fedhq_lightning.run.records import RoundRecord
 
 _MEASURES = {"divergence": get_args(Divergence), "sensitivity": ("sqnr", "loss")}
-_STATE = {"knowledge", "choice", "fine", "rounding", "history", "noise", "explanation"}
+_STATE = {"knowledge", "choice", "is_coarse", "fine", "rounding", "history", "noise", "explanation"}
 _NUMBERS = ("trial", "incumbent", "judged")
 _MOST_ROUNDS_PREVIEWED = 50
 
 
 class HybridAllocator(Allocator):
-    """Who trains in `ptq` and who in `qat`, by a boundary in the plane of time and risk.
+    """Who trains in `ptq` and who in `qat`, and who takes fewer steps, by a boundary in the plane of time and risk.
 
     Before round 1 the boundary comes from a hardware analysis (how long each client takes in each mode) and a data
-    analysis (how far its data are from everybody's, and how much the scheme hurts the model on them). While the run
-    goes on, `qat` begins once rounding is seen to cost something, by what was logged; an Optuna study tries boundaries
-    nearby for a few rounds each, and keeps the incumbent unless it is beaten beyond noise; and devices that turn out
-    faster or slower than predicted are corrected.
+    analysis (how far its data are from everybody's, and how much the scheme hurts the model on them): rounds last as
+    long as they would in `ptq`, and slow clients take as many steps as that allows. While the run goes on, `qat` begins
+    once rounding is seen to cost something, by what was logged; an Optuna study tries boundaries for some rounds each,
+    of shorter rounds above all, and one that makes more progress per virtual second takes over; and devices that turn
+    out faster or slower than predicted are corrected.
 
     This is our reading of FedHQ (arXiv 2505.11982), whose abstract alone was at hand.
 
     Args:
         fine: Whether to refine while training. False keeps the coarse boundary, and begins `qat` unasked.
         boundary: `slack` and `share` to start with instead of the coarse ones (see `Boundary`).
-        slowdown: How much longer than with `qat` where it is free the coarse boundary, and those that are tried, may
-            make rounds, >= 0: 0.1 allows a tenth.
+        slowdown: How much longer than in `ptq` rounds may be made, >= 0: 0.1 allows a tenth.
+        least_work: Least share of its local steps that a client is asked for, above 0 and up to 1. With 1 nobody takes
+            fewer, and rounds are not shortened.
         qat_from: Share of the rounds in which everybody trains in `ptq` before the boundary decides, 0 to 1. None: by
             how much rounding destroys (see `start_of_qat`), and not before rounding is seen to cost (see
             `RoundingCost`).
@@ -56,12 +60,12 @@ class HybridAllocator(Allocator):
         sensitivity: `sqnr` (noise over signal power of the rounded model's output) or `loss` (relative growth of the
             loss), measured by each client on one of its batches; None leaves it out.
         window: Rounds that a boundary is tried for, >= 1.
-        warm_start: Earlier runs whose trials the study starts with: run directories, offline W&B runs, or W&B's
-            `entity/project/run`.
+        warm_start: Earlier runs: the new one starts with the boundary that the last of them ended with, and with all
+            their trials. Run directories, offline W&B runs, or W&B's `entity/project/run`.
         fleet: Devices as they are stated, where that differs from the run's fleet.
 
     Raises:
-        ConfigurationError: An unknown measure; a boundary, slowdown, share or window out of range.
+        ConfigurationError: An unknown measure; a number out of range.
 
     Attributes:
         explanation: Why the boundary is what it is, in one paragraph; empty before `begin`.
@@ -75,6 +79,7 @@ class HybridAllocator(Allocator):
         sensitivity: str | None = None,
         window: int = 2,
         slowdown: float = 0.0,
+        least_work: float = 0.5,
         qat_from: float | None = None,
         warm_start: Sequence[str] | str | None = None,
         fleet: "FleetSpec | None" = None,
@@ -92,6 +97,8 @@ class HybridAllocator(Allocator):
             raise ConfigurationError(f"HybridAllocator: window {window!r} must be a whole number of rounds, 1 or more")
         if not is_number(slowdown) or not 0 <= slowdown < math.inf:
             raise ConfigurationError(f"HybridAllocator: slowdown {slowdown!r} must be a number, 0 or more")
+        if not is_number(least_work) or not 0 < least_work <= 1:
+            raise ConfigurationError(f"HybridAllocator: least_work {least_work!r} must be a number above 0, up to 1")
         if qat_from is not None and not (is_number(qat_from) and 0 <= qat_from <= 1):
             raise ConfigurationError(f"HybridAllocator: qat_from {qat_from!r} must be a number from 0 to 1, or null")
         if boundary is not None and set(boundary) != {"slack", "share"}:
@@ -104,6 +111,7 @@ class HybridAllocator(Allocator):
         self.sensitivity: SensitivityMeasure | None = sensitivity  # type: ignore[assignment]  # checked above
         self.window = window
         self.slowdown = slowdown
+        self.least_work = least_work
         self.qat_from = qat_from
         runs = [warm_start] if isinstance(warm_start, str) else warm_start or []
         self.warm_start = [expand(run, "HybridAllocator: warm_start") for run in runs]
@@ -137,68 +145,70 @@ class HybridAllocator(Allocator):
         self._rounds_in_ptq = self._rounds_before_qat(context.max_rounds)
         sign = 1.0 if context.monitor_mode == "max" else -1.0
         self._rounding = RoundingCost(sign)
-        self._choice = self._choose(self._given)
+        earlier = self._learned_before()
+        start = self._given or (earlier.last if earlier else None)
+        self._is_coarse = start is None
+        self._choice = self._choose(start)
         self._history: list[dict[str, Any]] = []
         self._written: Sequence[Trial] = ()
-        self._fine = FineAdjustment(
-            self._choice.boundary,
-            self._choice.greatest_slack,
-            self._rounds_to_a_window(),
-            context.seed,
-            context.max_rounds,
-            sign,
-            self._is_worth_trying,
-            self._earlier_trials(),
-        )
-        self.explanation = explain(self._knowledge, self._choice, self._given)
+        trials = earlier.trials if earlier else []
+        slack = self._choice.boundary.slack
+        slacks = min(self.least_work - 1, slack), max(self.slowdown, slack)
+        study = BoundaryStudy(context.seed, slacks, trials)
+        study.add(self._choice.boundary, value_of(self._choice.boundary, trials))
+        self._fine = FineAdjustment(study, self._rounds_to_a_window(), context.max_rounds, sign, self._is_worth_trying)
+        self.explanation = explain(self._knowledge, self._choice, self.least_work, self._origin(earlier))
         self.explanation += self._start_in_words()
-        self.explanation += self._outlook()
+        self.explanation += self._outlook(earlier)
 
     def propose(self, round_number: int, cohort: Sequence[ClientId]) -> Plan:
         """Modes by the boundary on trial, or by the incumbent's."""
         if self._knowledge is None:
             raise RuntimeError("HybridAllocator.propose before begin: the trainer calls begin(context) once")
         trial = self._fine.current
-        facts = self._knowledge.facts(cohort)
-        if self._has_begun(round_number):
-            level, reason = self._level(trial.boundary), self._fine.reason
-            probes = self._knowledge.probes(cohort)
-            modes, budget = allot(trial.boundary, facts, level, self._context.round_deadline)
-        else:
-            level, budget, probes = risk_level(self._risks(), 0.0), 0.0, {}
-            modes = dict.fromkeys(cohort, "ptq")
-            reason = f"ptq for everybody up to round {self._rounds_in_ptq}"
-            if round_number > self._rounds_in_ptq:
-                reason = "ptq for everybody, because rounding is not seen to cost anything"
+        facts, level = self._knowledge.facts(cohort), self._level(trial.boundary)
+        begun = self._has_begun(round_number)
+        allotment = self._allot(trial.boundary, facts, begun)
+        probes = self._knowledge.probes(cohort) if begun else {}
+        work = {client_id: share for client_id, share in allotment.work.items() if client_id not in probes}
+        steps = sum(each.num_steps for each in facts.values())
+        taken = sum(work.get(client_id, 1.0) * each.num_steps for client_id, each in facts.items())
         logged = {
             "slack": trial.boundary.slack,
             "share": trial.boundary.share,
-            "seconds": budget,
+            "seconds": allotment.seconds,
             "risk": level,
+            "work": taken / steps if steps else 1.0,
             "trial": float(trial.number),
             "incumbent": float(self._fine.incumbent.number),
         } | self._fine.take_verdict()
         if self._rounding.mean is not None:
             logged["rounding_cost"] = self._rounding.mean
         whole = {name: int(value) if name in _NUMBERS else value for name, value in logged.items()}
-        self._history.append({"round": round_number, **whole, "reason": reason})
+        reason = self._why_not_yet(round_number) + self._fine.reason
+        self._history.append({"round": round_number, "qat": begun, **whole, "reason": reason})
         tried = "".join(
             f"; client {each} tries {mode}, in which its tier is not known" for each, mode in probes.items()
         )
-        return Plan(modes | probes, reason + tried, logged)
+        return Plan(allotment.modes | probes, reason + tried, logged, work)
 
     def observe(self, result: "RoundRecord") -> None:
         """Learn devices' times and clients' risk, and judge the boundary on trial."""
         assert self._knowledge is not None
-        why = self._knowledge.learn(result.clients)
-        if why and self._given is None:
-            self._choice = self._choose(None)
-            self._fine.restart(self._choice.boundary, self._choice.greatest_slack, why)
-        counts = result.round >= self._rounds_in_ptq
-        self._rounding.observe(result.metric_fp, result.metric_quantized, counts)
-        if self.fine and self._has_begun(result.round + 1):
+        if result.round > 0:
+            why = self._knowledge.learn(result.clients)
+            if why and self._is_coarse:
+                self._choice = self._choose(None)
+                self._fine.restart(self._choice.boundary, why)
+        had_begun = self._has_begun(result.round)
+        if result.round > 0:  # rounding hurts no model that has learned nothing
+            counts = result.round >= self._rounds_in_ptq
+            self._rounding.observe(result.metric_fp, result.metric_quantized, counts)
+        if self.fine:
             # Waiting for clients to come back is nobody's merit or fault.
             self._fine.observe(result.round, result.virtual_seconds - result.wait_seconds, result.monitored)
+            if result.round > 0 and self._has_begun(result.round + 1) and not had_begun:
+                self._fine.begin_anew("qat has begun")
 
     def write(self, folder: Path) -> None:
         """`allocation.json`, and `study.log`, an Optuna journal, where there is a study."""
@@ -214,6 +224,7 @@ class HybridAllocator(Allocator):
         return {
             "knowledge": self._knowledge.state_dict(),
             "choice": {**asdict(self._choice)},
+            "is_coarse": self._is_coarse,
             "fine": self._fine.state_dict(),
             "rounding": self._rounding.state_dict(),
             "history": [dict(each) for each in self._history],
@@ -235,6 +246,7 @@ class HybridAllocator(Allocator):
         try:
             self._knowledge.load_state_dict(state["knowledge"])
             self._choice = CoarseChoice(**{**state["choice"], "boundary": Boundary(**state["choice"]["boundary"])})
+            self._is_coarse = state["is_coarse"]
             self._fine.load_state_dict(state["fine"])
             self._rounding.load_state_dict(state["rounding"])
             self._history = [dict(each) for each in state["history"]]
@@ -261,6 +273,14 @@ class HybridAllocator(Allocator):
         # Where the first evaluation does not measure both models, none will.
         return not self._rounding.is_known and round_number > self._context.eval_every_n_rounds
 
+    def _why_not_yet(self, round_number: int) -> str:
+        """Why everybody trains in ptq still, to go before the boundary's reason; empty once qat has begun."""
+        if self._has_begun(round_number):
+            return ""
+        if round_number > self._rounds_in_ptq:
+            return "ptq for everybody, because rounding is not seen to cost anything; "
+        return f"ptq for everybody up to round {self._rounds_in_ptq}; "
+
     def _waits_for_proof(self) -> bool:
         """Whether rounding must be seen to cost before qat begins: not in runs too short to see anything."""
         context = self._context
@@ -275,33 +295,31 @@ class HybridAllocator(Allocator):
                 list(context.cohort(number + 1)) for number in range(min(context.max_rounds, _MOST_ROUNDS_PREVIEWED))
             ]
         facts = self._knowledge.facts({client_id: None for cohort in cohorts for client_id in cohort})
-        return choose_boundary(cohorts, facts, self._risks(), self.slowdown, context.round_deadline, given)
+        limits = self.slowdown, self.least_work, context.round_deadline
+        return choose_boundary(cohorts, facts, self._risks(), *limits, given)
 
-    def _outlook(self) -> str:
+    def _allot(self, boundary: Boundary, facts: Mapping[ClientId, ClientFacts], qat: bool = True) -> Allotment:
+        return allot(boundary, facts, self._level(boundary), self.least_work, self._context.round_deadline, qat)
+
+    def _origin(self, earlier: Earlier | None) -> str:
+        """Where a boundary that is not coarse comes from; empty for one that is."""
+        if self._given is not None:
+            return "The boundary was given."
+        return f"The boundary is the one that {self.warm_start[-1]} ended with." if earlier else ""
+
+    def _outlook(self, earlier: Earlier | None) -> str:
         """What follows for the run, in a sentence or two."""
         nobody = (
-            " By this boundary nobody trains in qat: nobody is done in it before the slowest is done in ptq. `fleet` "
-            "says what the devices are, and `slowdown` allows longer rounds."
+            " By this boundary nobody trains in qat: nobody can take enough of its steps in it. `slowdown` allows "
+            "longer rounds, and `least_work` fewer steps."
         )
-        return (nobody if self._choice.in_qat == 0 else "") + self._study_outlook()
-
-    def _study_outlook(self) -> str:
-        window = self._rounds_to_a_window()
+        said = nobody if self._choice.in_qat == 0 else ""
+        window, rounds = self._rounds_to_a_window(), self._context.max_rounds
         if window is None:
-            return ""
-        rounds, needed = self._context.max_rounds, self._context.eval_every_n_rounds + 3 * window + 1
-
-        def is_enough(count: int) -> bool:
-            # The last round in ptq gives the value that the first window begins with.
-            return count - max(0, self._rounds_before_qat(count) - 1) >= needed
-
-        if not is_enough(rounds):
-            enough = next(filter(is_enough, range(rounds, 20 * needed)), None)
-            more = "" if enough is None else f"; {enough} would do"
-            return f" {rounds} rounds are too few to try another boundary{more}."
-        if not self.warm_start or self._context.resumes:
-            return ""
-        return f" The study starts with {len(self._fine.trials) - 1} judged boundaries of {', '.join(self.warm_start)}."
+            return said
+        if rounds <= 3 * window:
+            return said + f" {rounds} rounds are too few to try another boundary; {3 * window + 1} would do."
+        return said + (f" The study starts with {len(earlier.trials)} judged boundaries." if earlier else "")
 
     def _rounds_before_qat(self, max_rounds: int) -> int:
         start = start_of_qat(self._noise) if self.qat_from is None else self.qat_from
@@ -317,18 +335,18 @@ class HybridAllocator(Allocator):
         return [self._knowledge.risk(client_id) for client_id in self._knowledge.sample]
 
     def _is_worth_trying(self, challenger: Boundary, incumbent: Boundary, rounds: range) -> bool:
-        """Whether it plans other modes for the cohorts of some rounds, as far as these are known, and none too long."""
+        """Whether a boundary may challenge another in some rounds; a sample stands for cohorts that are not known."""
         assert self._knowledge is not None
-        cohort, deadline = self._context.cohort, self._context.round_deadline
+        cohort, begun = self._context.cohort, self._has_begun(rounds.start)
         cohorts = [self._knowledge.sample] if cohort is None else [cohort(number) for number in rounds]
-        differs, seconds = False, dict.fromkeys((challenger, incumbent, FREE), 0.0)
-        for facts in map(self._knowledge.facts, cohorts):
-            plans = {each: allot(each, facts, self._level(each), deadline)[0] for each in seconds}
-            differs = differs or plans[challenger] != plans[incumbent]
-            for each, modes in plans.items():
-                seconds[each] += round_seconds(facts, modes, deadline)
-        longest = max(seconds[incumbent], seconds[FREE] * (1 + self.slowdown))
-        return differs and seconds[challenger] <= longest * (1 + 1e-12)
+        return is_worth_trying(
+            challenger,
+            incumbent,
+            map(self._knowledge.facts, cohorts),
+            lambda boundary, facts: self._allot(boundary, facts, begun),
+            self.slowdown,
+            self._context.round_deadline,
+        )
 
     def _level(self, boundary: Boundary) -> float:
         return risk_level(self._risks(), boundary.share)
@@ -337,14 +355,14 @@ class HybridAllocator(Allocator):
         """The sampled clients in the plane of time and risk, with their modes as if they were one cohort."""
         assert self._knowledge is not None
         facts = self._knowledge.facts(self._knowledge.sample)
-        boundary = self._fine.incumbent.boundary
-        modes, _ = allot(boundary, facts, self._level(boundary), self._context.round_deadline)
+        modes = self._allot(self._fine.incumbent.boundary, facts).modes
         return [
             {
                 "client_id": client_id,
                 "tier": self._context.tier(client_id),
                 "ptq_seconds": each.ptq_seconds,
                 "qat_seconds": each.qat_seconds,
+                "least_qat_seconds": each.seconds("qat", self.least_work),
                 "risk": each.risk,
                 "divergence": self._knowledge.divergence_of(client_id),
                 "sensitivity": self._knowledge.sensitivity_of(client_id),
@@ -354,9 +372,7 @@ class HybridAllocator(Allocator):
             for client_id, each in facts.items()
         ]
 
-    def _earlier_trials(self) -> list[Trial]:
+    def _learned_before(self) -> Earlier | None:
         if not self.fine or not self.warm_start or self._context.resumes:
-            return []
-        from fedhq_lightning.allocation.warm_start import earlier_trials
-
-        return earlier_trials(self.warm_start)
+            return None
+        return learned_before(self.warm_start)

@@ -1,79 +1,102 @@
-"""Whether a trial's boundary beat the incumbent's: a pure function of what was logged.
-
-Progress decays over training, so a trial's window of rounds is compared with the incumbent's windows just before and
-just after it: what decays steadily cancels. Accuracy jumps from round to round, so a difference counts only beyond
-noise, which is read off the logged curve itself.
-"""
+"""Whether a boundary makes the model better faster than another one, from what three windows of rounds logged."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-BEATEN_BEYOND = 3.0
-"""Standard deviations of noise by which a challenger must be ahead, over all its windows together. Many are tried, each
-more than once, and the noise itself is estimated, so two would let chance win in half of the longer runs."""
-PROMISING_BEYOND = 1.0
-"""What earns a challenger another window."""
-_PRECISION = 2.0**-23
-"""Of a logged value, relative: metrics are float32 as a rule."""
+LONGER_BEYOND = 2.0
+"""Standard deviations by which a challenger must be ahead that made rounds longer than the incumbent's. What shorter
+rounds save is certain, so that they only may not be behind."""
+_LEAST_ERROR = 1e-3
+_PRECISION = 2.0**-24
+_MOST = 2.0
 
 
 @dataclass(frozen=True)
 class Window:
-    """Some rounds under one boundary, between two evaluations.
+    """Some rounds under one boundary.
 
     Attributes:
         seconds: Virtual, > 0.
-        gain: Change of the monitored value, positive where it improved. NaN where it was not a number.
+        begun: Monitored value before them.
+        ended: After them.
     """
 
     seconds: float
-    gain: float
+    begun: float
+    ended: float
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one challenger's window says.
+    """What a challenger's window says.
 
     Attributes:
-        objective: Progress per virtual second over the incumbent's, minus 1: 0 is no difference; cut off at 5 either
-            way. What the study learns from. NaN where a value was no number.
-        ahead: Metric gained beyond what the incumbent would have gained in the same virtual time.
-        variance: Of `ahead`, from the noise of single evaluations.
+        objective: Progress per virtual second over the incumbent's, minus 1: 0 is no difference, 1 is twice as fast;
+            cut off at 2 either way. What the study learns from.
+        deviations: Standard deviations, of the noise of single evaluations, by which the challenger is ahead.
+        is_shorter: Whether its window took less time than the mean of the incumbent's.
     """
 
     objective: float
-    ahead: float
-    variance: float
+    deviations: float
+    is_shorter: bool
+
+    @property
+    def takes_over(self) -> bool:
+        """Whether the challenger is to be the incumbent."""
+        return self.deviations >= (0.0 if self.is_shorter else LONGER_BEYOND)
 
 
-def compare(challenger: Window, before: Window, after: Window, noise: float) -> Verdict:
+def compare(challenger: Window, before: Window, after: Window, curve: Sequence[float], sign: float) -> Verdict:
     """Judge a challenger's window by the incumbent's windows around it.
+
+    Training takes a share of the error away per unit of time, so progress is measured in the error's logarithm where
+    the metric has one (see `scale_of`). What decays steadily cancels between the windows before and after.
 
     Args:
         challenger: The trial's window.
         before: The incumbent's window before it.
         after: The one after it.
-        noise: Standard deviation of one evaluation of the metric.
-
-    Returns:
-        The verdict; NaN throughout where a gain is NaN.
+        curve: All values logged so far, finite, in order.
+        sign: 1 where a larger value is better, else -1.
     """
-    rate = 0.5 * (before.gain / before.seconds + after.gain / after.seconds)
-    ahead = challenger.gain - rate * challenger.seconds
-    # A window's gain is a difference of two evaluations. Neighbours share one, which adds a covariance to each pair;
-    # leaving that out would understate the noise, so it is counted: the four evaluations enter with these weights.
+    scaled = scale_of(curve, sign)
+    noise = noise_of([scaled(value) for value in curve])
+
+    def gain(window: Window) -> float:
+        return scaled(window.ended) - scaled(window.begun)
+
+    rate = 0.5 * (gain(before) / before.seconds + gain(after) / after.seconds)
+    ahead = gain(challenger) - rate * challenger.seconds
+    # A window's gain is a difference of two evaluations, and neighbours share one: the four enter with these weights.
     first = 0.5 * challenger.seconds / before.seconds
     last = 0.5 * challenger.seconds / after.seconds
-    variance = noise**2 * (first**2 + (1 + first) ** 2 + (1 + last) ** 2 + last**2)
-    scale = (abs(before.gain) + abs(after.gain)) / (before.seconds + after.seconds)
-    if not math.isfinite(ahead):
-        return Verdict(math.nan, math.nan, math.nan)
+    deviation = noise * math.sqrt(first**2 + (1 + first) ** 2 + (1 + last) ** 2 + last**2)
     # Where nothing moves, noise is the scale: else the study would learn from divisions by almost nothing.
-    scale = max(scale, noise / challenger.seconds)
-    objective = ahead / challenger.seconds / scale if scale > 0 else 0.0
-    return Verdict(max(-5.0, min(5.0, objective)), ahead, variance)
+    usual = max(abs(rate) * challenger.seconds, deviation)
+    objective = max(-_MOST, min(_MOST, ahead / usual)) if usual > 0 else 0.0
+    is_shorter = challenger.seconds < 0.5 * (before.seconds + after.seconds)
+    return Verdict(objective, ahead / deviation if deviation > 0 else 0.0, is_shorter)
+
+
+def scale_of(curve: Sequence[float], sign: float) -> Callable[[float], float]:
+    """The scale on which progress is measured; more is better.
+
+    Args:
+        curve: The values logged so far.
+        sign: 1 where a larger value is better, else -1.
+
+    Returns:
+        Minus the logarithm of 1 - value for shares (0 to 1, larger is better), of the value for positive ones of which
+        smaller is better; else the value times the sign.
+    """
+    if sign > 0 and all(0 <= value <= 1 for value in curve):
+        return lambda value: -math.log(max(1 - value, _LEAST_ERROR))
+    if sign < 0 and all(value > 0 for value in curve):
+        return lambda value: -math.log(value)
+    return lambda value: sign * value
 
 
 def noise_of(values: Sequence[float]) -> float:
@@ -83,23 +106,12 @@ def noise_of(values: Sequence[float]) -> float:
     The median makes single jumps harmless.
 
     Args:
-        values: The logged curve, in order; numbers that are not finite are left out.
+        values: The logged curve, finite, in order.
 
     Returns:
         The estimate, no less than the last digit of a float32; infinite for less than four values, which tell nothing.
     """
-    finite = [value for value in values if math.isfinite(value)]
-    if len(finite) < 4:
+    if len(values) < 4:
         return math.inf
-    second = [abs(a - 2 * b + c) for a, b, c in zip(finite, finite[1:], finite[2:], strict=False)]
-    return max(1.4826 * median(second) / math.sqrt(6), _PRECISION * max(map(abs, finite)))
-
-
-def confidence(verdicts: Sequence[Verdict]) -> float:
-    """By how many standard deviations a challenger is ahead, over all its windows; 0 where that is not known."""
-    known = [each for each in verdicts if math.isfinite(each.ahead) and math.isfinite(each.variance)]
-    variance = sum(each.variance for each in known)
-    ahead = sum(each.ahead for each in known)
-    if not known:
-        return 0.0
-    return ahead / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, ahead) if ahead else 0.0
+    second = [abs(a - 2 * b + c) for a, b, c in zip(values, values[1:], values[2:], strict=False)]
+    return max(1.4826 * median(second) / math.sqrt(6), _PRECISION * max(map(abs, values)))

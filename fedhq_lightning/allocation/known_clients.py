@@ -104,6 +104,8 @@ class ClientKnowledge:
                 qat_seconds=self._seconds(client_id, "qat"),
                 risk=self.risk(client_id) if self.context.trains(client_id) else 0.0,
                 can_qat=self.context.fits(client_id, "qat") and self.context.trains(client_id),
+                fixed_seconds=self.context.link_seconds(client_id) + self._analysis_seconds(client_id),
+                num_steps=self.context.num_steps(client_id),
             )
             for client_id in client_ids
         }
@@ -198,10 +200,17 @@ class ClientKnowledge:
         ratio = self.ratios.get((self.context.tier(client_id), mode), 1.0) if self.ratios else 1.0
         if ratio != 1.0:
             seconds += (ratio - 1.0) * self._predicted_compute(client_id, mode)
-        return seconds + (0.0 if self.sensitivity is None else self.context.analysis_seconds(client_id))
+        return seconds + self._analysis_seconds(client_id)
+
+    def _analysis_seconds(self, client_id: ClientId) -> float:
+        return 0.0 if self.sensitivity is None else self.context.analysis_seconds(client_id)
 
     def _predicted_compute(self, client_id: ClientId, mode: Mode) -> float:
         return max(0.0, self._predicted(client_id, mode) - self.context.link_seconds(client_id))
+
+    def _share_taken(self, client: "ClientRecord") -> float:
+        """Of its local steps; a client may be asked for fewer."""
+        return min(1.0, client.num_steps / max(1, self.context.num_steps(client.client_id)))
 
     def _measured_divergence(self, client_id: ClientId) -> float:
         assert self.context.divergence is not None
@@ -219,7 +228,7 @@ class ClientKnowledge:
     def _learn_times(self, clients: Sequence["ClientRecord"]) -> bool:
         """Logged over predicted seconds of the local fits, summed over the run, a number per tier and mode."""
         for each in clients:
-            predicted = self._predicted_compute(each.client_id, each.mode)
+            predicted = self._predicted_compute(each.client_id, each.mode) * self._share_taken(each)
             # Of a late client the server knows only that it is late, and an idle one computed nothing.
             if each.status not in ("late", "idle") and predicted > 0 and math.isfinite(each.compute_seconds):
                 key = self.context.tier(each.client_id), each.mode

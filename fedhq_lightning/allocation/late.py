@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from fedhq_lightning.allocation.boundary import is_number
+from fedhq_lightning.allocation.boundary import fitting_work, is_number
 from fedhq_lightning.allocation.protocol import AllocationContext, Allocator
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.types import ClientId, Mode, Plan
@@ -90,6 +90,5 @@ class LateQatAllocator(Allocator):
         whole = context.client_seconds(client_id, "qat")
         if whole <= seconds or not context.trains(client_id):
             return 1.0
-        link = context.link_seconds(client_id)
-        share = (seconds - link) / (whole - link)
+        share = fitting_work(whole, context.link_seconds(client_id), seconds)
         return share if share * context.num_steps(client_id) >= 1 else 0.0

@@ -169,7 +169,8 @@ class Allocator(ABC):
         """Learn from a finished round. Nothing to learn by default.
 
         Args:
-            result: What the run logged of it.
+            result: What the run logged of it. Of round 0, the evaluation before round 1, there are no clients; silos of
+                `lightning.Trainer` have no such round.
         """
 
     def write(self, folder: Path) -> None:

@@ -2,7 +2,8 @@
 
 `qat` is there to win back what a model loses by being rounded to the scheme. How much that is, every evaluation tells
 for nothing: the global model is measured in float32 and as deployed, on the same data, so their difference is less
-noisy than either.
+noisy than either. Of a share such as an accuracy, what counts is by which factor rounding multiplies the error: that
+hardly changes while the model trains.
 """
 
 import math
@@ -10,6 +11,8 @@ from collections import deque
 from collections.abc import Mapping
 from statistics import fmean, stdev
 from typing import Any
+
+from fedhq_lightning.allocation.judge import scale_of
 
 EVALUATIONS = 5
 """The last ones count: what rounding costs changes while a model trains."""
@@ -32,13 +35,15 @@ class RoundingCost:
 
     def __init__(self, sign: float) -> None:
         self._sign = sign
-        self._last: deque[float] = deque(maxlen=EVALUATIONS)
+        self._last: deque[tuple[float, float]] = deque(maxlen=EVALUATIONS)
         self.is_seen = False
 
     @property
     def mean(self) -> float | None:
         """Mean of the last evaluations, positive where rounding makes the model worse; None before there are three."""
-        return fmean(self._last) if len(self._last) >= FEWEST else None
+        if len(self._last) < FEWEST:
+            return None
+        return self._sign * fmean(in_float - deployed for in_float, deployed in self._last)
 
     @property
     def is_known(self) -> bool:
@@ -55,16 +60,19 @@ class RoundingCost:
         """
         if metric_fp is None or metric_quantized is None or not math.isfinite(metric_fp - metric_quantized):
             return
-        self._last.append(self._sign * (metric_fp - metric_quantized))
-        mean = self.mean
-        if counts and mean is not None and mean > 0 and mean >= BEYOND * stdev(self._last) / math.sqrt(len(self._last)):
-            self.is_seen = True
+        self._last.append((metric_fp, metric_quantized))
+        if counts and len(self._last) >= FEWEST:
+            scaled = scale_of([value for pair in self._last for value in pair], self._sign)
+            costs = [scaled(in_float) - scaled(deployed) for in_float, deployed in self._last]
+            mean = fmean(costs)
+            if mean > 0 and mean >= BEYOND * stdev(costs) / math.sqrt(len(costs)):
+                self.is_seen = True
 
     def state_dict(self) -> dict[str, Any]:
         """What a resume goes on from, as plain values."""
-        return {"last": list(self._last), "is_seen": self.is_seen}
+        return {"last": [list(pair) for pair in self._last], "is_seen": self.is_seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        self._last = deque(state["last"], maxlen=EVALUATIONS)
+        self._last = deque(((first, second) for first, second in state["last"]), maxlen=EVALUATIONS)
         self.is_seen = state["is_seen"]

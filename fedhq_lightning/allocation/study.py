@@ -7,7 +7,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fedhq_lightning.allocation.boundary import LEAST_SLACK, Boundary
+from fedhq_lightning.allocation.boundary import Boundary
 from fedhq_lightning.support.atomic_files import write_atomically
 from fedhq_lightning.support.quiet import libraries_quiet
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 NAME = "fedhq"
 STARTUP_TRIALS = 3
 _REACH = 0.3
-"""How far from the incumbent a trial may lie, as a share of the range; below it in slack, as far as there is."""
+"""How far from the incumbent's share a trial's may lie."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,10 @@ class Trial:
     """One boundary that was tried.
 
     Attributes:
-        number: From 0, which is the boundary that the run started with.
+        number: From 0.
         boundary: What was tried.
-        value: Objective, 0 for the start's own; None while it is open or where it failed.
+        value: Objective: progress per virtual second over that of the first boundary of all, minus 1, added up over
+            the boundaries between; None while it is open or where it failed.
         state: Optuna's word.
         origin: `run`, or the earlier run that it was copied from.
     """
@@ -49,21 +50,22 @@ class Trial:
 
 
 class BoundaryStudy:
-    """Proposes boundaries near the incumbent, with Optuna's TPE sampler.
+    """Proposes boundaries, with Optuna's TPE sampler.
 
-    Optuna's ten random trials to start with would use up a short run, so there are three. Before every ask the sampler
-    is made anew with a seed of (seed, trial number), since its random state would not survive a resume.
+    The first one asked for is the shortest round that is allowed, which makes the largest difference. Optuna's ten
+    random trials to start with would use up a run, so there are three. Before every ask the sampler is made anew with a
+    seed of (seed, trial number), since its random state would not survive a resume.
 
     Args:
         seed: The run's.
-        greatest_slack: Upper end of the search for `slack`, > 0.
+        slacks: Least and greatest slack that is searched.
         trials: What was tried before, by number.
     """
 
-    def __init__(self, seed: int, greatest_slack: float, trials: Sequence[Trial] = ()) -> None:
+    def __init__(self, seed: int, slacks: tuple[float, float], trials: Sequence[Trial] = ()) -> None:
         self.trials = list(trials)
         self._seed = seed
-        self.greatest_slack = greatest_slack
+        self._slacks = slacks
 
     def add(self, boundary: Boundary, value: float | None, origin: str = "run") -> Trial:
         """Take up a boundary with its objective; None leaves the trial open."""
@@ -72,7 +74,7 @@ class BoundaryStudy:
         return trial
 
     def ask(self, incumbent: Boundary, attempt: int = 0) -> Boundary:
-        """A boundary to try next, within reach of the incumbent or with less slack; the study does not change.
+        """A boundary to try next; the study does not change.
 
         Args:
             incumbent: What it challenges.
@@ -81,15 +83,15 @@ class BoundaryStudy:
         import optuna
         from optuna.distributions import FloatDistribution
 
-        slack, share = incumbent.slack, incumbent.share
-        # To give qat to fewer costs no time, so the search is open below: down to qat for nobody.
-        highest = max(slack, min(self.greatest_slack, slack + _REACH * self.greatest_slack))
+        share = incumbent.share
         space: dict[str, optuna.distributions.BaseDistribution] = {
-            "slack": FloatDistribution(LEAST_SLACK, highest),
+            "slack": FloatDistribution(*self._slacks),
             "share": FloatDistribution(max(0.0, share - _REACH), min(1.0, share + _REACH)),
         }
         with libraries_quiet("optuna"):
             study = self._study(_seed_of(self._seed, len(self.trials), attempt))
+            if len(self.trials) == 1 and attempt == 0:
+                study.enqueue_trial({"slack": self._slacks[0], "share": share})
             found = study.ask(space).params
         return Boundary(slack=float(found["slack"]), share=float(found["share"]))
 
@@ -118,8 +120,8 @@ class BoundaryStudy:
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
         study = optuna.create_study(storage=storage, sampler=sampler, study_name=NAME, direction="maximize")
         # Wide enough for trials of earlier runs, whose fleets may have had another range.
-        widest = max([self.greatest_slack, *(trial.boundary.slack for trial in self.trials)])
-        whole = {"slack": FloatDistribution(LEAST_SLACK, widest), "share": FloatDistribution(0.0, 1.0)}
+        slacks = [*self._slacks, *(trial.boundary.slack for trial in self.trials)]
+        whole = {"slack": FloatDistribution(min(slacks), max(slacks)), "share": FloatDistribution(0.0, 1.0)}
         for trial in self.trials:
             study.add_trial(
                 create_trial(

@@ -1,24 +1,38 @@
-"""What earlier runs logged of their trials, for the study of a new run to start with."""
+"""What earlier runs logged of their trials, for a new run to start with."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
+from typing import NamedTuple
 
 from fedhq_lightning.allocation.boundary import Boundary
 from fedhq_lightning.allocation.study import Trial
 from fedhq_lightning.errors import ConfigurationError
 
 
-def trials_in(rows: Iterable[Mapping[str, float]], origin: str) -> list[Trial]:
+class Earlier(NamedTuple):
+    """What was learned before.
+
+    Attributes:
+        trials: Those that were judged, and each run's first boundary; numbered from 0.
+        last: The boundary that the last run ended with.
+    """
+
+    trials: list[Trial]
+    last: Boundary
+
+
+def learned_by(rows: Iterable[Mapping[str, float]], origin: str) -> Earlier:
     """The judged trials of one run.
 
     Args:
-        rows: What it logged, a row a round: `allocation/trial`, `/slack` and `/share` of the boundary in use, and
-            `allocation/judged` and `/objective` where a trial was judged.
+        rows: What it logged, a row a round: `allocation/trial`, `/slack` and `/share` of the boundary in use,
+            `/incumbent`, and `/judged` and `/objective` where a trial was judged.
         origin: The run's name.
 
     Returns:
-        Finished trials, numbered from 0, with the mean of their objectives; the run's first boundary has 0.
+        Trials with their objectives, of which the run's first boundary has 0; the incumbent of the last round.
 
     Raises:
         ConfigurationError: The run logged no boundary.
@@ -26,14 +40,16 @@ def trials_in(rows: Iterable[Mapping[str, float]], origin: str) -> list[Trial]:
     boundaries: dict[int, Boundary] = {}
     objectives: dict[int, list[float]] = {}
     names: set[str] = set()
+    incumbent = None
     for row in rows:
         names |= row.keys()
         if "allocation/trial" in row:
             boundary = Boundary(float(row["allocation/slack"]), float(row["allocation/share"]))
             boundaries.setdefault(int(row["allocation/trial"]), boundary)
+            incumbent = int(row.get("allocation/incumbent", row["allocation/trial"]))
         if "allocation/judged" in row and math.isfinite(row["allocation/objective"]):
             objectives.setdefault(int(row["allocation/judged"]), []).append(float(row["allocation/objective"]))
-    if not boundaries:
+    if not boundaries or incumbent is None:
         logged = ", ".join(sorted(names)) or "nothing"
         raise ConfigurationError(
             f"warm_start {origin!r}: the run logged no boundary (allocation/trial); it logged {logged}; name a run of "
@@ -42,26 +58,38 @@ def trials_in(rows: Iterable[Mapping[str, float]], origin: str) -> list[Trial]:
     first = min(boundaries)
     objectives.setdefault(first, [0.0])
     judged = [number for number in boundaries if number in objectives]
-    return [
+    trials = [
         Trial(position, boundaries[number], fmean(objectives[number]), "COMPLETE", origin)
         for position, number in enumerate(judged)
     ]
+    return Earlier(trials, boundaries.get(incumbent, boundaries[first]))
 
 
-def earlier_trials(runs: Sequence[str]) -> list[Trial]:
-    """The judged trials of several runs, in the order given.
+def learned_before(runs: Sequence[str]) -> Earlier:
+    """What several runs learned, in the order given.
+
+    A run that began with a boundary that an earlier one had judged has its objectives added to that one's.
 
     Args:
-        runs: Run directories, offline W&B runs, or W&B's `entity/project/run`.
+        runs: Run directories, offline W&B runs, or W&B's `entity/project/run`; one at least.
 
     Raises:
         ConfigurationError: One cannot be read, or logged no boundary.
     """
     from fedhq_lightning.run import read_history
 
-    trials = []
+    trials: list[Trial] = []
     for run in runs:
         history = read_history(run)
         history.check(("allocation/trial", "allocation/slack", "allocation/share"))
-        trials += trials_in(history.rows, run)
-    return trials
+        own, last = learned_by(history.rows, run)
+        base = value_of(own[0].boundary, trials)
+        trials += [
+            replace(trial, number=len(trials) + trial.number, value=base + (trial.value or 0.0)) for trial in own
+        ]
+    return Earlier(trials, last)
+
+
+def value_of(boundary: Boundary, trials: Sequence[Trial]) -> float:
+    """A boundary's last objective among trials, 0 where it has none."""
+    return next((each.value or 0.0 for each in reversed(trials) if each.boundary == boundary), 0.0)

@@ -214,11 +214,10 @@ class RoundLoop:
             with noted(f"while the global model was evaluated, after round {round_number}"):
                 metrics |= self._evaluator.evaluate(state.served, self._job.validation_loaders)
         record = self._record(round_number, metrics, plan, clients, watch, retaken)
-        if round_number > 0:
-            with watch.measure("allocator"):
-                self._job.allocator.observe(record)
-            # Its time is complete only now, and what it plans may not depend on it.
-            record = replace(record, allocator_seconds=self._processes.broadcast(watch.seconds["allocator"]))
+        with watch.measure("allocator"):
+            self._job.allocator.observe(record)
+        # Its time is complete only now, and what it plans may not depend on it.
+        record = replace(record, allocator_seconds=self._processes.broadcast(watch.seconds["allocator"]))
         state.round = round_number
         state.records.append(replace(record, clients=()))
         is_best = round_number > 0 and state.is_better(record.monitored, self._job.monitored.mode)

@@ -81,9 +81,10 @@ def describe_boundary(boundary: RoundBoundary, risks: Sequence[float]) -> str:
 
 
 def _limits(boundary: RoundBoundary, risks: Sequence[float]) -> str:
-    if boundary.seconds == 0:
-        return "qat has not begun, ptq for everybody"
     size, unit = time_unit(boundary.seconds)
+    if not boundary.qat:
+        within = f", T = {boundary.seconds / size:.3g} {unit}" if boundary.seconds else ""
+        return f"qat has not begun, ptq for everybody{within}"
     above_all = boundary.risk > max(risks, default=0.0)
     level = "rho above every client's risk" if above_all else f"rho = {boundary.risk:.3g}"
     return f"T = {boundary.seconds / size:.3g} {unit}, {level}"

@@ -36,7 +36,7 @@ def draw_map(axes: "Axes", allocation: Allocation, boundary: RoundBoundary, trai
     edge = slowest * (1.15 if log else 1.05)  # where clients stand whose time is not known
     limits = (fastest / 1.25, slowest * 1.35) if log else (0.0, slowest * 1.1)
     # T is the point of the picture, unless it lies so far off that the clients would be crowded together.
-    limit = boundary.seconds
+    limit = boundary.seconds if boundary.qat else 0.0
     limits = (min(limits[0], max(limit / 1.25, fastest / 4)), max(limits[1], min(limit * 1.1, slowest * 2)))
     if log:
         axes.set_xscale("log")
@@ -45,10 +45,10 @@ def draw_map(axes: "Axes", allocation: Allocation, boundary: RoundBoundary, trai
     top = 1.1 * highest or 1.0
     axes.set_xlim(limits[0] / size, limits[1] / size)
     axes.set_ylim(-0.03 * top, top)
-    axes.set_xlabel(f"virtual time of a round in qat ({unit})")
+    axes.set_xlabel(f"virtual time in qat, fewest steps ({unit})")
     axes.set_ylabel("risk")
     # A rho just above the highest risk is no line through that client.
-    level = boundary.risk if boundary.risk <= highest else top
+    level = boundary.risk if boundary.qat and boundary.risk <= highest else top
     _draw_boundary(axes, limit / size, level, -0.03 * top, top)
 
     many = len(clients) > _MOST_SHAPES

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from itertools import pairwise
+from statistics import fmean
 
 from fedhq_lightning.report.allocation_figures import boundary_svg, describe_boundary, map_svg
 from fedhq_lightning.report.formats import format_modes, format_seconds
@@ -13,10 +14,10 @@ from fedhq_lightning.run.run import Run
 _TITLE = "How the clients were allotted"
 _TOPIC = re.compile(r"(?<=\.) (?=[A-Z]\w+: )")
 """Where the allocator's paragraph turns to another topic, such as `Data: `."""
-_HEADER = ("rounds", "trial", "slack", "share", "T of its first round, virtual", "rho", "objective", "why")
+_HEADER = ("rounds", "trial", "slack", "share", "steps", "T of its first round, virtual", "rho", "objective", "why")
 _HOW_TO_READ = (
-    "A client in the shaded region trains in qat: left of T its qat round ends in time, above rho it is at risk. T "
-    "follows the slowest client of the round's cohort. "
+    "A client in the shaded region trains in qat: left of T it can take enough of its steps in time, above rho it "
+    "takes all of them, however long that lasts. T follows the slowest client of the round's cohort. "
     "Filled: took part in that round, coloured by the mode it trained in. Hollow: was not in its cohort, coloured by "
     "what the boundary would have given it. Times and risks are as known at the end of the run."
 )
@@ -95,6 +96,7 @@ def _rows(allocation: Allocation) -> list[tuple[str, ...]]:
                 str(first.trial),
                 f"{first.slack:.3g}",
                 f"{first.share:.3g}",
+                f"{fmean(each.work for each in window):.0%}",
                 format_seconds(first.seconds),
                 f"{first.risk:.3g}",
                 "-" if objective is None else f"{objective:+.3f}",

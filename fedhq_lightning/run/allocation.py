@@ -21,7 +21,8 @@ class AllottedClient:
         client_id: The client.
         tier: Name of its device profile.
         ptq_seconds: Virtual seconds of its round in `ptq`.
-        qat_seconds: Virtual seconds of its round in `qat`; infinite where nothing is known.
+        qat_seconds: Virtual seconds of its round in `qat` with the fewest steps that it may be asked for; infinite
+            where nothing is known.
         risk: What `ptq` is expected to harm.
         mode: Its mode if all clients were one cohort.
         divergence: Of its data, None where not measured.
@@ -47,14 +48,16 @@ class RoundBoundary:
     Attributes:
         round: From 1.
         slack: How much longer than its bottleneck the round might last.
-        share: Share of clients that train in `qat` whatever it takes.
-        seconds: Time budget T, virtual.
+        share: Share of clients that take all their steps whatever time that needs.
+        seconds: T, virtual; 0 in old runs where `qat` had not begun.
         risk: Risk level rho.
         trial: Number of the trial in the study; 0 throughout where there is none.
         incumbent: Number of the trial to beat.
         objective: Of the trial that was judged before this round, if one was.
         judged: That trial's number.
         reason: The allocator's sentence.
+        qat: Whether `qat` had begun.
+        work: Share of the cohort's local steps that was asked for.
     """
 
     round: int
@@ -67,6 +70,8 @@ class RoundBoundary:
     objective: float | None = None
     judged: int | None = None
     reason: str = ""
+    qat: bool = True
+    work: float = 1.0
 
     @property
     def numbers(self) -> tuple[float, float]:
@@ -92,6 +97,8 @@ class Allocation:
 
     def mode_under(self, client: AllottedClient, boundary: RoundBoundary) -> str:
         """What a round's boundary gives a client, in its cohort or not."""
+        if not boundary.qat:
+            return "ptq"
         latest = math.inf if self.round_deadline is None else self.round_deadline
         in_time = client.qat_seconds <= min(boundary.seconds, latest)
         at_risk = client.risk >= boundary.risk and client.qat_seconds <= latest
@@ -103,7 +110,8 @@ class Allocation:
             return list(self.boundaries)
         first, *between, last = self.boundaries
         middle = (first.round + last.round) / 2
-        others = [each for each in between if each.numbers not in (first.numbers, last.numbers)]
+        ends = [(each.qat, *each.numbers) for each in (first, last)]
+        others = [each for each in between if (each.qat, *each.numbers) not in ends]
         nearest = sorted(others, key=lambda each: abs(each.round - middle))[:1]
         return [first, *nearest, last]
 
@@ -147,11 +155,12 @@ def _client(data: Mapping[str, Any]) -> AllottedClient:
     mode = str(data["mode"])
     if mode not in MODES:
         raise ValueError(f"mode {mode!r} of client {data['client_id']!r} is none of {', '.join(MODES)}")
+    least = data.get("least_qat_seconds", data["qat_seconds"])
     return AllottedClient(
         client_id=data["client_id"],
         tier=str(data["tier"]),
         ptq_seconds=float(data["ptq_seconds"]),
-        qat_seconds=math.inf if data["qat_seconds"] is None else float(data["qat_seconds"]),
+        qat_seconds=math.inf if least is None else float(least),
         risk=float(data["risk"]),
         mode=mode,
         divergence=_optional(data.get("divergence")),
@@ -175,6 +184,8 @@ def _boundary(data: Mapping[str, Any]) -> RoundBoundary:
         objective=_optional(data.get("objective")),
         judged=None if judged is None else int(judged),
         reason=str(data.get("reason") or ""),
+        qat=bool(data.get("qat", float(data["seconds"]) > 0)),
+        work=float(data.get("work", 1.0)),
     )
 
 

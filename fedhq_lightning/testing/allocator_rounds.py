@@ -53,6 +53,9 @@ class AllocatorRounds:
 
 
 def same_plans(left: Sequence[Plan], right: Sequence[Plan]) -> bool:
-    """Whether plans are alike: modes, reasons and what they log."""
-    plans = [[(dict(each.modes), each.reason, dict(each.logged)) for each in side] for side in (left, right)]
+    """Whether plans are alike: modes, steps, learning rates, reasons and what they log."""
+    plans = [
+        [(dict(each.modes), each.reason, dict(each.logged), dict(each.work), dict(each.lr_factors)) for each in side]
+        for side in (left, right)
+    ]
     return same_values(*plans)

@@ -17,7 +17,7 @@ from fedhq_lightning.testing.allocator_rounds import AllocatorRounds, same_plans
 from fedhq_lightning.testing.host_state import generator_states, leaping_clocks, seeded
 from fedhq_lightning.testing.made_rounds import made_record
 from fedhq_lightning.testing.same_values import not_plain, same_values, through_checkpoint, through_json
-from fedhq_lightning.types import MODES
+from fedhq_lightning.types import MODES, Plan
 
 
 class AllocatorContract(AllocatorRounds):
@@ -147,6 +147,13 @@ class AllocatorContract(AllocatorRounds):
         for value in (None, float("nan"), float("-inf")):
             metrics = {} if value is None else {"fp/val_accuracy": value, "quantized/val_accuracy": value}
             self._observe(metrics=metrics, metric_fp=value, metric_quantized=value)
+
+    def test_observes_the_evaluation_before_round_1(self) -> None:
+        """Round 0 is observed, which has a metric and no clients; every round is planned as ever."""
+        allocator = self.begun()
+        allocator.observe(made_record(0, Plan({}), self.context()))
+        for number, plan in enumerate(self.play(allocator, range(1, self.max_rounds + 1)), start=1):
+            assert set(plan.modes) == set(self.cohort(number))
 
     def test_observes_rounds_that_lost_clients(self) -> None:
         """A round is observed whose clients were late, idle, quarantined, measured nothing, or were none."""

@@ -7,6 +7,7 @@ from fedhq_lightning.allocation.protocol import AllocationContext
 from fedhq_lightning.run.records import ClientRecord, RoundRecord
 from fedhq_lightning.types import ClientId, Plan
 
+_STEPS = 20
 _SECONDS = {"fp": 2.0, "ptq": 1.0, "qat": 2.5}
 
 
@@ -25,6 +26,7 @@ def made_context(client_ids: Sequence[ClientId], max_rounds: int, **changes: Any
         "client_seconds": lambda client_id, mode: _SECONDS[mode] * (1 + place[client_id] % 3),
         "divergence": lambda client_id, measure: (place[client_id] * 7 % 20) / 20,
         "sensitivity": lambda client_id, measure: 0.1 * (1 + place[client_id] % 4),
+        "num_steps": lambda client_id: _STEPS,
         "tier": lambda client_id: f"tier {place[client_id] % 2}",
         "max_rounds": max_rounds,
     }
@@ -35,7 +37,7 @@ def made_record(round_number: int, plan: Plan, context: AllocationContext, **cha
     """The record of a round in which every client of the plan did as predicted.
 
     Args:
-        round_number: From 1.
+        round_number: From 1; 0 for the evaluation before.
         plan: What the allocator proposed.
         context: What it was told.
         changes: Fields of the record that are given otherwise.
@@ -48,11 +50,11 @@ def made_record(round_number: int, plan: Plan, context: AllocationContext, **cha
             mode=mode,
             status="ok",
             num_examples=10,
-            num_steps=2,
-            metrics={"loss": 1.0 / round_number},
+            num_steps=max(1, int(_STEPS * plan.work.get(client_id, 1.0))),
+            metrics={"loss": 1.0 / (1 + round_number)},
             fit_wall_seconds=0.1,
             download_seconds=0.0,
-            compute_seconds=context.client_seconds(client_id, mode),
+            compute_seconds=context.client_seconds(client_id, mode) * plan.work.get(client_id, 1.0),
             upload_seconds=0.0,
             uplink_bytes=100,
             downlink_bytes=400,
@@ -61,7 +63,7 @@ def made_record(round_number: int, plan: Plan, context: AllocationContext, **cha
         )
         for client_id, mode in plan.modes.items()
     )
-    metric = 0.9 - 0.5 / round_number
+    metric = 0.9 - 0.8 / (1 + round_number)
     given: dict[str, Any] = {
         "round": round_number,
         "metrics": {"fp/val_accuracy": metric, "quantized/val_accuracy": metric - 0.05},

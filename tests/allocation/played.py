@@ -4,15 +4,22 @@ from dataclasses import replace
 
 from fedhq_lightning.allocation import AllocationContext, HybridAllocator
 from fedhq_lightning.run.records import ClientRecord, RoundRecord
+from fedhq_lightning.types import Plan
 
 CLIENTS = [*range(6), *(f"site-{letter}" for letter in "abcdef")]
 SECONDS = {"board": {"fp": 9.0, "ptq": 10.0, "qat": 13.0}, "phone": {"fp": 4.0, "ptq": 3.0, "qat": 5.0}}
 
+STEPS = 1000
+"""Of a local fit; so many that a share of them is taken almost exactly."""
 SLOWER = {"board": {"fp": 9.0, "ptq": 30.0, "qat": 33.0}, "phone": {"fp": 4.0, "ptq": 9.0, "qat": 11.0}}
 
 
 def tier(client_id) -> str:
     return "board" if CLIENTS.index(client_id) % 3 == 0 else "phone"
+
+
+def steps(plan: Plan, client_id) -> int:
+    return int(STEPS * plan.work.get(client_id, 1.0) + 1e-9)
 
 
 def cohort(round_number: int) -> list:
@@ -28,6 +35,7 @@ def context(**changes) -> AllocationContext:
         sensitivity=lambda client_id, measure: {"sqnr": 0.1, "loss": 1.0 + CLIENTS.index(client_id)}[measure],
         tier=tier,
         cohort=cohort,
+        num_steps=lambda client_id: STEPS,
         max_rounds=30,
     )
     return replace(given, **changes)
@@ -50,11 +58,11 @@ def record(
             mode=mode,
             status="ok",
             num_examples=10,
-            num_steps=1,
+            num_steps=steps(plan, client_id),
             metrics={},
             fit_wall_seconds=0.1,
             download_seconds=0.0,
-            compute_seconds=times[tier(client_id)][mode],
+            compute_seconds=times[tier(client_id)][mode] * steps(plan, client_id) / STEPS,
             upload_seconds=0.0,
             uplink_bytes=1,
             downlink_bytes=1,
@@ -63,7 +71,7 @@ def record(
         )
         for client_id, mode in plan.modes.items()
     )
-    seconds = max(client.virtual_seconds for client in clients)
+    seconds = max((client.virtual_seconds for client in clients), default=0.0)
     metric = 0.01 * round_number if metric is None else metric
     return RoundRecord(
         round=round_number,

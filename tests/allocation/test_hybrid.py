@@ -6,16 +6,19 @@ from dataclasses import replace
 import pytest
 
 from fedhq_lightning.allocation import HybridAllocator
-from fedhq_lightning.allocation.warm_start import trials_in
+from fedhq_lightning.allocation.boundary import Boundary
+from fedhq_lightning.allocation.warm_start import learned_before, learned_by
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.run.logged_rows import make_history
+from fedhq_lightning.types import Plan
 
 from .played import CLIENTS, SECONDS, SLOWER, cohort, context, play, ready, record, tier
 
 
 def test_both_modes_are_planned_and_the_boundary_is_logged():
-    plan = ready().propose(1, CLIENTS)
+    plan = ready(least_work=0.9).propose(1, CLIENTS)
     assert 0 < plan.counts()["qat"] < len(CLIENTS)
-    assert set(plan.logged) == {"slack", "share", "seconds", "risk", "trial", "incumbent"}
+    assert set(plan.logged) == {"slack", "share", "seconds", "risk", "work", "trial", "incumbent"}
 
 
 def test_the_explanation_names_both_analyses_and_the_boundary():
@@ -26,11 +29,23 @@ def test_the_explanation_names_both_analyses_and_the_boundary():
     assert "rho =" not in ready(boundary={"slack": 0, "share": 0}).explanation
 
 
-def test_longer_rounds_pay_for_more_qat():
-    def share_in_qat(slowdown: float) -> int:
-        return sum(plan.counts()["qat"] for plan in play(ready(fine=False, slowdown=slowdown), range(1, 10)))
+def test_longer_rounds_pay_for_more_steps_in_qat():
+    def work(slowdown: float) -> float:
+        return sum(plan.logged["work"] for plan in play(ready(fine=False, slowdown=slowdown), range(1, 10)))
 
-    assert share_in_qat(0.0) < share_in_qat(0.2) <= share_in_qat(0.5)
+    assert work(0.0) < work(0.2) <= work(0.5)
+
+
+def test_least_work_1_asks_everybody_for_all_steps():
+    plans = play(ready(least_work=1, slowdown=0.0), range(1, 31), metric=0.5)
+    assert all(not plan.work for plan in plans)
+    assert {mode for plan in plans for mode in plan.modes.values()} == {"ptq", "qat"}
+
+
+def test_slow_clients_take_fewer_steps_within_the_time_of_ptq():
+    plan = ready(fine=False, slowdown=0.0).propose(1, CLIENTS)
+    assert set(plan.modes.values()) == {"qat"}
+    assert plan.work == {each: pytest.approx(10 / 13) for each in CLIENTS if tier(each) == "board"}
 
 
 def test_a_device_without_the_memory_is_never_given_qat():
@@ -45,20 +60,60 @@ def test_without_refinement_the_boundary_stays():
     assert len({(plan.logged["slack"], plan.logged["share"]) for plan in plans}) == 1
 
 
-def test_refinement_tries_other_boundaries_and_logs_verdicts():
-    plans = play(ready(), range(1, 25))
-    assert {plan.logged["trial"] for plan in plans} > {0.0, 1.0}
-    assert any("objective" in plan.logged for plan in plans)
+def at_speed(allocator, rounds: int, rate) -> list:
+    """Rounds whose metric grows by `rate(plan)` each, after an evaluation before; their plans."""
+    level, plans = 0.0, []
+    allocator.observe(record(0, Plan({}), level))
+    for number in range(1, rounds + 1):
+        plans.append(allocator.propose(number, cohort(number)))
+        level += rate(plans[-1])
+        allocator.observe(record(number, plans[-1], level))
+    return plans
 
 
-def test_no_trial_makes_rounds_longer_than_slowdown_allows():
-    def seconds(plan) -> float:
-        return max(SECONDS[tier(client_id)][mode] for client_id, mode in plan.modes.items())
+def seconds(plan) -> float:
+    return max(SECONDS[tier(client_id)][mode] * plan.work.get(client_id, 1) for client_id, mode in plan.modes.items())
 
-    for seed in range(5):
-        plans = play(ready({"seed": seed}, slowdown=0.0), range(1, 31), metric=0.5)
-        assert any(plan.logged["trial"] > 0 for plan in plans)
-        assert {seconds(plan) for plan in plans} == {10.0}  # a board's in ptq
+
+class TestRefinement:
+    def test_shorter_rounds_that_lose_no_progress_take_over(self):
+        plans = at_speed(ready(slowdown=0.0), 30, lambda plan: 0.01)
+        assert [plan.logged["trial"] for plan in plans[:7]] == [0, 0, 1, 1, 0, 0, 1]
+        assert {seconds(plan) for plan in plans[:2]} == {10.0}
+        assert all(seconds(plan) == pytest.approx(5.0) for plan in plans[6:8])
+        assert any("objective" in plan.logged for plan in plans)
+        assert "takes over" in plans[6].reason
+
+    def test_what_was_logged_decides(self):
+        """The same run, but that shorter rounds made less progress: other plans follow."""
+        kept = at_speed(ready(slowdown=0.0), 30, lambda plan: 0.01)
+        lost = at_speed(ready(slowdown=0.0), 30, lambda plan: 0.01 * plan.logged["work"] ** 12)
+        assert kept[:6] == lost[:6]
+        assert kept[6].work != lost[6].work
+        assert seconds(lost[-1]) == 10.0 > seconds(kept[-1])
+
+    def test_where_all_clients_are_alike_rounds_are_not_shortened(self):
+        allocator = HybridAllocator(qat_from=1.0)
+        allocator.begin(context(client_seconds=lambda client_id, mode: SECONDS["phone"][mode]))
+        plans = play(allocator, range(1, 31), times=dict.fromkeys(SECONDS, SECONDS["phone"]))
+        assert all(not plan.work for plan in plans)
+        assert any("no other boundary is worth trying" in plan.reason for plan in plans)
+
+    def test_no_trial_makes_rounds_longer_than_slowdown_allows(self):
+        for seed in range(5):
+            plans = play(ready({"seed": seed}, slowdown=0.0), range(1, 31), metric=0.5)
+            assert any(plan.logged["trial"] > 0 for plan in plans)
+            assert max(seconds(plan) for plan in plans) == pytest.approx(10.0)  # a board's in ptq
+
+    def test_rounds_are_shortened_in_ptq_too(self):
+        plans = at_speed(ready(qat_from=1.0), 30, lambda plan: 0.01)
+        assert {mode for plan in plans for mode in plan.modes.values()} == {"ptq"}
+        assert seconds(plans[6]) == pytest.approx(5.0)
+
+    def test_the_beginning_of_qat_begins_the_comparison_anew(self):
+        plans = at_speed(ready(qat_from=1 / 6), 30, lambda plan: 0.01)
+        assert [plan.logged["trial"] for plan in plans[:11]] == [0, 0, 1, 1, 0, 0, 0, 1, 1, 0, 0]
+        assert "qat has begun" in plans[5].reason
 
 
 class TestData:
@@ -75,14 +130,15 @@ class TestData:
             ready({"divergence": None}, divergence="hellinger")
 
     def test_updates_that_diverge_make_a_client_risky(self):
-        allocator = ready({"divergence": None}, boundary={"slack": 0, "share": 0.1}, fine=False)
+        allocator = ready({"divergence": None}, boundary={"slack": 0, "share": 0.1}, fine=False, least_work=1)
         play(allocator, range(1, 13), update_divergence=lambda client_id: 0.9 if client_id == 3 else 0.1)
         assert tier(3) == "board"
         assert allocator.propose(13, CLIENTS).modes[3] == "qat"
         assert allocator.propose(13, CLIENTS).modes[0] == "ptq"
 
     def test_sensitivities_are_relative_to_their_mean(self):
-        allocator = ready(divergence=None, sensitivity="loss", boundary={"slack": 0, "share": 0.25}, fine=False)
+        boundary = {"slack": 0, "share": 0.25}
+        allocator = ready(divergence=None, sensitivity="loss", boundary=boundary, fine=False, least_work=1)
         assert allocator.wanted_sensitivity == "loss"
         assert allocator.propose(1, CLIENTS).modes["site-d"] == "qat"  # the most sensitive board at the start
         play(allocator, range(1, 13), sensitivity=lambda client_id: 1 / (1 + CLIENTS.index(client_id)))
@@ -101,7 +157,8 @@ class TestData:
         def seconds(client_id, mode):
             return SECONDS[tier(client_id)][mode] * (1 + CLIENTS.index(client_id) / 100)
 
-        allocator = ready({"divergence": None, "client_seconds": seconds, "sensitivity": lambda *_: 0.2})
+        changes = {"divergence": None, "client_seconds": seconds, "sensitivity": lambda *_: 0.2}
+        allocator = ready(changes, slowdown=0.2, least_work=1, window=9)
         plans = play(
             allocator,
             range(1, 9),
@@ -154,30 +211,27 @@ class TestResume:
         assert (tmp_path / "study.log").exists()
 
 
-@pytest.mark.parametrize(
-    ("window", "every", "start"), [(1, 1, 0.0), (2, 1, 0.0), (2, 3, 0.0), (3, 2, 0.0), (2, 1, 0.5)]
-)
-def test_the_rounds_that_are_said_to_be_needed_are_needed(window, every, start):
+@pytest.mark.parametrize(("window", "every"), [(1, 1), (2, 1), (2, 3), (3, 2)])
+def test_the_rounds_that_are_said_to_be_needed_are_needed(window, every):
     def tries(rounds: int) -> bool:
-        allocator = ready({"max_rounds": rounds, "eval_every_n_rounds": every}, window=window, qat_from=start)
+        allocator = ready({"max_rounds": rounds, "eval_every_n_rounds": every}, window=window)
         assert (f"too few to try another boundary; {needed} would do" in allocator.explanation) == (rounds < needed)
+        allocator.observe(record(0, Plan({}), 0.0))
         plans = []
         for number in range(1, rounds + 1):
             plans.append(allocator.propose(number, cohort(number)))
             logged = record(number, plans[-1])
             is_evaluated = number % every == 0 or number == rounds
             allocator.observe(logged if is_evaluated else replace(logged, metric_fp=None, metric_quantized=None))
-        return any(plan.logged["trial"] > 0 or "no boundary nearby" in plan.reason for plan in plans)
+        return any(plan.logged["trial"] > 0 for plan in plans)
 
-    needed = every + 3 * -(-window // every) * every + 1
-    if start:
-        needed = 14  # the last 8 of which are those that are needed
+    needed = 3 * -(-window // every) * every + 1
     assert tries(needed)
     assert not tries(needed - 1)
 
 
 def test_nobody_in_qat_is_said():
-    equal = {"ptq": 1.0, "qat": 2.0}
+    equal = {"ptq": 1.0, "qat": 2.5}
     allocator = ready({"client_seconds": lambda client_id, mode: equal[mode], "sensitivity": lambda *_: 0.0})
     assert "By this boundary nobody trains in qat: " in allocator.explanation
     assert "nobody trains in qat" not in ready().explanation
@@ -189,24 +243,79 @@ class TestWarmStart:
         with pytest.raises(ConfigurationError, match="gone"):
             HybridAllocator(warm_start=["gone"]).begin(context())
 
-    def rows(self):
-        plans = play(ready(), range(1, 25))
+    def rows(self, rate=lambda plan: 0.01):
+        plans = at_speed(ready(slowdown=0.0), 24, rate)
         return [
-            {"round": number, "metric_quantized": 0.1}
+            {"round": number, "metric_quantized": 0.1, "seconds/virtual": 1.0 * number}
             | {f"allocation/{name}": value for name, value in plan.logged.items()}
             for number, plan in enumerate(plans, start=1)
         ]
 
     def test_judged_trials_of_an_earlier_run_are_taken_up(self):
         rows = self.rows()
-        trials = trials_in(rows, "before")
+        trials, last = learned_by(rows, "before")
         assert len(trials) == 1 + len({row["allocation/judged"] for row in rows if "allocation/judged" in row})
         assert trials[0].value == 0.0
+        assert trials[1].value > 0.9
         assert all(trial.origin == "before" and trial.state == "COMPLETE" for trial in trials)
+        assert last == trials[1].boundary == Boundary(-0.5, 0.0)
+
+    @pytest.fixture
+    def earlier(self, monkeypatch):
+        """Rows of earlier runs by name, instead of files."""
+        kept = {}
+        monkeypatch.setattr("fedhq_lightning.run.read_history", lambda run: make_history(run, kept[run], {}))
+        return kept
+
+    def test_a_run_starts_where_the_earlier_one_ended_and_other_logged_values_start_it_elsewhere(self, earlier):
+        earlier["shorter"] = self.rows()
+        earlier["as-long"] = self.rows(lambda plan: 0.01 * plan.logged["work"] ** 12)
+        plans = {run: ready(slowdown=0.0, warm_start=run).propose(1, cohort(1)) for run in earlier}
+        assert plans["shorter"].logged["slack"] == -0.5
+        assert plans["as-long"].logged["slack"] == 0.0
+        assert plans["shorter"].work != plans["as-long"].work
+        assert "The boundary is the one that shorter ended with." in ready(warm_start="shorter").explanation
+
+    def test_the_study_asks_by_what_earlier_runs_logged(self, earlier):
+        """Two runs that logged other objectives for the same trials: other boundaries are tried next."""
+        rows = self.rows(lambda plan: 0.01 * plan.logged["work"] ** 12)
+        earlier["as-logged"] = rows
+        earlier["reversed"] = [
+            row | {"allocation/objective": -row["allocation/objective"]} if "allocation/objective" in row else row
+            for row in rows
+        ]
+        tried = {
+            run: next(
+                plan
+                for plan in at_speed(ready(warm_start=run), 9, lambda plan: 0.01)
+                if plan.logged["trial"] != plan.logged["incumbent"]
+            )
+            for run in earlier
+        }
+        assert tried["as-logged"].logged["slack"] != tried["reversed"].logged["slack"]
+
+    def test_objectives_of_one_run_after_another_add_up(self, earlier):
+        first = self.rows()
+        second = [row | {"allocation/slack": -0.5} for row in first[:2]]
+        second[0] |= {"allocation/trial": 5, "allocation/incumbent": 5}
+        second[1] |= {"allocation/trial": 6, "allocation/incumbent": 5, "allocation/slack": -0.4}
+        second.append(second[0] | {"round": 3, "allocation/judged": 6, "allocation/objective": 0.25})
+        earlier |= {"first": first, "second": second}
+        trials, last = learned_before(["first", "second"])
+        start = next(trial.value for trial in trials if trial.boundary == Boundary(-0.5, 0.0))
+        assert [trial.number for trial in trials] == list(range(len(trials)))
+        assert [trial.value for trial in trials[-2:]] == [start, pytest.approx(start + 0.25)]
+        assert last == Boundary(-0.5, 0.0)
+
+    def test_a_given_boundary_goes_before_that_of_an_earlier_run(self, earlier):
+        earlier["before"] = self.rows()
+        allocator = ready(boundary={"slack": 0.1, "share": 0}, warm_start="before")
+        assert allocator.propose(1, cohort(1)).logged["slack"] == 0.1
+        assert "The boundary was given." in allocator.explanation
 
     def test_a_run_without_boundaries_is_refused_with_what_it_logged(self):
         with pytest.raises(ConfigurationError, match="it logged metric_quantized, round"):
-            trials_in([{"round": 1, "metric_quantized": 0.3}], "before")
+            learned_by([{"round": 1, "metric_quantized": 0.3}], "before")
 
 
 @pytest.mark.parametrize(
@@ -218,6 +327,8 @@ class TestWarmStart:
         ({"window": True}, "window True must be"),
         ({"boundary": {"slack": 0.1}}, "it needs slack and share"),
         ({"boundary": {"slack": -1.5, "share": 0.5}}, "slack -1.5 must be"),
+        ({"least_work": 0}, "least_work 0 must be a number above 0, up to 1"),
+        ({"least_work": 1.5}, "least_work 1.5 must be"),
     ],
 )
 def test_what_cannot_work_is_refused(arguments, message):

@@ -19,9 +19,7 @@ class TestByNoise:
         assert "qat begins in round 16, ptq is for everybody before" in allocator.explanation
         plans = play(allocator, range(1, 31), metric=0.5)
         assert modes_of(plans)[:15] == [{"ptq"}] * 15
-        assert {"ptq", "qat"} in modes_of(plans)[15:]
-        assert {plan.logged["seconds"] for plan in plans[:15]} == {0.0}
-        assert all(plan.logged["seconds"] > 0 for plan in plans[15:])
+        assert all("qat" in modes for modes in modes_of(plans)[15:])
 
     def test_it_begins_at_once_where_rounding_destroys_nothing(self):
         allocator = ready({"sensitivity": lambda *_: 1e-4}, qat_from=None, fine=False)
@@ -48,7 +46,6 @@ class TestByProof:
         plans = play(allocator, range(1, 31))
         assert modes_of(plans) == [{"ptq"}] * 30
         assert "rounding is not seen to cost anything" in plans[-1].reason
-        assert {plan.logged["trial"] for plan in plans} == {0}
 
     def test_where_it_costs_qat_begins_after_three_evaluations(self):
         plans = play(self.ready(), range(1, 31), cost=0.02)

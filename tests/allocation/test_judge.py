@@ -6,49 +6,93 @@ import random
 
 import pytest
 
-from fedhq_lightning.allocation.judge import Verdict, Window, compare, confidence, noise_of
+from fedhq_lightning.allocation.judge import Window, compare, noise_of, scale_of
+
+NO_SHARES = [2.0, 2.1, 2.2, 2.3, 2.4]
+"""A curve that is measured as it is: not between 0 and 1."""
+
+
+def windows(gains, seconds=(10.0, 10.0, 10.0)) -> list[Window]:
+    """Windows one after another, with these gains."""
+    values = itertools.accumulate(gains, initial=2.0)
+    return [Window(each, *pair) for each, pair in zip(seconds, itertools.pairwise(values), strict=True)]
+
+
+def verdict(gains, seconds=(10.0, 10.0, 10.0), curve=NO_SHARES, sign=1.0):
+    before, challenger, after = windows(gains, seconds)
+    return compare(challenger, before, after, curve, sign)
 
 
 def test_equal_progress_is_no_difference():
-    verdict = compare(Window(10, 0.1), Window(10, 0.1), Window(10, 0.1), noise=0.01)
-    assert verdict.objective == 0
-    assert verdict.ahead == 0
+    assert verdict([0.1, 0.1, 0.1]).objective == pytest.approx(0, abs=1e-6)
+    assert not verdict([0.1, 0.0999, 0.1]).takes_over
 
 
 def test_steady_decay_cancels():
-    verdict = compare(Window(10, 0.2), Window(10, 0.3), Window(10, 0.1), noise=0.01)
-    assert verdict.objective == pytest.approx(0, abs=1e-12)
+    assert verdict([0.3, 0.2, 0.1]).objective == pytest.approx(0, abs=1e-6)
 
 
-def test_the_same_gain_in_half_the_time_is_ahead():
-    verdict = compare(Window(5, 0.1), Window(10, 0.1), Window(10, 0.1), noise=0.001)
-    assert verdict.objective == pytest.approx(1.0)
-    assert verdict.ahead == pytest.approx(0.05)
+def test_the_same_gain_in_half_the_time_is_twice_as_fast():
+    found = verdict([0.1, 0.1, 0.1], (10.0, 5.0, 10.0))
+    assert found.objective == pytest.approx(1.0)
+    assert found.is_shorter
+    assert found.takes_over
+
+
+def test_longer_rounds_must_be_ahead_beyond_noise_and_shorter_ones_only_not_behind():
+    noisy = [2.0, 2.2, 2.1, 2.3, 2.2, 2.4]
+    longer, shorter = verdict([0.1, 0.3, 0.1], (9.9, 10.1, 9.9), noisy), verdict([0.1, 0.3, 0.1], (10, 9.9, 10), noisy)
+    assert 0 < longer.deviations < 1
+    assert not longer.takes_over
+    assert shorter.takes_over
+    assert not verdict([0.1, 0.0, 0.1], (10, 9.9, 10), noisy).takes_over
+    assert verdict([0.1, 2.0, 0.1], (9.9, 10.1, 9.9), noisy).takes_over
+
+
+def test_smaller_is_better_where_the_sign_says_so():
+    assert verdict([0.1, 0.2, 0.1], sign=1.0).objective > 0
+    assert verdict([0.1, 0.2, 0.1], sign=-1.0).objective < 0
 
 
 def test_where_nothing_moves_noise_is_the_scale():
-    verdict = compare(Window(10, 0.001), Window(10, 0.0), Window(10, 0.0), noise=0.01)
-    assert abs(verdict.objective) <= 0.1
+    assert abs(verdict([0.0, 0.001, 0.0], curve=[2.0, 2.01, 2.0, 2.01, 2.0]).objective) <= 0.1
 
 
 def test_a_jump_cannot_leave_the_range():
-    assert compare(Window(1, 100.0), Window(1, 1e-9), Window(1, 1e-9), noise=1e-9).objective == 5.0
+    assert verdict([1e-9, 100.0, 1e-9]).objective == 2.0
+    assert verdict([1e-9, -100.0, 1e-9]).objective == -2.0
 
 
-def test_a_value_that_is_no_number_gives_no_verdict():
-    assert math.isnan(compare(Window(1, math.nan), Window(1, 0.1), Window(1, 0.1), 0.1).objective)
+def test_before_noise_is_known_nothing_is_said():
+    assert verdict([0.1, 9.0, 0.1], curve=[2.0, 2.1, 2.2]).objective == 0.0
 
 
-def test_the_variance_is_that_of_the_four_evaluations():
+def test_the_deviation_is_that_of_the_four_evaluations():
     generator = random.Random(0)
     lengths = (4.0, 7.0, 5.0)
-    ahead = []
-    for _ in range(20_000):
-        a, b, c, d = (generator.gauss(0, 0.3) for _ in range(4))
-        verdict = compare(Window(lengths[1], c - b), Window(lengths[0], b - a), Window(lengths[2], d - c), 0.3)
-        ahead.append(verdict.ahead)
-    measured = sum(each**2 for each in ahead) / len(ahead)
-    assert verdict.variance == pytest.approx(measured, rel=0.05)
+    curve = [100 + generator.gauss(0, 0.3) for _ in range(2000)]
+    found = []
+    for _ in range(5000):
+        a, b, c, d = (100 + generator.gauss(0, 0.3) for _ in range(4))
+        trial = compare(Window(lengths[1], b, c), Window(lengths[0], a, b), Window(lengths[2], c, d), curve[:50], 1.0)
+        found.append(trial.deviations)
+    measured = sum(each**2 for each in found) / len(found)
+    assert math.sqrt(measured) == pytest.approx(0.3 / noise_of(curve[:50]), rel=0.05)
+
+
+class TestScale:
+    def test_shares_are_measured_by_what_is_left_of_the_error(self):
+        scaled = scale_of([0.1, 0.9], 1.0)
+        assert scaled(0.98) - scaled(0.96) == pytest.approx(math.log(2))
+        assert scaled(1.0) == pytest.approx(-math.log(1e-3))
+
+    def test_losses_are_measured_by_ratios(self):
+        scaled = scale_of([2.3, 0.4], -1.0)
+        assert scaled(0.2) - scaled(0.4) == pytest.approx(math.log(2))
+
+    @pytest.mark.parametrize(("curve", "sign"), [([0.1, 1.4], 1.0), ([0.3, -0.1], -1.0)])
+    def test_anything_else_is_taken_as_it_is(self, curve, sign):
+        assert scale_of(curve, sign)(3.0) == 3.0 * sign
 
 
 @pytest.mark.parametrize("trend", [lambda k: 0.0, lambda k: 0.03 * k, lambda k: 1 - math.exp(-k / 60)])
@@ -58,26 +102,6 @@ def test_noise_is_found_whatever_the_trend(trend):
     assert noise_of(values) == pytest.approx(0.02, rel=0.2)
 
 
-def test_a_single_jump_does_not_pass_for_noise():
-    values = [0.01 * k + (0.5 if k > 30 else 0) for k in range(60)]
-    assert noise_of(values) < 1e-6
-
-
-def test_last_digits_are_noise():
-    values = [0.1 * k for k in range(8)]
-    gains = [b - a for a, b in itertools.pairwise(values)]
-    before, challenger, after = (Window(0.3, gain) for gain in gains[-3:])
-    assert challenger.gain != before.gain  # though only by how 0.1 is stored
-    assert abs(confidence([compare(challenger, before, after, noise_of(values))])) < 0.5
-
-
-def test_too_few_values_tell_nothing():
-    assert noise_of([0.1, 0.2, math.nan, 0.3]) == math.inf
-
-
-def test_confidence_adds_up_windows():
-    one = Verdict(1.0, 0.02, 0.01**2)
-    assert confidence([one]) == pytest.approx(2)
-    assert confidence([one] * 4) == pytest.approx(4)
-    assert confidence([]) == 0
-    assert confidence([Verdict(1.0, 0.02, math.inf)]) == 0
+def test_few_values_tell_no_noise():
+    assert noise_of([0.1, 0.2, 0.3]) == math.inf
+    assert 0 < noise_of([0.1, 0.2, 0.3, 0.4]) < 1e-6

@@ -57,6 +57,15 @@ def test_noise_alone_is_rarely_taken_for_a_cost():
     assert seen < 60
 
 
+def test_a_cost_that_falls_with_the_error_is_seen():
+    found = RoundingCost(1.0)
+    seen = []
+    for pair in ((0.62, 0.46), (0.88, 0.72), (0.92, 0.9), (0.95, 0.91)):
+        found.observe(*pair)
+        seen.append(found.is_seen)
+    assert seen == [False, False, False, True]
+
+
 def test_a_loss_costs_where_it_grows():
     assert after([-0.1] * 3, sign=-1.0).is_seen
     assert not after([0.1] * 3, sign=-1.0).is_seen

@@ -64,7 +64,7 @@ class TestReport:
             expected = sum(allocation.mode_under(client, boundary) == mode for client in others)
             assert drawn(picture, MODE_COLOURS[mode]) == {True: list(trained.values()).count(mode), False: expected}
         assert {"T", "rho", "board", "phone", "server", "cannot hold qat"} <= set(texts(picture))
-        assert "virtual time of a round in qat (s)" in texts(picture)
+        assert "virtual time in qat, fewest steps (s)" in texts(picture)
 
     def test_the_boundary_over_the_rounds(self, report: str) -> None:
         text = Page(report).text
