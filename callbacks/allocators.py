@@ -90,10 +90,12 @@ class AllocatorCallback(TrainerCallback):
 class HybridAllocator(AllocatorCallback, _HybridAllocator):
     """Who trains in `ptq` and who in `qat`, by a boundary: `fedhq_lightning.allocation.HybridAllocator`.
 
-    Among fewer than 8 silos of `lightning.pytorch.Trainer` the boundary chosen before round 1 stays.
+    Silos of `lightning.pytorch.Trainer` take all their steps, whatever `least_work` says. Among fewer than 8 of them
+    the boundary chosen before round 1 stays.
     """
 
     _is_in_trainer = _is_coarse_here = False
+    _least_work_elsewhere: float | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """See that clients are silos.
@@ -109,6 +111,8 @@ class HybridAllocator(AllocatorCallback, _HybridAllocator):
         self._is_coarse_here = self._is_in_trainer and self.fine and len(context.client_ids) < _FEWEST_SILOS
         if self._is_coarse_here:
             self.fine = False
+        if self._is_in_trainer and self._least_work_elsewhere is None:
+            self._least_work_elsewhere, self.least_work = self.least_work, 1.0
         super().begin(context)
         words = f" With fewer than {_FEWEST_SILOS} silos the boundary stays coarse."
         if self._is_coarse_here and words not in self.explanation:
@@ -117,6 +121,8 @@ class HybridAllocator(AllocatorCallback, _HybridAllocator):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Be as before the fit."""
         self.fine = self.fine or self._is_coarse_here
+        if self._least_work_elsewhere is not None:
+            self.least_work, self._least_work_elsewhere = self._least_work_elsewhere, None
         self._is_in_trainer = self._is_coarse_here = False
 
 

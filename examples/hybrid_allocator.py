@@ -20,8 +20,8 @@ class ShowPlans(RoundCallback):
         print(trainer.allocator.explanation)
 
     def on_round_start(self, trainer, round_number, plan):
-        modes = ", ".join(f"{client_id} {mode}" for client_id, mode in sorted(plan.modes.items()))
-        print(f"round {round_number}: {modes}")
+        clients = ", ".join(f"{each} {mode} {plan.work.get(each, 1):.0%}" for each, mode in sorted(plan.modes.items()))
+        print(f"round {round_number}: {clients} of the steps")
         print(f"  slack {plan.logged['slack']:.3f}, share {plan.logged['share']:.3f}: {plan.reason}")
 
     def on_round_end(self, trainer, record):

@@ -142,10 +142,10 @@ def _fixed(text: str) -> Contestant:
     try:
         slack, share = map(float, parts[1:])
     except ValueError:
-        slack = share = -1.0
-    if not (0 <= slack < float("inf") and 0 <= share <= 1):
+        slack = share = -2.0
+    if not (-1 < slack < float("inf") and 0 <= share <= 1):
         raise ConfigurationError(
-            f"allocator {text!r}: give fixed:SLACK:SHARE with a slack of 0 or more and a share from 0 to 1, such as "
+            f"allocator {text!r}: give fixed:SLACK:SHARE with a slack above -1 and a share from 0 to 1, such as "
             "fixed:0.5:0.25"
         )
     return fixed(slack, share)

@@ -139,7 +139,7 @@ class TestHybrid:
 
     @pytest.mark.parametrize(("count", "is_fine"), [(7, False), (8, True)])
     def test_is_coarse_among_fewer_than_8_silos(self, count: int, is_fine: bool, tmp_path: Path) -> None:
-        allocator = in_trainer(callbacks.HybridAllocator(qat_from=0.0))
+        allocator = in_trainer(callbacks.HybridAllocator(qat_from=0.0, slowdown=0.5))
         allocator.begin(context(count))
         boundaries = set()
         for number in range(1, 16):
@@ -152,6 +152,18 @@ class TestHybrid:
         assert (tmp_path / "study.log").exists() == is_fine
         allocator.teardown(None, None, "fit")
         assert allocator.fine
+
+    def test_silos_take_all_their_steps(self) -> None:
+        allocator = in_trainer(callbacks.HybridAllocator(qat_from=0.0, boundary={"slack": -0.3, "share": 0.0}))
+        for _ in range(2):
+            allocator.begin(context())
+            for number in range(1, 16):
+                assert not allocator.propose(number, range(12)).work
+                allocator.observe(record(number, number / 10))
+        allocator.teardown(None, None, "fit")
+        assert allocator.least_work == 0.5
+        allocator.begin(context())
+        assert allocator.propose(1, range(12)).work
 
     def test_a_federated_trainer_refines_with_few_clients_too(self) -> None:
         allocator = callbacks.HybridAllocator()

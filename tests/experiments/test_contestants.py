@@ -29,7 +29,7 @@ def test_a_boundary_by_numbers():
 
 @pytest.mark.parametrize("text", ["fixed:", "fixed:1", "fixed:-1:0", "fixed:0:1.5", "fixed:nan:0", "fixed:a:b"])
 def test_bad_boundaries(text):
-    with pytest.raises(ConfigurationError, match="give fixed:SLACK:SHARE with a slack of 0 or more"):
+    with pytest.raises(ConfigurationError, match="give fixed:SLACK:SHARE with a slack above -1"):
         contestant(text)
 
 
