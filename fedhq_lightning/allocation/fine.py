@@ -33,7 +33,7 @@ class _Standing:
         tried: The challenger's window that awaits the incumbent's after it.
         begun: Value at the start of this window; None before the first logged value.
         rounds: Done in this window.
-        seconds: Virtual, of these rounds.
+        seconds: How long they lasted, see `FineAdjustment.observe`.
         curve: The logged values.
     """
 
@@ -106,7 +106,7 @@ class FineAdjustment:
 
         Args:
             round_number: From 1; 0 for the evaluation before.
-            seconds: Virtual seconds that the round took, without waiting for clients.
+            seconds: How long the round lasted, in rounds with all steps of the same cohort.
             value: The monitored value as logged, or None where the round was not evaluated.
         """
         standing = self._standing

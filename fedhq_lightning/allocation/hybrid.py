@@ -7,7 +7,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from fedhq_lightning.allocation.boundary import Allotment, Boundary, ClientFacts, allot, is_number, risk_level
+from fedhq_lightning.allocation.boundary import (
+    Allotment,
+    Boundary,
+    ClientFacts,
+    allot,
+    bottleneck_seconds,
+    is_number,
+    risk_level,
+)
 from fedhq_lightning.allocation.coarse import CoarseChoice, choose_boundary, start_of_qat
 from fedhq_lightning.allocation.explanation import explain, explain_start
 from fedhq_lightning.allocation.fine import FineAdjustment
@@ -121,6 +129,7 @@ class HybridAllocator(Allocator):
         self.wants_label_divergence = divergence not in (None, "updates")
         self._given = None if boundary is None else Boundary(**boundary)
         self._knowledge: ClientKnowledge | None = None
+        self._bottleneck = 0.0
 
     def begin(self, context: AllocationContext) -> None:
         """Analyse, choose the coarse boundary, take up earlier runs.
@@ -167,6 +176,7 @@ class HybridAllocator(Allocator):
             raise RuntimeError("HybridAllocator.propose before begin: the trainer calls begin(context) once")
         trial = self._fine.current
         facts, level = self._knowledge.facts(cohort), self._level(trial.boundary)
+        self._bottleneck = bottleneck_seconds(facts.values(), self._context.round_deadline)
         begun = self._has_begun(round_number)
         allotment = self._allot(trial.boundary, facts, begun)
         probes = self._knowledge.probes(cohort) if begun else {}
@@ -205,10 +215,17 @@ class HybridAllocator(Allocator):
             counts = result.round >= self._rounds_in_ptq
             self._rounding.observe(result.metric_fp, result.metric_quantized, counts)
         if self.fine:
-            # Waiting for clients to come back is nobody's merit or fault.
-            self._fine.observe(result.round, result.virtual_seconds - result.wait_seconds, result.monitored)
+            self._fine.observe(result.round, self._length(result), result.monitored)
             if result.round > 0 and self._has_begun(result.round + 1) and not had_begun:
                 self._fine.begin_anew("qat has begun")
+
+    def _length(self, result: "RoundRecord") -> float:
+        """How long a round lasted, in rounds with all steps of the same cohort.
+
+        Whom the sampler drew and what time passed until they came back is no boundary's merit or fault.
+        """
+        seconds = result.virtual_seconds - result.wait_seconds
+        return seconds / self._bottleneck if result.round > 0 and self._bottleneck > 0 else seconds
 
     def write(self, folder: Path) -> None:
         """`allocation.json`, and `study.log`, an Optuna journal, where there is a study."""

@@ -18,7 +18,7 @@ class Window:
     """Some rounds under one boundary.
 
     Attributes:
-        seconds: Virtual, > 0.
+        seconds: How long they lasted, > 0, in a unit of virtual time that all windows share.
         begun: Monitored value before them.
         ended: After them.
     """

@@ -105,6 +105,16 @@ class TestRefinement:
             assert any(plan.logged["trial"] > 0 for plan in plans)
             assert max(seconds(plan) for plan in plans) == pytest.approx(10.0)  # a board's in ptq
 
+    def test_whom_the_sampler_drew_makes_no_boundary_faster(self):
+        """A round of phones alone is as long, in rounds with all steps of its cohort, as one with boards."""
+        phones = [each for each in CLIENTS if tier(each) == "phone"]
+        allocator = ready({"cohort": lambda number: phones if number == 1 else CLIENTS}, qat_from=1.0, window=9)
+        lengths = []
+        for number, drawn in ((1, phones), (2, CLIENTS)):
+            allocator.observe(record(number, allocator.propose(number, drawn), 0.1))
+            lengths.append(allocator.state_dict()["fine"]["standing"]["seconds"])
+        assert lengths == [pytest.approx(0.0), pytest.approx(1.0)]  # the first ends before the first window begins
+
     def test_rounds_are_shortened_in_ptq_too(self):
         plans = at_speed(ready(qat_from=1.0), 30, lambda plan: 0.01)
         assert {mode for plan in plans for mode in plan.modes.values()} == {"ptq"}
@@ -287,7 +297,7 @@ class TestWarmStart:
         tried = {
             run: next(
                 plan
-                for plan in at_speed(ready(warm_start=run), 9, lambda plan: 0.01)
+                for plan in at_speed(ready(warm_start=run), 30, lambda plan: 0.01)
                 if plan.logged["trial"] != plan.logged["incumbent"]
             )
             for run in earlier
