@@ -166,6 +166,7 @@ def cell_recipe(text: str, contestant: Contestant, seed: int, root: Path, refere
             # Patterns of single layers would win over the kernel that is asked for.
             lanes["layer_kernels"] = {mode: each for mode, each in lanes["layer_kernels"].items() if mode != "qat"}
         trainer["lanes"] = lanes | dict(contestant.lanes)
+    trainer |= copy.deepcopy(dict(contestant.trainer))
     # One process a cell: Lightning would start the whole command again for a second one.
     trainer |= {"seed": seed, "devices": 1, "num_nodes": 1, "strategy": "auto", "enable_progress_bar": False}
     trainer["default_root_dir"] = str(root)

@@ -18,6 +18,18 @@ BEST_FIXED = "best-fixed"
 GRID_SLACKS = (0.0, 0.5, 2.0)
 GRID_SHARES = (0.0, 0.25, 0.5)
 """Boundaries that `best-fixed` is chosen from."""
+_COMMON = (
+    "callbacks",
+    "seed",
+    "monitor",
+    "monitor_mode",
+    "logger",
+    "default_root_dir",
+    "devices",
+    "num_nodes",
+    "strategy",
+)
+"""Settings of the trainer that all contestants of a comparison share."""
 _OWN_NAME = re.compile(r"[\w.-]+")
 
 
@@ -30,6 +42,7 @@ class Contestant:
         class_path: Its class.
         init_args: What the class is made with.
         lanes: Values of `trainer.lanes` that it changes.
+        trainer: Other values of `trainer` that it changes.
         matched: What a random allocator is matched in to the reference; None for all others.
     """
 
@@ -38,10 +51,12 @@ class Contestant:
     init_args: Mapping[str, Any] = field(default_factory=dict)
     lanes: Mapping[str, Any] = field(default_factory=dict)
     matched: Literal["total", "tier"] | None = None
+    trainer: Mapping[str, Any] = field(default_factory=dict)
 
     def described(self) -> dict[str, Any]:
         """What decides its plans, as plain values."""
-        return {"class_path": self.class_path, "init_args": dict(self.init_args), "lanes": dict(self.lanes)}
+        own = {"class_path": self.class_path, "init_args": dict(self.init_args), "lanes": dict(self.lanes)}
+        return own | ({"trainer": dict(self.trainer)} if self.trainer else {})
 
 
 def _all(mode: str, **lanes: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -68,7 +83,7 @@ def contestant(text: str) -> Contestant:
 
     Args:
         text: A built-in name (not `best-fixed`); `fixed:SLACK:SHARE`; or `NAME=CLASS_PATH` or `NAME=FILE.yaml`, a file
-            with `class_path` and `init_args`.
+            with `class_path`, `init_args`, and `trainer`, settings that this contestant changes.
 
     Raises:
         ConfigurationError: None of these, numbers out of range, or an unreadable file.
@@ -169,7 +184,16 @@ def _own(text: str) -> Contestant:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ConfigurationError(f"allocator {text!r}: {source}: {reason}") from error
-    allowed = {"class_path", "init_args"}
+    allowed = {"class_path", "init_args", "trainer"}
     if not isinstance(content, dict) or "class_path" not in content or not set(content) <= allowed:
-        raise ConfigurationError(f"allocator {text!r}: {source} must hold class_path, and may hold init_args")
-    return Contestant(name, str(content["class_path"]), content.get("init_args") or {})
+        raise ConfigurationError(
+            f"allocator {text!r}: {source} must hold class_path, and may hold init_args and trainer"
+        )
+    trainer = content.get("trainer") or {}
+    common = sorted(set(trainer) & set(_COMMON)) if isinstance(trainer, dict) else [repr(trainer)]
+    if common:
+        raise ConfigurationError(
+            f"allocator {text!r}: {source}: trainer must hold settings that contestants may differ in, such as "
+            f"ema_decay; not {', '.join(common)}"
+        )
+    return Contestant(name, str(content["class_path"]), content.get("init_args") or {}, trainer=trainer)

@@ -38,6 +38,9 @@ def test_own_classes_and_files():
     Path("mine.yaml").write_text("class_path: a.B\ninit_args: {x: 3}\n")
     found = contestant("mine-3=mine.yaml")
     assert (found.name, found.class_path, found.init_args) == ("mine-3", "a.B", {"x": 3})
+    assert "trainer" not in found.described()  # or the cells that are kept would be others
+    Path("mean.yaml").write_text("class_path: a.B\ntrainer: {ema_decay: 0.8}\n")
+    assert contestant("mean=mean.yaml").described()["trainer"] == {"ema_decay": 0.8}
 
 
 @pytest.mark.parametrize(
@@ -51,11 +54,15 @@ def test_own_classes_and_files():
         ("mine=missing.yaml", "missing.yaml: No such file"),
         ("mine=list.yaml", "must hold class_path"),
         ("mine=more.yaml", "must hold class_path"),
+        ("mine=number.yaml", "trainer must hold settings that contestants may differ in, such as ema_decay; not 3"),
+        ("mine=seeded.yaml", "such as ema_decay; not monitor, seed"),
     ],
 )
 def test_unknown_ones(text, message):
     Path("list.yaml").write_text("[1]")
-    Path("more.yaml").write_text("{class_path: a.B, trainer: 3}")
+    Path("more.yaml").write_text("{class_path: a.B, seed: 3}")
+    Path("number.yaml").write_text("{class_path: a.B, trainer: 3}")
+    Path("seeded.yaml").write_text("{class_path: a.B, trainer: {seed: 3, monitor: val_loss, ema_decay: 0.8}}")
     with pytest.raises(ConfigurationError, match=message):
         contestant(text)
 
