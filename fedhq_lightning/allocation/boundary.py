@@ -41,6 +41,9 @@ class Boundary:
     slack: float
     share: float
 
+    def __str__(self) -> str:
+        return f"slack {self.slack:.2g}, share {self.share:.2g}"
+
     def __post_init__(self) -> None:
         if not (is_number(self.slack) and math.isfinite(self.slack) and self.slack > -1):
             raise ConfigurationError(f"boundary: slack {self.slack!r} must be a finite number above -1")

@@ -51,7 +51,11 @@ def explain(knowledge: "ClientKnowledge", choice: "CoarseChoice", least_work: fl
 
 
 def explain_start(
-    noise_to_signal: float | None, rounds_in_ptq: int, is_given: bool, waits_for_proof: bool = False
+    noise_to_signal: float | None,
+    rounds_in_ptq: int,
+    is_given: bool,
+    waits_for_proof: bool = False,
+    was_seen: bool = False,
 ) -> str:
     """When `qat` begins and why, to follow the rest.
 
@@ -60,6 +64,7 @@ def explain_start(
         rounds_in_ptq: Rounds before.
         is_given: Whether the user has set it.
         waits_for_proof: Whether it begins only once rounding is seen to cost.
+        was_seen: Whether that was seen in an earlier run.
     """
     begins = f"qat begins in round {rounds_in_ptq + 1}, ptq is for everybody before" if rounds_in_ptq else ""
     if is_given:
@@ -67,6 +72,8 @@ def explain_start(
     known = "What rounding destroys is not known"
     if noise_to_signal is not None:
         known = f"Rounding to the scheme destroys {noise_to_signal:.1%} of the power of the initial model's output"
+    if waits_for_proof and was_seen:
+        return f" {known}. That it costs was seen in the earlier run, so {begins or 'qat begins at once'}."
     if waits_for_proof:
         return (
             f" {known}. So qat begins in round {rounds_in_ptq + 1} at the earliest, and only once the deployed model "

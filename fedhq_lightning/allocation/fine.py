@@ -17,9 +17,6 @@ from fedhq_lightning.allocation.boundary import Boundary
 from fedhq_lightning.allocation.judge import Window, compare
 from fedhq_lightning.allocation.study import BoundaryStudy, Trial
 
-_MOST_ASKED = 10
-"""Boundaries asked for until one is worth trying."""
-
 
 @dataclass
 class _Standing:
@@ -35,6 +32,7 @@ class _Standing:
         rounds: Done in this window.
         seconds: How long they lasted, see `FineAdjustment.observe`.
         curve: The logged values.
+        asked: How often the study was.
     """
 
     incumbent: int
@@ -46,6 +44,7 @@ class _Standing:
     begun: float | None = None
     rounds: int = 0
     seconds: float = 0.0
+    asked: int = 0
 
 
 class FineAdjustment:
@@ -211,10 +210,11 @@ class FineAdjustment:
         self._drop_challenger(value)
         by = f"{verdict.deviations:+.1f} standard deviations"
         if not verdict.takes_over:
-            return f"trial {challenger} was not faster beyond noise ({by}): dropped"
+            return f"trial {challenger} did not train faster ({by}): dropped"
         # This was the window of the one that was beaten; the next is compared with the winner's own.
         standing.incumbent, standing.before = challenger, None
-        return f"trial {challenger} made more progress per virtual second than the incumbent ({by}) and takes over"
+        how = "with shorter rounds" if verdict.is_shorter else "with longer rounds"
+        return f"trial {challenger} takes over {how}: its progress per virtual second over the incumbent's is {by}"
 
     def _drop_challenger(self, value: float | None) -> None:
         standing = self._standing
@@ -231,13 +231,12 @@ class FineAdjustment:
             return f"trial {standing.incumbent}, the incumbent, to the end: no time to judge another"
         incumbent, rounds = self.incumbent.boundary, range(round_number + 1, round_number + 1 + self._window)
         if standing.challenger is None:
-            asked = (self._study.ask(incumbent, attempt) for attempt in range(_MOST_ASKED))
-            found = next((each for each in asked if self._is_worth_trying(each, incumbent, rounds)), None)
-            if found is not None:
-                standing.challenger = self._study.add(found, None).number
+            asked = self._study.ask(incumbent, standing.asked)
+            standing.asked += 1
+            if not self._is_worth_trying(asked, incumbent, rounds):
+                return f"trial {standing.incumbent}, the incumbent: {asked} is not worth trying in the next rounds"
+            standing.challenger = self._study.add(asked, None).number
         elif not self._is_worth_trying(self._study.trials[standing.challenger].boundary, incumbent, rounds):
             return f"trial {standing.challenger} is not worth trying in the next rounds: it waits"
-        if standing.challenger is None:
-            return "no other boundary is worth trying in the next rounds"
         standing.on_trial = True
         return f"trial {standing.challenger} challenges trial {standing.incumbent}"

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from fedhq_lightning.run.records import RoundRecord
 
 _MEASURES = {"divergence": get_args(Divergence), "sensitivity": ("sqnr", "loss")}
-_STATE = {"knowledge", "choice", "is_coarse", "fine", "rounding", "history", "noise", "explanation"}
+_STATE = {"knowledge", "choice", "is_coarse", "fine", "rounding", "was_seen", "history", "noise", "explanation"}
 _NUMBERS = ("trial", "incumbent", "judged")
 _MOST_ROUNDS_PREVIEWED = 50
 
@@ -68,8 +68,9 @@ class HybridAllocator(Allocator):
         sensitivity: `sqnr` (noise over signal power of the rounded model's output) or `loss` (relative growth of the
             loss), measured by each client on one of its batches; None leaves it out.
         window: Rounds that a boundary is tried for, >= 1.
-        warm_start: Earlier runs: the new one starts with the boundary that the last of them ended with, and with all
-            their trials. Run directories, offline W&B runs, or W&B's `entity/project/run`.
+        warm_start: Earlier runs (run directories, offline W&B runs, W&B's `entity/project/run`). The new one starts with
+            all their trials and the boundary that the last of them ended with, and where rounding was seen to cost in
+            that one, `qat` does not wait.
         fleet: Devices as they are stated, where that differs from the run's fleet.
 
     Raises:
@@ -154,7 +155,8 @@ class HybridAllocator(Allocator):
         self._rounds_in_ptq = self._rounds_before_qat(context.max_rounds)
         sign = 1.0 if context.monitor_mode == "max" else -1.0
         self._rounding = RoundingCost(sign)
-        earlier = self._learned_before()
+        earlier = self._learned_before(sign)
+        self._rounding.is_seen = self._was_seen = earlier is not None and earlier.rounding_costs
         start = self._given or (earlier.last if earlier else None)
         self._is_coarse = start is None
         self._choice = self._choose(start)
@@ -244,6 +246,7 @@ class HybridAllocator(Allocator):
             "is_coarse": self._is_coarse,
             "fine": self._fine.state_dict(),
             "rounding": self._rounding.state_dict(),
+            "was_seen": self._was_seen,
             "history": [dict(each) for each in self._history],
             "noise": self._noise,
             "explanation": self.explanation,
@@ -266,6 +269,7 @@ class HybridAllocator(Allocator):
             self._is_coarse = state["is_coarse"]
             self._fine.load_state_dict(state["fine"])
             self._rounding.load_state_dict(state["rounding"])
+            self._was_seen = state["was_seen"]
             self._history = [dict(each) for each in state["history"]]
         except (KeyError, TypeError) as error:
             raise ConfigurationError(
@@ -279,7 +283,8 @@ class HybridAllocator(Allocator):
             self.explanation += f" Made {self._context.max_rounds} rounds long later on.{start}"
 
     def _start_in_words(self) -> str:
-        return explain_start(self._noise, self._rounds_in_ptq, self.qat_from is not None, self._waits_for_proof())
+        is_given, waits = self.qat_from is not None, self._waits_for_proof()
+        return explain_start(self._noise, self._rounds_in_ptq, is_given, waits, self._was_seen)
 
     def _has_begun(self, round_number: int) -> bool:
         """Whether the boundary decides in this round; before, everybody trains in ptq."""
@@ -389,7 +394,7 @@ class HybridAllocator(Allocator):
             for client_id, each in facts.items()
         ]
 
-    def _learned_before(self) -> Earlier | None:
+    def _learned_before(self, sign: float) -> Earlier | None:
         if not self.fine or not self.warm_start or self._context.resumes:
             return None
-        return learned_before(self.warm_start)
+        return learned_before(self.warm_start, sign)

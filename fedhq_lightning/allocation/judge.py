@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from statistics import median
 
 LONGER_BEYOND = 2.0
-"""Standard deviations by which a challenger must be ahead that made rounds longer than the incumbent's. What shorter
-rounds save is certain, so that they only may not be behind."""
+"""Standard deviations by which a challenger must be ahead that made rounds longer than the incumbent's."""
+SHORTER_BEHIND = 1.0
+"""Standard deviations by which one may be behind that made them shorter: what that saves is certain."""
 _LEAST_ERROR = 1e-3
 _PRECISION = 2.0**-24
 _MOST = 2.0
@@ -46,7 +47,7 @@ class Verdict:
     @property
     def takes_over(self) -> bool:
         """Whether the challenger is to be the incumbent."""
-        return self.deviations >= (0.0 if self.is_shorter else LONGER_BEYOND)
+        return self.deviations >= (-SHORTER_BEHIND if self.is_shorter else LONGER_BEYOND)
 
 
 def compare(challenger: Window, before: Window, after: Window, curve: Sequence[float], sign: float) -> Verdict:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 NAME = "fedhq"
 STARTUP_TRIALS = 3
+_FIRST_QUESTIONS = 3
+"""Asks that the shortest rounds get, which need not be worth trying with every cohort."""
 _REACH = 0.3
 """How far from the incumbent's share a trial's may lie."""
 
@@ -78,7 +80,7 @@ class BoundaryStudy:
 
         Args:
             incumbent: What it challenges.
-            attempt: Another number gives another boundary.
+            attempt: How often it was asked before; another number gives another boundary, but for the first three.
         """
         import optuna
         from optuna.distributions import FloatDistribution
@@ -90,7 +92,7 @@ class BoundaryStudy:
         }
         with libraries_quiet("optuna"):
             study = self._study(_seed_of(self._seed, len(self.trials), attempt))
-            if len(self.trials) == 1 and attempt == 0:
+            if len(self.trials) == 1 and attempt < _FIRST_QUESTIONS:
                 study.enqueue_trial({"slack": self._slacks[0], "share": share})
             found = study.ask(space).params
         return Boundary(slack=float(found["slack"]), share=float(found["share"]))

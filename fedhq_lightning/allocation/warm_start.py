@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from fedhq_lightning.allocation.boundary import Boundary
+from fedhq_lightning.allocation.rounding_cost import RoundingCost
 from fedhq_lightning.allocation.study import Trial
 from fedhq_lightning.errors import ConfigurationError
 
@@ -17,22 +18,27 @@ class Earlier(NamedTuple):
     Attributes:
         trials: Those that were judged, and each run's first boundary; numbered from 0.
         last: The boundary that the last run ended with.
+        rounding_costs: Whether rounding was seen to cost in the last run, while it trained in PTQ.
     """
 
     trials: list[Trial]
     last: Boundary
+    rounding_costs: bool
 
 
-def learned_by(rows: Iterable[Mapping[str, float]], origin: str) -> Earlier:
-    """The judged trials of one run.
+def learned_by(rows: Iterable[Mapping[str, float]], origin: str, sign: float = 1.0) -> Earlier:
+    """What one run learned.
 
     Args:
         rows: What it logged, a row a round: `allocation/trial`, `/slack` and `/share` of the boundary in use,
-            `/incumbent`, and `/judged` and `/objective` where a trial was judged.
+            `/incumbent`, and `/judged` and `/objective` where a trial was judged; `metric_fp`, `metric_quantized` and
+            `clients/qat`.
         origin: The run's name.
+        sign: 1 where a larger metric is better, else -1.
 
     Returns:
-        Trials with their objectives, of which the run's first boundary has 0; the incumbent of the last round.
+        Trials with their objectives, of which the run's first boundary has 0; the incumbent of the last round; the cost
+        of rounding as `RoundingCost` sees it in the rounds in which nobody trained in QAT.
 
     Raises:
         ConfigurationError: The run logged no boundary.
@@ -41,8 +47,11 @@ def learned_by(rows: Iterable[Mapping[str, float]], origin: str) -> Earlier:
     objectives: dict[int, list[float]] = {}
     names: set[str] = set()
     incumbent = None
+    rounding = RoundingCost(sign)
     for row in rows:
         names |= row.keys()
+        if row.get("round", 0) > 0 and not row.get("clients/qat"):
+            rounding.observe(row.get("metric_fp"), row.get("metric_quantized"))
         if "allocation/trial" in row:
             boundary = Boundary(float(row["allocation/slack"]), float(row["allocation/share"]))
             boundaries.setdefault(int(row["allocation/trial"]), boundary)
@@ -62,16 +71,17 @@ def learned_by(rows: Iterable[Mapping[str, float]], origin: str) -> Earlier:
         Trial(position, boundaries[number], fmean(objectives[number]), "COMPLETE", origin)
         for position, number in enumerate(judged)
     ]
-    return Earlier(trials, boundaries.get(incumbent, boundaries[first]))
+    return Earlier(trials, boundaries.get(incumbent, boundaries[first]), rounding.is_seen)
 
 
-def learned_before(runs: Sequence[str]) -> Earlier:
+def learned_before(runs: Sequence[str], sign: float = 1.0) -> Earlier:
     """What several runs learned, in the order given.
 
     A run that began with a boundary that an earlier one had judged has its objectives added to that one's.
 
     Args:
         runs: Run directories, offline W&B runs, or W&B's `entity/project/run`; one at least.
+        sign: 1 where a larger metric is better, else -1.
 
     Raises:
         ConfigurationError: One cannot be read, or logged no boundary.
@@ -82,12 +92,12 @@ def learned_before(runs: Sequence[str]) -> Earlier:
     for run in runs:
         history = read_history(run)
         history.check(("allocation/trial", "allocation/slack", "allocation/share"))
-        own, last = learned_by(history.rows, run)
+        own, last, costs = learned_by(history.rows, run, sign)
         base = value_of(own[0].boundary, trials)
         trials += [
             replace(trial, number=len(trials) + trial.number, value=base + (trial.value or 0.0)) for trial in own
         ]
-    return Earlier(trials, last)
+    return Earlier(trials, last, costs)
 
 
 def value_of(boundary: Boundary, trials: Sequence[Trial]) -> float:

@@ -97,7 +97,7 @@ class TestRefinement:
         allocator.begin(context(client_seconds=lambda client_id, mode: SECONDS["phone"][mode]))
         plans = play(allocator, range(1, 31), times=dict.fromkeys(SECONDS, SECONDS["phone"]))
         assert all(not plan.work for plan in plans)
-        assert any("no other boundary is worth trying" in plan.reason for plan in plans)
+        assert any("is not worth trying" in plan.reason for plan in plans)
 
     def test_no_trial_makes_rounds_longer_than_slowdown_allows(self):
         for seed in range(5):
@@ -263,12 +263,13 @@ class TestWarmStart:
 
     def test_judged_trials_of_an_earlier_run_are_taken_up(self):
         rows = self.rows()
-        trials, last = learned_by(rows, "before")
+        trials, last, costs = learned_by(rows, "before")
         assert len(trials) == 1 + len({row["allocation/judged"] for row in rows if "allocation/judged" in row})
         assert trials[0].value == 0.0
         assert trials[1].value > 0.9
         assert all(trial.origin == "before" and trial.state == "COMPLETE" for trial in trials)
         assert last == trials[1].boundary == Boundary(-0.5, 0.0)
+        assert not costs
 
     @pytest.fixture
     def earlier(self, monkeypatch):
@@ -304,6 +305,20 @@ class TestWarmStart:
         }
         assert tried["as-logged"].logged["slack"] != tried["reversed"].logged["slack"]
 
+    @pytest.mark.parametrize(("cost", "mode"), [(0.02, "qat"), (0.0, "ptq")])
+    def test_what_rounding_was_seen_to_cost_decides_when_qat_begins(self, earlier, cost, mode):
+        """The same earlier run, but that other values were logged of the float32 model: another plan for round 1."""
+        earlier["before"] = [row | {"metric_fp": 0.1 + cost, "clients/qat": 0} for row in self.rows()[:6]] + [
+            row | {"metric_fp": 0.1, "clients/qat": 3} for row in self.rows()[6:]
+        ]
+        allocator = ready({"sensitivity": lambda *_: None}, qat_from=None, warm_start="before")
+        assert set(allocator.propose(1, cohort(1)).modes.values()) >= {mode}
+        assert ("was seen in the earlier run, so qat begins at once" in allocator.explanation) == (mode == "qat")
+        resumed = ready({"sensitivity": lambda *_: None, "resumes": True}, qat_from=None, warm_start="gone")
+        resumed.load_state_dict(json.loads(json.dumps(allocator.state_dict())))
+        assert resumed.explanation == allocator.explanation
+        assert resumed.propose(2, cohort(2)) == allocator.propose(2, cohort(2))
+
     def test_objectives_of_one_run_after_another_add_up(self, earlier):
         first = self.rows()
         second = [row | {"allocation/slack": -0.5} for row in first[:2]]
@@ -311,7 +326,7 @@ class TestWarmStart:
         second[1] |= {"allocation/trial": 6, "allocation/incumbent": 5, "allocation/slack": -0.4}
         second.append(second[0] | {"round": 3, "allocation/judged": 6, "allocation/objective": 0.25})
         earlier |= {"first": first, "second": second}
-        trials, last = learned_before(["first", "second"])
+        trials, last, _ = learned_before(["first", "second"])
         start = next(trial.value for trial in trials if trial.boundary == Boundary(-0.5, 0.0))
         assert [trial.number for trial in trials] == list(range(len(trials)))
         assert [trial.value for trial in trials[-2:]] == [start, pytest.approx(start + 0.25)]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from .played import CLIENTS, SECONDS, SLOWER, cohort, play, ready, record, tier
+from .played import CLIENTS, SECONDS, SLOWER, STEPS, cohort, play, ready, record, tier
 
 
 class TestTimes:
@@ -48,7 +48,8 @@ class TestTimes:
             plan = allocator.propose(number, cohort(number))
             plain = record(number, plan)
             clients = tuple(
-                replace(each, compute_seconds=3 * compute(each.client_id, each.mode)) for each in plain.clients
+                replace(each, compute_seconds=3 * compute(each.client_id, each.mode) * each.num_steps / STEPS)
+                for each in plain.clients
             )
             allocator.observe(replace(plain, clients=clients))
         starts = [trial for trial in allocator.state_dict()["fine"]["trials"] if trial["value"] == 0.0]

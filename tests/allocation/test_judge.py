@@ -39,13 +39,14 @@ def test_the_same_gain_in_half_the_time_is_twice_as_fast():
     assert found.takes_over
 
 
-def test_longer_rounds_must_be_ahead_beyond_noise_and_shorter_ones_only_not_behind():
+def test_longer_rounds_must_be_ahead_beyond_noise_and_shorter_ones_only_not_behind_it():
     noisy = [2.0, 2.2, 2.1, 2.3, 2.2, 2.4]
     longer, shorter = verdict([0.1, 0.3, 0.1], (9.9, 10.1, 9.9), noisy), verdict([0.1, 0.3, 0.1], (10, 9.9, 10), noisy)
     assert 0 < longer.deviations < 1
     assert not longer.takes_over
     assert shorter.takes_over
-    assert not verdict([0.1, 0.0, 0.1], (10, 9.9, 10), noisy).takes_over
+    assert verdict([0.1, 0.0, 0.1], (10, 9.9, 10), noisy).takes_over
+    assert not verdict([0.1, -1.0, 0.1], (10, 9.9, 10), noisy).takes_over
     assert verdict([0.1, 2.0, 0.1], (9.9, 10.1, 9.9), noisy).takes_over
 
 

@@ -31,7 +31,11 @@ NAMES = tuple(name.partition("=")[0] for name in ALL)
 def comparison(allocators=ALL, seeds=(0,), changes=None, **settings) -> Comparison:
     recipe = changed({"trainer.max_rounds": 3, "trainer.fleet": "mixed"} | (changes or {}))
     text = resolve("small", yaml.safe_dump(recipe)).recipe.text
-    half = {"class_path": "fedhq_lightning.callbacks.FixedAllocator", "init_args": {"allocation": 0.5}}
+    half = {
+        "class_path": "fedhq_lightning.callbacks.FixedAllocator",
+        "init_args": {"allocation": 0.5},
+        "trainer": {"checkpoint_every_n_rounds": 3},
+    }
     if not Path("half.yaml").exists():
         Path("half.yaml").write_text(yaml.safe_dump(half))
     made = {"reference": "half" if "half=half.yaml" in allocators else None, "folder": Path("compared")}
@@ -90,6 +94,8 @@ class TestComparison:
         assert sum(by_name["all-qat-fake"].rounds["qat"]) == 6
         assert "qat_kernel: fake" in (run_dir("all-qat-fake", 0) / "recipe.yaml").read_text()
         assert "qat_kernel: fake" not in (run_dir("half", 0) / "recipe.yaml").read_text()
+        assert "checkpoint_every_n_rounds: 3" in (run_dir("half", 0) / "recipe.yaml").read_text()
+        assert "checkpoint_every_n_rounds: 3" not in (run_dir("all-ptq", 0) / "recipe.yaml").read_text()
         free, total, tier = (by_name[name] for name in ("half", "random-total", "random-tier"))
         assert 0 < sum(free.rounds["qat"]) < 6
         assert sum(total.rounds["qat"]) == sum(free.rounds["qat"])
