@@ -82,6 +82,28 @@ def explain_start(
     return f" {known}, so {begins or 'qat begins at once'}."
 
 
+def explain_outlook(in_qat: float, rounds: int, window: int | None, judged: int) -> str:
+    """What follows for the run, in a sentence or two, to follow the rest.
+
+    Args:
+        in_qat: Share of a round's clients that the boundary expects in `qat`.
+        rounds: Of the run.
+        window: Rounds to a window; None where nothing is tried.
+        judged: Boundaries that earlier runs have judged.
+    """
+    said = ""
+    if in_qat == 0:
+        said = (
+            " By this boundary nobody trains in qat: nobody can take enough of its steps in it. `slowdown` allows "
+            "longer rounds, and `least_work` fewer steps."
+        )
+    if window is None:
+        return said
+    if rounds <= 3 * window:
+        return said + f" {rounds} rounds are too few to try another boundary; {3 * window + 1} would do."
+    return said + (f" The study starts with {judged} judged boundaries." if judged else "")
+
+
 def _longer(slowdown: float) -> str:
     if abs(slowdown) < 0.0005:
         return ""

@@ -17,7 +17,7 @@ from fedhq_lightning.allocation.boundary import (
     risk_level,
 )
 from fedhq_lightning.allocation.coarse import CoarseChoice, choose_boundary, start_of_qat
-from fedhq_lightning.allocation.explanation import explain, explain_start
+from fedhq_lightning.allocation.explanation import explain, explain_outlook, explain_start
 from fedhq_lightning.allocation.fine import FineAdjustment
 from fedhq_lightning.allocation.known_clients import ClientKnowledge, Divergence
 from fedhq_lightning.allocation.price import is_worth_trying
@@ -68,7 +68,7 @@ class HybridAllocator(Allocator):
         sensitivity: `sqnr` (noise over signal power of the rounded model's output) or `loss` (relative growth of the
             loss), measured by each client on one of its batches; None leaves it out.
         window: Rounds that a boundary is tried for, >= 1.
-        warm_start: Earlier runs (run directories, offline W&B runs, W&B's `entity/project/run`). The new one starts with
+        warm_start: Earlier runs: run directories, offline W&B runs, W&B's `entity/project/run`. The new one starts with
             all their trials and the boundary that the last of them ended with, and where rounding was seen to cost in
             that one, `qat` does not wait.
         fleet: Devices as they are stated, where that differs from the run's fleet.
@@ -170,7 +170,8 @@ class HybridAllocator(Allocator):
         self._fine = FineAdjustment(study, self._rounds_to_a_window(), context.max_rounds, sign, self._is_worth_trying)
         self.explanation = explain(self._knowledge, self._choice, self.least_work, self._origin(earlier))
         self.explanation += self._start_in_words()
-        self.explanation += self._outlook(earlier)
+        window = self._rounds_to_a_window()
+        self.explanation += explain_outlook(self._choice.in_qat, context.max_rounds, window, len(trials))
 
     def propose(self, round_number: int, cohort: Sequence[ClientId]) -> Plan:
         """Modes by the boundary on trial, or by the incumbent's."""
@@ -328,20 +329,6 @@ class HybridAllocator(Allocator):
         if self._given is not None:
             return "The boundary was given."
         return f"The boundary is the one that {self.warm_start[-1]} ended with." if earlier else ""
-
-    def _outlook(self, earlier: Earlier | None) -> str:
-        """What follows for the run, in a sentence or two."""
-        nobody = (
-            " By this boundary nobody trains in qat: nobody can take enough of its steps in it. `slowdown` allows "
-            "longer rounds, and `least_work` fewer steps."
-        )
-        said = nobody if self._choice.in_qat == 0 else ""
-        window, rounds = self._rounds_to_a_window(), self._context.max_rounds
-        if window is None:
-            return said
-        if rounds <= 3 * window:
-            return said + f" {rounds} rounds are too few to try another boundary; {3 * window + 1} would do."
-        return said + (f" The study starts with {len(earlier.trials)} judged boundaries." if earlier else "")
 
     def _rounds_before_qat(self, max_rounds: int) -> int:
         start = start_of_qat(self._noise) if self.qat_from is None else self.qat_from
