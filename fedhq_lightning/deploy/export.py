@@ -27,6 +27,7 @@ from fedhq_lightning.quantize.scheme import LayerScheme
 from fedhq_lightning.support.paths import expand_path
 from fedhq_lightning.support.quiet import libraries_quiet
 from fedhq_lightning.support.text import first_line
+from fedhq_lightning.support.views import RANGE
 from fedhq_lightning.types import AnyModule
 
 PACKED_FORMAT = "fedhq-packed-model"
@@ -153,8 +154,9 @@ class _WithoutGraphs(io.TextIOBase):
 def save_packed(converted: nn.Module, path: Path) -> None:
     """Write a converted module's state as safetensors, integers packed to their bits.
 
-    For every integer layer `<name>.packed_weight` (see `packing`), `<name>.scale` and `<name>.bias`; everything else as
-    in `state_dict()`. The header's `layers` has each layer's scheme and weight shape.
+    For every integer layer `<name>.packed_weight` (see `packing`), `<name>.scale`, `<name>.bias` and, of a static
+    range, `<name>.activation_scale` and `<name>.activation_zero_point`; everything else as in `state_dict()`. The
+    header's `layers` has each layer's scheme and weight shape.
 
     Args:
         converted: As `convert` returns it.
@@ -244,6 +246,9 @@ def _take_layer(
     found = tuple(layer.get_parameter("weight").shape)
     if type(layer) not in INTEGER_TYPES or found != shape:
         raise ValueError(f"layer {name!r} is a {type(layer).__name__} of shape {found}, not {shape}")
+    if scheme.static_range:
+        # Any range will do: the state that is loaded next has the grid that it stands for.
+        layer.register_buffer(RANGE, torch.tensor([0.0, 1.0]))
     become_integer(layer, scheme)
     count = torch.Size(shape).numel()
     integers = unpack(state.pop(_key(name, "packed_weight")), scheme.weight_bits, count)

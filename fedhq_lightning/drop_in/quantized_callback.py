@@ -20,6 +20,20 @@ from fedhq_lightning.quantize import QuantScheme
 from fedhq_lightning.support.paths import expand_if_given
 
 
+def refuse_static_ranges(name: str, scheme: QuantScheme | None) -> None:
+    """Refuse a scheme whose activation ranges are found in training, which only `FederatedTrainer` does.
+
+    Raises:
+        ConfigurationError: Such a scheme.
+    """
+    if scheme is not None and scheme.has_static_ranges:
+        raise ConfigurationError(
+            f"{name}: scheme '{scheme}' has static activation ranges, which only FederatedTrainer calibrates and "
+            "learns; take dynamic ranges here (leave the s after the activation bits out, in overrides too), or train "
+            "with FederatedTrainer"
+        )
+
+
 class QuantizedCallback(TrainerCallback):
     """Logs `quantized/NAME` beside what validation and test log, and writes the deployed model when `fit` ends.
 
@@ -33,6 +47,7 @@ class QuantizedCallback(TrainerCallback):
     """
 
     def __init__(self, scheme: QuantScheme | None, export: bool, dirpath: str | Path | None) -> None:
+        refuse_static_ranges(type(self).__name__, scheme)
         self.scheme = scheme
         self.export = export
         self.dirpath = expand_if_given(dirpath, "dirpath")

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.quantize.activation_ranges import has_its_range
 from fedhq_lightning.quantize.integer_layers import INTEGER_TYPES
 from fedhq_lightning.quantize.lanes import named, restore, turn_off_fast_paths
 from fedhq_lightning.quantize.scheme import LayerScheme, QuantScheme
@@ -47,22 +49,32 @@ def become_integer(layer: nn.Module, scheme: LayerScheme) -> nn.Module:
     return layer.eval()
 
 
-def convert(module: AnyModule, scheme: QuantScheme) -> AnyModule:
+def convert(module: AnyModule, scheme: QuantScheme, allow_uncalibrated: bool = False) -> AnyModule:
     """The deployed model: one conversion to the scheme's grid, the same for every mode.
 
     Args:
         module: Plain or prepared by a lane; a LightningModule's trainer is not copied. It stays as it is.
         scheme: The run's scheme.
+        allow_uncalibrated: Whether layers whose static activation range is not calibrated get dynamic ones, instead of
+            an error.
 
     Returns:
         A copy in evaluation mode, on the same device, in which every layer of the scheme is an integer layer. It does
         not train. Results for a sample do not depend on its batch as far as the integer layers go.
 
     Raises:
-        ConfigurationError: See `QuantScheme.for_layers`.
+        ConfigurationError: Static activation ranges that are not calibrated, or see `QuantScheme.for_layers`.
     """
     converted = restore(copy_without_trainer(module)).eval()
     grids = scheme.for_layers(converted)
+    missing = [name for name, grid in grids.items() if not has_its_range(converted.get_submodule(name), grid)]
+    if missing and not allow_uncalibrated:
+        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise ConfigurationError(
+            f"{type(module).__name__}: scheme '{scheme}' has static activation ranges, and {len(missing)} of "
+            f"{len(grids)} layers have none yet ({shown}); calibrate the module first with calibrate_ranges, or take "
+            "dynamic ranges: leave the s out"
+        )
     turn_off_fast_paths(converted)
     for grid in dict.fromkeys(grids.values()):
         same = {name: other for name, other in grids.items() if other == grid}

@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedhq_lightning.quantize import torchao_quietly
+from fedhq_lightning.quantize.activation_ranges import calibrated_range
 from fedhq_lightning.quantize.fused_fake import fake_quantize_weight
 from fedhq_lightning.quantize.scheme import LayerScheme
+from fedhq_lightning.quantize.static_fake import fake_quantize_static
 from fedhq_lightning.quantize.torchao_quietly import (
     IntxFakeQuantizeConfig,
     IntxFakeQuantizer,
@@ -48,6 +50,15 @@ class FakeQuantizedLinear(torchao_quietly.FakeQuantizedLinear):  # type: ignore[
     """torchao's layer; a class of ours so that it can be told from one that the user prepared."""
 
     plain_type = nn.Linear
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        static_range = calibrated_range(self, self.weight_fake_quantizer.scheme)
+        if static_range is None or input.numel() == 0:
+            output: Tensor = super().forward(input)
+            return output
+        x = _on_static_grid(self, input.reshape(-1, input.shape[-1]), static_range).view(input.shape)
+        return F.linear(x, self.weight_fake_quantizer(self.weight), self.bias)
 
 
 class FakeQuantizedConv1d(nn.Conv1d):
@@ -91,6 +102,13 @@ def detach_fake_quantizers(layer: FakeLayer) -> None:
     del layer.weight_fake_quantizer, layer.activation_fake_quantizer
 
 
+def _on_static_grid(layer: FakeLayer, x: Tensor, static_range: Tensor) -> Tensor:
+    """(rows, ...) on a static grid, which torchao's quantizers of activations lack."""
+    bits = layer.weight_fake_quantizer.scheme.activation_bits
+    assert bits is not None
+    return fake_quantize_static(x, static_range, bits)
+
+
 def _integer_type(bits: int) -> torch.dtype:
     kind: torch.dtype = getattr(torch, f"int{bits}")
     return kind
@@ -99,7 +117,10 @@ def _integer_type(bits: int) -> torch.dtype:
 def _fake_quantized_convolution(conv: FakeQuantizedConv1d | FakeQuantizedConv2d, x: Tensor) -> Tensor:
     is_single = x.dim() == 1 + len(conv.kernel_size)
     x = x.unsqueeze(0) if is_single else x
-    if conv.activation_fake_quantizer is not None:
+    static_range = calibrated_range(conv, conv.weight_fake_quantizer.scheme)
+    if static_range is not None and x.numel():
+        x = _on_static_grid(conv, x, static_range)
+    elif conv.activation_fake_quantizer is not None:
         # One range per sample: torchao's "per token" takes a sample as one long row.
         x = conv.activation_fake_quantizer(x.flatten(1)).view(x.shape)
     weight: Tensor = conv.weight_fake_quantizer(conv.weight.flatten(1)).view(conv.weight.shape)

@@ -22,7 +22,7 @@ from torch import Tensor
 from fedhq_lightning.quantize.compilation import compiled
 from fedhq_lightning.quantize.scheme import LayerScheme
 
-_SMALLEST_SCALE = torch.finfo(torch.float32).smallest_normal  # an all-zero channel divides by this instead of by zero
+SMALLEST_SCALE = torch.finfo(torch.float32).smallest_normal  # an all-zero channel divides by this instead of by zero
 _MOST_SEARCHED_BITS = 4
 _SEARCHED_SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 
@@ -96,10 +96,10 @@ def weight_integers(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     below = rows.amin(dim=1, keepdim=True).clamp(max=0) / float(lowest)
     above = rows.amax(dim=1, keepdim=True).clamp(min=0) / float(highest)
     widest = torch.where(below > above, below, above)
-    unit = scale = widest.clamp(min=_SMALLEST_SCALE)
+    unit = scale = widest.clamp(min=SMALLEST_SCALE)
     error = _squared_error(rows, scale, unit, lowest, highest) if shares else unit
     for share in shares:
-        candidate = (widest * share).clamp(min=_SMALLEST_SCALE)
+        candidate = (widest * share).clamp(min=SMALLEST_SCALE)
         candidate_error = _squared_error(rows, candidate, unit, lowest, highest)
         better = candidate_error < error
         error, scale = torch.where(better, candidate_error, error), torch.where(better, candidate, scale)
@@ -167,6 +167,6 @@ def activation_integers(x: Tensor, bits: int, dims: Sequence[int]) -> tuple[Tens
     lowest, highest = integer_range(bits)
     smallest = x.amin(dim=tuple(dims), keepdim=True).clamp(max=0)
     largest = x.amax(dim=tuple(dims), keepdim=True).clamp(min=0)
-    scale = ((largest - smallest) / float(highest - lowest)).clamp(min=_SMALLEST_SCALE)
+    scale = ((largest - smallest) / float(highest - lowest)).clamp(min=SMALLEST_SCALE)
     zero_point = (lowest - (smallest / scale).round()).clamp(lowest, highest)
     return ((x * (1.0 / scale)).round() + zero_point).clamp(lowest, highest), scale, zero_point

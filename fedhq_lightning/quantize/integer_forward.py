@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedhq_lightning.quantize.activation_ranges import StaticGrid, static_integers
 from fedhq_lightning.quantize.compilation import compiled
 from fedhq_lightning.quantize.convolution import in_patch_order, is_channels_last, pad, patches
 from fedhq_lightning.quantize.grid import activation_integers, integer_range, quantize_weight_rows
@@ -46,7 +47,7 @@ class Activation(NamedTuple):
     Attributes:
         integers: int8 (rows, in) of a linear layer; uint8 (batch, height, width, channels) of a convolution, padded,
             where `ZERO` is added to every integer.
-        scale: fp32, (rows, 1) or (batch, 1, 1, 1).
+        scale: fp32, (rows, 1) or (batch, 1, 1, 1); of a static range all dimensions are 1.
         zero_point: fp32, as the scale; a value is (integer - zero point) times scale.
     """
 
@@ -55,7 +56,9 @@ class Activation(NamedTuple):
     zero_point: Tensor
 
 
-def linear(x: Tensor, weight: Weight, bias: Tensor | None, scheme: LayerScheme) -> tuple[Tensor, Activation]:
+def linear(
+    x: Tensor, weight: Weight, bias: Tensor | None, scheme: LayerScheme, static: StaticGrid | None = None
+) -> tuple[Tensor, Activation]:
     """A linear layer.
 
     Args:
@@ -63,12 +66,17 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None, scheme: LayerScheme) 
         weight: Its weight.
         bias: (out,) or None.
         scheme: The grid.
+        static: That of a static range; None: each row has a range of its own.
 
     Returns:
-        (rows, out) in the dtype of `x`, and the quantized input, one range per row.
+        (rows, out) in the dtype of `x`, and the quantized input.
     """
     assert scheme.activation_bits is not None
-    activation = Activation(*_row_quantizer(scheme.activation_bits)(x))
+    if static is None:
+        activation = Activation(*_row_quantizer(scheme.activation_bits)(x))
+    else:
+        ranges = static.for_dims(2)
+        activation = Activation(_static_row_quantizer(scheme.activation_bits)(x, *ranges), *ranges)
     product = integer_matmul(activation.integers, weight.integers, scheme.weight_bits)
     scales = weight.scale.t(), weight.sums.t(), activation.scale, activation.zero_point
     return _rescale(product, *scales, bias, x.dtype), activation
@@ -76,7 +84,7 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None, scheme: LayerScheme) 
 
 def convolution(
     x: Tensor, weight: Weight, kernel: tuple[int, ...], bias: Tensor | None, scheme: LayerScheme,
-    amounts: tuple[int, ...], geometry: Geometry, channels_last: bool,
+    amounts: tuple[int, ...], geometry: Geometry, channels_last: bool, static: StaticGrid | None = None,
 ) -> tuple[Tensor, Activation]:  # fmt: skip
     """A convolution over two dimensions.
 
@@ -89,20 +97,27 @@ def convolution(
         amounts: Padding with zeros as `F.pad` takes it: left, right, top, bottom.
         geometry: Stride and dilation, one group.
         channels_last: Memory format of the output.
+        static: The grid of a static range; None: each sample has a range of its own.
 
     Returns:
-        (batch, out, height, width) in the dtype of `x`, and the quantized input, one range per sample.
+        (batch, out, height, width) in the dtype of `x`, and the quantized input.
     """
     assert scheme.activation_bits is not None
     filters = weight.integers.view(-1, x.shape[1], *kernel)
     if torch.compiler.is_compiling():  # an exported program runs anywhere: no oneDNN operator
-        integers, *ranges = activation_integers(F.pad(x.float(), amounts), scheme.activation_bits, (1, 2, 3))
+        x = F.pad(x, amounts)
+        if static is None:
+            integers, *ranges = activation_integers(x.float(), scheme.activation_bits, (1, 2, 3))
+        else:
+            scale, zero_point = static.for_dims(4)
+            integers = static_integers(x.float(), scale, zero_point, scheme.activation_bits)
+            ranges = [scale, zero_point]
         activation = Activation(integers.to(torch.int8), *ranges)
         windows = patches(activation.integers, kernel, geometry.stride, geometry.dilation)
         product = integer_matmul(windows.flatten(0, -2), in_patch_order(filters), scheme.weight_bits)
         product = product.view(*windows.shape[:-1], -1)
     else:
-        activation = Activation(*_quantize_image(x, scheme.activation_bits, amounts))
+        activation = Activation(*_quantize_image(x, scheme.activation_bits, amounts, static))
         product = exact_convolution(activation.integers, filters, scheme.weight_bits, geometry)
     scales = weight.scale.flatten(), weight.sums.flatten(), activation.scale, activation.zero_point
     output = _rescale_image(product, *scales, bias, x.dtype, channels_last)
@@ -142,13 +157,29 @@ def _row_quantizer(bits: int) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor
     return quantize_rows
 
 
-def _quantize_image(x: Tensor, bits: int, amounts: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+@cache
+def _static_row_quantizer(bits: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    @compiled
+    def quantize_static_rows(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        return static_integers(x.float(), scale, zero_point, bits).to(torch.int8)
+
+    return quantize_static_rows
+
+
+def _quantize_image(
+    x: Tensor, bits: int, amounts: tuple[int, ...], static: StaticGrid | None
+) -> tuple[Tensor, Tensor, Tensor]:
     channels_last = is_channels_last(x)
-    image, scale, zero_point = _image_quantizer(bits, channels_last)(x.permute(0, 2, 3, 1) if channels_last else x)
+    in_order = x.permute(0, 2, 3, 1) if channels_last else x
+    if static is None:
+        image, scale, zero_point = _image_quantizer(bits, channels_last)(in_order)
+    else:
+        scale, zero_point = static.for_dims(4)
+        image = _static_image_quantizer(bits, channels_last)(in_order, scale, zero_point)
     if any(amounts):
         left, right, top, bottom = amounts
-        _, height, width, channels = image.shape
-        zero = (zero_point + ZERO).to(torch.uint8)
+        batch, height, width, channels = image.shape
+        zero = (zero_point + ZERO).to(torch.uint8).expand(batch, 1, 1, 1)
         padded = zero.repeat(1, height + top + bottom, width + left + right, channels)
         padded[:, top : top + height, left : left + width] = image
         image = padded
@@ -164,6 +195,16 @@ def _image_quantizer(bits: int, channels_last: bool) -> Callable[[Tensor], tuple
         return image if channels_last else image.permute(0, 2, 3, 1).contiguous(), scale, zero_point
 
     return quantize_image
+
+
+@cache
+def _static_image_quantizer(bits: int, channels_last: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    @compiled
+    def quantize_static_image(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        image = (static_integers(x.float(), scale, zero_point, bits) + ZERO).to(torch.uint8)
+        return image if channels_last else image.permute(0, 2, 3, 1).contiguous()
+
+    return quantize_static_image
 
 
 def _rescaled(product: Tensor, weight_scale: Tensor, sums: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
@@ -204,7 +245,7 @@ def image_on_grid(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, dtype
 
     Args:
         x: Floating point.
-        scale: (batch, 1, 1, 1).
+        scale: (batch, 1, 1, 1), or of a static range (1, 1, 1, 1).
         zero_point: fp32, as the scale.
         bits: Of the grid.
         dtype: Of the result.

@@ -10,12 +10,14 @@ for 1,024 inputs).
 """
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedhq_lightning.quantize import integer_forward
+from fedhq_lightning.quantize.activation_ranges import StaticGrid, calibrated_range, static_integers
 from fedhq_lightning.quantize.convolution import Convolution, pad, padding_amounts
 from fedhq_lightning.quantize.grid import dequantize_weight, quantize_activation, quantize_weight
 from fedhq_lightning.quantize.integer_matmul import MAX_INNER_SIZE
@@ -31,27 +33,40 @@ class IntegerLayer(nn.Module):
 
     Args:
         layer: A plain layer; its weight is rounded to the grid, its bias kept in fp32.
-        scheme: The grid.
+        scheme: The grid. Where it has a static range that is not calibrated, ranges are dynamic.
 
     Attributes:
         quantized_weight: int8 (out, in_flat) buffer.
         scale: fp32 (out, groups) buffer.
         bias: fp32 (out,) buffer or None.
+        activation_scale: fp32 () buffer, or None where ranges are dynamic.
+        activation_zero_point: fp32 () buffer or None, as the scale.
         scheme: The grid.
     """
 
     quantized_weight: Tensor
     scale: Tensor
     bias: Tensor | None
+    activation_scale: Tensor | None
+    activation_zero_point: Tensor | None
 
     def __init__(self, layer: nn.Linear | Convolution, scheme: LayerScheme) -> None:
         super().__init__()
+        held, static = calibrated_range(layer, scheme), None
+        if held is None:
+            scheme = replace(scheme, static_range=False)
+        else:
+            assert scheme.activation_bits is not None
+            static = StaticGrid.of(held, scheme.activation_bits)
         self.scheme = scheme
         self.weight_shape = tuple(layer.weight.shape)
         integers, scale = quantize_weight(layer.weight, scheme)
         self.register_buffer("quantized_weight", integers)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().float().clone())
+        # Once, so that a runtime finds constants, and no two ways to compute them can differ.
+        self.register_buffer("activation_scale", None if static is None else static.scale.clone())
+        self.register_buffer("activation_zero_point", None if static is None else static.zero_point.clone())
 
     @property
     def weight(self) -> Tensor:
@@ -64,10 +79,20 @@ class IntegerLayer(nn.Module):
 
     def _integers(self, x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Activations as integers (int8, or in fp64), their scale, and their zero point if they have one."""
+        if (static := self._static()) is not None:
+            scale, zero_point = static.for_dims(x.dim())
+            assert self.scheme.activation_bits is not None
+            integers = static_integers(x.float(), scale, zero_point, self.scheme.activation_bits)
+            return integers.to(torch.int8), scale, zero_point
         if self.scheme.activation_bits is not None:
             return quantize_activation(x, self.scheme.activation_bits, dims)
         integers, scale = _fixed_point(x.double(), dims, self._fixed_point_bits()[0])
         return integers, scale, None
+
+    def _static(self) -> StaticGrid | None:
+        if self.activation_scale is None or self.activation_zero_point is None:
+            return None
+        return StaticGrid(self.activation_scale, self.activation_zero_point)
 
     def _fixed_point_bits(self) -> tuple[int, int]:
         """Bits of activations and of weights, so that a sum over the flattened input stays exact in fp64."""
@@ -105,13 +130,13 @@ def _wide(integers: Tensor, zero_point: Tensor | None) -> Tensor:
 
 
 class IntegerLinear(IntegerLayer):
-    """`nn.Linear` of a deployed model; one activation range per row."""
+    """`nn.Linear` of a deployed model; one activation range per row, or a static one."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) to (..., out), in the input's dtype; computed in fp32 between integers."""
         if self._has_int8_product():
             rows = input.reshape(-1, input.shape[-1])
-            output, _ = integer_forward.linear(rows, self._weight(), self.bias, self.scheme)
+            output, _ = integer_forward.linear(rows, self._weight(), self.bias, self.scheme, self._static())
             return output.view(*input.shape[:-1], output.shape[1])
         integers, scale, zero_point = self._integers(input, (-1,))
         weight, weight_scale = self._wide_weight()
@@ -142,7 +167,7 @@ class _IntegerConvolution(IntegerLayer):
         kernel = (1, *self.kernel_size) if is_flat else tuple(self.kernel_size)
         # Contiguous as nn.Conv2d's own output is, for modules that call view on it.
         output, _ = integer_forward.convolution(
-            x, self._weight(), kernel, self.bias, self.scheme, amounts, geometry, channels_last=False
+            x, self._weight(), kernel, self.bias, self.scheme, amounts, geometry, False, self._static()
         )
         return output.squeeze(2) if is_flat else output
 
@@ -161,11 +186,11 @@ class _IntegerConvolution(IntegerLayer):
 
 
 class IntegerConv1d(_IntegerConvolution):
-    """`nn.Conv1d` of a deployed model; one activation range per sample."""
+    """`nn.Conv1d` of a deployed model; one activation range per sample, or a static one."""
 
 
 class IntegerConv2d(_IntegerConvolution):
-    """`nn.Conv2d` of a deployed model; one activation range per sample."""
+    """`nn.Conv2d` of a deployed model; one activation range per sample, or a static one."""
 
 
 INTEGER_TYPES: dict[type[nn.Module], type[IntegerLinear] | type[_IntegerConvolution]] = {

@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 from fedhq_lightning.errors import ConfigurationError, nearest
+from fedhq_lightning.quantize.range_learning import check_range_learning_rate
 from fedhq_lightning.types import Mode
 
 PtqKernel = Literal["auto", "int8", "fp"]
@@ -25,22 +26,26 @@ class LaneOptions:
         stochastic_rounding: PTQ rounds gradients up or down at random, without bias, instead of to the nearest step.
         bias_correction: A PTQ client corrects the biases of its model, on one batch of its data, for what rounding the
             weights does to the mean output of every layer, before it sends them rounded (see `correct_bias`).
+        range_lr: How far QAT moves the ends of a static activation range in a step, about, in shares of its span; 0
+            leaves them as they were calibrated. Schemes without static ranges (`w4a4s`) have no use for it.
         layer_kernels: Mode (`ptq`, `qat`) to name pattern (as in fnmatch) to kernel: for `ptq` `auto`, `int8` or `fp`,
             for `qat` `auto`, `int8` or `fake`. The first pattern that matches a layer wins. `fedhq profile RECIPE
             --write` fills it with what is fastest on a host.
 
     Raises:
-        ConfigurationError: A mode or kernel that does not exist.
+        ConfigurationError: A mode or kernel that does not exist, or `range_lr` below 0.
     """
 
     qat_kernel: QatKernel = "auto"
     stochastic_rounding: bool = False
     bias_correction: bool = False
     layer_kernels: dict[str, dict[str, str]] | None = None
+    range_lr: float = 0.01
 
     def __post_init__(self) -> None:
         """Check everything that needs no module."""
         check_kernel("qat", self.qat_kernel, "qat_kernel")
+        check_range_learning_rate(self.range_lr)
         for mode, patterns in (self.layer_kernels or {}).items():
             if mode not in KERNELS:
                 raise ConfigurationError(

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fedhq_lightning.errors import ConfigurationError, nearest
+from fedhq_lightning.quantize.activation_ranges import attach_range
 from fedhq_lightning.quantize.fake_layers import (
     FakeLayer,
     FakeQuantizedConv1d,
@@ -94,6 +95,8 @@ def _to_ptq(layer: nn.Module, config: PtqTrainingConfig) -> nn.Module:
 
 @register_quantize_module_handler(QatTrainingConfig)  # type: ignore[untyped-decorator]  # torchao ships no types
 def _to_qat(layer: nn.Module, config: QatTrainingConfig) -> nn.Module:
+    if config.scheme.static_range:
+        attach_range(layer)
     if config.kernel == "fake":
         layer.__class__ = _FAKE_TYPES[type(layer)]
         assert isinstance(layer, FakeLayer)
@@ -111,8 +114,9 @@ def prepare(module: AnyModule, mode: Mode, scheme: QuantScheme, options: LaneOpt
         module: Changed in place: layers get another class; their Parameters, names and hooks stay. A module that a
             lane has prepared before is restored first.
         mode: `fp` leaves the module as it is. `ptq` computes in int8, every quantizable layer alike, since PTQ is
-            blind to the grid. `qat` has each layer's grid in its forward pass. Layers that the scheme's overrides
-            keep in `fp` stay so in both.
+            blind to the grid. `qat` has each layer's grid in its forward pass; static activation ranges are attached
+            where the module has none, and dynamic until `calibrate_ranges`. Layers that the scheme's overrides keep in
+            `fp` stay so in both.
         scheme: The run's scheme.
         options: How the lanes compute; None is `LaneOptions()`.
 
@@ -142,7 +146,10 @@ def prepare(module: AnyModule, mode: Mode, scheme: QuantScheme, options: LaneOpt
 
 
 def restore(module: AnyModule) -> AnyModule:
-    """Undo `prepare`, in place; a module that no lane prepared stays as it is."""
+    """Undo `prepare`, in place; a module that no lane prepared stays as it is.
+
+    Static activation ranges stay: they belong to the model, as its weights do.
+    """
     for layer in list(module.modules()):
         kind = plain_type(layer)
         if kind is not type(layer):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fedhq_lightning.quantize import integer_forward
+from fedhq_lightning.quantize.activation_ranges import StaticGrid, calibrated_range
 from fedhq_lightning.quantize.convolution import is_channels_last, output_positions, padding_amounts
 from fedhq_lightning.quantize.fused_fake import fake_quantize_activation, fake_quantize_weight
 from fedhq_lightning.quantize.int8_training import output_dtype
@@ -24,6 +25,7 @@ from fedhq_lightning.quantize.integer_matmul import MAX_INNER_SIZE
 from fedhq_lightning.quantize.kernel_choice import integers_pay_in_convolution, integers_pay_in_linear
 from fedhq_lightning.quantize.lane_options import QatKernel
 from fedhq_lightning.quantize.scheme import LayerScheme, flattened_input_size
+from fedhq_lightning.quantize.static_fake import fake_quantize_static, static_gradients
 
 _ROWS_AT_ONCE = 256
 
@@ -46,25 +48,33 @@ def gradient_dtype(device: torch.device) -> torch.dtype:
 
 class _QatLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scheme: LayerScheme) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, static_range: Tensor | None, scheme: LayerScheme
+    ) -> Tensor:
         on_grid = Weight.of(weight, scheme)
-        output, activation = integer_forward.linear(x, on_grid, bias, scheme)
-        ctx.save_for_backward(*activation, on_grid.integers, on_grid.scale)
+        output, activation = integer_forward.linear(x, on_grid, bias, scheme, _grid(static_range, scheme))
+        # Which values were clipped, and by how much rounding missed the others, the integers do not tell.
+        clipped = (None, None) if static_range is None else (x, static_range)
+        ctx.save_for_backward(*activation, on_grid.integers, on_grid.scale, *clipped)
+        ctx.scheme = scheme
         ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
         return output
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x_integers, x_scale, zero_point, weight_integers, weight_scale = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x_integers, x_scale, zero_point, weight_integers, weight_scale, x_before, static_range = ctx.saved_tensors
         x_dtype, weight_dtype, bias_dtype = ctx.dtypes
         dtype = gradient_dtype(gradient.device)
         low = gradient.to(dtype)
-        grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
+        grad_x = grad_weight = grad_bias = grad_range = None
+        if ctx.needs_input_grad[0] or ctx.needs_input_grad[3]:
             weight = dequantize_rows(weight_integers, weight_scale, torch.zeros_like(weight_scale), dtype)
             grad_x = (low @ weight).to(x_dtype)
             del weight  # before the other gradient needs memory
+            if static_range is not None:
+                bits, needs_range = ctx.scheme.activation_bits, ctx.needs_input_grad[3]
+                grad_x, grad_range = static_gradients(x_before, grad_x, static_range, bits, needs_range)
         if ctx.needs_input_grad[1]:
             x = dequantize_rows(x_integers, x_scale, zero_point, dtype)
             grad_weight = x.new_empty(low.shape[1], x.shape[1], dtype=weight_dtype)
@@ -73,7 +83,7 @@ class _QatLinear(torch.autograd.Function):
                 grad_weight[rows] = low[:, rows].t() @ x
         if ctx.needs_input_grad[2]:
             grad_bias = gradient.sum(0, dtype=torch.float32).to(bias_dtype)
-        return grad_x, grad_weight, grad_bias, None
+        return grad_x, grad_weight, grad_bias, grad_range, None
 
 
 class _Setting(NamedTuple):
@@ -84,24 +94,26 @@ class _Setting(NamedTuple):
 
 class _QatConvolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, setting: _Setting) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, static_range: Tensor | None, setting: _Setting
+    ) -> Tensor:
         scheme, amounts, geometry = setting
         on_grid = Weight.of(weight, scheme)
         channels_last = is_channels_last(x) or is_channels_last(weight)
         kernel = tuple(weight.shape[2:])
         output, activation = integer_forward.convolution(
-            x, on_grid, kernel, bias, scheme, amounts, geometry, channels_last
+            x, on_grid, kernel, bias, scheme, amounts, geometry, channels_last, _grid(static_range, scheme)
         )
         # The input itself, which the layer before often keeps as well: bytes would take memory on top of it.
-        ctx.save_for_backward(x, activation.scale, activation.zero_point, on_grid.integers, on_grid.scale)
+        ctx.save_for_backward(x, activation.scale, activation.zero_point, on_grid.integers, on_grid.scale, static_range)
         ctx.setting, ctx.shape = setting, weight.shape
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
         return output
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        input, scale, zero_point, weight_integers, weight_scale = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        input, scale, zero_point, weight_integers, weight_scale, static_range = ctx.saved_tensors
         weight_dtype, bias_dtype = ctx.dtypes
         scheme, (left, right, top, bottom), geometry = ctx.setting
         dtype = gradient_dtype(gradient.device)
@@ -114,16 +126,35 @@ class _QatConvolution(torch.autograd.Function):
         grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
             *(low, x, weight.view(ctx.shape).contiguous(memory_format=torch.channels_last), None),
             *(geometry.stride, (top, left) if is_even else (0, 0), geometry.dilation, False, (0, 0), 1),
-            (ctx.needs_input_grad[0], ctx.needs_input_grad[1], False),
+            (ctx.needs_input_grad[0] or ctx.needs_input_grad[3], ctx.needs_input_grad[1], False),
         )
+        grad_range = None
         if grad_x is not None:
             if not is_even:
                 grad_x = F.pad(grad_x, (-left, -right, -top, -bottom))
             layout = torch.channels_last if is_channels_last(input) else torch.contiguous_format
             grad_x = grad_x.to(input.dtype).contiguous(memory_format=layout)
+            if static_range is not None:
+                bits, needs_range = scheme.activation_bits, ctx.needs_input_grad[3]
+                grad_x, grad_range = static_gradients(input, grad_x, static_range, bits, needs_range)
         grad_weight = None if grad_weight is None else grad_weight.to(weight_dtype)
         grad_bias = gradient.sum((0, 2, 3), dtype=torch.float32).to(bias_dtype) if ctx.needs_input_grad[2] else None
-        return grad_x, grad_weight, grad_bias, None
+        return grad_x, grad_weight, grad_bias, grad_range, None
+
+
+def _grid(static_range: Tensor | None, scheme: LayerScheme) -> StaticGrid | None:
+    if static_range is None or scheme.activation_bits is None:
+        return None
+    return StaticGrid.of(static_range, scheme.activation_bits)
+
+
+def _on_activation_grid(x: Tensor, static_range: Tensor | None, scheme: LayerScheme) -> Tensor:
+    """An input, (rows, ...), as its fake-quantized layer takes it."""
+    if scheme.activation_bits is None:
+        return x
+    if static_range is None:
+        return fake_quantize_activation(x, scheme.activation_bits)
+    return fake_quantize_static(x, static_range, scheme.activation_bits)
 
 
 def _is_integer(layer: "QatLayer", pays: Callable[[], bool]) -> bool:
@@ -148,20 +179,19 @@ class QatLinear(nn.Linear):
         """(..., in) to (..., out)."""
         if input.numel() == 0:
             return super().forward(input)
-        rows = input.reshape(-1, input.shape[-1])
+        rows, static_range = input.reshape(-1, input.shape[-1]), calibrated_range(self, self.scheme)
         if _is_integer(self, lambda: integers_pay_in_linear(input, self.weight)):
             output: Tensor = _QatLinear.apply(  # type: ignore[no-untyped-call]  # untyped in torch
-                _activation(rows), self.weight, self.bias, self.scheme
+                _activation(rows), self.weight, self.bias, static_range, self.scheme
             )
         else:
-            if self.scheme.activation_bits is not None:
-                rows = fake_quantize_activation(rows, self.scheme.activation_bits)
+            rows = _on_activation_grid(rows, static_range, self.scheme)
             output = F.linear(rows, fake_quantize_weight(self.weight, self.scheme), self.bias)
         return output.view(*input.shape[:-1], self.out_features)
 
 
 class QatConv1d(nn.Conv1d):
-    """`nn.Conv1d` on its grid, one activation range per sample."""
+    """`nn.Conv1d` on its grid, one activation range per sample, or a static one."""
 
     plain_type: type[nn.Module] = nn.Conv1d
     scheme: LayerScheme
@@ -173,7 +203,7 @@ class QatConv1d(nn.Conv1d):
 
 
 class QatConv2d(nn.Conv2d):
-    """`nn.Conv2d` on its grid, one activation range per sample."""
+    """`nn.Conv2d` on its grid, one activation range per sample, or a static one."""
 
     plain_type: type[nn.Module] = nn.Conv2d
     scheme: LayerScheme
@@ -196,8 +226,7 @@ def _qat_convolution(conv: QatConv1d | QatConv2d, input: Tensor) -> Tensor:
     if _is_integer(conv, lambda: integers_pay_in_convolution(x, conv.weight, output_positions(conv, x))):
         output = _integer_convolution(conv, _activation(x))
     else:
-        if conv.scheme.activation_bits is not None:
-            x = fake_quantize_activation(x, conv.scheme.activation_bits)
+        x = _on_activation_grid(x, calibrated_range(conv, conv.scheme), conv.scheme)
         output = conv._conv_forward(x, fake_quantize_weight(conv.weight, conv.scheme), conv.bias)
     return output.squeeze(0) if is_single else output
 
@@ -209,5 +238,7 @@ def _integer_convolution(conv: QatConv1d | QatConv2d, x: Tensor) -> Tensor:
     is_flat = len(conv.kernel_size) == 1
     weight = conv.weight.unsqueeze(2) if is_flat else conv.weight
     setting = _Setting(conv.scheme, amounts, geometry)
-    output: Tensor = _QatConvolution.apply(x, weight, conv.bias, setting)  # type: ignore[no-untyped-call]  # untyped in torch
+    output: Tensor = _QatConvolution.apply(  # type: ignore[no-untyped-call]  # untyped in torch
+        x, weight, conv.bias, calibrated_range(conv, conv.scheme), setting
+    )
     return output.squeeze(2) if is_flat else output

@@ -12,8 +12,8 @@ MIN_BITS, MAX_BITS = 2, 8
 QUANTIZABLE_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d)
 """Exact types only: a subclass may compute something else with its weight (as MultiheadAttention's projection does)."""
 
-_SCHEME = re.compile(r"w(\d+)(?:a(\d+))?(?:-g(\d+))?")
-_EXAMPLES = ("w4a8", "w8a8", "w3a4", "w4", "w8", "w4a4", "w2a8", "w3a8-g32", "w4-g32")
+_SCHEME = re.compile(r"w(\d+)(?:a(\d+)(s)?)?(?:-g(\d+))?")
+_EXAMPLES = ("w4a8", "w8a8", "w3a4", "w4", "w8", "w4a4", "w2a8", "w3a8-g32", "w4-g32", "w8a8s", "w4a4s", "w2a4s")
 
 
 @dataclass(frozen=True)
@@ -22,17 +22,21 @@ class LayerScheme:
 
     Attributes:
         weight_bits: 2..8, symmetric.
-        activation_bits: 2..8, asymmetric and dynamic; None leaves activations in floating point.
+        activation_bits: 2..8, asymmetric; None leaves activations in floating point.
         group_size: Weights that share a scale, at least 2, along a layer's flattened input; None is one scale per
             output channel.
+        static_range: Activations have one range for the whole tensor, calibrated or learned in training and fixed in
+            the deployed model; otherwise a range is taken anew for every row or sample.
 
     Raises:
-        ConfigurationError: A number outside these ranges.
+        ConfigurationError: A number outside these ranges, or a static range for activations that stay in floating
+            point.
     """
 
     weight_bits: int
     activation_bits: int | None = None
     group_size: int | None = None
+    static_range: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -44,6 +48,11 @@ class LayerScheme:
             )
         if self.group_size is not None and self.group_size < 2:
             raise self._error("a group has at least 2 weights; leave -g out for one scale per output channel")
+        if self.static_range and self.activation_bits is None:
+            raise ConfigurationError(
+                f"scheme '{self}': static_range is of activations, and this scheme leaves them in floating point; give "
+                f"activation_bits too, as in 'w{self.weight_bits}a8s'"
+            )
 
     def _error(self, rule: str) -> ConfigurationError:
         return ConfigurationError(f"scheme '{self}': {rule}; did you mean '{self._mended()}'?")
@@ -52,19 +61,23 @@ class LayerScheme:
         def clamp(bits: int) -> int:
             return min(max(bits, MIN_BITS), MAX_BITS)
 
-        activation = "" if self.activation_bits is None else f"a{clamp(self.activation_bits)}"
+        activation = "" if self.activation_bits is None else f"a{clamp(self.activation_bits)}{self._range_mark}"
         group = "" if self.group_size is None or self.group_size < 2 else f"-g{self.group_size}"
         return f"w{clamp(self.weight_bits)}{activation}{group}"
 
     def __str__(self) -> str:
-        """The scheme as it is written in a recipe: `w4a8-g32`."""
-        activation = "" if self.activation_bits is None else f"a{self.activation_bits}"
+        """The scheme as it is written in a recipe: `w4a8-g32`, or `w4a8s-g32` with static ranges."""
+        activation = "" if self.activation_bits is None else f"a{self.activation_bits}{self._range_mark}"
         group = "" if self.group_size is None else f"-g{self.group_size}"
         return f"w{self.weight_bits}{activation}{group}"
 
+    @property
+    def _range_mark(self) -> str:
+        return "s" if self.static_range else ""
+
     @classmethod
     def parse(cls, text: str) -> "LayerScheme":
-        """Read `w<bits>[a<bits>][-g<size>]`.
+        """Read `w<bits>[a<bits>[s]][-g<size>]`.
 
         Raises:
             ConfigurationError: Another form, or numbers out of range.
@@ -73,12 +86,13 @@ class LayerScheme:
         if match is None:
             hint = nearest(text.lower(), _EXAMPLES) if isinstance(text, str) else ""
             raise ConfigurationError(
-                f"scheme {text!r}: allowed are w<weight bits>, w<weight bits>a<activation bits>, and either with "
-                f"-g<group size>, such as {', '.join(_EXAMPLES[:4])} or w3a8-g32{hint}"
+                f"scheme {text!r}: allowed are w<weight bits>, w<weight bits>a<activation bits>, the latter with s for "
+                f"static ranges, and each with -g<group size>, such as {', '.join(_EXAMPLES[:4])}, w8a8s or "
+                f"w3a8-g32{hint}"
             )
-        weight, activation, group = (None if number is None else int(number) for number in match.groups())
-        assert weight is not None  # the pattern has no match without it
-        return cls(weight, activation, group)
+        weight, activation, mark, group = match.groups()
+        activation_bits, group_size = (None if number is None else int(number) for number in (activation, group))
+        return cls(int(weight), activation_bits, group_size, mark is not None)
 
 
 @dataclass(frozen=True)
@@ -86,9 +100,10 @@ class QuantScheme:
     """The deployment grid of a run.
 
     Args:
-        scheme: Grid of most layers: `w4a8`, `w3a4`, `w4` (weights only), `w3a8-g32` (32 weights share a scale).
+        scheme: Grid of most layers: `w4a8`, `w3a4`, `w4` (weights only), `w3a8-g32` (32 weights share a scale), `w4a4s`
+            (activations have static ranges).
         edge_bits: Weight bits of the first and the last quantizable layer, and their activation bits where `scheme`
-            quantizes activations; one scale per output channel. None: they follow `scheme`.
+            quantizes activations; one scale per output channel, ranges as in `scheme`. None: they follow `scheme`.
         overrides: Name pattern (as in fnmatch: `*`, `?`, `[...]`) to a scheme, or to `fp` for a layer that stays
             unquantized. The first pattern that matches a layer wins, and wins over `edge_bits`.
 
@@ -125,6 +140,12 @@ class QuantScheme:
             ConfigurationError: See the class.
         """
         return scheme if isinstance(scheme, QuantScheme) else cls(scheme)
+
+    @property
+    def has_static_ranges(self) -> bool:
+        """Whether the scheme or one of its overrides asks for static activation ranges."""
+        grids = [LayerScheme.parse(self.scheme), *map(_parse_override, (self.overrides or {}).values())]
+        return any(grid is not None and grid.static_range for grid in grids)
 
     def for_layers(self, module: nn.Module) -> dict[str, LayerScheme]:
         """The grid of every layer that is quantized.
@@ -165,7 +186,8 @@ class QuantScheme:
                 return _parse_override(text)
         grid = LayerScheme.parse(self.scheme)
         if is_edge and self.edge_bits is not None:
-            return LayerScheme(self.edge_bits, None if grid.activation_bits is None else self.edge_bits)
+            activation_bits = None if grid.activation_bits is None else self.edge_bits
+            return LayerScheme(self.edge_bits, activation_bits, static_range=grid.static_range)
         return grid
 
     def _check_overrides(self, names: list[str]) -> None:

@@ -3,6 +3,9 @@
 Rounding moves the mean and the variance of what reaches a layer, so each view has statistics of its own. A state of a
 run holds those of the float32 view under their names in the module, and those of the deployed view beside them, under
 `quantized/NAME`; a state without them, as a user's module has it, is both views.
+
+Static activation ranges (`LAYER.activation_range`) are used by the deployed view alone, but clients train them and send
+them with the weights, so a run's modules hold them in both views. The user's own module has none.
 """
 
 from __future__ import annotations
@@ -10,12 +13,24 @@ from __future__ import annotations
 from fedhq_lightning.types import StateDict
 
 DEPLOYED = "quantized/"
-"""Before the names of what the deployed view has of its own."""
+"""Before the names of batch statistics that the deployed view has of its own."""
+RANGE = "activation_range"
+"""Last part of the name of a static activation range."""
 
 
 def float_view(state: StateDict) -> StateDict:
-    """What a float32 module loads."""
+    """What a run's float32 module loads."""
     return {name: value for name, value in state.items() if not name.startswith(DEPLOYED)}
+
+
+def users_view(state: StateDict) -> StateDict:
+    """What the user's own module loads: the float32 view without activation ranges."""
+    return {name: value for name, value in float_view(state).items() if not is_range(name)}
+
+
+def is_range(name: str) -> bool:
+    """Whether a name in a state is that of a static activation range."""
+    return name.rpartition(".")[2] == RANGE
 
 
 def deployed_view(state: StateDict) -> StateDict:
@@ -24,10 +39,14 @@ def deployed_view(state: StateDict) -> StateDict:
 
 
 def deployed_statistics(state: StateDict) -> StateDict:
-    """What the deployed view has of its own, by the names in the module."""
-    return {name.removeprefix(DEPLOYED): value for name, value in state.items() if name.startswith(DEPLOYED)}
+    """What the deployed view has of its own, statistics and activation ranges, by the names in the module."""
+    return {
+        name.removeprefix(DEPLOYED): value
+        for name, value in state.items()
+        if name.startswith(DEPLOYED) or is_range(name)
+    }
 
 
 def as_deployed(statistics: StateDict) -> StateDict:
-    """Statistics of the deployed view, by the names that a run's state has for them."""
-    return {DEPLOYED + name: value for name, value in statistics.items()}
+    """Statistics and ranges of the deployed view, by the names that a run's state has for them."""
+    return {name if is_range(name) else DEPLOYED + name: value for name, value in statistics.items()}

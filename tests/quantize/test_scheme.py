@@ -14,7 +14,7 @@ def network() -> nn.Module:
 
 
 @pytest.mark.parametrize("weight_bits", range(2, 9))
-@pytest.mark.parametrize("rest", ["", "a2", "a4", "a8", "-g32", "a3-g16"])
+@pytest.mark.parametrize("rest", ["", "a2", "a4", "a8", "-g32", "a3-g16", "a2s", "a8s-g32"])
 def test_text_survives_a_round_trip(weight_bits: int, rest: str) -> None:
     text = f"w{weight_bits}{rest}"
     assert str(LayerScheme.parse(text)) == text
@@ -24,6 +24,7 @@ def test_text_survives_a_round_trip(weight_bits: int, rest: str) -> None:
 def test_parse_reads_the_parts() -> None:
     assert LayerScheme.parse("w3a8-g32") == LayerScheme(3, 8, 32)
     assert LayerScheme.parse("w4") == LayerScheme(4, None, None)
+    assert LayerScheme.parse("w3a4s-g8") == LayerScheme(3, 4, 8, static_range=True)
 
 
 def test_parse_keeps_a_scheme_as_it_is() -> None:
@@ -38,6 +39,9 @@ def test_parse_keeps_a_scheme_as_it_is() -> None:
         ("w1a8", r"weight bits must be 2\.\.8; did you mean 'w2a8'\?"),
         ("w4a1", r"activation bits must be 2\.\.8.*did you mean 'w4a2'\?"),
         ("w4a16-g32", r"activation bits must be 2\.\.8.*did you mean 'w4a8-g32'\?"),
+        ("w4a16s", r"activation bits must be 2\.\.8.*did you mean 'w4a8s'\?"),
+        ("w4s", r"scheme 'w4s': allowed are .*with s for static ranges.*w8a8s"),
+        ("w4a8-s", r"scheme 'w4a8-s': allowed are .*did you mean 'w4a8'\?"),
         ("w4-g1", r"at least 2 weights.*did you mean 'w4'\?"),
         ("W4A8", r"scheme 'W4A8': allowed are .*did you mean 'w4a8'\?"),
         ("int4", r"scheme 'int4': allowed are w<weight bits>"),
@@ -59,6 +63,33 @@ def test_edge_bits_out_of_range(bits: int) -> None:
 def test_bad_override_is_named() -> None:
     with pytest.raises(ConfigurationError, match=r"override 'head\.\*': scheme 'w9'.*'fp'"):
         QuantScheme("w4a8", overrides={"head.*": "w9"})
+
+
+def test_static_ranges_need_activation_bits() -> None:
+    with pytest.raises(ConfigurationError, match=r"static_range is of activations.*as in 'w4a8s'"):
+        LayerScheme(4, static_range=True)
+
+
+def test_edges_have_the_ranges_of_the_scheme_and_overrides_their_own() -> None:
+    scheme = QuantScheme("w4a4s-g4", overrides={"2": "w4a4", "4": "w3a2s"})
+    assert {name: str(grid) for name, grid in scheme.for_layers(network()).items()} == {
+        "0": "w8a8s", "2": "w4a4", "4": "w3a2s", "5": "w8a8s",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("scheme", "overrides", "expected"),
+    [
+        ("w4a4s", None, True),
+        ("w4a4", {"0": "w8a8s"}, True),
+        ("w4a4", {"0": "fp"}, False),
+        ("w4a4", None, False),
+    ],
+)
+def test_tells_whether_a_layer_may_have_a_static_range(
+    scheme: str, overrides: dict[str, str] | None, expected: bool
+) -> None:
+    assert QuantScheme(scheme, overrides=overrides).has_static_ranges == expected
 
 
 def test_edges_stay_at_eight_bits_without_groups() -> None:
