@@ -44,7 +44,7 @@ from fedhq_lightning.support.lightnings import AnyLogger
 from fedhq_lightning.support.memory import keep_freed_memory
 from fedhq_lightning.support.paths import expand_if_given
 from fedhq_lightning.support.threads import torch_threads
-from fedhq_lightning.support.views import float_view
+from fedhq_lightning.support.views import users_view
 from fedhq_lightning.tracking import check_logger
 from fedhq_lightning.tracking.callback import Tracking
 from fedhq_lightning.types import MonitorMode
@@ -304,7 +304,7 @@ class FederatedTrainer(AfterFit):
                 lambda: complete(settings, job, evaluator, state, directory, recipe_name, self.writes_model)
             )
             build_like(module, job.template, settings.fit_options)
-            load_weights(module, float_view(state.deployed))
+            load_weights(module, users_view(state.deployed))
             self._fitted_state = state.deployed
             self._fitted, self._fitted_on = module, job.datamodule
             self.call("on_fit_end")

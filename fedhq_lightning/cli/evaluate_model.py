@@ -25,6 +25,7 @@ from fedhq_lightning.federated.clients import client_to_probe, plain_client_ids
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.local.data_hooks import prepare_data, prepared
 from fedhq_lightning.local.template import set_up_template
+from fedhq_lightning.quantize import attach_ranges
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.quiet import libraries_quiet
 from fedhq_lightning.support.text import first_line
@@ -75,6 +76,8 @@ def _evaluate(
     loaders: Sequence[Any],
     recipe: str,
 ) -> Evaluation:
+    if trainer.settings.scheme is not None:
+        attach_ranges(template, trainer.settings.scheme)
     evaluator = setup.evaluator_of(trainer.settings, trainer.fabric, template, Processes(None), datamodule)
     kind = type(template).__name__
     state = template.state_dict() if files.weights is None else read_weights(files.weights, template, recipe)

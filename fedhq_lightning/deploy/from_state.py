@@ -7,14 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from fedhq_lightning.deploy import ExportError
 from fedhq_lightning.deploy.deployment import Deployment
 from fedhq_lightning.deploy.model_folder import write_model_folder
 from fedhq_lightning.local.evaluation import Evaluator
+from fedhq_lightning.quantize import IntegerLayer, LayerScheme
 from fedhq_lightning.support.text import first_line
-from fedhq_lightning.support.views import deployed_statistics, float_view
+from fedhq_lightning.support.views import deployed_statistics, users_view
 from fedhq_lightning.types import StateDict
 
 
@@ -38,7 +40,10 @@ def deploy(
         logged: `fp/NAME` and `quantized/NAME` of this state, for the folder's README.
         held_out: What the metrics are measured on, likewise.
     """
-    module = evaluator.model(state)
+    module, converted = evaluator.model(state), None
+    if evaluator.scheme is not None:
+        converted = evaluator.deployed(state)
+        _warn_of_dynamic_ranges(converted, evaluator.scheme.for_layers(module))
     metrics: dict[str, dict[str, float]] = {"fp": {}, "quantized": {}}
     for key, value in (logged or {}).items():
         kind, _, name = key.partition("/")
@@ -46,8 +51,8 @@ def deploy(
             metrics[kind][name] = value
     return write_model_folder(
         folder,
-        None if evaluator.scheme is None else evaluator.deployed(state),
-        float_view(state),
+        converted,
+        users_view(state),
         example_args,
         evaluator.scheme,
         type(module).__name__,
@@ -57,6 +62,21 @@ def deploy(
         held_out=held_out,
         statistics=deployed_statistics(state),
     )
+
+
+def _warn_of_dynamic_ranges(converted: nn.Module, grids: Mapping[str, LayerScheme]) -> None:
+    """Say which layers are not deployed as the scheme has them, because no client has calibrated their ranges."""
+    lost = [name for name, grid in grids.items() if grid.static_range and not _is_static(converted, name)]
+    if lost:
+        rank_zero_warn(
+            f"deployed with dynamic activation ranges: {', '.join(lost[:5])}; no client's examples reached these "
+            "layers in training_step (or nothing but zeros did), so nobody has calibrated their static ranges"
+        )
+
+
+def _is_static(converted: nn.Module, name: str) -> bool:
+    layer = converted.get_submodule(name)
+    return isinstance(layer, IntegerLayer) and layer.scheme.static_range
 
 
 def metrics_of_program(

@@ -13,7 +13,7 @@ from fedhq_lightning.deploy.model_folder import PACKED, PROGRAM, STATISTICS, WEI
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.support.text import first_line
-from fedhq_lightning.support.views import as_deployed
+from fedhq_lightning.support.views import as_deployed, users_view
 from fedhq_lightning.types import StateDict
 
 
@@ -84,7 +84,7 @@ def read_weights(path: Path, template: L.LightningModule, recipe: str) -> StateD
         ConfigurationError: A damaged file, or another model's.
     """
     state = _read(path)
-    wanted = {name: tuple(value.shape) for name, value in template.state_dict().items()}
+    wanted = {name: tuple(value.shape) for name, value in users_view(template.state_dict()).items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     if wanted != found:
         odd = next(name for name in [*wanted, *found] if wanted.get(name) != found.get(name))

@@ -62,8 +62,8 @@ def write_model_folder(
         fp_metrics: Metrics of the float32 weights by name, for the README.
         quantized_metrics: Those of `converted`, for the README, where `evaluate` gives none.
         held_out: What the metrics were measured on.
-        statistics: BatchNorm statistics of `converted`, where the float32 weights have others; written beside them, to
-            convert them again.
+        statistics: What `converted` has of its own, BatchNorm statistics where the float32 weights have others and
+            static activation ranges; written beside them, to convert them again.
 
     Raises:
         ConfigurationError: Nothing in `converted` is quantized, or a file cannot be written.

@@ -34,6 +34,8 @@ class VirtualClock:
         gives_batch: Whether a client's loader gives a batch all the same, asked where the client holds less than one.
         kernels: What the recipe says of each layer's kernels; None is the static rule everywhere.
         calibration: Corrects the roofline; None is the shipped one.
+        calibrates_ranges: Whether clients that do not train in `qat` calibrate static activation ranges after their
+            fit, in a forward pass on the grid.
 
     Attributes:
         download_bytes: As given.
@@ -55,6 +57,7 @@ class VirtualClock:
         gives_batch: Callable[[ClientId], bool] = lambda client_id: False,
         kernels: LaneKernels | None = None,
         calibration: Calibration | None = None,
+        calibrates_ranges: bool = False,
     ) -> None:
         self._client_ids = client_ids
         self._positions = None if isinstance(client_ids, range) else {each: i for i, each in enumerate(client_ids)}
@@ -70,6 +73,7 @@ class VirtualClock:
         self._gives_batch = lru_cache(_CLIENTS_KEPT)(gives_batch)
         self._kernels = LaneKernels() if kernels is None else kernels
         self._calibration = shipped_calibration() if calibration is None else calibration
+        self._calibrates_ranges = calibrates_ranges
         # By identity, since hashing a profile takes longer than all the rest; each entry keeps its profile alive.
         self._step_seconds: dict[tuple[int, Mode], tuple[DeviceProfile, list[float]]] = {}
         self._bytes: dict[tuple[int, Mode, int], tuple[DeviceProfile, float]] = {}
@@ -109,9 +113,12 @@ class VirtualClock:
         """
         device, batches = self._device_at(self.position(client_id)), self._batches(client_id, work)
         download_seconds, upload_seconds = self._link(client_id, is_first)
+        compute_seconds = sum(count * self._step(device, mode, examples) for count, examples in batches if count)
+        if self._calibrates_ranges and mode != "qat" and batches:
+            compute_seconds += self.forward_seconds(client_id, "qat")
         return ClientTime(
             download_seconds=download_seconds,
-            compute_seconds=sum(count * self._step(device, mode, examples) for count, examples in batches if count),
+            compute_seconds=compute_seconds,
             upload_seconds=upload_seconds,
         )
 

@@ -24,7 +24,7 @@ from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.support.collectives import launch
 from fedhq_lightning.support.tensors import same_values
 from fedhq_lightning.support.threads import torch_threads
-from fedhq_lightning.support.views import float_view
+from fedhq_lightning.support.views import users_view
 from fedhq_lightning.types import StateDict
 
 
@@ -149,7 +149,7 @@ class AfterFit(LightningAttributes):
     def _with_statistics(self, weights: StateDict) -> StateDict:
         """Weights that are as the last `fit` left them have a deployed view of their own, others have none."""
         fitted = self._fitted_state
-        if fitted is None or float_view(fitted).keys() != weights.keys():
+        if fitted is None or users_view(fitted).keys() != weights.keys():
             return weights
         is_as_left = all(same_values(value.cpu(), fitted[name]) for name, value in weights.items())
         return fitted if is_as_left else weights

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,10 +17,11 @@ from fedhq_lightning.devices.virtual_clock import VirtualClock
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.aggregators import Aggregator
 from fedhq_lightning.federated.client_analysis import ClientAnalyst
+from fedhq_lightning.federated.client_ranges import ClientRanges
 from fedhq_lightning.federated.wire import Link
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.local.module_state import load_weights, reset_metrics, restore_buffers, restore_requires_grad
-from fedhq_lightning.quantize import LaneOptions, QuantScheme, correct_bias, prepare
+from fedhq_lightning.quantize import LaneOptions, QuantScheme, RangeLearner, correct_bias, prepare
 from fedhq_lightning.risk.sensitivity import SensitivityMeasure, check_sensitivity_measure
 from fedhq_lightning.run.records import ClientRecord, Status
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
@@ -70,6 +71,7 @@ class ClientFitter:
         autocast: Context of the training steps.
         wanted_sensitivity: What every client measures on the model it received, before it trains, or None. The forward
             passes for it cost the client virtual time, which counts for the deadline too.
+        batch_norms: Layers whose statistics are taken anew, for the calibration of static activation ranges.
 
     Raises:
         ConfigurationError: A sensitivity is wanted, but there is no scheme to be sensitive to; or unknown measure.
@@ -89,6 +91,7 @@ class ClientFitter:
         device: torch.device,
         autocast: Callable[[], AbstractContextManager[Any]],
         wanted_sensitivity: SensitivityMeasure | None = None,
+        batch_norms: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self._template = template
         self._scheme = scheme
@@ -103,6 +106,11 @@ class ClientFitter:
         self._autocast = autocast
         self._lanes: dict[Mode, ClientTrainer] = {}
         self._wanted_sensitivity = wanted_sensitivity
+        self._ranges: ClientRanges | None = None
+        if scheme is not None and scheme.has_static_ranges:
+            self._ranges = ClientRanges(
+                scheme, lambda: self._lane("qat"), template, datamodule, device, batch_norms or {}
+            )
         self._analyst: ClientAnalyst | None = None
         if wanted_sensitivity is not None:
             check_sensitivity_measure(wanted_sensitivity)
@@ -184,18 +192,29 @@ class ClientFitter:
     ) -> _LocalFit:
         trainer = self._lane(mode)
         module = trainer.lightning_module
+        ranges, start = self._ranges, received
+        if ranges is not None and mode == "qat":
+            start = ranges.completed(received, client_id)
         restore_buffers(module, self._template, self._device)
         restore_requires_grad(module, self._template)
-        load_weights(module, received)
+        load_weights(module, start)
         reset_metrics(module)
         seed_generators(derive_seed(self._seed, "fit", round_number, client_id))
         loader = self._datamodule.train_dataloader(client_id)
         term = self._aggregator.client_term(module)
-        num_steps, metrics = trainer.fit(loader, learning_rate_scale, term, work)
+        learner, after_step = None, None
+        if ranges is not None and mode == "qat":
+            learner = RangeLearner(module, self._lane_options.range_lr * learning_rate_scale)
+            after_step = learner.step
+        num_steps, metrics = trainer.fit(loader, learning_rate_scale, term, work, after_step)
+        if learner is not None:
+            learner.finish()
         self._check_frozen(module)
         if not num_steps:
             return _LocalFit(idle_reason=_SKIPPED if len(loader) else _NO_BATCH)
         state = module.state_dict()
+        if ranges is not None and mode != "qat":
+            state = state | ranges.calibrated(state, client_id)
         if mode == "ptq" and self._lane_options.bias_correction:
             state = self._corrected(state, client_id)
         return _LocalFit(num_steps, metrics, self._link.up(state, received, round_number, client_id))

@@ -45,13 +45,14 @@ from fedhq_lightning.local.module_checks import (
     check_state,
 )
 from fedhq_lightning.local.template import set_up_template
-from fedhq_lightning.quantize import LayerScheme
+from fedhq_lightning.quantize import LayerScheme, attach_ranges
 from fedhq_lightning.risk.divergence import DivergenceMeasure, LabelStatistics
 from fedhq_lightning.risk.sensitivity import SensitivityMeasure
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.lightnings import is_overridden
 from fedhq_lightning.support.notes import noted
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
+from fedhq_lightning.support.views import RANGE
 from fedhq_lightning.types import MODES, ClientId, Mode, StateDict
 
 
@@ -134,6 +135,7 @@ def set_up(
         )
     allocator = settings.allocator or FixedAllocator("fp")
     grids = grids_of(settings, template)
+    _attach_ranges(settings, template)
     quantized = {name.removesuffix(".weight"): grid.activation_bits is not None for name, grid in grids.items()}
     with noted(first_batch):
         found = checks.probe(template, datamodule, client_id, settings.fit_options, quantized, fabric.autocast)
@@ -161,6 +163,7 @@ def set_up(
         drop_last=found.drop_last,
         gives_batch=lambda client_id: num_batches(datamodule, client_id) > 0,
         kernels=LaneKernels.of(template, grids, settings.lanes),
+        calibrates_ranges=settings.scheme is not None and settings.scheme.has_static_ranges,
     )
     monitor = checks.resolve_monitor(settings.monitor, found)
     monitored = Monitored(monitor, resolve_monitor_mode(monitor, settings.monitor_mode))
@@ -230,6 +233,21 @@ def grids_of(settings: RunSettings, template: L.LightningModule) -> dict[str, La
     return {f"{name}.weight": grid for name, grid in grids.items()}
 
 
+def _attach_ranges(settings: RunSettings, template: L.LightningModule) -> None:
+    """Give the module that all others are copied from its static activation ranges, if the scheme has any.
+
+    Raises:
+        ConfigurationError: They would not travel, because the module's own `state_dict` leaves them out.
+    """
+    held = [] if settings.scheme is None else attach_ranges(template, settings.scheme)
+    if left_out := [name for name in held if name not in template.state_dict()]:
+        raise ConfigurationError(
+            f"{type(template).__name__}.state_dict leaves out {', '.join(left_out[:3])}, static activation ranges of "
+            f"scheme '{settings.scheme}', which clients send with their weights; keep names that end in "
+            f"'.{RANGE}', or take dynamic ranges: leave the s out of the scheme"
+        )
+
+
 def fitter_of(settings: RunSettings, fabric: Fabric, job: Job) -> ClientFitter:
     """The part that trains clients on this process."""
     return ClientFitter(
@@ -245,6 +263,7 @@ def fitter_of(settings: RunSettings, fabric: Fabric, job: Job) -> ClientFitter:
         fabric.device,
         fabric.autocast,
         job.allocator.wanted_sensitivity,
+        job.probe.batch_norms if settings.retake_batch_statistics else {},
     )
 
 

@@ -102,6 +102,7 @@ class ClientTrainer(TrainerSurface):
         learning_rate_scale: float = 1.0,
         after_backward: Callable[[], None] | None = None,
         work: float = 1.0,
+        after_step: Callable[[], None] | None = None,
     ) -> tuple[int, dict[str, float]]:
         """Train the module on one client.
 
@@ -110,6 +111,7 @@ class ClientTrainer(TrainerSurface):
             learning_rate_scale: Factor on every learning rate in this fit.
             after_backward: Called once an optimizer step, before clipping, for client-side gradient terms.
             work: Share of its optimizer steps that are taken, see `FitOptions.num_steps`.
+            after_step: Called after every optimizer step.
 
         Returns:
             Optimizer steps taken, none where no batch had a loss, and what was logged: of every name the value of the
@@ -131,7 +133,7 @@ class ClientTrainer(TrainerSurface):
         while not self._fit_is_over():
             steps_before = self.global_step
             self._call("on_train_epoch_start")
-            complete = self._run_epoch(loader, optimizer, after_backward)
+            complete = self._run_epoch(loader, optimizer, after_backward, after_step)
             self._reduce_so_far()
             self._call("on_train_epoch_end")
             metrics |= self._finish_epoch()
@@ -235,7 +237,11 @@ class ClientTrainer(TrainerSurface):
         return self.current_epoch >= (self.options.local_epochs or 0)
 
     def _run_epoch(
-        self, loader: Iterable[Any], optimizer: Optimizer, after_backward: Callable[[], None] | None
+        self,
+        loader: Iterable[Any],
+        optimizer: Optimizer,
+        after_backward: Callable[[], None] | None,
+        after_step: Callable[[], None] | None,
     ) -> bool:
         """Train on the loader's batches, in the order of Lightning's loop; whether the epoch was not cut short."""
         every = self.accumulate_grad_batches
@@ -251,6 +257,8 @@ class ClientTrainer(TrainerSurface):
             closure = partial(self._closure, batch, batch_idx, optimizer, first, after_backward if last else None, last)
             if last:
                 self._call("optimizer_step", self.current_epoch, batch_idx, optimizer, closure)
+                if after_step is not None:
+                    after_step()
                 self.global_step += 1
                 self._step_schedulers("step", count)
             else:

@@ -10,14 +10,15 @@ from typing import Any
 import lightning as L
 import torch
 
+from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.local.memory_of_evaluation import changed, plain_attributes, recall, take_weights
 from fedhq_lightning.local.module_state import load_weights
-from fedhq_lightning.quantize import QuantScheme, convert, prepare
+from fedhq_lightning.quantize import QuantScheme, attach_ranges, convert, prepare
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.lightnings import is_overridden
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
-from fedhq_lightning.support.views import deployed_view, float_view
+from fedhq_lightning.support.views import deployed_view, is_range, users_view
 from fedhq_lightning.types import FitOptions, StateDict
 
 
@@ -107,26 +108,50 @@ class Evaluator:
         return ClientTrainer(module, self._options, module.device, autocast, self._datamodule).evaluate(loaders, stage)
 
     def model(self, state: StateDict) -> L.LightningModule:
-        """The module with the float32 view of `state`, and with what its `on_fit_start` makes, as in every fit."""
+        """The module with the float32 view of `state`, and with what its `on_fit_start` makes, as in every fit.
+
+        It holds static activation ranges where the scheme has any, not calibrated where the state has none.
+        """
         module = copy.deepcopy(self._template)
+        if self.scheme is not None:
+            attach_ranges(module, self.scheme)
         if is_overridden("on_fit_start", module):
             trainer = ClientTrainer(module, self._options, module.device, self.autocast, self._datamodule)
             module.on_fit_start()
             trainer.detach()
-        load_weights(module, float_view(state))
+        ranges = {name: state.get(name, value) for name, value in module.state_dict().items() if is_range(name)}
+        load_weights(module, users_view(state) | ranges)
         return module.to(self._device)
 
     def deployed(self, state: StateDict) -> L.LightningModule:
-        """The module with the deployed view of `state` as its weights, converted to the scheme's grid."""
-        if self.scheme is None:
-            raise ValueError("no scheme: there is no deployed model")
-        return convert(self.model(deployed_view(state)), self.scheme)
+        """The module with the deployed view of `state` as its weights, converted to the scheme's grid.
+
+        Layers whose static activation range nobody has calibrated yet, as before the first round, get dynamic ones.
+
+        Raises:
+            ConfigurationError: The scheme has static activation ranges, and the state knows of none.
+        """
+        return convert(self._deployed_view(state), self._grid(), allow_uncalibrated=True)
 
     def on_grid(self, state: StateDict) -> L.LightningModule:
         """The deployed view of `state` in the QAT lane: `deployed` but for float rounding, in less time."""
+        return prepare(self._deployed_view(state), "qat", self._grid())
+
+    def _grid(self) -> QuantScheme:
         if self.scheme is None:
             raise ValueError("no scheme: there is no deployed model")
-        return prepare(self.model(deployed_view(state)), "qat", self.scheme)
+        return self.scheme
+
+    def _deployed_view(self, state: StateDict) -> L.LightningModule:
+        module = self.model(deployed_view(state))
+        lost = [name for name in module.state_dict() if is_range(name) and name not in state]
+        if lost:
+            raise ConfigurationError(
+                f"scheme '{self.scheme}' has static activation ranges, and these weights of "
+                f"{type(module).__name__} have none ({', '.join(lost[:3])}): they are found in training and lie beside "
+                "the module's own weights; give a checkpoint or a run directory (ckpt_path), or call fit before"
+            )
+        return module
 
 
 def as_loaders(loaders: Any) -> list[Any]:

@@ -13,6 +13,7 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.local.lazy_layers import build_lazy_layers, lazy_names, take_layers
 from fedhq_lightning.local.module_checks import copied, keep_batches_apart, run_eagerly
+from fedhq_lightning.support.views import users_view
 from fedhq_lightning.types import FitOptions
 
 
@@ -64,7 +65,7 @@ def build_layers(module: L.LightningModule, options: FitOptions) -> None:
 
 def build_like(module: L.LightningModule, template: L.LightningModule, options: FitOptions) -> None:
     """Make the layers of the user's module that the template has and it has not, to hold the run's weights."""
-    if module.state_dict().keys() != template.state_dict().keys():
+    if module.state_dict().keys() != users_view(template.state_dict()).keys():
         build_layers(module, options)
     if lazy_names(module):
         take_layers(module, copied(template))

@@ -7,7 +7,6 @@ are without a scheme, and what the clients send is averaged as it is. A range in
 that it starts with, is not calibrated yet; a layer takes dynamic ranges until it is.
 """
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -133,13 +132,9 @@ def best_range(x: Tensor, bits: int) -> Tensor:
     values = x.detach().float().reshape(-1)
     widest = torch.stack([values.amin().clamp(max=0), values.amax().clamp(min=0)])
     if len(values) > _MOST_VALUES:
-        values = values[_places(len(values)).to(values.device)]
+        places = torch.randint(len(values), (_MOST_VALUES,), generator=torch.Generator().manual_seed(0))
+        values = values[places.to(values.device)]
     ranges = torch.tensor(_SHARES, device=values.device).unsqueeze(1) * widest  # (shares, 2)
     scale, zero_point = (part.unsqueeze(1) for part in StaticGrid.of(ranges, bits))  # (shares, 1)
     rounded = (static_integers(values, scale, zero_point, bits) - zero_point) * scale
     return ranges[(rounded - values).square().sum(1).argmin()]
-
-
-@cache
-def _places(count: int) -> Tensor:
-    return torch.randint(count, (_MOST_VALUES,), generator=torch.Generator().manual_seed(0))

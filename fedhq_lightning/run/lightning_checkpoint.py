@@ -12,7 +12,7 @@ import torch
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.run.directory import RunDirectory, load_checkpoint
 from fedhq_lightning.support.paths import expand_path
-from fedhq_lightning.support.views import as_deployed, deployed_statistics, float_view
+from fedhq_lightning.support.views import as_deployed, deployed_statistics, users_view
 from fedhq_lightning.types import StateDict
 
 _PLAIN = (str, int, float, bool, type(None), torch.Tensor)
@@ -30,7 +30,7 @@ def for_lightning(module: L.LightningModule, weights: StateDict) -> dict[str, An
         module: Whose hyperparameters were kept by `save_hyperparameters`, or not.
         weights: The state of the round, in both views.
     """
-    part: dict[str, Any] = {"state_dict": float_view(weights), "pytorch-lightning_version": L.__version__}
+    part: dict[str, Any] = {"state_dict": users_view(weights), "pytorch-lightning_version": L.__version__}
     if statistics := deployed_statistics(weights):
         part[_STATISTICS] = statistics
     held = dict(module.hparams)

@@ -1,6 +1,7 @@
 """A local fit trains an unmodified module bitwise as Lightning's own Trainer does."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -201,6 +202,17 @@ class TestFit:
         assert steps == 12
         assert metrics["epoch"] == 2.0
         assert metrics["train_loss"] > 0
+
+    @pytest.mark.parametrize("every", [1, 3])
+    def test_what_follows_a_step_comes_after_it(self, every: int) -> None:
+        module = SmallModule()
+        seen: list[Tensor] = []
+        before = module.net[2].bias.detach().clone()
+        num_steps, _ = client_trainer(module, accumulate_grad_batches=every).fit(
+            loader(), after_step=lambda: seen.append(module.net[2].bias.detach().clone())
+        )
+        assert len(seen) == num_steps
+        assert not any(torch.equal(one, other) for one, other in pairwise([before, *seen]))
 
     def test_the_clients_term_comes_once_a_step(self) -> None:
         calls = []

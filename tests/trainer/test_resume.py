@@ -61,10 +61,11 @@ class TestResume:
             lambda: {"aggregator": FedOpt(partial(torch.optim.Adam, lr=0.05)), "callbacks": [FixedAllocator(0.5)]},
             lambda: {"aggregator": FedOpt(partial(torch.optim.SGD, lr=1.0, momentum=0.9)), "scheme": None},
             lambda: {"aggregator": FedProx(0.1), "callbacks": [FixedAllocator("qat")], "downlink": "scheme"},
+            lambda: {"scheme": "w4a4s", "callbacks": [FixedAllocator(0.5)]},
             lambda: {"callbacks": [HybridAllocator(window=1, sensitivity="loss")], "fleet": "mixed"},
             lambda: {"callbacks": [HybridAllocator(window=1, divergence="updates")], "fleet": "mixed"},
         ],
-        ids=["FedAdam", "FedAvgM", "FedProx", "HybridAllocator", "HybridAllocator by updates"],
+        ids=["FedAdam", "FedAvgM", "FedProx", "static ranges", "HybridAllocator", "HybridAllocator by updates"],
     )
     def test_goes_on_as_if_nothing_had_happened(self, after: int, make: Callable[[], dict[str, Any]]) -> None:
         unbroken, resumed = self.broken_and_resumed(after, make)
