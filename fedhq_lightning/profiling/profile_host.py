@@ -35,6 +35,7 @@ from fedhq_lightning.quantize.qat_layers import has_integer_forward
 from fedhq_lightning.support.collectives import lightning_quiet
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
 from fedhq_lightning.support.threads import torch_threads
+from fedhq_lightning.support.views import is_range
 from fedhq_lightning.types import Mode
 
 _MODES: tuple[Mode, ...] = ("ptq", "qat")
@@ -133,6 +134,10 @@ class _Bench:
         self._scheme = settings.scheme
         self._datamodule = job.datamodule
         self._template = copy.deepcopy(job.template).to(self._device)
+        for name, value in self._template.named_buffers():
+            if is_range(name):
+                # Any will do; without one a layer would be timed with dynamic ranges.
+                value.copy_(torch.tensor([-1.0, 1.0]))
         self._grids = settings.scheme.for_layers(self._template)
         self._batch_size = job.probe.batch_size
         self._costs = job.probe.costs

@@ -269,6 +269,7 @@ def test_killed_and_on_two_processes_and_evaluated_again(tmp_path: Path, monkeyp
         "model.init_args": {"image_size": 8},
         "trainer.clients_per_round": 3,
         "trainer.scheme": "w3a4s",
+        "trainer.lanes": {"qat_kernel": "int8"},
         "trainer.max_rounds": 3,
         "trainer.enable_progress_bar": False,
     }
