@@ -1,10 +1,10 @@
 """Static activation ranges: one range for all that enters a layer, kept with the layer as its weights are.
 
-A layer whose scheme has static ranges (`w4a4s`) holds `activation_range`, (2,) fp32: the smallest and the largest value
-that its grid reaches, zero among them. It is a buffer and no Parameter: `module.parameters()`, and with it the user's
-optimizer, weight decay and gradient clipping, aggregators' server steps and the directions of updates, stay what they
-are without a scheme, and what the clients send is averaged as it is. A range in which nothing lies, such as the zeros
-that it starts with, is not calibrated yet; a layer takes dynamic ranges until it is.
+A layer whose scheme has static ranges (`w4a4s`) holds `fedhq_activation_range`, (2,) fp32: the smallest and the largest
+value that its grid reaches, zero among them. It is a buffer and no Parameter: `module.parameters()`, and with it the
+user's optimizer, weight decay and gradient clipping, aggregators' server steps and the directions of updates, stay what
+they are without a scheme, and what the clients send is averaged as it is. A range in which nothing lies, such as the
+zeros that it starts with, is not calibrated yet; a layer takes dynamic ranges until it is.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from fedhq_lightning.quantize.scheme import LayerScheme, QuantScheme
 from fedhq_lightning.support.views import RANGE
 
 _MOST_VALUES = 2**13
-"""Of an input, by which shares of its range are compared: more do not change the choice, and take longer."""
+"""Of an input, by which shares of its range are compared: enough to tell twenty shares apart, and soon done."""
 _SHARES = tuple(share / 20 for share in range(20, 0, -1))
 
 
@@ -62,7 +62,7 @@ def static_integers(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> 
 
 
 def attach_ranges(module: nn.Module, scheme: QuantScheme) -> list[str]:
-    """Give every layer with a static range its `activation_range`, not calibrated; one that has it keeps it.
+    """Give every layer with a static range its `fedhq_activation_range`, not calibrated; one that has it keeps it.
 
     Args:
         module: Changed in place; plain or prepared by a lane.
@@ -90,7 +90,7 @@ def attach_ranges(module: nn.Module, scheme: QuantScheme) -> list[str]:
 
 
 def attach_range(layer: nn.Module) -> None:
-    """Give a layer an `activation_range` that is not calibrated, where it has none."""
+    """Give a layer an `fedhq_activation_range` that is not calibrated, where it has none."""
     if getattr(layer, RANGE, None) is None:
         layer.register_buffer(RANGE, torch.zeros(2, device=layer.get_parameter("weight").device))
 

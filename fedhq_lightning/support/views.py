@@ -4,8 +4,8 @@ Rounding moves the mean and the variance of what reaches a layer, so each view h
 run holds those of the float32 view under their names in the module, and those of the deployed view beside them, under
 `quantized/NAME`; a state without them, as a user's module has it, is both views.
 
-Static activation ranges (`LAYER.activation_range`) are used by the deployed view alone, but clients train them and send
-them with the weights, so a run's modules hold them in both views. The user's own module has none.
+Static activation ranges (`LAYER.fedhq_activation_range`) are used by the deployed view alone, but clients train them
+and send them with the weights, so a run's modules hold them in both views. The user's own module has none.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fedhq_lightning.types import StateDict
 
 DEPLOYED = "quantized/"
 """Before the names of batch statistics that the deployed view has of its own."""
-RANGE = "activation_range"
+RANGE = "fedhq_activation_range"
 """Last part of the name of a static activation range."""
 
 

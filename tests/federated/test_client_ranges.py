@@ -71,19 +71,19 @@ class TestCalibration:
     def test_is_of_what_enters_the_deployed_models_layers(self) -> None:
         data, state = SmallData((8, 8)), with_ranges(SmallModule()).state_dict()
         found = client_ranges(SmallModule, data).calibrated(state, 1)
-        assert found.keys() == {"net.0.activation_range", "net.2.activation_range"}
+        assert found.keys() == {"net.0.fedhq_activation_range", "net.2.fedhq_activation_range"}
         inputs = data.dataset(1).tensors[0]
-        assert torch.equal(found["net.0.activation_range"], best_range(inputs, 8))
+        assert torch.equal(found["net.0.fedhq_activation_range"], best_range(inputs, 8))
         module = with_ranges(SmallModule())
         module.load_state_dict(state | found)
         hidden = convert(module, SCHEME).net[:2](inputs)  # type: ignore[index]
-        torch.testing.assert_close(found["net.2.activation_range"], best_range(hidden, 8), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found["net.2.fedhq_activation_range"], best_range(hidden, 8), rtol=1e-5, atol=1e-5)
 
     def test_normalizes_by_the_batch_where_statistics_are_taken_anew(self) -> None:
         data, state = SmallData((8, 8)), with_ranges(Normed()).state_dict()
         state["net.1.running_var"] = torch.full((16,), 1e6)
-        retaken = client_ranges(Normed, data, {"net.1": ["net.1"]}).calibrated(state, 0)["net.3.activation_range"]
-        kept = client_ranges(Normed, data).calibrated(state, 0)["net.3.activation_range"]
+        retaken = client_ranges(Normed, data, {"net.1": ["net.1"]}).calibrated(state, 0)["net.3.fedhq_activation_range"]
+        kept = client_ranges(Normed, data).calibrated(state, 0)["net.3.fedhq_activation_range"]
         assert retaken[1] > 1 > 0.1 > kept[1]
 
     def test_of_a_single_example_normalizes_by_running_statistics(self) -> None:
@@ -103,10 +103,10 @@ class TestCalibration:
     def test_completes_only_what_nobody_has_calibrated(self) -> None:
         there = client_ranges(SmallModule, SmallData((20, 0)))
         mine = torch.tensor([-9.0, 9.0])
-        state = with_ranges(SmallModule()).state_dict() | {"net.0.activation_range": mine}
+        state = with_ranges(SmallModule()).state_dict() | {"net.0.fedhq_activation_range": mine}
         completed = there.completed(state, 0)
-        assert torch.equal(completed["net.0.activation_range"], mine)
-        assert is_calibrated(completed["net.2.activation_range"])
+        assert torch.equal(completed["net.0.fedhq_activation_range"], mine)
+        assert is_calibrated(completed["net.2.fedhq_activation_range"])
         assert there.completed(completed, 0) is completed
         assert there.completed(state, 1) is state, "a client without a batch"
 
@@ -136,7 +136,7 @@ class TestRounds:
         )
         state = checkpoint(there)["state"]["global_state"]
         assert len(sent) == 4
-        for name in ("net.0.activation_range", "net.2.activation_range"):
+        for name in ("net.0.fedhq_activation_range", "net.2.fedhq_activation_range"):
             mean = sum(update[name].double() * weight for update, weight in sent) / 68
             assert torch.equal(state[name], mean.float())
             assert is_calibrated(state[name])
@@ -148,14 +148,14 @@ class TestRounds:
         train = ClientFitter._train
 
         def from_far(self: ClientFitter, round_number: int, client_id: ClientId, mode: Any, received: StateDict, *more):  # type: ignore[no-untyped-def]  # as the method
-            return train(self, round_number, client_id, mode, received | {"net.2.activation_range": moved}, *more)
+            return train(self, round_number, client_id, mode, received | {"net.2.fedhq_activation_range": moved}, *more)
 
         monkeypatch.setattr(ClientFitter, "_train", from_far)
         found = {
             mode: fit(**STATIC | {"max_rounds": 1}, uplink="weights", callbacks=FixedAllocator(mode))[1]
             for mode in ("ptq", "qat", "fp")
         }
-        end = {mode: float(state["net.2.activation_range"][1]) for mode, state in found.items()}
+        end = {mode: float(state["net.2.fedhq_activation_range"][1]) for mode, state in found.items()}
         assert end["ptq"] < 10, "calibrated anew"
         assert end["fp"] < 10
         assert 0 < abs(end["qat"] - 40) < 10, "learned: a few steps of about a hundredth of the span"
@@ -200,7 +200,7 @@ class TestRounds:
                 self.net = nn.Sequential(nn.Linear(12, 16), shared, nn.ReLU(), shared, nn.Linear(16, 3))
 
         _, state = fit(Twice(), **STATIC, callbacks=FixedAllocator(0.5))
-        assert same_bits({"": state["net.1.activation_range"]}, {"": state["net.3.activation_range"]})
+        assert same_bits({"": state["net.1.fedhq_activation_range"]}, {"": state["net.3.fedhq_activation_range"]})
 
     def test_with_bias_correction(self) -> None:
         _, state = fit(**STATIC, callbacks=FixedAllocator("ptq"), lanes=LaneOptions(bias_correction=True))
@@ -212,7 +212,7 @@ class TestRounds:
             def state_dict(self, *args: Any, **kwargs: Any) -> Any:
                 return {name: value for name, value in super().state_dict().items() if not is_range(name)}
 
-        with pytest.raises(ConfigurationError, match=r"Bare\.state_dict leaves out net\.0\.activation_range"):
+        with pytest.raises(ConfigurationError, match=r"Bare\.state_dict leaves out net\.0\.fedhq_activation_range"):
             fit(Bare(), **STATIC)
 
 
@@ -235,7 +235,10 @@ class TestAfterwards:
         loaded = Normed.load_from_checkpoint(there.run_dir / "checkpoints" / "best.ckpt")
         assert same_bits(loaded.state_dict(), module.state_dict())
         held = load_file(there.run_dir / "model" / "deployed_statistics.safetensors")
-        assert {name for name in held if is_range(name)} == {"net.0.activation_range", "net.3.activation_range"}
+        assert {name for name in held if is_range(name)} == {
+            "net.0.fedhq_activation_range",
+            "net.3.fedhq_activation_range",
+        }
         assert there.summary["layer_schemes"] == {"net.0": "w8a8s", "net.3": "w8a8s"}
 
     @pytest.mark.usefixtures("no_program")

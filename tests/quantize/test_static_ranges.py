@@ -98,7 +98,7 @@ class TestGradients:
         """Against a float network with the reference in front of every layer and weights on their grid."""
         module, grid = calibrated(scheme, kernel)
         plain = restore(copy.deepcopy(module))
-        ends = {name: layer.activation_range.clone().requires_grad_() for name, layer in plain.named_children()}
+        ends = {name: layer.fedhq_activation_range.clone().requires_grad_() for name, layer in plain.named_children()}
         for name, layer in plain.named_children():
             bits = grid.for_layers(plain)[name].activation_bits
             layer.register_forward_pre_hook(
@@ -117,7 +117,7 @@ class TestGradients:
         torch.testing.assert_close(left.grad / largest, right.grad / largest, **close)
         for name, layer in module.named_children():
             scale = float(ends[name].grad.abs().max())
-            torch.testing.assert_close(layer.activation_range.grad / scale, ends[name].grad / scale, **close)
+            torch.testing.assert_close(layer.fedhq_activation_range.grad / scale, ends[name].grad / scale, **close)
             scale = float(plain.get_submodule(name).weight.grad.abs().max())
             torch.testing.assert_close(
                 layer.weight.grad / scale, plain.get_submodule(name).weight.grad / scale, **close
@@ -170,7 +170,7 @@ class TestSameBits:
     def test_what_lies_beyond_the_range_becomes_its_end(self) -> None:
         module, grid = calibrated("w8a4s")
         layer = convert(module, grid).last
-        least, most = StaticGrid.of(module.last.activation_range, 4), 7
+        least, most = StaticGrid.of(module.last.fedhq_activation_range, 4), 7
         highest = float((most - least.zero_point) * least.scale)
         inside, beyond = torch.full((2, 72), highest), torch.full((2, 72), 1e30)
         assert torch.equal(layer(inside), layer(beyond))
@@ -200,7 +200,7 @@ class TestCalibration:
         deployed = convert(module, grid)
         deployed.last.register_forward_pre_hook(lambda layer, args: seen.append(args[0]))
         deployed(images())
-        torch.testing.assert_close(module.last.activation_range, best_range(seen[0], 2), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(module.last.fedhq_activation_range, best_range(seen[0], 2), atol=1e-5, rtol=1e-5)
 
     def test_leaves_what_it_cannot_tell(self) -> None:
         module, grid = Network(), QuantScheme("w4a4s")
@@ -208,29 +208,29 @@ class TestCalibration:
         assert reached == []
         reached = calibrate_ranges(module, grid, lambda module: module.last(torch.full((2, 72), float("nan"))))
         assert reached == []
-        assert not is_calibrated(module.last.activation_range)
+        assert not is_calibrated(module.last.fedhq_activation_range)
 
     def test_several_calls_of_a_layer_share_the_widest_range(self) -> None:
         layer, grid = nn.Linear(6, 6), QuantScheme("w8a8s", edge_bits=None)
         low, high = -torch.rand(9, 6), 3 * torch.rand(9, 6)
         calibrate_ranges(layer, grid, lambda layer: (layer(low), layer(high)))
-        assert layer.activation_range[0] == best_range(low, 8)[0]
-        assert layer.activation_range[1] == best_range(high, 8)[1]
+        assert layer.fedhq_activation_range[0] == best_range(low, 8)[0]
+        assert layer.fedhq_activation_range[1] == best_range(high, 8)[1]
 
     def test_ranges_are_no_parameters(self) -> None:
         module = Network()
         before = [name for name, _ in module.named_parameters()]
         assert attach_ranges(module, QuantScheme("w4a4s", overrides={"along": "w4a4", "uneven": "fp"})) == [
-            "depthwise.activation_range",
-            "first.activation_range",
-            "last.activation_range",
+            "depthwise.fedhq_activation_range",
+            "first.fedhq_activation_range",
+            "last.fedhq_activation_range",
         ]
         assert [name for name, _ in module.named_parameters()] == before
 
     def test_a_tensor_of_the_users_with_their_name_is_refused(self) -> None:
         module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-        module[1].register_buffer("activation_range", torch.ones(2))
-        with pytest.raises(ConfigurationError, match=r"1\.activation_range.*another one"):
+        module[1].register_buffer("fedhq_activation_range", torch.ones(2))
+        with pytest.raises(ConfigurationError, match=r"1\.fedhq_activation_range.*another one"):
             attach_ranges(module, QuantScheme("w4a4s"))
 
 
@@ -258,7 +258,7 @@ class TestRangeLearner:
         layer, grid = nn.Linear(30, 8), QuantScheme("w8a2s", edge_bits=None)
         target, x = copy.deepcopy(layer), torch.randn(64, 30)
         prepare(layer, "qat", grid)
-        layer.activation_range.copy_(torch.tensor([-6.0, 6.0]))
+        layer.fedhq_activation_range.copy_(torch.tensor([-6.0, 6.0]))
         learner, losses = RangeLearner(layer), []
         for _ in range(60):
             loss = (layer(x) - target(x)).square().mean()
@@ -267,13 +267,13 @@ class TestRangeLearner:
             losses.append(float(loss.detach()))
         learner.finish()
         assert losses[-1] < 0.5 * losses[0]
-        assert -6 < layer.activation_range[0] < 0 < layer.activation_range[1] < 6
+        assert -6 < layer.fedhq_activation_range[0] < 0 < layer.fedhq_activation_range[1] < 6
 
     def test_steps_do_not_depend_on_the_size_of_values_or_loss(self) -> None:
         def learned(size: float, weight: float) -> Tensor:
             held = torch.tensor([-1.0, 2.0]) * size
             module = nn.Module()
-            module.register_buffer("activation_range", held)
+            module.register_buffer("fedhq_activation_range", held)
             learner = RangeLearner(module, 0.01)
             for gradient in ([1.0, -2.0], [0.5, -3.0]):
                 held.grad = torch.tensor(gradient) * weight
@@ -286,24 +286,24 @@ class TestRangeLearner:
 
     def test_keeps_zero_inside_and_something_between_the_ends(self) -> None:
         module = nn.Module()
-        module.register_buffer("activation_range", torch.tensor([0.0, 1.0]))
+        module.register_buffer("fedhq_activation_range", torch.tensor([0.0, 1.0]))
         learner = RangeLearner(module, 0.5)
         for _ in range(5):
-            module.activation_range.grad = torch.tensor([-1.0, 1.0])  # both inwards
+            module.fedhq_activation_range.grad = torch.tensor([-1.0, 1.0])  # both inwards
             learner.step()
-            assert module.activation_range[0] <= 0 <= module.activation_range[1]
-            assert is_calibrated(module.activation_range)
+            assert module.fedhq_activation_range[0] <= 0 <= module.fedhq_activation_range[1]
+            assert is_calibrated(module.fedhq_activation_range)
 
     def test_leaves_a_range_without_a_usable_gradient(self) -> None:
         module = nn.Module()
-        module.register_buffer("activation_range", torch.tensor([-1.0, 1.0]))
+        module.register_buffer("fedhq_activation_range", torch.tensor([-1.0, 1.0]))
         learner = RangeLearner(module)
         learner.step()
-        module.activation_range.grad = torch.tensor([float("nan"), 1.0])
+        module.fedhq_activation_range.grad = torch.tensor([float("nan"), 1.0])
         learner.step()
         learner.finish()
-        assert torch.equal(module.activation_range, torch.tensor([-1.0, 1.0]))
-        assert not module.activation_range.requires_grad
+        assert torch.equal(module.fedhq_activation_range, torch.tensor([-1.0, 1.0]))
+        assert not module.fedhq_activation_range.requires_grad
 
     def test_a_negative_learning_rate_is_refused(self) -> None:
         with pytest.raises(ConfigurationError, match=r"range_lr -1: must be 0 or more"):
