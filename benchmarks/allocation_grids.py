@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 SCHEMES, ALPHAS = ("w4a8", "w3a8", "w2a8"), (0.05, 0.3, 5.0)
@@ -15,7 +14,6 @@ ALLOCATORS = (
 )
 HARD_CELLS = (("w3a8", 0.3), ("w2a8", 0.3), ("w2a8", 0.05))
 """Where the choice of modes was seen to matter on the small grid."""
-MISSTATED = Path(__file__).parent / "misstated"
 GRID_SEEDS = (100, 101)
 """Those by which `best-fixed` is chosen, whatever seeds are compared."""
 INT8_PTQ = {"layer_kernels": {"ptq": {"*": "int8"}}}
@@ -204,26 +202,6 @@ GRIDS = {
         allocators=("all-ptq", "hybrid"),
         setting=f"{_WIDE_MLP_SETTING}; `uplink: delta`",
         differences=(("hybrid", "all-ptq"),),
-    ),
-    "misstated": Grid(
-        (("w4a8", 0.3),),
-        {"vit": _VIT},
-        _FASHION,
-        num_clients=30,
-        seeds=(0, 1, 2),
-        trainer={
-            **{"max_rounds": 16, "clients_per_round": 8, "local_steps": 5, "eval_every_n_rounds": 2},
-            "fleet": {"phone-snapdragon-855": 5, "laptop-ryzen-7-7840u": 3},
-        },
-        allocators=(
-            *("coarse", "hybrid"),
-            *(f"{name}={MISSTATED / name}.yaml" for name in ("coarse-third", "hybrid-third")),
-            *(f"{name}={MISSTATED / name}.yaml" for name in ("coarse-triple", "hybrid-triple")),
-        ),
-        setting="Fashion-MNIST, a vision transformer (16 tokens, width 192, depth 4), 30 clients, five phones "
-        "(Snapdragon 855) to three laptops (Ryzen 7 7840U), 8 a round, 16 rounds, 5 local steps, batch 64, evaluated "
-        "every second round; `-third` and `-triple` are told a third and three times of the fleet's int8 gains",
-        differences=(("hybrid", "coarse"), ("hybrid-third", "coarse-third"), ("hybrid-triple", "coarse-triple")),
     ),
     "delta": replace(
         _SMALL,

@@ -104,7 +104,7 @@ class ClientKnowledge:
                 qat_seconds=self._seconds(client_id, "qat"),
                 risk=self.risk(client_id) if self.context.trains(client_id) else 0.0,
                 can_qat=self.context.fits(client_id, "qat") and self.context.trains(client_id),
-                fixed_seconds=self.context.link_seconds(client_id) + self._analysis_seconds(client_id),
+                fixed_seconds=self._fixed_seconds(client_id),
                 num_steps=self.context.num_steps(client_id),
             )
             for client_id in client_ids
@@ -208,9 +208,16 @@ class ClientKnowledge:
     def _predicted_compute(self, client_id: ClientId, mode: Mode) -> float:
         return max(0.0, self._predicted(client_id, mode) - self.context.link_seconds(client_id))
 
-    def _share_taken(self, client: "ClientRecord") -> float:
-        """Of its local steps; a client may be asked for fewer."""
-        return min(1.0, client.num_steps / max(1, self.context.num_steps(client.client_id)))
+    def _predicted_work(self, client: "ClientRecord") -> float:
+        """Seconds of what it computed; a client may be asked for fewer steps."""
+        whole = self._predicted_compute(client.client_id, client.mode)
+        beside = min(whole, self.context.calibration_seconds(client.client_id, client.mode))
+        return beside + (whole - beside) * min(1.0, client.num_steps / max(1, self.context.num_steps(client.client_id)))
+
+    def _fixed_seconds(self, client_id: ClientId) -> float:
+        """What fewer steps do not save, in the mode in which that is more."""
+        beside = max(self.context.calibration_seconds(client_id, mode) for mode in _TRAINED)
+        return self.context.link_seconds(client_id) + beside + self._analysis_seconds(client_id)
 
     def _measured_divergence(self, client_id: ClientId) -> float:
         assert self.context.divergence is not None
@@ -228,7 +235,7 @@ class ClientKnowledge:
     def _learn_times(self, clients: Sequence["ClientRecord"]) -> bool:
         """Logged over predicted seconds of the local fits, summed over the run, a number per tier and mode."""
         for each in clients:
-            predicted = self._predicted_compute(each.client_id, each.mode) * self._share_taken(each)
+            predicted = self._predicted_work(each)
             # Of a late client the server knows only that it is late, and an idle one computed nothing.
             if each.status not in ("late", "idle") and predicted > 0 and math.isfinite(each.compute_seconds):
                 key = self.context.tier(each.client_id), each.mode

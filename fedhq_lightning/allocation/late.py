@@ -90,5 +90,6 @@ class LateQatAllocator(Allocator):
         whole = context.client_seconds(client_id, "qat")
         if whole <= seconds or not context.trains(client_id):
             return 1.0
-        share = fitting_work(whole, context.link_seconds(client_id), seconds)
+        fixed = context.link_seconds(client_id) + context.calibration_seconds(client_id, "qat")
+        share = fitting_work(whole, fixed, seconds)
         return share if share * context.num_steps(client_id) >= 1 else 0.0

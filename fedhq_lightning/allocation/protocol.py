@@ -32,6 +32,7 @@ class AllocationContext:
         sensitivity: How much the scheme hurts the initial model on the client's calibration batch, by a measure (None
             where that is no number); None without a scheme.
         link_seconds: Virtual seconds of a client's download and upload, which every mode has alike.
+        calibration_seconds: Virtual seconds of what a client computes beside its steps in a mode.
         analysis_seconds: Virtual seconds of what a client measures for `wanted_sensitivity`.
         fits: Whether a client's device can hold the training in a mode.
         trains: Whether a client has a batch to train on; one without is idle in whatever mode, and counts nothing.
@@ -53,6 +54,7 @@ class AllocationContext:
     divergence: "Callable[[ClientId, DivergenceMeasure], float] | None" = None
     sensitivity: "Callable[[ClientId, SensitivityMeasure], float | None] | None" = None
     link_seconds: Callable[[ClientId], float] = lambda client_id: 0.0
+    calibration_seconds: Callable[[ClientId, Mode], float] = lambda client_id, mode: 0.0
     analysis_seconds: Callable[[ClientId], float] = lambda client_id: 0.0
     fits: Callable[[ClientId, Mode], bool] = lambda client_id, mode: True
     trains: Callable[[ClientId], bool] = lambda client_id: True
@@ -102,6 +104,7 @@ class AllocationContext:
             seed,
             clock.seconds,
             link_seconds=clock.link_seconds,
+            calibration_seconds=clock.calibration_seconds,
             analysis_seconds=clock.analysis_seconds,
             fits=clock.fits,
             trains=clock.trains,

@@ -114,11 +114,9 @@ class VirtualClock:
         device, batches = self._device_at(self.position(client_id)), self._batches(client_id, work)
         download_seconds, upload_seconds = self._link(client_id, is_first)
         compute_seconds = sum(count * self._step(device, mode, examples) for count, examples in batches if count)
-        if self._calibrates_ranges and mode != "qat" and batches:
-            compute_seconds += self.forward_seconds(client_id, "qat")
         return ClientTime(
             download_seconds=download_seconds,
-            compute_seconds=compute_seconds,
+            compute_seconds=compute_seconds + self.calibration_seconds(client_id, mode),
             upload_seconds=upload_seconds,
         )
 
@@ -138,6 +136,11 @@ class VirtualClock:
     def link_seconds(self, client_id: ClientId) -> float:
         """Virtual seconds of download and upload, the same in every mode and in every round but the first."""
         return sum(self._link(client_id))
+
+    def calibration_seconds(self, client_id: ClientId, mode: Mode) -> float:
+        """Virtual seconds of calibrating static activation ranges, however many steps are taken; 0 without any."""
+        calibrates = self._calibrates_ranges and mode != "qat" and self.trains(client_id)
+        return self.forward_seconds(client_id, "qat") if calibrates else 0.0
 
     def analysis_seconds(self, client_id: ClientId) -> float:
         """Virtual seconds of measuring a sensitivity: a forward pass as the model is, and one on the grid."""

@@ -55,6 +55,23 @@ class TestTimes:
         starts = [trial for trial in allocator.state_dict()["fine"]["trials"] if trial["value"] == 0.0]
         assert len(starts) <= 3  # the first, and one or two once both modes have been seen
 
+    def test_what_is_computed_beside_the_steps_is_no_slower_device(self):
+        """Static activation ranges are calibrated in one pass, however few steps a client takes."""
+        allocator = ready({"calibration_seconds": lambda client_id, mode: 0.0 if mode == "qat" else 2.0}, qat_from=1.0)
+        works = set()
+        for number in range(1, 9):
+            plan = allocator.propose(number, cohort(number))
+            works |= set(plan.work.values())
+            plain = record(number, plan)
+            clients = tuple(
+                replace(each, compute_seconds=2 + each.num_steps / STEPS * (SECONDS[each.tier]["ptq"] - 2))
+                for each in plain.clients
+            )
+            allocator.observe(replace(plain, clients=clients))
+        assert min(works) < 0.6
+        times = allocator.state_dict()["knowledge"]["times"]
+        assert all(logged == pytest.approx(predicted, rel=1e-12) for _, _, logged, predicted in times)
+
     def test_late_clients_tell_no_times(self):
         allocator = ready()
         plan = allocator.propose(1, cohort(1))
