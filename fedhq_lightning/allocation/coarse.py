@@ -12,6 +12,7 @@ from fedhq_lightning.types import ClientId
 
 LATEST_START = 0.5
 """However much rounding destroys, half of the rounds are left for `qat`."""
+UNKNOWN_START = 0.25
 _START_PER_NOISE = 10.0
 _SHARES = tuple(step / 20 for step in range(21))
 _SLACKS = tuple(step / 4 for step in range(5))
@@ -53,11 +54,11 @@ def start_of_qat(noise_to_signal: float | None) -> float:
 
     Args:
         noise_to_signal: Mean over clients of noise over signal power of the rounded initial model; None where unknown,
-            and then `qat` begins at once.
+            and then it is a quarter.
 
     Source: our own, from seeds 0 to 2 of the small grid of `benchmarks/allocation.py`.
     """
-    return 0.0 if noise_to_signal is None else min(max(_START_PER_NOISE * noise_to_signal, 0.0), LATEST_START)
+    return UNKNOWN_START if noise_to_signal is None else min(max(_START_PER_NOISE * noise_to_signal, 0.0), LATEST_START)
 
 
 def choose_boundary(

@@ -32,6 +32,7 @@ class _Standing:
         rounds: Done in this window.
         seconds: How long they lasted, see `FineAdjustment.observe`.
         curve: The logged values.
+        saved: Share of the time that the challenger was planned to save; below 0 where it takes longer.
         asked: How often the study was.
     """
 
@@ -44,6 +45,7 @@ class _Standing:
     begun: float | None = None
     rounds: int = 0
     seconds: float = 0.0
+    saved: float = 0.0
     asked: int = 0
 
 
@@ -55,7 +57,7 @@ class FineAdjustment:
         window: Rounds to a window; None keeps the first boundary for ever.
         max_rounds: Rounds of the run; no challenger is taken up that could not be judged any more.
         sign: 1 where a larger monitored value is better, else -1.
-        is_worth_trying: Whether a boundary may challenge another in some rounds.
+        time_saved: Share of the time that a boundary saves over another one in some rounds; None: not worth trying.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class FineAdjustment:
         window: int | None,
         max_rounds: int,
         sign: float,
-        is_worth_trying: Callable[[Boundary, Boundary, range], bool],
+        time_saved: Callable[[Boundary, Boundary, range], float | None],
     ) -> None:
         self._study = study
         self._start = len(study.trials) - 1
@@ -72,7 +74,7 @@ class FineAdjustment:
         self._window = window
         self._max_rounds = max_rounds
         self._sign = sign
-        self._is_worth_trying = is_worth_trying
+        self._time_saved = time_saved
         self._standing = _Standing(self._start, [])
         self._told: dict[str, float] = {}
         self.reason = "the boundary to start with"
@@ -105,7 +107,7 @@ class FineAdjustment:
 
         Args:
             round_number: From 1; 0 for the evaluation before.
-            seconds: How long the round lasted, in rounds with all steps of the same cohort.
+            seconds: How long the round lasted, in rounds of the same cohort under the incumbent.
             value: The monitored value as logged, or None where the round was not evaluated.
         """
         standing = self._standing
@@ -209,11 +211,11 @@ class FineAdjustment:
         self._told = {"judged": float(challenger), "objective": value - self._base}
         self._drop_challenger(value)
         by = f"{verdict.deviations:+.1f} standard deviations"
-        if not verdict.takes_over:
+        if not verdict.takes_over(standing.saved > 0):
             return f"trial {challenger} did not train faster ({by}): dropped"
         # This was the window of the one that was beaten; the next is compared with the winner's own.
         standing.incumbent, standing.before = challenger, None
-        how = "with shorter rounds" if verdict.is_shorter else "with longer rounds"
+        how = "with shorter rounds" if standing.saved > 0 else "with longer rounds"
         return f"trial {challenger} takes over {how}: its progress per virtual second over the incumbent's is {by}"
 
     def _drop_challenger(self, value: float | None) -> None:
@@ -233,10 +235,13 @@ class FineAdjustment:
         if standing.challenger is None:
             asked = self._study.ask(incumbent, standing.asked)
             standing.asked += 1
-            if not self._is_worth_trying(asked, incumbent, rounds):
+            saved = self._time_saved(asked, incumbent, rounds)
+            if saved is None:
                 return f"trial {standing.incumbent}, the incumbent: {asked} is not worth trying in the next rounds"
             standing.challenger = self._study.add(asked, None).number
-        elif not self._is_worth_trying(self._study.trials[standing.challenger].boundary, incumbent, rounds):
-            return f"trial {standing.challenger} is not worth trying in the next rounds: it waits"
-        standing.on_trial = True
+        else:
+            saved = self._time_saved(self._study.trials[standing.challenger].boundary, incumbent, rounds)
+            if saved is None:
+                return f"trial {standing.challenger} is not worth trying in the next rounds: it waits"
+        standing.on_trial, standing.saved = True, saved
         return f"trial {standing.challenger} challenges trial {standing.incumbent}"

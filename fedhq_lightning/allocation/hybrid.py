@@ -12,15 +12,15 @@ from fedhq_lightning.allocation.boundary import (
     Boundary,
     ClientFacts,
     allot,
-    bottleneck_seconds,
     is_number,
     risk_level,
+    round_seconds,
 )
 from fedhq_lightning.allocation.coarse import CoarseChoice, choose_boundary, start_of_qat
 from fedhq_lightning.allocation.explanation import explain, explain_outlook, explain_start
 from fedhq_lightning.allocation.fine import FineAdjustment
 from fedhq_lightning.allocation.known_clients import ClientKnowledge, Divergence
-from fedhq_lightning.allocation.price import is_worth_trying
+from fedhq_lightning.allocation.price import time_saved
 from fedhq_lightning.allocation.protocol import AllocationContext, Allocator
 from fedhq_lightning.allocation.rounding_cost import FEWEST, RoundingCost
 from fedhq_lightning.allocation.study import BoundaryStudy, Trial
@@ -130,7 +130,7 @@ class HybridAllocator(Allocator):
         self.wants_label_divergence = divergence not in (None, "updates")
         self._given = None if boundary is None else Boundary(**boundary)
         self._knowledge: ClientKnowledge | None = None
-        self._bottleneck = 0.0
+        self._usual_seconds = 0.0
 
     def begin(self, context: AllocationContext) -> None:
         """Analyse, choose the coarse boundary, take up earlier runs.
@@ -167,7 +167,7 @@ class HybridAllocator(Allocator):
         slacks = min(self.least_work - 1, slack), max(self.slowdown, slack)
         study = BoundaryStudy(context.seed, slacks, trials)
         study.add(self._choice.boundary, value_of(self._choice.boundary, trials))
-        self._fine = FineAdjustment(study, self._rounds_to_a_window(), context.max_rounds, sign, self._is_worth_trying)
+        self._fine = FineAdjustment(study, self._rounds_to_a_window(), context.max_rounds, sign, self._time_saved)
         self.explanation = explain(self._knowledge, self._choice, self.least_work, self._origin(earlier))
         self.explanation += self._start_in_words()
         window = self._rounds_to_a_window()
@@ -179,8 +179,9 @@ class HybridAllocator(Allocator):
             raise RuntimeError("HybridAllocator.propose before begin: the trainer calls begin(context) once")
         trial = self._fine.current
         facts, level = self._knowledge.facts(cohort), self._level(trial.boundary)
-        self._bottleneck = bottleneck_seconds(facts.values(), self._context.round_deadline)
         begun = self._has_begun(round_number)
+        usual = self._allot(self._fine.incumbent.boundary, facts, begun)
+        self._usual_seconds = round_seconds(facts, usual, self._context.round_deadline)
         allotment = self._allot(trial.boundary, facts, begun)
         probes = self._knowledge.probes(cohort) if begun else {}
         work = {client_id: share for client_id, share in allotment.work.items() if client_id not in probes}
@@ -223,12 +224,12 @@ class HybridAllocator(Allocator):
                 self._fine.begin_anew("qat has begun")
 
     def _length(self, result: "RoundRecord") -> float:
-        """How long a round lasted, in rounds with all steps of the same cohort.
+        """How long a round lasted, in rounds of the same cohort under the incumbent.
 
         Whom the sampler drew and what time passed until they came back is no boundary's merit or fault.
         """
         seconds = result.virtual_seconds - result.wait_seconds
-        return seconds / self._bottleneck if result.round > 0 and self._bottleneck > 0 else seconds
+        return seconds / self._usual_seconds if result.round > 0 and self._usual_seconds > 0 else seconds
 
     def write(self, folder: Path) -> None:
         """`allocation.json`, and `study.log`, an Optuna journal, where there is a study."""
@@ -343,12 +344,12 @@ class HybridAllocator(Allocator):
         assert self._knowledge is not None
         return [self._knowledge.risk(client_id) for client_id in self._knowledge.sample]
 
-    def _is_worth_trying(self, challenger: Boundary, incumbent: Boundary, rounds: range) -> bool:
-        """Whether a boundary may challenge another in some rounds; a sample stands for cohorts that are not known."""
+    def _time_saved(self, challenger: Boundary, incumbent: Boundary, rounds: range) -> float | None:
+        """See `time_saved`, in some rounds; a sample stands for cohorts that are not known."""
         assert self._knowledge is not None
         cohort, begun = self._context.cohort, self._has_begun(rounds.start)
         cohorts = [self._knowledge.sample] if cohort is None else [cohort(number) for number in rounds]
-        return is_worth_trying(
+        return time_saved(
             challenger,
             incumbent,
             map(self._knowledge.facts, cohorts),

@@ -37,17 +37,14 @@ class Verdict:
         objective: Progress per virtual second over the incumbent's, minus 1: 0 is no difference, 1 is twice as fast;
             cut off at 2 either way. What the study learns from.
         deviations: Standard deviations, of the noise of single evaluations, by which the challenger is ahead.
-        is_shorter: Whether its window took less time than the mean of the incumbent's.
     """
 
     objective: float
     deviations: float
-    is_shorter: bool
 
-    @property
-    def takes_over(self) -> bool:
-        """Whether the challenger is to be the incumbent."""
-        return self.deviations >= (-SHORTER_BEHIND if self.is_shorter else LONGER_BEYOND)
+    def takes_over(self, is_shorter: bool) -> bool:
+        """Whether the challenger is to be the incumbent, by whether it makes rounds shorter."""
+        return self.deviations >= (-SHORTER_BEHIND if is_shorter else LONGER_BEYOND)
 
 
 def compare(challenger: Window, before: Window, after: Window, curve: Sequence[float], sign: float) -> Verdict:
@@ -78,8 +75,7 @@ def compare(challenger: Window, before: Window, after: Window, curve: Sequence[f
     # Where nothing moves, noise is the scale: else the study would learn from divisions by almost nothing.
     usual = max(abs(rate) * challenger.seconds, deviation)
     objective = max(-_MOST, min(_MOST, ahead / usual)) if usual > 0 else 0.0
-    is_shorter = challenger.seconds < 0.5 * (before.seconds + after.seconds)
-    return Verdict(objective, ahead / deviation if deviation > 0 else 0.0, is_shorter)
+    return Verdict(objective, ahead / deviation if deviation > 0 else 0.0)
 
 
 def scale_of(curve: Sequence[float], sign: float) -> Callable[[float], float]:

@@ -11,18 +11,18 @@ _SAVED_PER_STEP = 2.0
 """Share of the rounds' time that a trial must save for each share of their local steps that it gives up."""
 
 
-def is_worth_trying(
+def time_saved(
     challenger: Boundary,
     incumbent: Boundary,
     rounds: Iterable[Mapping[ClientId, ClientFacts]],
     allot: Allot,
     slowdown: float,
     deadline: float | None = None,
-) -> bool:
-    """Whether a boundary plans otherwise than another one, and makes rounds neither too long nor too short for it.
+) -> float | None:
+    """Share of the time that a boundary saves over another one, below 0 where it takes longer; None: not worth trying.
 
-    It may not make rounds longer than is allowed. If it gives up local steps, it must save twice that share of the
-    time: where all clients are alike, shorter rounds would only train less.
+    It must plan otherwise, and may not make rounds longer than is allowed. If it gives up local steps, it must save
+    twice that share of the time: where all clients are alike, shorter rounds would only train less.
 
     Args:
         challenger: The boundary.
@@ -42,8 +42,9 @@ def is_worth_trying(
             seconds[boundary] += round_seconds(facts, plan, deadline)
             steps[boundary] += sum(own.num_steps * plan.work.get(each, 1.0) for each, own in facts.items())
     if not differs or seconds[incumbent] <= 0 or steps[incumbent] <= 0:
-        return False
+        return None
     saved = 1 - seconds[challenger] / seconds[incumbent]
     given_up = 1 - steps[challenger] / steps[incumbent]
     longest = max(seconds[incumbent], seconds[FREE] * (1 + slowdown)) * (1 + 1e-12)
-    return seconds[challenger] <= longest and (given_up <= 0 or saved >= _SAVED_PER_STEP * given_up)
+    is_worth_it = seconds[challenger] <= longest and (given_up <= 0 or saved >= _SAVED_PER_STEP * given_up)
+    return saved if is_worth_it else None

@@ -103,7 +103,9 @@ def test_no_risk_at_all_is_no_division_by_zero():
     assert choose([[0, 1]], facts, 0.1).protected == 0.0
 
 
-@pytest.mark.parametrize(("noise", "start"), [(0.0, 0.0), (0.006, 0.06), (3.0, LATEST_START), (-1.0, 0.0), (None, 0.0)])
+@pytest.mark.parametrize(
+    ("noise", "start"), [(0.0, 0.0), (0.006, 0.06), (3.0, LATEST_START), (-1.0, 0.0), (None, 0.25)]
+)
 def test_qat_begins_the_later_the_more_rounding_destroys(noise, start):
     assert start_of_qat(noise) == start
 

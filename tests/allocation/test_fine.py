@@ -24,7 +24,11 @@ def adjustment(
 ) -> FineAdjustment:
     study = BoundaryStudy(seed, SLACKS)
     study.add(START, 0.0)
-    return FineAdjustment(study, window, max_rounds, sign, lambda *_: worth)
+
+    def saved(challenger: Boundary, incumbent: Boundary, rounds: range) -> float | None:
+        return 1 - seconds(challenger) / seconds(incumbent) if worth else None
+
+    return FineAdjustment(study, window, max_rounds, sign, saved)
 
 
 def seconds(boundary: Boundary) -> float:

@@ -311,10 +311,10 @@ class TestWarmStart:
         earlier["before"] = [row | {"metric_fp": 0.1 + cost, "clients/qat": 0} for row in self.rows()[:6]] + [
             row | {"metric_fp": 0.1, "clients/qat": 3} for row in self.rows()[6:]
         ]
-        allocator = ready({"sensitivity": lambda *_: None}, qat_from=None, warm_start="before")
+        allocator = ready({"sensitivity": lambda *_: 0.0}, qat_from=None, warm_start="before")
         assert set(allocator.propose(1, cohort(1)).modes.values()) >= {mode}
         assert ("was seen in the earlier run, so qat begins at once" in allocator.explanation) == (mode == "qat")
-        resumed = ready({"sensitivity": lambda *_: None, "resumes": True}, qat_from=None, warm_start="gone")
+        resumed = ready({"sensitivity": lambda *_: 0.0, "resumes": True}, qat_from=None, warm_start="gone")
         resumed.load_state_dict(json.loads(json.dumps(allocator.state_dict())))
         assert resumed.explanation == allocator.explanation
         assert resumed.propose(2, cohort(2)) == allocator.propose(2, cohort(2))

@@ -25,7 +25,7 @@ def verdict(gains, seconds=(10.0, 10.0, 10.0), curve=NO_SHARES, sign=1.0):
 
 def test_equal_progress_is_no_difference():
     assert verdict([0.1, 0.1, 0.1]).objective == pytest.approx(0, abs=1e-6)
-    assert not verdict([0.1, 0.0999, 0.1]).takes_over
+    assert not verdict([0.1, 0.1, 0.1]).takes_over(is_shorter=False)
 
 
 def test_steady_decay_cancels():
@@ -35,19 +35,18 @@ def test_steady_decay_cancels():
 def test_the_same_gain_in_half_the_time_is_twice_as_fast():
     found = verdict([0.1, 0.1, 0.1], (10.0, 5.0, 10.0))
     assert found.objective == pytest.approx(1.0)
-    assert found.is_shorter
-    assert found.takes_over
+    assert found.takes_over(is_shorter=True)
 
 
 def test_longer_rounds_must_be_ahead_beyond_noise_and_shorter_ones_only_not_behind_it():
     noisy = [2.0, 2.2, 2.1, 2.3, 2.2, 2.4]
-    longer, shorter = verdict([0.1, 0.3, 0.1], (9.9, 10.1, 9.9), noisy), verdict([0.1, 0.3, 0.1], (10, 9.9, 10), noisy)
-    assert 0 < longer.deviations < 1
-    assert not longer.takes_over
-    assert shorter.takes_over
-    assert verdict([0.1, 0.0, 0.1], (10, 9.9, 10), noisy).takes_over
-    assert not verdict([0.1, -1.0, 0.1], (10, 9.9, 10), noisy).takes_over
-    assert verdict([0.1, 2.0, 0.1], (9.9, 10.1, 9.9), noisy).takes_over
+    ahead, behind = verdict([0.1, 0.3, 0.1], curve=noisy), verdict([0.1, 0.0, 0.1], curve=noisy)
+    assert 0 < ahead.deviations < 1
+    assert -1 < behind.deviations < 0
+    assert [each.takes_over(is_shorter=False) for each in (ahead, behind)] == [False, False]
+    assert [each.takes_over(is_shorter=True) for each in (ahead, behind)] == [True, True]
+    assert verdict([0.1, 2.0, 0.1], curve=noisy).takes_over(is_shorter=False)
+    assert not verdict([0.1, -1.0, 0.1], curve=noisy).takes_over(is_shorter=True)
 
 
 def test_smaller_is_better_where_the_sign_says_so():
