@@ -29,10 +29,10 @@ RECIPE = "mnist5k-hybrid"
 SEEDS = (0, 1, 2, 3, 4)
 TEXT = """## A second run, warm-started
 
-`{recipe}` by `HybridAllocator()`, and again with `warm_start`: the first run's offline Weights & Biases run. Both runs
-of a seed share initial weights, partition, devices and cohorts. *Deployed*: quantized accuracy on test images of the
-round that validation chose, in percent; *end*: mean of the last three evaluations on validation images. Time is virtual,
-of the modelled fleet.
+`{recipe}` by `HybridAllocator()`, and again with `warm_start`: the first run's offline Weights & Biases run. Both
+runs of a seed share initial weights, partition, devices and cohorts. *Deployed*: quantized accuracy on test images of
+the round that validation chose, in percent; *end*: mean of the last three evaluations on validation images. Time is
+virtual, of the modelled fleet.
 
 Printed by `python benchmarks/run_to_run.py`.
 
