@@ -86,7 +86,10 @@ def in_words(found: Sequence[Change]) -> str:
 
 
 def check_same(
-    before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = SETTINGS_THAT_CHANGE_NO_BIT
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    free: Collection[str] = SETTINGS_THAT_CHANGE_NO_BIT,
+    default_of: DefaultOf = lambda *_: None,
 ) -> None:
     """Refuse to resume with other settings.
 
@@ -95,12 +98,13 @@ def check_same(
         now: Description of this run. Beside model, data, trainer, the kind of device, whether kernels are compiled and
             what the fleet's files say nothing is compared.
         free: Dotted names that do not change what is computed, nor does what is below them.
+        default_of: What a setting counts as that only one of them has.
 
     Raises:
         ConfigurationError: Settings differ; the first three are named.
     """
     old, new = ({part: each.get(part) for part in _PARTS_OF_A_RUN} for each in (before, now))
-    if found := changes(old, new, free):
+    if found := changes(old, new, free, default_of):
         raise ConfigurationError(
             f"resuming with another recipe: {in_words(found)}; resume with the run's own recipe, or start a new run"
         )

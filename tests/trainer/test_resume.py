@@ -14,6 +14,7 @@ import torch
 
 from fedhq_lightning.callbacks import EarlyStopping, FixedAllocator, HybridAllocator
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated import resume
 from fedhq_lightning.federated.aggregators import FedOpt, FedProx
 from fedhq_lightning.federated.callback import RoundCallback
 from fedhq_lightning.run.directory import RunDirectory
@@ -139,6 +140,12 @@ class TestResume:
             with pytest.raises(ConfigurationError, match=message):
                 fit(ckpt_path=done.run_dir, **settings)
         assert sorted(path.name for path in done.run_dir.parent.iterdir()) == before
+
+    def test_a_lane_option_that_the_package_has_gained_is_no_other_recipe(self) -> None:
+        before = {"described": {"trainer": {"lanes": {"qat_kernel": "int8"}}}}
+        resume._check_same(before, {"trainer": {"lanes": {"qat_kernel": "int8", "range_lr": 0.01}}})
+        with pytest.raises(ConfigurationError, match="range_lr was 0.01, is now 0.1"):
+            resume._check_same(before, {"trainer": {"lanes": {"qat_kernel": "int8", "range_lr": 0.1}}})
 
     def test_what_changes_no_bit_may_change(self, tmp_path: Path) -> None:
         done, _ = fit()
