@@ -208,9 +208,9 @@ GRIDS = {
         cells=HARD_CELLS,
         seeds=(8, 9, 10, 11, 12),
         trainer={**_SMALL_TRAINER, "uplink": "delta"},
-        allocators=("all-ptq", "all-qat", "hybrid"),
+        allocators=("all-ptq", "hybrid"),
         setting=f"{_SMALL_SETTING}, 500 images for validation and 500 for test; `uplink: delta`",
-        differences=(("hybrid", "all-ptq"), ("hybrid", "all-qat"), ("all-qat", "all-ptq")),
+        differences=(("hybrid", "all-ptq"),),
         drawn=(),
     ),
     "batch-norm": Grid(

@@ -70,6 +70,7 @@ _BUILT_IN: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "all-qat": _all("qat"),
     "free-qat": (f"{_CALLBACKS}.FreeQatAllocator", {}, {}),
     "late-qat": (f"{_CALLBACKS}.LateQatAllocator", {}, {}),
+    "short-ptq": (f"{_CALLBACKS}.HybridAllocator", {"qat_from": 1.0}, {}),
     "coarse": (f"{_CALLBACKS}.HybridAllocator", {"fine": False}, {}),
     "hybrid": (f"{_CALLBACKS}.HybridAllocator", {}, {}),
 }

@@ -144,7 +144,7 @@ class TestResume:
     def test_a_lane_option_that_the_package_has_gained_is_no_other_recipe(self) -> None:
         before = {"described": {"trainer": {"lanes": {"qat_kernel": "int8"}}}}
         resume._check_same(before, {"trainer": {"lanes": {"qat_kernel": "int8", "range_lr": 0.01}}})
-        with pytest.raises(ConfigurationError, match="range_lr was 0.01, is now 0.1"):
+        with pytest.raises(ConfigurationError, match=r"range_lr was 0\.01, is now 0\.1"):
             resume._check_same(before, {"trainer": {"lanes": {"qat_kernel": "int8", "range_lr": 0.1}}})
 
     def test_what_changes_no_bit_may_change(self, tmp_path: Path) -> None:
