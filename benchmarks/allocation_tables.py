@@ -63,13 +63,15 @@ def wall_table(kept: Mapping[str, Kept], allocators: Sequence[str]) -> str:
 
 
 def difference_table(found: Mapping[str, Sequence[Outcome]], pairs: Sequence[tuple[str, str]]) -> str:
-    """One allocator less another, at equal virtual time; and hybrid less coarse at the end."""
+    """One allocator less another, at equal virtual time; and hybrid less coarse, or less all-PTQ, at the end."""
+    names = {each.allocator for group in found.values() for each in group}
+    other = "coarse" if "coarse" in names else "all-ptq"
     rows = []
     for label, settings in with_pools(found).items():
         cells = [points(difference(settings, *pair, lambda each: each.metric_at)) for pair in pairs]
-        rows.append([label, *cells, points(difference(settings, "hybrid", "coarse", lambda each: each.metric))])
+        rows.append([label, *cells, points(difference(settings, "hybrid", other, lambda each: each.metric))])
     columns = [f"{first} - {second}" for first, second in pairs]
-    return results.table(("scheme, alpha", *columns, "hybrid - coarse, end"), rows)
+    return results.table(("scheme, alpha", *columns, f"hybrid - {other}, end"), rows)
 
 
 def time_table(found: Mapping[str, Sequence[Outcome]], kept: Mapping[str, Kept], tells_wall: bool) -> str:
