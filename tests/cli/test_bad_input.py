@@ -202,8 +202,8 @@ IN_A_RECIPE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no scheme": (
         {"trainer.scheme": "8bit"},
-        "trainer.scheme '8bit': allowed are w<weight bits>, w<weight bits>a<activation bits>, and either with "
-        "-g<group size>, such as w4a8, w8a8, w3a4, w4 or w3a8-g32",
+        "trainer.scheme '8bit': allowed are w<weight bits>, w<weight bits>a<activation bits>, the latter with s for "
+        "static ranges, and each with -g<group size>, such as w4a8, w8a8, w3a4, w4, w8a8s or w3a8-g32",
     ),
     "number for a scheme": ({"trainer.scheme": 8}, "trainer.scheme 8: must be text or QuantScheme or null"),
     "group that does not divide": (

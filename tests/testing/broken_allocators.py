@@ -171,6 +171,12 @@ class NeedsAMetric(Sound):
         self.best = max(0.0, result.monitored)
 
 
+class DividesByTheRound(Sound):
+    def observe(self, result):
+        super().observe(result)
+        self.rate = result.total_virtual_seconds / result.round
+
+
 class NeedsSensitivities(Sound):
     def observe(self, result):
         super().observe(result)
@@ -206,6 +212,7 @@ BROKEN: dict[str, tuple[type[Allocator], type[BaseException]]] = {
     "test_begin_starts_afresh": (GoesOnAfterBegin, AssertionError),
     "test_nothing_unplanned_before_begin": (StumblesBeforeBegin, AttributeError),
     "test_observes_rounds_without_metrics": (NeedsAMetric, TypeError),
+    "test_observes_the_evaluation_before_round_1": (DividesByTheRound, ZeroDivisionError),
     "test_observes_rounds_that_lost_clients": (NeedsSensitivities, ValueError),
     "test_what_it_wants_exists": (WantsTheImpossible, AssertionError),
     "test_writing_decides_nothing": (DecidesWhenWriting, AssertionError),

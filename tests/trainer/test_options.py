@@ -182,7 +182,7 @@ class TestOptions:
         done, _ = fit(scheme="w4a8", callbacks=allocator)
         assert [each.mode for each in records(done)[1].clients] == ["ptq", "qat", "fp", "ptq"]
         assert [each.mode for each in records(done)[2].clients] == ["qat", "fp", "ptq", "qat"]
-        assert allocator.observed == [1, 2]
+        assert allocator.observed == [0, 1, 2]
 
     def test_a_plan_must_name_the_cohort(self) -> None:
         class Forgets(Allocator):
