@@ -64,8 +64,7 @@ def wall_table(kept: Mapping[str, Kept], allocators: Sequence[str]) -> str:
 
 def difference_table(found: Mapping[str, Sequence[Outcome]], pairs: Sequence[tuple[str, str]]) -> str:
     """One allocator less another, at equal virtual time; and hybrid less coarse, or less all-PTQ, at the end."""
-    names = {each.allocator for group in found.values() for each in group}
-    other = "coarse" if "coarse" in names else "all-ptq"
+    other = "coarse" if any("coarse" in pair for pair in pairs) else "all-ptq"
     rows = []
     for label, settings in with_pools(found).items():
         cells = [points(difference(settings, *pair, lambda each: each.metric_at)) for pair in pairs]
