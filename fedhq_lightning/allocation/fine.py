@@ -2,9 +2,9 @@
 
     incumbent | challenger | incumbent | challenger | incumbent ...
 
-A challenger's window is judged when the incumbent's window after it has ended (see `judge`): it takes over where it
-made more progress per virtual second, beyond the noise of single evaluations. All windows train the model, so a trial
-costs little.
+A challenger's window is judged when the incumbent's window after it has ended, by progress per virtual second (see
+`judge`): with shorter rounds it takes over unless it was behind beyond the noise of single evaluations, with longer
+ones only if it was ahead beyond that. All windows train the model, so a trial costs little.
 """
 
 import math

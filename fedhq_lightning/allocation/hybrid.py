@@ -180,9 +180,10 @@ class HybridAllocator(Allocator):
         trial = self._fine.current
         facts, level = self._knowledge.facts(cohort), self._level(trial.boundary)
         begun = self._has_begun(round_number)
-        usual = self._allot(self._fine.incumbent.boundary, facts, begun)
+        allotment = usual = self._allot(trial.boundary, facts, begun)
+        if trial != self._fine.incumbent:
+            usual = self._allot(self._fine.incumbent.boundary, facts, begun)
         self._usual_seconds = round_seconds(facts, usual, self._context.round_deadline)
-        allotment = self._allot(trial.boundary, facts, begun)
         probes = self._knowledge.probes(cohort) if begun else {}
         work = {client_id: share for client_id, share in allotment.work.items() if client_id not in probes}
         steps = sum(each.num_steps for each in facts.values())

@@ -16,13 +16,11 @@ from typing_extensions import override
 from fedhq_lightning.allocation import FixedAllocator
 from fedhq_lightning.callbacks import FederatedAveraging, QuantizedTraining
 from fedhq_lightning.cli.evaluate_model import evaluate_model
-from fedhq_lightning.cli.main import main
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import client_fit
 from fedhq_lightning.federated.aggregators import FedOpt
 from fedhq_lightning.federated.client_fit import ClientFitter
 from fedhq_lightning.federated.client_ranges import ClientRanges
-from fedhq_lightning.federated.rounds import RoundLoop
 from fedhq_lightning.federated.wire import Link
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.quantize import LaneOptions, QuantScheme, attach_ranges, convert, prepare
@@ -31,9 +29,8 @@ from fedhq_lightning.run.directory import load_checkpoint
 from fedhq_lightning.support.views import is_range
 from fedhq_lightning.types import ClientId, FitOptions, StateDict
 
-from ..programs import Program
 from ..small_federation import SmallData, SmallModule, same_bits
-from ..small_recipe import write_recipe
+from ..three_ways import NORMED, run_three_ways
 from ..trainer.runs import checkpoint, fit, records
 
 CPU = torch.device("cpu")
@@ -267,38 +264,10 @@ class TestAfterwards:
 
 def test_killed_and_on_two_processes_and_evaluated_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With batch normalization whose statistics are retaken, both modes in each round: the same bits."""
-    changes = {
-        "model.class_path": "tests.normed_module.Normed",
-        "model.init_args": {"image_size": 8},
-        "trainer.clients_per_round": 3,
-        "trainer.scheme": "w3a4s",
-        "trainer.lanes": {"qat_kernel": "int8"},
-        "trainer.max_rounds": 3,
-        "trainer.enable_progress_bar": False,
-    }
-    recipe = str(write_recipe(tmp_path / "normed.yaml", changes))
-    two = Program(
-        *("-m", "fedhq_lightning.cli.main", "run", recipe, "--trainer.devices=2"),
-        f"--trainer.default_root_dir={tmp_path / 'two'}",
-    )
-    assert main(["run", recipe, f"--trainer.default_root_dir={tmp_path / 'one'}"]) == 0
-    plan = RoundLoop._plan
-
-    def interrupt(self: RoundLoop, round_number: int, watch: Any) -> Any:
-        if round_number == 2:
-            raise KeyboardInterrupt
-        return plan(self, round_number, watch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RoundLoop, "_plan", interrupt)
-        assert main(["run", recipe, f"--trainer.default_root_dir={tmp_path / 'broken'}"]) == 130
-    (run_dir,) = tmp_path.glob("broken/*/*")
-    assert main(["resume", str(run_dir)]) == 0
-    printed = two.communicate(timeout=240)
-    assert two.returncode == 0, printed
+    changes = NORMED | {"trainer.scheme": "w3a4s", "trainer.lanes": {"qat_kernel": "int8"}}
+    folders = run_three_ways(tmp_path, changes, monkeypatch)
     states, files = [], []
-    for name in ("one", "two", "broken"):
-        (folder,) = tmp_path.glob(f"{name}/*/*")
+    for folder in folders:
         states.append(load_checkpoint(folder / "checkpoints" / "round-000003.ckpt")["state"]["global_state"])
         parts = ("weights.safetensors", "deployed_statistics.safetensors")
         files.append([(folder / "model" / part).read_bytes() for part in parts])
@@ -307,7 +276,7 @@ def test_killed_and_on_two_processes_and_evaluated_again(tmp_path: Path, monkeyp
     assert same_bits(states[0], states[1])
     assert same_bits(states[0], states[2])
     assert files[0] == files[1] == files[2]
-    found = evaluate_model(run_dir)
+    found = evaluate_model(folders[-1])
     assert found.is_conversion, "model.pt2 is what weights, statistics and ranges convert to, bit for bit"
 
 

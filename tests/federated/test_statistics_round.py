@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fedhq_lightning.allocation import FixedAllocator
-from fedhq_lightning.cli.main import main
 from fedhq_lightning.federated.statistics_round import pooled
 from fedhq_lightning.quantize import QuantScheme, convert
 from fedhq_lightning.run.directory import load_checkpoint
@@ -21,9 +20,8 @@ from fedhq_lightning.support.views import deployed_view, float_view
 from fedhq_lightning.types import StateDict
 
 from ..normed_module import Normed as NormedClassifier
-from ..programs import Program
 from ..small_federation import SmallData, SmallModule, same_bits
-from ..small_recipe import write_recipe
+from ..three_ways import NORMED, run_three_ways
 from ..trainer.runs import Recorder, checkpoint, fit, records
 
 NAMES = {"net.1.running_mean", "net.1.running_var"}
@@ -287,41 +285,9 @@ def test_exact_and_whatever_the_order() -> None:
 
 @without_program
 def test_two_processes_and_a_resumed_run_have_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    changes = {
-        "model.class_path": "tests.normed_module.Normed",
-        "model.init_args": {"image_size": 8},
-        "trainer.clients_per_round": 3,
-        "trainer.scheme": "w3a8",
-        "trainer.max_rounds": 3,
-        "trainer.enable_progress_bar": False,
-    }
-    recipe = str(write_recipe(tmp_path / "normed.yaml", changes))
-    two = Program(
-        *("-m", "fedhq_lightning.cli.main", "run", recipe, "--trainer.devices=2"),
-        f"--trainer.default_root_dir={tmp_path / 'two'}",
-    )
-    assert main(["run", recipe, f"--trainer.default_root_dir={tmp_path / 'one'}"]) == 0
-    broken = ["run", recipe, f"--trainer.default_root_dir={tmp_path / 'broken'}"]
-    from fedhq_lightning.federated.rounds import RoundLoop
-
-    plan = RoundLoop._plan
-
-    def interrupt(self: RoundLoop, round_number: int, watch: Any) -> Any:
-        if round_number == 2:
-            raise KeyboardInterrupt
-        return plan(self, round_number, watch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RoundLoop, "_plan", interrupt)
-        assert main(broken) == 130
-    (run_dir,) = tmp_path.glob("broken/*/*")
-    assert main(["resume", str(run_dir)]) == 0
-    printed = two.communicate(timeout=240)
-    assert two.returncode == 0, printed
     states = []
-    for name in ("one", "two", "broken"):
-        (path,) = tmp_path.glob(f"{name}/*/*/checkpoints/round-000003.ckpt")
-        states.append(load_checkpoint(path)["state"]["global_state"])
+    for folder in run_three_ways(tmp_path, NORMED | {"trainer.scheme": "w3a8"}, monkeypatch):
+        states.append(load_checkpoint(folder / "checkpoints" / "round-000003.ckpt")["state"]["global_state"])
     assert "quantized/layers.2.running_mean" in states[0]
     assert same_bits(states[0], states[1])
     assert same_bits(states[0], states[2])
