@@ -24,11 +24,16 @@ SMALL = 2**13
 _VARIANTS = 32  # dtypes, memory formats and sizes of one are variants of a kernel; beyond these it runs in eager mode
 
 
+def compiler() -> str | None:
+    """The C++ compiler that `torch.compile` would call, as a path; None where there is none."""
+    default = "clang++" if sys.platform == "darwin" else "g++"
+    return shutil.which(os.environ.get("CXX", default))
+
+
 @cache
 def has_compiler() -> bool:
     """Whether this host has the C++ compiler that `torch.compile` would call."""
-    default = "clang++" if sys.platform == "darwin" else "g++"
-    return shutil.which(os.environ.get("CXX", default)) is not None
+    return compiler() is not None
 
 
 @cache

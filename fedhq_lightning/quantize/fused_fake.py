@@ -10,6 +10,7 @@ from torch import Tensor
 from fedhq_lightning.quantize.compilation import compiled
 from fedhq_lightning.quantize.convolution import is_channels_last
 from fedhq_lightning.quantize.grid import activation_integers, weight_integers
+from fedhq_lightning.quantize.native.lanes import with_native
 from fedhq_lightning.quantize.scheme import LayerScheme
 
 
@@ -68,7 +69,7 @@ def _weight_kernel(bits: int) -> Callable[[Tensor], Tensor]:
         integers, scale = weight_integers(rows.float(), bits)
         return (integers * scale).to(rows.dtype).contiguous()
 
-    return fake_quantize
+    return with_native("round_weight", bits, fake_quantize)
 
 
 @cache
@@ -78,4 +79,4 @@ def _activation_kernel(bits: int) -> Callable[[Tensor], Tensor]:
         integers, scale, zero_point = activation_integers(rows.float(), bits, (1,))
         return ((integers - zero_point) * scale).to(rows.dtype).contiguous()
 
-    return fake_quantize
+    return with_native("round_input", bits, fake_quantize)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fedhq_lightning.quantize.compilation import compiled
+from fedhq_lightning.quantize.native.lanes import with_native
 from fedhq_lightning.quantize.scheme import LayerScheme
 
 SMALLEST_SCALE = torch.finfo(torch.float32).smallest_normal  # an all-zero channel divides by this instead of by zero
@@ -81,7 +82,7 @@ def _row_quantizer(bits: int) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor
         integers, scale = weight_integers(rows.float(), bits)
         return integers.to(torch.int8), scale, integers.to(torch.int32).sum(dim=1, keepdim=True, dtype=torch.int32)
 
-    return quantize
+    return with_native("quantize_weight", bits, quantize)
 
 
 def is_searched(bits: int) -> bool:

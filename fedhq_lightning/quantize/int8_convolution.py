@@ -27,6 +27,7 @@ from fedhq_lightning.quantize.integer_convolution import ZERO, Geometry, scaled_
 from fedhq_lightning.quantize.integer_matmul import MAX_INNER_SIZE, integer_matmul
 from fedhq_lightning.quantize.kernel_choice import integers_pay_in_convolution
 from fedhq_lightning.quantize.lane_options import PtqKernel
+from fedhq_lightning.quantize.native.lanes import native, takes_images
 from fedhq_lightning.quantize.scheme import flattened_input_size
 
 _BYTES_AT_ONCE = 2**22  # of patches, so that they stay in the cache between being copied and being multiplied
@@ -47,14 +48,12 @@ class _Gradient(NamedTuple):
         integers: The same as int8.
         scale: fp32 (1, out, 1, 1).
         integer_sums: int32 (out,).
-        sums: fp32 (out,), of the gradient itself: the bias's.
     """
 
     image: Tensor
     integers: Tensor
     scale: Tensor
     integer_sums: Tensor
-    sums: Tensor
 
 
 @compiled
@@ -76,13 +75,13 @@ def _quantize_input_again(x: Tensor, scale: Tensor, zero: int) -> Tensor:
 
 
 @compiled
-def _quantize_gradient(gradient: Tensor, seed: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _quantize_gradient(gradient: Tensor, seed: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What `_Gradient` holds; rounded stochastically where there is a seed."""
     gradient = gradient.float()
     scale = symmetric_scale(gradient, (0, 2, 3))
     rounded = round_to_scale(gradient, scale, seed).permute(0, 2, 3, 1).contiguous()
     sums = rounded.to(torch.int32).sum((0, 1, 2), dtype=torch.int32)
-    return (rounded + ZERO).to(torch.uint8), rounded.to(torch.int8), scale, sums, gradient.sum((0, 2, 3))
+    return (rounded + ZERO).to(torch.uint8), rounded.to(torch.int8), scale, sums
 
 
 @compiled
@@ -119,7 +118,9 @@ class _Int8Convolution(torch.autograd.Function):
             grad_x = grad_x if is_channels_last(x) else grad_x.contiguous()
         if ctx.needs_input_grad[1]:
             grad_weight = _weight_gradient(quantized, x, x_scale, ctx.zero, weight, setting)
-        return grad_x, grad_weight, quantized.sums.to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None, None
+        # Summed by torch alone: compiled kernels and ours would each add in an order of their own.
+        sums = gradient.sum((0, 2, 3), dtype=torch.float32) if ctx.needs_input_grad[2] else None
+        return grad_x, grad_weight, None if sums is None else sums.to(ctx.bias_dtype), None
 
 
 def _input_gradient(gradient: _Gradient, weight: Tensor, size: torch.Size, setting: _Setting) -> Tensor:
@@ -244,6 +245,13 @@ def int8_convolution(conv: PtqConv1d | PtqConv2d, x: Tensor) -> Tensor:
         x, weight = x.unsqueeze(2), weight.unsqueeze(2)
         padding, stride, dilation = [0, *padding], (1, *stride), (1, *dilation)
     geometry = Geometry((stride[0], stride[1]), (dilation[0], dilation[1]))
-    setting = _Setting((padding[0], padding[1]), geometry, output_dtype(x), conv.stochastic_rounding)
-    output: Tensor = _Int8Convolution.apply(x, weight, conv.bias, setting)  # type: ignore[no-untyped-call]  # untyped in torch
+    kernels = None if conv.stochastic_rounding else native(x, weight, conv.bias)
+    output: Tensor
+    if kernels is not None and takes_images(weight):
+        top, left = padding
+        channels_last = is_channels_last(x) or is_channels_last(weight)
+        output = kernels.int8_convolution(x, weight, conv.bias, stride, (left, left, top, top), dilation, channels_last)
+    else:
+        setting = _Setting((padding[0], padding[1]), geometry, output_dtype(x), conv.stochastic_rounding)
+        output = _Int8Convolution.apply(x, weight, conv.bias, setting)  # type: ignore[no-untyped-call]  # untyped in torch
     return output.squeeze(2) if is_flat else output

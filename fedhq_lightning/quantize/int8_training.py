@@ -4,7 +4,8 @@ Output, input gradient and weight gradient are integer products. Input and weigh
 per row, and kept as int8 for the backward. There the gradient takes up the scale that runs along the inner dimension of
 its product (the weight's rows for the input gradient, the input's rows for the weight gradient) before it is quantized
 itself, so that neither operand is quantized again. Master weights, biases and everything between layers stay in
-floating point. `int8_convolution` does the same for convolutions.
+floating point. `int8_convolution` does the same for convolutions. Where `native` has kernels for a layer they compute,
+with the same bits; what is here is the reference, and computes elsewhere.
 
 Source: the idea of torchao 0.18, `prototype/quantized_training/int8_mixed_precision.py`, which quantizes both operands
 of every product anew; unlike it, this works under CPU autocast, on strided and empty inputs, and with gradients below
@@ -22,6 +23,7 @@ from fedhq_lightning.quantize.compilation import compiled
 from fedhq_lightning.quantize.integer_matmul import integer_matmul
 from fedhq_lightning.quantize.kernel_choice import integers_pay_in_linear
 from fedhq_lightning.quantize.lane_options import PtqKernel
+from fedhq_lightning.quantize.native.lanes import native, takes_rows
 
 HIGHEST = 127
 SMALLEST_SCALE = torch.finfo(torch.float32).smallest_normal
@@ -71,8 +73,8 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 @compiled
 def _quantize_gradient(
     gradient: Tensor, x_scale: Tensor, weight_scale: Tensor, needs_rows: bool, seed: Tensor | None
-) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor, Tensor]:
-    """The gradient (rows, out) in the two forms that its products take, and its sum over rows.
+) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
+    """The gradient (rows, out) in the two forms that its products take.
 
     Scales are (rows, 1) of the input and (out, 1) of the weight. First by rows, the weight's scale folded in, then by
     columns, the input's folded in: int8, with scales (rows, 1) and (1, out).
@@ -86,7 +88,7 @@ def _quantize_gradient(
     folded = gradient * x_scale
     column_scale = symmetric_scale(folded, (0,))
     by_columns = round_to_scale(folded, column_scale, seed).to(torch.int8)
-    return by_rows, row_scale, by_columns, column_scale, gradient.sum(0)
+    return by_rows, row_scale, by_columns, column_scale
 
 
 @compiled
@@ -140,7 +142,7 @@ class _Int8Linear(torch.autograd.Function):
         x, x_scale, weight, weight_scale = ctx.saved_tensors
         x_dtype, weight_dtype, bias_dtype = ctx.dtypes
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        by_rows, row_scale, by_columns, column_scale, sums = _quantize_gradient(
+        by_rows, row_scale, by_columns, column_scale = _quantize_gradient(
             gradient, x_scale, weight_scale, needs_x, noise_seed(ctx.stochastic)
         )
         grad_x = grad_weight = None
@@ -148,7 +150,9 @@ class _Int8Linear(torch.autograd.Function):
             grad_x = rescale_rows(integer_matmul(by_rows, weight.t()), row_scale, x_dtype)
         if needs_weight:
             grad_weight = _weight_gradient(by_columns, column_scale, x, weight_dtype)
-        return grad_x, grad_weight, sums.to(bias_dtype) if needs_bias else None, None, None
+        # Summed by torch alone: compiled kernels and ours would each add in an order of their own.
+        grad_bias = gradient.sum(0, dtype=torch.float32).to(bias_dtype) if needs_bias else None
+        return grad_x, grad_weight, grad_bias, None, None
 
 
 def output_dtype(x: Tensor) -> torch.dtype:
@@ -169,9 +173,12 @@ def int8_linear(x: Tensor, weight: Tensor, bias: Tensor | None, stochastic_round
     Returns:
         (..., out), in the dtype of `x`, or of autocast where that is on.
     """
-    rows = x.reshape(-1, x.shape[-1])
-    if rows.numel() == 0:
+    if x.numel() == 0:
         return F.linear(x, weight, bias)
+    if not stochastic_rounding and takes_rows(x, weight) and (kernels := native(x, weight, bias)) is not None:
+        trained: Tensor = kernels.int8_linear(x, weight, bias)
+        return trained
+    rows = x.reshape(-1, x.shape[-1])
     output: Tensor = _Int8Linear.apply(  # type: ignore[no-untyped-call]  # untyped in torch
         rows, weight, bias, output_dtype(x), stochastic_rounding
     )

@@ -1,5 +1,6 @@
 """Convolutions of bytes with int8 weights: oneDNN's kernels on CPUs that have them, else a product over patches."""
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -7,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedhq_lightning.quantize.convolution import in_patch_order, patches
-from fedhq_lightning.quantize.integer_matmul import has_exact_kernel, integer_matmul
+from fedhq_lightning.quantize.integer_matmul import integer_matmul
 
 ZERO = 128
 """What an integer 0 is as a byte: oneDNN takes unsigned activations."""
+_OVERFLOWING_BITS = 8
 _LARGEST_EXACT = 2**24  # fp32 holds every integer up to here
 
 
@@ -70,7 +72,7 @@ def exact_convolution(x: Tensor, weight: Tensor, weight_bits: int, geometry: Geo
         Integers as int32 or fp32, exact, (batch, height, width, out).
     """
     largest = ZERO * 2 ** (weight_bits - 1) * weight[0].numel()
-    if has_convolution_kernel(x.device) and largest <= _LARGEST_EXACT:
+    if has_convolution_kernel(x.device, weight_bits) and largest <= _LARGEST_EXACT:
         ones = torch.ones(weight.shape[0])
         return _onednn(x, ZERO, weight, ones, None, (0, 0), geometry).movedim(1, -1)
     return _over_patches(signed(x), weight, geometry, weight_bits)
@@ -81,9 +83,27 @@ def signed(x: Tensor) -> Tensor:
     return (x ^ ZERO).view(torch.int8)
 
 
-def has_convolution_kernel(device: torch.device) -> bool:
-    """Whether oneDNN convolves bytes on this device, without overflow in between (see `has_exact_kernel`)."""
-    return device.type == "cpu" and hasattr(torch.ops.onednn, "qconv_pointwise") and has_exact_kernel(device)
+def has_convolution_kernel(device: torch.device, weight_bits: int = 8) -> bool:
+    """Whether oneDNN convolves bytes with weights of so many bits on this device, without overflow in between.
+
+    On x86 CPUs without VNNI instructions it adds pairs of products in 16 bits, which overflow without a word where
+    weights take all of 8 bits; its matrix products may be exact on the same CPU.
+    """
+    if device.type != "cpu" or not hasattr(torch.ops.onednn, "qconv_pointwise"):
+        return False
+    return weight_bits < _OVERFLOWING_BITS or _is_exact_on_cpu()
+
+
+@cache
+def _is_exact_on_cpu() -> bool:
+    geometry = Geometry((1, 1))
+    highest = torch.full((2, 3, 9, 64), 255, dtype=torch.uint8)
+    for value in (-128, 127):
+        weight = torch.full((32, 64, 1, 3), value, dtype=torch.int8)
+        sums = _onednn(highest, 0, weight, torch.ones(32), None, (0, 0), geometry)
+        if not (sums == 255 * value * 64 * 3).all():
+            return False
+    return True
 
 
 def _onednn(

@@ -19,6 +19,7 @@ from fedhq_lightning.quantize.convolution import in_patch_order, is_channels_las
 from fedhq_lightning.quantize.grid import activation_integers, integer_range, quantize_weight_rows
 from fedhq_lightning.quantize.integer_convolution import ZERO, Geometry, exact_convolution
 from fedhq_lightning.quantize.integer_matmul import integer_matmul
+from fedhq_lightning.quantize.native.lanes import native, takes_images
 from fedhq_lightning.quantize.scheme import LayerScheme
 
 
@@ -85,7 +86,7 @@ def linear(
 def convolution(
     x: Tensor, weight: Weight, kernel: tuple[int, ...], bias: Tensor | None, scheme: LayerScheme,
     amounts: tuple[int, ...], geometry: Geometry, channels_last: bool, static: StaticGrid | None = None,
-) -> tuple[Tensor, Activation]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """A convolution over two dimensions.
 
     Args:
@@ -100,10 +101,17 @@ def convolution(
         static: The grid of a static range; None: each sample has a range of its own.
 
     Returns:
-        (batch, out, height, width) in the dtype of `x`, and the quantized input.
+        (batch, out, height, width) in the dtype of `x`, and the input's scale and zero point, as in `Activation`.
     """
     assert scheme.activation_bits is not None
     filters = weight.integers.view(-1, x.shape[1], *kernel)
+    kernels = native(x, weight.scale, bias)
+    if kernels is not None and static is None and x.numel() and takes_images(filters):
+        computed: tuple[Tensor, Tensor, Tensor] = kernels.grid_convolution(
+            *(x, weight.integers, filters.shape, weight.scale, bias, scheme.activation_bits),
+            *(geometry.stride, amounts, geometry.dilation, channels_last),
+        )
+        return computed
     if torch.compiler.is_compiling():  # an exported program runs anywhere: no oneDNN operator
         x = F.pad(x, amounts)
         if static is None:
@@ -121,7 +129,7 @@ def convolution(
         product = exact_convolution(activation.integers, filters, scheme.weight_bits, geometry)
     scales = weight.scale.flatten(), weight.sums.flatten(), activation.scale, activation.zero_point
     output = _rescale_image(product, *scales, bias, x.dtype, channels_last)
-    return output, activation
+    return output, activation.scale, activation.zero_point
 
 
 def in_two_dimensions(

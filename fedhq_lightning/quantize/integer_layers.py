@@ -21,6 +21,7 @@ from fedhq_lightning.quantize.activation_ranges import StaticGrid, calibrated_ra
 from fedhq_lightning.quantize.convolution import Convolution, pad, padding_amounts
 from fedhq_lightning.quantize.grid import dequantize_weight, quantize_activation, quantize_weight
 from fedhq_lightning.quantize.integer_matmul import MAX_INNER_SIZE
+from fedhq_lightning.quantize.native.lanes import native, takes_rows
 from fedhq_lightning.quantize.scheme import LayerScheme
 
 _EXACT_BITS = 52  # of fp64's 53, one kept in reserve for rounding up to a power of two
@@ -135,6 +136,11 @@ class IntegerLinear(IntegerLayer):
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) to (..., out), in the input's dtype; computed in fp32 between integers."""
         if self._has_int8_product():
+            kernels = native(input, self.scale, self.bias)
+            if kernels is not None and self._static() is None and takes_rows(input, self.quantized_weight):
+                bits = self.scheme.activation_bits
+                answer: Tensor = kernels.deployed_linear(input, self.quantized_weight, self.scale, self.bias, bits)
+                return answer
             rows = input.reshape(-1, input.shape[-1])
             output, _ = integer_forward.linear(rows, self._weight(), self.bias, self.scheme, self._static())
             return output.view(*input.shape[:-1], output.shape[1])
@@ -166,7 +172,7 @@ class _IntegerConvolution(IntegerLayer):
         is_flat = len(self.kernel_size) == 1
         kernel = (1, *self.kernel_size) if is_flat else tuple(self.kernel_size)
         # Contiguous as nn.Conv2d's own output is, for modules that call view on it.
-        output, _ = integer_forward.convolution(
+        output, _, _ = integer_forward.convolution(
             x, self._weight(), kernel, self.bias, self.scheme, amounts, geometry, False, self._static()
         )
         return output.squeeze(2) if is_flat else output

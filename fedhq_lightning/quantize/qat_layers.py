@@ -24,6 +24,7 @@ from fedhq_lightning.quantize.integer_forward import Weight, dequantize_rows, im
 from fedhq_lightning.quantize.integer_matmul import MAX_INNER_SIZE
 from fedhq_lightning.quantize.kernel_choice import integers_pay_in_convolution, integers_pay_in_linear
 from fedhq_lightning.quantize.lane_options import QatKernel
+from fedhq_lightning.quantize.native.lanes import native, takes_rows
 from fedhq_lightning.quantize.scheme import LayerScheme, flattened_input_size
 from fedhq_lightning.quantize.static_fake import fake_quantize_static, static_gradients
 
@@ -101,11 +102,11 @@ class _QatConvolution(torch.autograd.Function):
         on_grid = Weight.of(weight, scheme)
         channels_last = is_channels_last(x) or is_channels_last(weight)
         kernel = tuple(weight.shape[2:])
-        output, activation = integer_forward.convolution(
+        output, scale, zero_point = integer_forward.convolution(
             x, on_grid, kernel, bias, scheme, amounts, geometry, channels_last, _grid(static_range, scheme)
         )
         # The input itself, which the layer before often keeps as well: bytes would take memory on top of it.
-        ctx.save_for_backward(x, activation.scale, activation.zero_point, on_grid.integers, on_grid.scale, static_range)
+        ctx.save_for_backward(x, scale, zero_point, on_grid.integers, on_grid.scale, static_range)
         ctx.setting, ctx.shape = setting, weight.shape
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
         return output
@@ -181,6 +182,11 @@ class QatLinear(nn.Linear):
             return super().forward(input)
         rows, static_range = input.reshape(-1, input.shape[-1]), calibrated_range(self, self.scheme)
         if _is_integer(self, lambda: integers_pay_in_linear(input, self.weight)):
+            kernels = native(input, self.weight, self.bias)
+            if kernels is not None and static_range is None and takes_rows(input, self.weight):
+                bits, gradients = (self.scheme.weight_bits, self.scheme.activation_bits), gradient_dtype(input.device)
+                trained: Tensor = kernels.grid_linear(input, self.weight, self.bias, *bits, gradients)
+                return trained
             output: Tensor = _QatLinear.apply(  # type: ignore[no-untyped-call]  # untyped in torch
                 _activation(rows), self.weight, self.bias, static_range, self.scheme
             )

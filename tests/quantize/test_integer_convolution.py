@@ -24,7 +24,7 @@ GEOMETRIES = [
 @pytest.fixture(params=["onednn", "patches"], autouse=True)
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "patches":
-        monkeypatch.setattr(integer_convolution, "has_convolution_kernel", lambda device: False)
+        monkeypatch.setattr(integer_convolution, "has_convolution_kernel", lambda *_: False)
     elif not has_convolution_kernel(torch.device("cpu")):
         pytest.skip("this CPU has no exact int8 convolution")
     return request.param
@@ -89,6 +89,17 @@ def test_exact_where_fp32_would_not_be() -> None:
     expected = reference(x, ZERO, weight, (0, 0), Geometry((1, 1)))
     assert expected.abs().max() > 2**24
     assert torch.equal(exact_convolution(x, weight, 8, Geometry((1, 1))).double(), expected.movedim(1, -1))
+
+
+@pytest.mark.parametrize("weight_value", [-128, 127])
+def test_two_of_the_largest_products_do_not_overflow(weight_value: int) -> None:
+    """Two of 255 * 128 leave 16 bits, in which oneDNN adds pairs on x86 CPUs without VNNI."""
+    x = torch.full((2, 5, 6, 8), 255, dtype=torch.uint8)
+    weight = torch.full((16, 8, 3, 3), weight_value, dtype=torch.int8)
+    expected = reference(x, ZERO, weight, (0, 0), Geometry((1, 1))).movedim(1, -1)
+    assert torch.equal(exact_convolution(x, weight, 8, Geometry((1, 1))).double(), expected)
+    output = scaled_convolution(x, 0, weight, torch.ones(16), None, (0, 0), Geometry((1, 1)))
+    assert torch.equal(output.double(), reference(x, 0, weight, (0, 0), Geometry((1, 1))))
 
 
 def test_one_call_leaves_the_next_as_it_is() -> None:

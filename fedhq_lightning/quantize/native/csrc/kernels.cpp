@@ -1,0 +1,38 @@
+// The kernels at one level; compiled once a level.
+#include "kernels.h"
+
+#include "convolution.h"
+
+namespace fedhq {
+namespace LEVEL {
+
+#define FEDHQ_TEXT_OF(name) #name
+#define FEDHQ_TEXT(name) FEDHQ_TEXT_OF(name)
+
+extern const Kernels kernels;
+const Kernels kernels = {
+    FEDHQ_TEXT(LEVEL),
+    GROUP,
+    sizeof(Row),
+    sizeof(Column),
+    OFFSET,
+    quantize_input,
+    quantize_weight,
+    pack,
+    linear_output,
+    quantize_gradient,
+    linear_input_gradient,
+    linear_weight_gradient,
+    dequantize,
+    convolution_scales,
+    convolution_gradient_scales,
+    int8_convolution_output,
+    int8_convolution_input_gradient,
+    int8_convolution_weight_gradient,
+    grid_convolution_output,
+    round_weight_values,
+    round_input_values,
+};
+
+}  // namespace LEVEL
+}  // namespace fedhq

@@ -1,0 +1,91 @@
+// What every level offers to the layers: functions over plain memory. All matrices are row by row without gaps, unless
+// said otherwise; scratch that a function needs is its own.
+#pragma once
+#include <cstdint>
+
+namespace fedhq {
+
+// A convolution over two dimensions, one group. Images lie with channels first or last.
+struct Convolution {
+  int64_t batch, channels, height, width, out, kernel_height, kernel_width, out_height, out_width;
+  int64_t stride_height, stride_width, dilation_height, dilation_width, left, right, top, bottom;
+  bool channels_last, channels_last_out;
+};
+
+struct Kernels {
+  const char* name;
+  int64_t group;        // elements of a word
+  int64_t row_bytes;    // of one element of rows
+  int64_t column_bytes; // of one element of columns
+  int64_t offset;       // what rows hold beside the integer
+
+  // Input (rows, inner) to integers. `bits` 0: symmetric in 8 bits; else asymmetric, with a zero point. `integers` are
+  // rows of `stride` elements; `panels` (or null) hold them as columns along the rows, with the sum of every column;
+  // `plain` (or null) are the integers themselves.
+  void (*quantize_input)(const float* x, int64_t rows, int64_t inner, int bits, void* integers, int64_t stride,
+                         float* scale, int32_t* zero_point, void* panels, int32_t* sums, int8_t* plain);
+
+  // Weight (out, inner) to integers: `bits` 0 as the input, else on the deployment grid. `across` (or null) are columns
+  // over `inner`; `across_sums` are of every row of the weight; `along` (or null) are columns over `out`, with their sums.
+  // `plain` (or null) are the integers themselves, int8.
+  void (*quantize_weight)(const float* weight, int64_t out, int64_t inner, int bits, void* across, int32_t* across_sums,
+                          void* along, int32_t* along_sums, int8_t* plain, float* scale);
+
+  // int8 rows (rows, inner) to columns over `inner`, with their sums.
+  void (*pack)(const int8_t* integers, int64_t rows, int64_t inner, void* across, int32_t* sums);
+
+  // Output (rows, out) of a linear layer; `zero_point` or `bias` may be null.
+  void (*linear_output)(const void* integers, int64_t stride, const float* scale, const int32_t* zero_point,
+                        const void* weight, const int32_t* weight_sums, const float* weight_scale, const float* bias,
+                        int64_t rows, int64_t out, int64_t inner, float* output);
+
+  // Gradient (rows, out) in the two forms that its products take: `by_rows` (or null) with the weight's scale in it and
+  // a scale for every row, as rows of `row_stride` elements; `by_columns` (or null) with the input's scale in it and a
+  // scale for every column, as words [rows / group][column_stride / group]. `zero_sums` (or null) are the sums over rows
+  // of `by_columns` times the input's zero point.
+  void (*quantize_gradient)(const float* gradient, int64_t rows, int64_t out, const float* weight_scale,
+                            const float* x_scale, const int32_t* zero_point, void* by_rows, int64_t row_stride,
+                            float* row_scale, void* by_columns, int64_t column_stride, float* column_scale,
+                            int32_t* zero_sums);
+
+  // Product of the gradient by rows and the weight along `out`: the input's gradient (rows, inner).
+  void (*linear_input_gradient)(const void* by_rows, int64_t stride, const float* row_scale, const void* along,
+                                const int32_t* along_sums, int64_t rows, int64_t out, int64_t inner, float* gradient);
+
+  // Product of the gradient by columns and the input along the rows: the weight's gradient (out, inner). `zero_sums`
+  // or null.
+  void (*linear_weight_gradient)(const void* by_columns, int64_t stride, const float* column_scale,
+                                 const int32_t* zero_sums, const void* panels, const int32_t* sums, int64_t rows,
+                                 int64_t out, int64_t inner, float* gradient);
+
+  // int8 (rows, inner) less a zero point for every row (or null), times its scale: as floats, or as bfloat16.
+  void (*dequantize)(const int8_t* integers, int64_t rows, int64_t inner, const float* scale,
+                     const int32_t* zero_point, bool is_short, void* values);
+
+  // Convolution of the PTQ lane. A scale for every channel, and the byte that stands for 0: 128, or 0 where no value is
+  // negative. Weights and their gradients are (out, channels, kernel height, kernel width) without gaps.
+  void (*convolution_scales)(const float* x, const Convolution& shape, float* scale, int32_t* zero);
+  void (*convolution_gradient_scales)(const float* gradient, const Convolution& shape, float* scale);
+  void (*int8_convolution_output)(const float* x, const float* weight, const float* bias, const Convolution& shape,
+                                  const float* x_scale, int32_t zero, float* output);
+  void (*int8_convolution_input_gradient)(const float* weight, const float* gradient, const Convolution& shape,
+                                          const float* gradient_scale, float* x_gradient);
+  void (*int8_convolution_weight_gradient)(const float* x, const float* gradient, const Convolution& shape,
+                                           const float* x_scale, int32_t zero, const float* gradient_scale,
+                                           float* weight_gradient);
+
+  // Convolution on the deployment grid: the weight's integers are given, every image gets a grid of its own.
+  void (*grid_convolution_output)(const float* x, const int8_t* weight, const float* weight_scale, const float* bias,
+                                  const Convolution& shape, int bits, float* x_scale, float* zero_point, float* output);
+
+  // Weight (out, inner) on its grid, as floats.
+  void (*round_weight)(const float* weight, int64_t out, int64_t inner, int bits, float* rounded);
+
+  // Input (rows, inner) on a grid of its own for every row, as floats.
+  void (*round_input)(const float* x, int64_t rows, int64_t inner, int bits, float* rounded);
+};
+
+// Those of this machine's levels that were built, best first, and null at the end.
+extern const Kernels* const all_kernels[];
+
+}  // namespace fedhq
