@@ -33,6 +33,7 @@ from fedhq_lightning.local.module_state import load_weights
 from fedhq_lightning.local.template import build_like
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
 from fedhq_lightning.quantize.compilation import has_compiler
+from fedhq_lightning.quantize.native.lanes import native_level
 from fedhq_lightning.report.progress import ProgressDisplay
 from fedhq_lightning.run.description import describe, text_of
 from fedhq_lightning.run.directory import RunDirectory
@@ -327,6 +328,7 @@ class FederatedTrainer(AfterFit):
         described["virtual_fleet"] = f"content {Fleet.resolve(settings.fleet, settings.seed).digest}"
         if settings.scheme is not None:
             described["compiled_kernels"] = has_compiler()
+            described["native_kernels"] = native_level() is not None
         if self.recipe is not None:
             described["recipe"] = yaml.safe_load(self.recipe.text)
         return described

@@ -40,6 +40,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     ]
 )
 
+# Kernels are built once per machine, not once per test process.
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions"))
 _home = tempfile.TemporaryDirectory(prefix="fedhq-home-", ignore_cleanup_errors=True)
 os.environ["HOME"] = _home.name
 

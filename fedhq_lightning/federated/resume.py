@@ -22,7 +22,7 @@ from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.run.state import RunState
 from fedhq_lightning.support.paths import expand_path
 
-_PARTS_BESIDE_RECIPE = ("device", "compiled_kernels", "virtual_fleet")
+_PARTS_BESIDE_RECIPE = ("device", "compiled_kernels", "native_kernels", "virtual_fleet")
 _FREE = SETTINGS_THAT_CHANGE_NO_BIT | {"trainer.max_rounds"}
 
 

@@ -1,4 +1,8 @@
-"""Where int8 products make a layer faster: a static rule, so that no measurement changes a run's bits."""
+"""Where int8 products make a layer faster: a static rule, so that no measurement changes a run's bits.
+
+Kernels of our own (`native`) pay in every layer, but for large weights that few rows meet on a processor that cannot
+multiply bytes. Elsewhere a layer must be large: what is around the products costs more there.
+"""
 
 from collections.abc import Sequence
 from functools import cache
@@ -9,12 +13,15 @@ from torch import Tensor
 
 from fedhq_lightning.quantize.compilation import can_compile
 from fedhq_lightning.quantize.integer_matmul import has_exact_kernel
+from fedhq_lightning.quantize.native.lanes import multiplies_bytes, native
 
 _LEAST_ROWS = 32
 _LEAST_LINEAR_SIZE = 64  # of either side of the weight
 _LEAST_LINEAR_PRODUCTS = 2**23  # multiplications of a forward pass; docs/RESULTS.md has what was measured
 _LEAST_CHANNELS = 32
 _LEAST_CONVOLUTION_PRODUCTS = 2**26
+_LEAST_NATIVE_ROWS = 64
+_SMALL_WEIGHT = 2**18  # values, which stay in a cache while they are rounded
 
 
 def least_linear_rows(weight_shape: Sequence[int]) -> float:
@@ -53,6 +60,8 @@ def integers_pay_in_linear(x: Tensor, weight: Tensor) -> bool:
         weight: (out, in).
     """
     rows = x.numel() // max(weight.shape[1], 1)
+    if native(x, weight) is not None:
+        return bool(rows) and (multiplies_bytes() or rows >= _LEAST_NATIVE_ROWS or weight.numel() <= _SMALL_WEIGHT)
     return rows >= least_linear_rows(weight.shape) and has_fast_integers(x.device)
 
 
@@ -64,6 +73,8 @@ def integers_pay_in_convolution(x: Tensor, weight: Tensor, positions: int) -> bo
         weight: (out, channels, *kernel).
         positions: Output positions of one sample.
     """
+    if native(x, weight) is not None:
+        return x.numel() > 0
     return x.shape[0] * positions >= least_convolution_rows(weight.shape) and has_fast_integers(x.device)
 
 

@@ -32,7 +32,7 @@ SETTINGS_THAT_CHANGE_NO_BIT = frozenset(f"trainer.{name}" for name in TRAINER_SE
 
 DefaultOf: TypeAlias = Callable[[str, str | None, str], Any]
 """What an unset key counts as: of a mapping's dotted name, the class whose `init_args` it is (or None), and the key."""
-_PARTS_OF_A_RUN = ("model", "data", "trainer", "device", "compiled_kernels", "virtual_fleet")
+_PARTS_OF_A_RUN = ("model", "data", "trainer", "device", "compiled_kernels", "native_kernels", "virtual_fleet")
 _MOST_NAMED = 3
 _CLASS, _ARGUMENTS = "class_path", "init_args"
 _MOVED = {

@@ -13,6 +13,7 @@ from typing import Any
 from fedhq_lightning.deploy.deployment import Deployment
 from fedhq_lightning.quantize import LayerScheme, QuantScheme
 from fedhq_lightning.quantize.compilation import has_compiler
+from fedhq_lightning.quantize.native.lanes import native_level
 from fedhq_lightning.run.records import LEFT_OUT
 from fedhq_lightning.run.state import RunState
 from fedhq_lightning.types import MODES
@@ -74,6 +75,7 @@ def summarize(
         "inference": inference,
         "seed": seed,
         "compiled_kernels": has_compiler(),
+        "native_kernels": None if scheme is None else native_level(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
     }
 

@@ -1,4 +1,4 @@
-"""The library of kernels: compiled once per machine by the C++ compiler that torch would call too, then kept on disk."""
+"""The library of kernels: compiled once per machine, by the compiler that torch would call too, and kept on disk."""
 
 import hashlib
 import os
@@ -114,9 +114,7 @@ def _compile(program: str, levels: Sequence[str], library: Path) -> None:
             ("scratch", ["-O2", "-std=c++17", "-c", str(sources / "scratch.cpp")]),
         ]  # fmt: skip
         objects = [work / f"{job}.o" for job, _ in jobs]
-        commands = [
-            [program, "-fPIC", *flags, "-o", str(to)] for (_, flags), to in zip(jobs, objects, strict=True)
-        ]
+        commands = [[program, "-fPIC", *flags, "-o", str(to)] for (_, flags), to in zip(jobs, objects, strict=True)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_run, commands))
         linked = work / library.name

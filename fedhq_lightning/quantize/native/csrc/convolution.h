@@ -86,14 +86,18 @@ FEDHQ_INLINE void round_row(const float* image, const Convolution& s, int64_t ch
 struct ByChannel {
   const float* inverse;
   int shift;
+  float highest;
   FEDHQ_INLINE_MEMBER void pixel(const float* __restrict x, int64_t channels, int8_t* __restrict to) const {
-    for (int64_t c = 0; c < channels; c++) to[c] = static_cast<int8_t>(nearest(x[c] * inverse[c]) + shift);
+    for (int64_t c = 0; c < channels; c++) to[c] = static_cast<int8_t>(nearest(x[c] * inverse[c], highest) + shift);
   }
   FEDHQ_INLINE_MEMBER void channel(const float* __restrict x, int64_t width, int64_t c, int8_t* __restrict to) const {
     const float inverse_scale = inverse[c];
-    for (int64_t w = 0; w < width; w++) to[w] = static_cast<int8_t>(nearest(x[w] * inverse_scale) + shift);
+    for (int64_t w = 0; w < width; w++) to[w] = static_cast<int8_t>(nearest(x[w] * inverse_scale, highest) + shift);
   }
 };
+
+// Steps to the largest value, by the byte that stands for 0.
+FEDHQ_INLINE float highest_of(int32_t zero) { return zero ? HIGHEST : 255.0f; }
 
 // One grid for the whole image.
 struct OnGrid {
@@ -232,7 +236,7 @@ static void convolution_scales(const float* x, const Convolution& s, float* scal
   const bool is_signed = has_negative(x, s.batch * s.channels * pixels);
   *zero = is_signed ? 128 : 0;
   for (int64_t c = 0; c < s.channels; c++)
-    scale[c] = at_least(as_float(largest[c]) / (is_signed ? HIGHEST : 255.0f), SMALLEST_SCALE);
+    scale[c] = at_least(as_float(largest[c]) / highest_of(*zero), SMALLEST_SCALE);
 }
 
 static void int8_convolution_output(const float* x, const float* weight, const float* bias, const Convolution& s,
@@ -255,7 +259,7 @@ static void int8_convolution_output(const float* x, const float* weight, const f
   int32_t* const sums = static_cast<int32_t*>(scratch(Scratch::sums, sizeof(int32_t) * up(s.out, PANEL)));
   const Column* const panels = pack_filters(filters, s.out, size, runs, sums);
   for (int64_t c = 0; c < s.channels; c++) inverse[c] = 1.0f / x_scale[c];
-  const ByChannel round{inverse, zero - 128};
+  const ByChannel round{inverse, zero - 128, highest_of(zero)};
   const int64_t* const starts =
       position_starts(s.out_height, s.out_width, s.stride_height, s.stride_width, width, s.channels);
   Row* const image = static_cast<Row*>(scratch(Scratch::image, sizeof(Row) * height * width * s.channels));
@@ -322,7 +326,7 @@ static void int8_convolution_input_gradient(const float* weight, const float* gr
   int32_t* const sums = static_cast<int32_t*>(scratch(Scratch::sums, sizeof(int32_t) * up(s.channels, PANEL)));
   const Column* const panels = pack_filters(filters, s.channels, size, runs, sums);
   for (int64_t o = 0; o < s.out; o++) inverse[o] = 1.0f / gradient_scale[o];
-  const ByChannel round{inverse, 0};
+  const ByChannel round{inverse, 0, HIGHEST};
   const int64_t* const starts = position_starts(s.height, s.width, 1, 1, width, s.out);
   Row* const image = static_cast<Row*>(scratch(Scratch::image, sizeof(Row) * height * width * s.out));
   const Row* const first = image + (s.top * width + s.left) * s.out;
@@ -376,7 +380,7 @@ static void int8_convolution_weight_gradient(const float* x, const float* gradie
   memset(totals, 0, sizeof(int64_t) * (s.out * size + s.out));
   for (int64_t c = 0; c < s.channels; c++) inverse[c] = 1.0f / x_scale[c];
   for (int64_t o = 0; o < s.out; o++) gradient_inverse[o] = 1.0f / gradient_scale[o];
-  const ByChannel round{inverse, zero - 128}, round_gradient{gradient_inverse, 0};
+  const ByChannel round{inverse, zero - 128, highest_of(zero)}, round_gradient{gradient_inverse, 0, HIGHEST};
   Convolution of_gradient = s;
   of_gradient.channels_last = s.channels_last_out;
   for (int64_t c = 0; c < s.channels; c++)

@@ -41,22 +41,19 @@ struct Kernels {
 
   // Gradient (rows, out) in the two forms that its products take: `by_rows` (or null) with the weight's scale in it and
   // a scale for every row, as rows of `row_stride` elements; `by_columns` (or null) with the input's scale in it and a
-  // scale for every column, as words [rows / group][column_stride / group]. `zero_sums` (or null) are the sums over rows
-  // of `by_columns` times the input's zero point.
+  // scale for every column, as words [rows / group][column_stride / group].
   void (*quantize_gradient)(const float* gradient, int64_t rows, int64_t out, const float* weight_scale,
-                            const float* x_scale, const int32_t* zero_point, void* by_rows, int64_t row_stride,
-                            float* row_scale, void* by_columns, int64_t column_stride, float* column_scale,
-                            int32_t* zero_sums);
+                            const float* x_scale, void* by_rows, int64_t row_stride, float* row_scale,
+                            void* by_columns, int64_t column_stride, float* column_scale);
 
   // Product of the gradient by rows and the weight along `out`: the input's gradient (rows, inner).
   void (*linear_input_gradient)(const void* by_rows, int64_t stride, const float* row_scale, const void* along,
                                 const int32_t* along_sums, int64_t rows, int64_t out, int64_t inner, float* gradient);
 
-  // Product of the gradient by columns and the input along the rows: the weight's gradient (out, inner). `zero_sums`
-  // or null.
+  // Product of the gradient by columns and the input along the rows: the weight's gradient (out, inner).
   void (*linear_weight_gradient)(const void* by_columns, int64_t stride, const float* column_scale,
-                                 const int32_t* zero_sums, const void* panels, const int32_t* sums, int64_t rows,
-                                 int64_t out, int64_t inner, float* gradient);
+                                 const void* panels, const int32_t* sums, int64_t rows, int64_t out, int64_t inner,
+                                 float* gradient);
 
   // int8 (rows, inner) less a zero point for every row (or null), times its scale: as floats, or as bfloat16.
   void (*dequantize)(const int8_t* integers, int64_t rows, int64_t inner, const float* scale,

@@ -53,8 +53,10 @@ Tensor output_like(const Tensor& x, int64_t out) {
 }
 
 // Gradients of gradients do not exist here: they fail when they are asked for, not before.
-variable_list once_differentiable(variable_list gradients) {
-  if (!at::GradMode::is_enabled()) return gradients;
+variable_list once_differentiable(const variable_list& given, variable_list gradients) {
+  if (!at::GradMode::is_enabled() || !given[0].requires_grad()) return gradients;
+  for (Tensor& each : gradients)
+    if (each.defined()) each = each.detach().set_requires_grad(true);
   auto error = std::make_shared<torch::autograd::DelayedError>(
       "the int8 lanes have no gradient of a gradient", static_cast<int64_t>(gradients.size()));
   return (*error)(std::move(gradients));
@@ -63,16 +65,15 @@ variable_list once_differentiable(variable_list gradients) {
 // A bias that is not there is no input of the graph.
 bool needs_bias(AutogradContext* ctx) { return ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2); }
 
-// A linear layer whose three products are integers. `weight_bits` 0: the PTQ lane, symmetric in 8 bits; else the QAT
-// lane, on the deployment grid, with an int8 backward.
+// A linear layer of the PTQ lane: its three products are integers, symmetric in 8 bits.
 struct Int8Linear : torch::autograd::Function<Int8Linear> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x_, const Tensor& weight_, const OptionalTensor& bias,
-                        int64_t weight_bits, int64_t activation_bits, bool keeps) {
+                        bool keeps) {
     const Kernels& k = *chosen;
     const Tensor x = x_.contiguous(), weight = weight_.contiguous();
     const int64_t inner = x.size(-1), rows = x.numel() / inner, out = weight.size(0), stride = row_stride(inner);
     const bool needs_weight = keeps && weight_.requires_grad(), needs_x = keeps && x_.requires_grad();
-    const Tensor x_scale = floats(rows), zero_point = weight_bits ? integers(rows) : Tensor();
+    const Tensor x_scale = floats(rows);
     const Tensor panels = needs_weight ? columns(rows, inner) : Tensor();
     const Tensor panel_sums = needs_weight ? integers(inner) : Tensor();
     const Tensor weight_scale = floats(out);
@@ -80,15 +81,15 @@ struct Int8Linear : torch::autograd::Function<Int8Linear> {
     void* const input = row_scratch(Scratch::input, rows, stride);
     void* const across = scratch(Scratch::columns, up(out, PANEL) * up(inner, k.group) * k.column_bytes);
     int32_t* const across_sums = static_cast<int32_t*>(scratch(Scratch::gradient, sizeof(int32_t) * up(out, PANEL)));
-    k.quantize_input(of_floats(x), rows, inner, static_cast<int>(activation_bits), input, stride, of_floats(x_scale),
-                     of_integers(zero_point), of_memory(panels), of_integers(panel_sums), nullptr);
-    k.quantize_weight(of_floats(weight), out, inner, static_cast<int>(weight_bits), across, across_sums,
-                      of_memory(along), of_integers(along_sums), nullptr, of_floats(weight_scale));
+    k.quantize_input(of_floats(x), rows, inner, 0, input, stride, of_floats(x_scale), nullptr, of_memory(panels),
+                     of_integers(panel_sums), nullptr);
+    k.quantize_weight(of_floats(weight), out, inner, 0, across, across_sums, of_memory(along),
+                      of_integers(along_sums), nullptr, of_floats(weight_scale));
     const Tensor output = output_like(x, out);
     const Tensor held_bias = bias.has_value() ? bias->contiguous() : Tensor();
-    k.linear_output(input, stride, of_floats(x_scale), of_integers(zero_point), across, across_sums,
-                    of_floats(weight_scale), of_floats(held_bias), rows, out, inner, of_floats(output));
-    ctx->save_for_backward({x_scale, zero_point, panels, panel_sums, weight_scale, along, along_sums});
+    k.linear_output(input, stride, of_floats(x_scale), nullptr, across, across_sums, of_floats(weight_scale),
+                    of_floats(held_bias), rows, out, inner, of_floats(output));
+    ctx->save_for_backward({x_scale, panels, panel_sums, weight_scale, along, along_sums});
     ctx->saved_data["rows"] = rows;
     ctx->saved_data["inner"] = inner;
     ctx->saved_data["out"] = out;
@@ -100,8 +101,8 @@ struct Int8Linear : torch::autograd::Function<Int8Linear> {
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
     const Kernels& k = *chosen;
     const auto saved = ctx->get_saved_variables();
-    const Tensor &x_scale = saved[0], &zero_point = saved[1], &panels = saved[2], &panel_sums = saved[3],
-                 &weight_scale = saved[4], &along = saved[5], &along_sums = saved[6];
+    const Tensor &x_scale = saved[0], &panels = saved[1], &panel_sums = saved[2], &weight_scale = saved[3],
+                 &along = saved[4], &along_sums = saved[5];
     const int64_t rows = ctx->saved_data["rows"].toInt(), inner = ctx->saved_data["inner"].toInt(),
                   out = ctx->saved_data["out"].toInt();
     const Tensor gradient = gradients[0].contiguous();
@@ -111,10 +112,8 @@ struct Int8Linear : torch::autograd::Function<Int8Linear> {
     void* const by_columns =
         needs_weight ? row_scratch(Scratch::columns, up(rows, k.group) / k.group, column_stride) : nullptr;
     const Tensor row_scale = floats(rows), column_scale = floats(out);
-    const Tensor zero_sums = zero_point.defined() && needs_weight ? integers(out) : Tensor();
-    k.quantize_gradient(of_floats(gradient), rows, out, of_floats(weight_scale), of_floats(x_scale),
-                        of_integers(zero_point), by_rows, stride, of_floats(row_scale), by_columns, column_stride,
-                        of_floats(column_scale), of_integers(zero_sums));
+    k.quantize_gradient(of_floats(gradient), rows, out, of_floats(weight_scale), of_floats(x_scale), by_rows, stride,
+                        of_floats(row_scale), by_columns, column_stride, of_floats(column_scale));
     Tensor x_gradient, weight_gradient;
     if (needs_x) {
       x_gradient = at::empty(ctx->saved_data["shape"].toIntVector(), at::kFloat);
@@ -123,13 +122,12 @@ struct Int8Linear : torch::autograd::Function<Int8Linear> {
     }
     if (needs_weight) {
       weight_gradient = at::empty({out, inner}, at::kFloat);
-      k.linear_weight_gradient(by_columns, column_stride, of_floats(column_scale), of_integers(zero_sums),
-                               of_memory(panels), of_integers(panel_sums), rows, out, inner,
-                               of_floats(weight_gradient));
+      k.linear_weight_gradient(by_columns, column_stride, of_floats(column_scale), of_memory(panels),
+                               of_integers(panel_sums), rows, out, inner, of_floats(weight_gradient));
     }
     return once_differentiable(
-        {x_gradient, weight_gradient, needs_bias(ctx) ? gradient.view({rows, out}).sum(0) : Tensor(), Tensor(),
-         Tensor(), Tensor()});
+        gradients,
+        {x_gradient, weight_gradient, needs_bias(ctx) ? gradient.view({rows, out}).sum(0) : Tensor(), Tensor()});
   }
 };
 
@@ -187,20 +185,18 @@ struct GridLinear : torch::autograd::Function<GridLinear> {
         weight_gradient.narrow(0, start, count).copy_(low.narrow(1, start, count).t().mm(x));
       }
     }
-    return once_differentiable({x_gradient, weight_gradient, needs_bias(ctx) ? gradient.sum(0) : Tensor(),
+    return once_differentiable(gradients, {x_gradient, weight_gradient, needs_bias(ctx) ? gradient.sum(0) : Tensor(),
                                 Tensor(), Tensor(), Tensor(), Tensor()});
   }
 };
 
 Tensor int8_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
-  return Int8Linear::apply(x, weight, bias, 0, 0, at::GradMode::is_enabled());
+  return Int8Linear::apply(x, weight, bias, at::GradMode::is_enabled());
 }
 
 Tensor grid_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, int64_t weight_bits,
-                   int64_t activation_bits, std::optional<at::ScalarType> gradients) {
-  const bool keeps = at::GradMode::is_enabled();
-  if (!gradients.has_value()) return Int8Linear::apply(x, weight, bias, weight_bits, activation_bits, keeps);
-  return GridLinear::apply(x, weight, bias, weight_bits, activation_bits, *gradients, keeps);
+                   int64_t activation_bits, at::ScalarType gradients) {
+  return GridLinear::apply(x, weight, bias, weight_bits, activation_bits, gradients, at::GradMode::is_enabled());
 }
 
 // A linear layer of the deployed model: its weight's integers (out, inner) and scale (out, 1) are given.
@@ -295,7 +291,7 @@ struct Int8Convolution : torch::autograd::Function<Int8Convolution> {
       chosen->int8_convolution_weight_gradient(of_floats(x), of_floats(gradient), s, of_floats(x_scale), zero,
                                                of_floats(scale), of_floats(weight_gradient));
     }
-    return once_differentiable({x_gradient, weight_gradient, needs_bias(ctx) ? gradient.sum({0, 2, 3}) : Tensor(),
+    return once_differentiable(gradients, {x_gradient, weight_gradient, needs_bias(ctx) ? gradient.sum({0, 2, 3}) : Tensor(),
                                 Tensor(), Tensor(), Tensor(), Tensor()});
   }
 };
@@ -363,7 +359,7 @@ TORCH_LIBRARY(fedhq, library) {
   library.def("use_level(str name) -> ()", &use_level);
   library.def("int8_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", &int8_linear);
   library.def(
-      "grid_linear(Tensor x, Tensor weight, Tensor? bias, int weight_bits, int activation_bits, ScalarType? gradients) "
+      "grid_linear(Tensor x, Tensor weight, Tensor? bias, int weight_bits, int activation_bits, ScalarType gradients) "
       "-> Tensor",
       &grid_linear);
   library.def(

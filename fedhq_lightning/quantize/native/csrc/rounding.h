@@ -53,11 +53,11 @@ FEDHQ_INLINE void value_range(const float* x, int64_t size, float* smallest, flo
 
 FEDHQ_INLINE float symmetric_scale(float magnitude) { return at_least(magnitude / HIGHEST, SMALLEST_SCALE); }
 
-// To the nearest integer, halves to the even one. What is no number or far too large becomes some integer: its scale
-// tells it already.
-FEDHQ_INLINE int32_t nearest(float steps) {
-  float bounded = steps < 1024.0f ? steps : 1024.0f;
-  bounded = bounded > -1024.0f ? bounded : -1024.0f;
+// To the nearest integer up to `highest`, halves to the even one. What is no number becomes some integer: its scale tells
+// it already.
+FEDHQ_INLINE int32_t nearest(float steps, float highest = HIGHEST) {
+  float bounded = steps < highest ? steps : highest;
+  bounded = bounded > -highest ? bounded : -highest;
   return static_cast<int32_t>(__builtin_rintf(bounded));
 }
 

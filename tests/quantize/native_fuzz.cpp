@@ -1,0 +1,130 @@
+// Random shapes and values through every kernel of a level, against the reference: for sanitizers, without torch.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "kernels.h"
+
+using namespace fedhq;
+
+static std::mt19937 generator(0);
+
+static int64_t any(int64_t from, int64_t to) { return std::uniform_int_distribution<int64_t>(from, to)(generator); }
+
+static std::vector<float> values(int64_t size) {
+  std::vector<float> all(size);
+  const float scale = std::pow(10.0f, static_cast<float>(any(-38, 30)));
+  for (float& each : all) each = any(0, 9) ? std::normal_distribution<float>()(generator) * scale : 0.0f;
+  return all;
+}
+
+static int64_t up(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
+
+using Bytes = std::vector<char>;
+constexpr int64_t BEYOND = 256;  // as lanes.cpp allocates
+
+struct Results {
+  std::vector<std::vector<float>> floats;
+  std::vector<std::vector<int32_t>> integers;
+  bool operator==(const Results& other) const {
+    if (floats.size() != other.floats.size() || integers != other.integers) return false;
+    for (size_t i = 0; i < floats.size(); i++)
+      if (memcmp(floats[i].data(), other.floats[i].data(), floats[i].size() * sizeof(float))) return false;
+    return true;
+  }
+};
+
+static Results linear(const Kernels& k, int64_t rows, int64_t inner, int64_t out, int weight_bits, int bits,
+                      const std::vector<float>& x, const std::vector<float>& weight, const std::vector<float>& bias,
+                      const std::vector<float>& gradient) {
+  const int64_t stride = up(inner, 64) + 64, out_stride = up(out, 64) + 64;
+  Bytes input(rows * stride * k.row_bytes + BEYOND), by_rows(rows * out_stride * k.row_bytes + BEYOND);
+  Bytes by_columns(up(rows, k.group) * out_stride * k.row_bytes + BEYOND);
+  Bytes across(up(out, 16) * up(inner, k.group) * k.column_bytes + BEYOND);
+  Bytes along(up(inner, 16) * up(out, k.group) * k.column_bytes + BEYOND);
+  Bytes panels(up(inner, 16) * up(rows, k.group) * k.column_bytes + BEYOND);
+  std::vector<float> x_scale(rows), weight_scale(out), row_scale(rows), column_scale(out);
+  std::vector<float> output(rows * out), x_gradient(rows * inner), weight_gradient(out * inner), again(rows * inner);
+  std::vector<int32_t> zero(rows), panel_sums(up(inner, 16)), across_sums(up(out, 16)), along_sums(up(inner, 16));
+  std::vector<int32_t> packed_sums(up(out, 16));
+  std::vector<int8_t> plain(rows * inner), plain_weight(out * inner);
+  k.quantize_input(x.data(), rows, inner, bits, input.data(), stride, x_scale.data(), zero.data(), panels.data(),
+                   panel_sums.data(), plain.data());
+  k.quantize_weight(weight.data(), out, inner, weight_bits, across.data(), across_sums.data(), along.data(),
+                    along_sums.data(), plain_weight.data(), weight_scale.data());
+  k.linear_output(input.data(), stride, x_scale.data(), bits ? zero.data() : nullptr, across.data(),
+                  across_sums.data(), weight_scale.data(), bias.data(), rows, out, inner, output.data());
+  if (!bits) {
+    k.quantize_gradient(gradient.data(), rows, out, weight_scale.data(), x_scale.data(), by_rows.data(), out_stride,
+                        row_scale.data(), by_columns.data(), out_stride * k.group, column_scale.data());
+    k.linear_input_gradient(by_rows.data(), out_stride, row_scale.data(), along.data(), along_sums.data(), rows, out,
+                            inner, x_gradient.data());
+    k.linear_weight_gradient(by_columns.data(), out_stride * k.group, column_scale.data(), panels.data(),
+                             panel_sums.data(), rows, out, inner, weight_gradient.data());
+  }
+  k.pack(plain_weight.data(), out, inner, across.data(), packed_sums.data());
+  k.dequantize(plain.data(), rows, inner, x_scale.data(), bits ? zero.data() : nullptr, false, again.data());
+  std::vector<uint16_t> half(rows * inner);
+  k.dequantize(plain.data(), rows, inner, x_scale.data(), nullptr, true, half.data());
+  std::vector<float> rounded(out * inner), rounded_input(rows * inner);
+  k.round_weight(weight.data(), out, inner, weight_bits ? weight_bits : 8, rounded.data());
+  k.round_input(x.data(), rows, inner, bits ? bits : 8, rounded_input.data());
+  across_sums.resize(out), along_sums.resize(inner), panel_sums.resize(inner), packed_sums.resize(out);
+  return {{output, x_gradient, weight_gradient, again, rounded, rounded_input},
+          {across_sums, along_sums, panel_sums, packed_sums}};
+}
+
+static Results convolution(const Kernels& k, const Convolution& s, const std::vector<float>& x,
+                           const std::vector<float>& weight, const std::vector<float>& bias,
+                           const std::vector<float>& gradient, const std::vector<int8_t>& integers) {
+  std::vector<float> x_scale(s.channels), gradient_scale(s.out), output(gradient.size()), x_gradient(x.size());
+  std::vector<float> weight_gradient(weight.size()), grid_scale(s.batch), grid_zero(s.batch), grid_output(output.size());
+  int32_t zero = 0;
+  k.convolution_scales(x.data(), s, x_scale.data(), &zero);
+  k.int8_convolution_output(x.data(), weight.data(), bias.data(), s, x_scale.data(), zero, output.data());
+  k.convolution_gradient_scales(gradient.data(), s, gradient_scale.data());
+  k.int8_convolution_input_gradient(weight.data(), gradient.data(), s, gradient_scale.data(), x_gradient.data());
+  k.int8_convolution_weight_gradient(x.data(), gradient.data(), s, x_scale.data(), zero, gradient_scale.data(),
+                                     weight_gradient.data());
+  const std::vector<float> filter_scale(s.out, 0.5f);
+  k.grid_convolution_output(x.data(), integers.data(), filter_scale.data(), nullptr, s, 8, grid_scale.data(),
+                            grid_zero.data(), grid_output.data());
+  return {{output, x_gradient, weight_gradient, grid_scale, grid_zero, grid_output}, {{zero}}};
+}
+
+int main(int, char** arguments) {
+  const Kernels &tested = *all_kernels[0], *last = &tested;
+  for (const Kernels* const* each = all_kernels; *each; each++) last = *each;
+  const Kernels& reference = *last;
+  const int64_t shapes = atoll(arguments[1]);
+  for (int64_t i = 0; i < shapes; i++) {
+    const int64_t rows = any(1, 70), inner = any(1, 140), out = any(1, 70);
+    const int bits = any(0, 1) ? static_cast<int>(any(2, 8)) : 0, weight_bits = bits ? static_cast<int>(any(2, 8)) : 0;
+    const auto x = values(rows * inner), weight = values(out * inner), bias = values(out), gradient = values(rows * out);
+    if (!(linear(tested, rows, inner, out, weight_bits, bits, x, weight, bias, gradient) ==
+          linear(reference, rows, inner, out, weight_bits, bits, x, weight, bias, gradient)))
+      return printf("linear %ld %ld %ld, bits %d %d\n", (long)rows, (long)inner, (long)out, weight_bits, bits), 1;
+    Convolution s{};
+    s.batch = any(1, 3), s.channels = any(1, 40), s.out = any(1, 40), s.kernel_height = any(1, 5);
+    s.kernel_width = any(1, 5), s.stride_height = any(1, 3), s.stride_width = any(1, 3);
+    s.dilation_height = any(1, 2), s.dilation_width = any(1, 2);
+    s.left = s.right = any(0, 2), s.top = s.bottom = any(0, 2);
+    s.height = any(1, 12) + s.dilation_height * (s.kernel_height - 1);
+    s.width = any(1, 20) + s.dilation_width * (s.kernel_width - 1);
+    s.out_height = (s.height + 2 * s.top - s.dilation_height * (s.kernel_height - 1) - 1) / s.stride_height + 1;
+    s.out_width = (s.width + 2 * s.left - s.dilation_width * (s.kernel_width - 1) - 1) / s.stride_width + 1;
+    s.channels_last = any(0, 1), s.channels_last_out = any(0, 1);
+    const int64_t size = s.channels * s.kernel_height * s.kernel_width;
+    std::vector<int8_t> integers(s.out * size);
+    for (int8_t& each : integers) each = static_cast<int8_t>(any(-128, 127));
+    const auto image = values(s.batch * s.channels * s.height * s.width), filters = values(s.out * size);
+    const auto offsets = values(s.out), back = values(s.batch * s.out * s.out_height * s.out_width);
+    if (!(convolution(tested, s, image, filters, offsets, back, integers) ==
+          convolution(reference, s, image, filters, offsets, back, integers)))
+      return printf("convolution %ld -> %ld, kernel %ld x %ld\n", (long)s.channels, (long)s.out, (long)s.kernel_height,
+                    (long)s.kernel_width), 1;
+  }
+  return printf("%ld shapes\n", (long)shapes), 0;
+}
