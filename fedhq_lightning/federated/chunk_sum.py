@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-CHUNK = 2**16
-"""Elements: half a megabyte in float64. Smaller ones cost more calls, larger ones leave the cache."""
+CHUNK = 2**17
+"""Elements: a megabyte in float64. Smaller ones cost more calls, larger ones leave the cache."""
 _SLICE = 2**14
 """Elements of a mean that are computed at a time: some ten arrays of them stay in the cache."""
 NUM_DIGITS = 6
@@ -131,7 +131,7 @@ class ChunkSum:
             digits: (NUM_DIGITS, size).
         """
         if self._exponent is not None:
-            _spread(self._whole(), self._exponent, digits)
+            self._spread_to(digits)
         if self._digits is not None:
             digits += self._digits
 
@@ -174,15 +174,17 @@ class ChunkSum:
             self._digits = np.zeros((NUM_DIGITS, self.size), np.int64)
         return self._digits
 
-    def _whole(self) -> Integers:
-        """The sum in units, without the shifts that came in with it; modulo 2**64, as these were added."""
-        shifts = np.array(self._num_shifts * _SHIFT_BITS % 2**64, np.uint64)
-        return self._units - shifts.astype(np.int64)
+    def _spread_to(self, digits: Integers) -> None:
+        assert self._exponent is not None
+        # The sum without the shifts that came in with it; modulo 2**64, as these were added.
+        shifts = np.array(self._num_shifts * _SHIFT_BITS % 2**64, np.uint64).astype(np.int64)
+        for start in range(0, self.size, _SLICE):
+            part = slice(start, start + _SLICE)
+            _spread(self._units[part] - shifts, self._exponent, digits[:, part])
 
     def _settle(self) -> None:
         """Make room: what was summed becomes digits."""
-        assert self._exponent is not None
-        _spread(self._whole(), self._exponent, self._own_digits())
+        self._spread_to(self._own_digits())
         self._units[:] = 0
         self._num_shifts, self._bound = 0, 2**_ADDEND_BITS
 
@@ -194,12 +196,12 @@ def add_apart(apart: dict[int, int], digits: Integers) -> None:
         apart: As `ChunkSum.apart`.
         digits: (NUM_DIGITS, size).
     """
-    for place, total in apart.items():
-        rest = total << (_LOWEST - _unit(NUM_DIGITS - 1))
-        for digit in range(NUM_DIGITS - 1, 0, -1):
-            digits[digit, place] += rest & (2**_DIGIT_BITS - 1)
-            rest >>= _DIGIT_BITS
-        digits[0, place] += rest
+    places = list(apart)
+    rests = [total << (_LOWEST - _unit(NUM_DIGITS - 1)) for total in apart.values()]
+    for digit in range(NUM_DIGITS - 1, 0, -1):
+        digits[digit, places] += np.array([rest & (2**_DIGIT_BITS - 1) for rest in rests], np.int64)
+        rests = [rest >> _DIGIT_BITS for rest in rests]
+    digits[0, places] += np.array(rests, np.int64)
 
 
 def mean_of_digits(digits: Integers, total_weight: int) -> NDArray[np.float64]:

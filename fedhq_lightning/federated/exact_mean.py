@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -31,9 +31,9 @@ from fedhq_lightning.types import StateDict
 MAX_VALUE = 2.0**33
 MAX_TOTAL_WEIGHT = 2**29
 """Keeps sums within 62 bits."""
-_SMALL = CHUNK // 8
+_SMALL = CHUNK // 16
 """Smaller tensors share chunks, of which each costs some ten calls."""
-_CHUNKS_TO_SEND = 32
+_CHUNKS_TO_SEND = 16
 _LIMIT_BITS = int(np.float32(MAX_VALUE).view(np.int32))
 
 _Piece: TypeAlias = tuple[str, int, int]
@@ -68,15 +68,25 @@ class ExactMean:
         if shapes != self._shapes:
             raise ValueError("names or shapes unlike those of the first update")
         flat = {name: value.detach().to("cpu", torch.float32).reshape(-1) for name, value in state.items()}
-        chunks = [_joined(flat, pieces) for pieces in self._chunks]
-        found = [self._scratch.magnitudes(chunk) for chunk in chunks]
-        if any(each is not None and each[0] >= _LIMIT_BITS for each in found):
-            wrong = next(name for name, value in flat.items() if not bool((value.abs() < MAX_VALUE).all()))
-            raise ValueError(f"{wrong}: not finite, or a magnitude of {MAX_VALUE:.0f} and more")
+        for number in range(len(self._sums)):
+            if not self._add_chunk(number, flat, weight):
+                opposite = {name: -value for name, value in flat.items()}
+                for added in range(number):  # adding the opposite takes it back, exactly
+                    self._add_chunk(added, opposite, weight)
+                wrong = next(name for name, value in flat.items() if not bool((value.abs() < MAX_VALUE).all()))
+                raise ValueError(f"{wrong}: not finite, or a magnitude of {MAX_VALUE:.0f} and more")
         self.total_weight += weight
-        for chunk, each, total in zip(chunks, found, self._sums, strict=True):
-            if each is not None:
-                total.add(chunk, weight, each, self._scratch)
+
+    def _add_chunk(self, number: int, flat: Mapping[str, Tensor], weight: int) -> bool:
+        """Check a chunk and, while it is in the cache, add it; whether it was in range."""
+        values = _joined(flat, self._chunks[number])
+        found = self._scratch.magnitudes(values)
+        if found is None:
+            return True
+        if found[0] >= _LIMIT_BITS:
+            return False
+        self._sums[number].add(values, weight, found, self._scratch)
+        return True
 
     def mean(self, processes: Processes) -> tuple[StateDict, int]:
         """Mean of what all processes added, in float32, and the sum of its weights; nothing and 0 where nobody did.
@@ -96,14 +106,16 @@ class ExactMean:
             raise ValueError("processes added updates of unlike names or shapes")
         if not self._sums:
             self._take_shapes(held[0])
-        mean = {name: torch.empty(shape) for name, shape in held[0].items()}
+        mean = {name: torch.empty(shape) for name, shape in held[0].items() if not math.prod(shape)}
         for pieces, digits in self._summed(processes):
             values = torch.from_numpy(mean_of_digits(digits, total_weight))
             cut = torch.split(values, [end - begin for _, begin, end in pieces])
             for (name, begin, end), part in zip(pieces, cut, strict=True):
+                if name not in mean:  # not before, to take the room that chunks gave back
+                    mean[name] = torch.empty(held[0][name])
                 mean[name].view(-1)[begin:end] = part
         self.total_weight = 0
-        return mean, total_weight
+        return {name: mean[name] for name in held[0]}, total_weight
 
     def _summed(self, processes: Processes) -> Iterator[tuple[list[_Piece], Integers]]:
         """Chunk after chunk, the digits of all processes' sums; what was summed is let go."""
@@ -111,12 +123,10 @@ class ExactMean:
         step = 1 if processes.count == 1 else _CHUNKS_TO_SEND
         groups = [range(first, min(first + step, len(sums))) for first in range(0, len(sums), step)]
         places = processes.gather([_span([sums[number].places() for number in group]) for group in groups])
-        apart: dict[int, list[list[int]]] = {}
-        for part in processes.gather(
-            [[number, *each] for number, one in enumerate(sums) for each in one.apart.items()]
-        ):
-            for number, place, total in part:
-                apart.setdefault(number, []).append([place, total])
+        apart = processes.gather([[number, list(one.apart.items())] for number, one in enumerate(sums) if one.apart])
+        others: dict[int, list[Any]] = {}
+        for number, items in (each for part in apart for each in part):
+            others.setdefault(number, []).append(items)
         for group, spans in zip(groups, zip(*places, strict=True), strict=True):
             sizes = [sums[number].size for number in group]
             together = np.zeros((NUM_DIGITS, sum(sizes)), np.int64)
@@ -127,8 +137,8 @@ class ExactMean:
             begin, end = _span([range(*span) for span in spans])
             together[begin:end] = processes.sum_integers(torch.from_numpy(together[begin:end])).numpy()
             for number, digits in zip(group, parts, strict=True):
-                for place, total in apart.get(number, []):
-                    add_apart({place: total}, digits)
+                for items in others.get(number, []):
+                    add_apart(dict(items), digits)
                 yield self._chunks[number], digits
 
     def _take_shapes(self, shapes: dict[str, list[int]]) -> None:

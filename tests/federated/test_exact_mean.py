@@ -178,6 +178,17 @@ def test_refuses_values_out_of_range_and_keeps_what_it_has(value: float) -> None
     assert same_bits(state, {"a": torch.ones(2), "w": torch.ones(2)})
 
 
+def test_an_update_that_is_refused_at_its_end_leaves_nothing_behind() -> None:
+    """Its first chunks were added by then, and some of their values held apart."""
+    first, second = ordinary(0), ordinary(1)
+    second["large"][0, ::3] = 1e-20
+    second["scalar"] = torch.tensor(math.nan)
+    total = accumulate([first], [3])
+    with pytest.raises(ValueError, match="scalar: not finite"):
+        total.add(second, 70_000)
+    assert same_bits(total.mean(ALONE)[0], first)
+
+
 @pytest.mark.parametrize(
     "unlike", [{"w": torch.ones(3)}, {"v": torch.ones(2)}, {"w": torch.ones(2), "v": torch.ones(2)}]
 )
