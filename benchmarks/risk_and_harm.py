@@ -42,6 +42,7 @@ from fedhq_lightning.models import LeNet5
 from fedhq_lightning.quantize import LaneOptions, convert
 from fedhq_lightning.risk import Coverage, DivergenceMeasure, LabelStatistics, SensitivityMeasure
 from fedhq_lightning.run.directory import RunDirectory, load_checkpoint
+from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.types import ClientId, Mode, StateDict
 
 SCHEMES = ("w3a8", "w2a8")
@@ -237,7 +238,7 @@ def examine(
                 directions.add(client_id, decoded)
                 mean.add(decoded, update.record.num_examples)
     analyst = ClientAnalyst(job.template, settings.scheme, settings.lanes, settings.fit_options, data, fabric.device)
-    known = known_of(clients, data, directions.divergences(mean.mean()), analyst, received)
+    known = known_of(clients, data, directions.divergences(mean.mean(Processes(None))[0]), analyst, received)
     ptq, qat = scores[:, 0], scores[:, 1]
     harms = (ptq - qat) * [1.0, -1.0, 1.0, -1.0]
     return known, [dict(zip(HARMS, each.T, strict=True)) for each in harms]

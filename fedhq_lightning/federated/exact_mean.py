@@ -1,138 +1,171 @@
 """Weighted mean of float32 tensors that does not depend on the order of the terms.
 
 Floating-point addition rounds, so a sum changes with the order of its terms and with how they are spread over
-processes. Here every float32 value is split into integer digits of 32 bits at fixed binary places, and digits are
-summed as 64-bit integers, which is exact and therefore order-independent. Rounding happens once all terms are in: to
-float64 for the sum and the quotient, then to float32. The sign of a zero is lost: -0.0 comes back as 0.0.
-
-Source: the long accumulator of U. Kulisch (Computer Arithmetic and Validity, 2013), cut into float32's range.
+processes. Here values are summed as integers, which is exact (`chunk_sum.py`). Rounding happens once all terms are in:
+to float64 for the sum and the quotient, then to float32. The mean is then the float32 number next to the exact one, at
+most half a unit in the last place and 2**-20 of it away. The sign of a zero is lost: -0.0 comes back as 0.0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fedhq_lightning.federated.chunk_sum import (
+    CHUNK,
+    NUM_DIGITS,
+    ChunkSum,
+    Integers,
+    Scratch,
+    add_apart,
+    mean_of_digits,
+)
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.types import StateDict
 
-_DIGIT_BITS = 32
-_FIRST_UNIT = -2
-"""Digit 0 counts multiples of 2**2, so that it holds values up to 2**33 in 32 bits."""
-_MAX_DIGITS = 6
-"""Digit 5 ends at 2**-158, below the smallest float32 number, 2**-149."""
 MAX_VALUE = 2.0**33
 MAX_TOTAL_WEIGHT = 2**29
-"""Keeps digit sums within 62 bits, and one value times its weight exact in float64's 53."""
+"""Keeps sums within 62 bits."""
+_SMALL = CHUNK // 16
+"""Smaller tensors share chunks, of which each costs some ten calls."""
+_CHUNKS_TO_SEND = 16
+_LIMIT_BITS = int(np.float32(MAX_VALUE).view(np.int32))
+
+_Piece: TypeAlias = tuple[str, int, int]
+"""Name of a tensor, and where a part of it begins and ends."""
 
 
 class ExactMean:
-    """Accumulates weighted float32 states exactly.
-
-    `limbs[key]` is int64 of shape (num_digits, *shape). Digits that no value needed are not held.
-    """
+    """Accumulates weighted float32 states exactly, in one int64 an element but for rare values."""
 
     def __init__(self) -> None:
-        self.limbs: dict[str, Tensor] = {}
         self.total_weight = 0
+        self._shapes: dict[str, list[int]] = {}
+        self._chunks: list[list[_Piece]] = []
+        self._sums: list[ChunkSum] = []
+        self._scratch = Scratch()
 
     def add(self, state: Mapping[str, Tensor], weight: int) -> None:
-        """Add one state.
+        """Add one state, whole or not at all.
 
         Args:
             state: Float tensors, finite, magnitude below `MAX_VALUE`; the same keys and shapes at every call.
             weight: Number of examples, >= 1.
 
         Raises:
-            ValueError: A value out of range, or the total weight passes `MAX_TOTAL_WEIGHT`.
+            ValueError: A value out of range, other keys or shapes, or the total weight passes `MAX_TOTAL_WEIGHT`.
         """
         if weight < 1 or self.total_weight + weight > MAX_TOTAL_WEIGHT:
             raise ValueError(f"weight {weight}: must be >= 1 and the total at most {MAX_TOTAL_WEIGHT}")
-        for key, value in state.items():
-            if not bool((value.detach().float().abs() < MAX_VALUE).all()):
-                raise ValueError(f"{key}: not finite, or a magnitude of {MAX_VALUE:.0f} and more")
+        shapes = {name: list(value.shape) for name, value in state.items()}
+        if not self._sums:
+            self._take_shapes(shapes)
+        if shapes != self._shapes:
+            raise ValueError("names or shapes unlike those of the first update")
+        flat = {name: value.detach().to("cpu", torch.float32).reshape(-1) for name, value in state.items()}
+        for number in range(len(self._sums)):
+            if not self._add_chunk(number, flat, weight):
+                opposite = {name: -value for name, value in flat.items()}
+                for added in range(number):  # adding the opposite takes it back, exactly
+                    self._add_chunk(added, opposite, weight)
+                wrong = next(name for name, value in flat.items() if not bool((value.abs() < MAX_VALUE).all()))
+                raise ValueError(f"{wrong}: not finite, or a magnitude of {MAX_VALUE:.0f} and more")
         self.total_weight += weight
-        for key, value in state.items():  # one at a time: digits take several times a tensor's room
-            digits, held = _digits(value).mul_(weight), self.limbs.get(key)
-            self.limbs[key] = digits if held is None else _added(digits, held)
 
-    def mean(self) -> StateDict:
-        """Sum over weight, to within a few units of float64's last place, then rounded to float32.
+    def _add_chunk(self, number: int, flat: Mapping[str, Tensor], weight: int) -> bool:
+        """Check a chunk and, while it is in the cache, add it; whether it was in range."""
+        values = _joined(flat, self._chunks[number])
+        found = self._scratch.magnitudes(values)
+        if found is None:
+            return True
+        if found[0] >= _LIMIT_BITS:
+            return False
+        self._sums[number].add(values, weight, found, self._scratch)
+        return True
+
+    def mean(self, processes: Processes) -> tuple[StateDict, int]:
+        """Mean of what all processes added, in float32, and the sum of its weights; nothing and 0 where nobody did.
+
+        The same on every process. The accumulator is empty then: its room is given back while the mean is made.
 
         Raises:
-            ValueError: Nothing was added, or processes that each kept to `MAX_TOTAL_WEIGHT` passed it together.
+            ValueError: Processes that each kept to `MAX_TOTAL_WEIGHT` passed it together, or added unlike states.
         """
-        if self.total_weight > MAX_TOTAL_WEIGHT:
-            raise ValueError(f"total weight {self.total_weight}: at most {MAX_TOTAL_WEIGHT}")
-        if self.total_weight == 0:
-            raise ValueError("the mean of no updates is not defined")
-        return {key: self._mean_of(limbs) for key, limbs in self.limbs.items()}
+        parts = processes.gather([self.total_weight, self._shapes])
+        total_weight, held = sum(part[0] for part in parts), [part[1] for part in parts if part[0]]
+        if not held:
+            return {}, 0
+        if total_weight > MAX_TOTAL_WEIGHT:
+            raise ValueError(f"total weight {total_weight}: at most {MAX_TOTAL_WEIGHT}")
+        if any(shapes != held[0] for shapes in held):
+            raise ValueError("processes added updates of unlike names or shapes")
+        if not self._sums:
+            self._take_shapes(held[0])
+        mean = {name: torch.empty(shape) for name, shape in held[0].items() if not math.prod(shape)}
+        for pieces, digits in self._summed(processes):
+            values = torch.from_numpy(mean_of_digits(digits, total_weight))
+            cut = torch.split(values, [end - begin for _, begin, end in pieces])
+            for (name, begin, end), part in zip(pieces, cut, strict=True):
+                if name not in mean:  # not before, to take the room that chunks gave back
+                    mean[name] = torch.empty(held[0][name])
+                mean[name].view(-1)[begin:end] = part
+        self.total_weight = 0
+        return {name: mean[name] for name in held[0]}, total_weight
 
-    def reduced(self, processes: Processes) -> ExactMean:
-        """Sum of the processes' accumulators, on every process; they may hold other keys, and numbers of digits."""
-        if processes.count == 1:
-            return self
-        total = ExactMean()
-        shapes = processes.gather({name: list(limbs.shape) for name, limbs in self.limbs.items()})
-        total.total_weight = sum(processes.gather(self.total_weight))
-        for name in dict.fromkeys(name for each in shapes for name in each):
-            held = [each[name] for each in shapes if name in each]
-            num_digits = max(shape[0] for shape in held)
-            empty = torch.zeros(num_digits, *held[0][1:], dtype=torch.int64)
-            limbs = padded(self.limbs[name], num_digits) if name in self.limbs else empty
-            total.limbs[name] = processes.sum_integers(limbs)
-        return total
+    def _summed(self, processes: Processes) -> Iterator[tuple[list[_Piece], Integers]]:
+        """Chunk after chunk, the digits of all processes' sums; what was summed is let go."""
+        sums, self._sums = self._sums, []
+        step = 1 if processes.count == 1 else _CHUNKS_TO_SEND
+        groups = [range(first, min(first + step, len(sums))) for first in range(0, len(sums), step)]
+        places = processes.gather([_span([sums[number].places() for number in group]) for group in groups])
+        apart = processes.gather([[number, list(one.apart.items())] for number, one in enumerate(sums) if one.apart])
+        others: dict[int, list[Any]] = {}
+        for number, items in (each for part in apart for each in part):
+            others.setdefault(number, []).append(items)
+        for group, spans in zip(groups, zip(*places, strict=True), strict=True):
+            sizes = [sums[number].size for number in group]
+            together = np.zeros((NUM_DIGITS, sum(sizes)), np.int64)
+            parts = np.split(together, np.cumsum(sizes)[:-1], axis=1)
+            for number, digits in zip(group, parts, strict=True):
+                sums[number].add_to(digits)
+                sums[number] = ChunkSum(0)
+            begin, end = _span([range(*span) for span in spans])
+            together[begin:end] = processes.sum_integers(torch.from_numpy(together[begin:end])).numpy()
+            for number, digits in zip(group, parts, strict=True):
+                for items in others.get(number, []):
+                    add_apart(dict(items), digits)
+                yield self._chunks[number], digits
 
-    def _mean_of(self, limbs: Tensor) -> Tensor:
-        negative = _carry(limbs)[0] < 0
-        digits = _carry(torch.where(negative, -limbs, limbs))
-        total = torch.zeros(limbs.shape[1:], dtype=torch.float64, device=limbs.device)
-        for digit in range(limbs.shape[0] - 1, -1, -1):
-            total += digits[digit].double() * _unit(digit)
-        mean = total / self.total_weight
-        return torch.where(negative, -mean, mean).float()
-
-
-def _unit(digit: int) -> float:
-    return 2.0 ** -(_FIRST_UNIT + digit * _DIGIT_BITS)
-
-
-def _digits(value: Tensor) -> Tensor:
-    """(*shape) float below `MAX_VALUE` -> (num_digits, *shape) int64 whose places add up to the value exactly."""
-    rest = value.detach().float().double()
-    digits = []
-    for digit in range(_MAX_DIGITS):
-        unit = _unit(digit)
-        place = (rest / unit).trunc_()
-        digits.append(place.to(torch.int64))
-        rest -= place.mul_(unit)
-        if not bool(rest.any()):
-            break
-    return torch.stack(digits)
-
-
-def _carry(limbs: Tensor) -> Tensor:
-    """The same sum with every digit but the first in 0..2**32-1; then the first one has the sign of the whole.
-
-    Of a sum >= 0 no two digits cancel any more, so that adding them up in float64 keeps its relative precision.
-    """
-    digits = limbs.clone()
-    for digit in range(limbs.shape[0] - 1, 0, -1):
-        carried = digits[digit] >> _DIGIT_BITS
-        digits[digit] -= carried << _DIGIT_BITS
-        digits[digit - 1] += carried
-    return digits
+    def _take_shapes(self, shapes: dict[str, list[int]]) -> None:
+        self._shapes, self._chunks = shapes, _cut(shapes)
+        self._sums = [ChunkSum(sum(end - begin for _, begin, end in pieces)) for pieces in self._chunks]
 
 
-def _added(left: Tensor, right: Tensor) -> Tensor:
-    """The sum, in the place of the one with more digits."""
-    longer, shorter = (left, right) if left.shape[0] >= right.shape[0] else (right, left)
-    longer[: shorter.shape[0]] += shorter
-    return longer
+def _cut(shapes: Mapping[str, Sequence[int]]) -> list[list[_Piece]]:
+    """Which parts of which tensors make a chunk."""
+    chunks, small = list[list[_Piece]](), list[_Piece]()
+    for name, shape in shapes.items():
+        count = math.prod(shape)
+        if count > _SMALL:
+            chunks += [[(name, begin, min(begin + CHUNK, count))] for begin in range(0, count, CHUNK)]
+        elif count:
+            if sum(end for _, _, end in small) + count > CHUNK:
+                chunks.append(small)
+                small = []
+            small.append((name, 0, count))
+    return [*chunks, small] if small else chunks
 
 
-def padded(limbs: Tensor, num_digits: int) -> Tensor:
-    """The same sum with zero digits appended, (num_digits, *shape), so that processes can add theirs."""
-    return _added(limbs.new_zeros(num_digits, *limbs.shape[1:]), limbs)
+def _joined(flat: Mapping[str, Tensor], pieces: Sequence[_Piece]) -> Tensor:
+    parts = [flat[name][begin:end] for name, begin, end in pieces]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _span(places: Sequence[range]) -> tuple[int, int]:
+    held = [each for each in places if each]
+    return (min(each.start for each in held), max(each.stop for each in held)) if held else (0, 0)

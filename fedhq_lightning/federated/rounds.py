@@ -146,11 +146,7 @@ class RoundLoop:
 
     def _aggregate(self, at_server: ServerRound, updates: Iterable[Update]) -> list[ClientRecord]:
         """Give the server this process's updates, and step; every client's record, in fixed order."""
-        records = list[ClientRecord]()
-        for update in updates:
-            records.append(update.record)
-            if update.record.status == "ok":
-                at_server.receive(update.record.client_id, update.payload, update.record.num_examples)
+        records = [_received(at_server, update) for update in updates]
         found = at_server.close()
         self._state.global_state = self._state.global_state | found.state
         self._state.has_statistics = False
@@ -301,6 +297,14 @@ class RoundLoop:
             **for_lightning(self._job.template, self._state.served),
         }
         self._directory.save_checkpoint(self._state.round, parts, _KEPT_CHECKPOINTS)
+
+
+def _received(at_server: ServerRound, update: Update) -> ClientRecord:
+    """Give the server one update; its record, without the payload, which is as large as a model."""
+    record = update.record
+    if record.status == "ok":
+        at_server.receive(record.client_id, update.payload, record.num_examples)
+    return record
 
 
 def _check(plan: Plan, cohort: Sequence[ClientId], allocator: str) -> None:

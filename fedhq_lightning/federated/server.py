@@ -30,8 +30,6 @@ ServerTransform = Callable[[ClientId, StateDict], StateDict]
 class Accumulator(Protocol):
     """Adds up a round's updates; neither their order nor the processes that they reach may change a bit."""
 
-    total_weight: int
-
     def add(self, state: Mapping[str, Tensor], weight: int) -> None:
         """Add one update whole, or nothing of it.
 
@@ -39,11 +37,11 @@ class Accumulator(Protocol):
             ValueError: It cannot be added.
         """
 
-    def reduced(self, processes: Processes) -> Accumulator:
-        """All processes' updates together, on every process."""
+    def mean(self, processes: Processes) -> tuple[StateDict, int]:
+        """Mean of all processes' updates in float32, and the sum of their weights, the same on every process.
 
-    def mean(self) -> StateDict:
-        """Their mean, in float32."""
+        Called once, by every process, at the end. Of no update the mean is empty and the weight 0.
+        """
 
 
 @dataclass(frozen=True)
@@ -148,16 +146,16 @@ class ServerRound:
 
     def close(self) -> Aggregated:
         """Bring together what all processes received, step, and let go of the sum, which is large."""
-        server, total = self._server, self._sum.reduced(self._server.processes)
+        server = self._server
+        decoded_mean, total_weight = self._sum.mean(server.processes)
         self._sum = server.accumulator()
-        if not total.total_weight:
+        if not total_weight:
             return Aggregated(self._current, 0, self._refused, {})
-        decoded_mean = total.mean()
         divergences = {} if self._directions is None else self._directions.divergences(decoded_mean)
         mean = server.link.combine(decoded_mean, self.received)
         state = server.aggregator.step(self._current, mean, server.parameter_names)
         _check_fixed(server, self._current, state)
-        return Aggregated(state, total.total_weight, self._refused, divergences)
+        return Aggregated(state, total_weight, self._refused, divergences)
 
 
 def _check_fixed(server: Server, before: StateDict, after: StateDict) -> None:

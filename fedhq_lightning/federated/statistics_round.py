@@ -191,8 +191,7 @@ def _exact_mean(states: Mapping[Any, StateDict], weights: Mapping[Any, int], pro
     total = ExactMean()
     for client_id, state in states.items():
         total.add(state, weights[client_id])
-    total = total.reduced(processes)
-    return total.mean() if total.total_weight else {}
+    return total.mean(processes)[0]
 
 
 def are_usable(moments: StateDict, num_layers: int) -> bool:

@@ -99,7 +99,7 @@ class Link:
         """
         header = Header("weights", round_number, "server")
         payload = encode({name: state[name] for name in self._moving}, self._down_grids, header)
-        received = self._received_fixed(state) | decode(payload, self._moving, self._down_grids, header)
+        received = self._received_fixed(state) | _copied(decode(payload, self._moving, self._down_grids, header))
         return self._with_tied({name: received[name] for name in state if name in received}), len(payload)
 
     def up(self, local: Mapping[str, Tensor], received: StateDict, round_number: int, client_id: ClientId) -> bytes:
@@ -114,7 +114,7 @@ class Link:
         return encode(state, self._grids, Header(self.uplink, round_number, client_id))
 
     def receive(self, payload: bytes, round_number: int, client_id: ClientId) -> StateDict:
-        """The tensors of one payload, to be averaged.
+        """The tensors of one payload, to be averaged; they may lie in it, and must not be changed in place.
 
         Raises:
             PayloadError: Damaged, of another round, client or model, or not finite.
@@ -136,12 +136,18 @@ class Link:
         sent = {name: state[name] for name in self._fixed}
         before, received = self._last_fixed
         if any(before.get(name) is not value for name, value in sent.items()):
-            received = decode(encode(sent, self._down_grids, _FIXED), self._fixed, self._down_grids, _FIXED)
+            payload = encode(sent, self._down_grids, _FIXED)
+            received = _copied(decode(payload, self._fixed, self._down_grids, _FIXED))
             self._last_fixed = sent, received
         return received
 
     def _with_tied(self, state: StateDict) -> StateDict:
         return state | {name: state[other] for name, other in self._tied.items() if other in state}
+
+
+def _copied(state: StateDict) -> StateDict:
+    """Tensors of a model, which must not share memory."""
+    return {name: value.clone() for name, value in state.items()}
 
 
 def _tied(template: Mapping[str, Tensor], grids: Mapping[str, LayerScheme]) -> dict[str, str]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedhq_lightning.federated.aggregators import FedAvg
-from fedhq_lightning.federated.server import Accumulator, Aggregated, Server, ServerRound
+from fedhq_lightning.federated.server import Aggregated, Server, ServerRound
 from fedhq_lightning.federated.update_directions import sketcher_of
 from fedhq_lightning.federated.wire import Link
 from fedhq_lightning.support.collectives import Processes
@@ -62,6 +62,7 @@ def test_who_comes_first_changes_no_bit() -> None:
         (payload("a", 0.5, round_number=2), 3, "round is"),
         (payload("a", float("nan")), 3, "not finite"),
         (payload("a", 1e12), 3, "magnitude"),
+        (payload("a", 0.5), 2**29 + 1, "weight"),
         (payload("a", 0.5), 0, "it saw no example in this round"),
     ],
 )
@@ -112,17 +113,17 @@ class Median:
 
     def __init__(self) -> None:
         self.updates: list[Mapping[str, Tensor]] = []
-        self.total_weight = 0
+        self.weight = 0
 
     def add(self, state: Mapping[str, Tensor], weight: int) -> None:
         self.updates.append(state)
-        self.total_weight += weight
+        self.weight += weight
 
-    def reduced(self, processes: Processes) -> Accumulator:
-        return self
-
-    def mean(self) -> StateDict:
-        return {name: torch.stack([each[name] for each in self.updates]).median(0).values for name in self.updates[0]}
+    def mean(self, processes: Processes) -> tuple[StateDict, int]:
+        names = self.updates[0] if self.updates else {}
+        return {
+            name: torch.stack([each[name] for each in self.updates]).median(0).values for name in names
+        }, self.weight
 
 
 def test_another_accumulator_takes_the_place_of_the_mean() -> None:

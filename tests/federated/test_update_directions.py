@@ -13,6 +13,7 @@ from fedhq_lightning.federated.update_directions import UpdateDirections, sketch
 from fedhq_lightning.federated.wire import Link, Uplink
 from fedhq_lightning.quantize import LayerScheme
 from fedhq_lightning.risk import direction_divergence
+from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.types import StateDict
 
 PARAMETERS = frozenset({"weight", "bias"})
@@ -51,11 +52,12 @@ def found(link: Link, start: StateDict, clients: list[StateDict], shares: list[l
     for number, each in enumerate(decoded):
         mean.add(each, 10 + number)
     result: dict[Any, float | None] = {}
+    of_all, _ = mean.mean(Processes(None))
     for share in shares:
         directions = UpdateDirections(link.uplink, sketcher_of(3), PARAMETERS, start)
         for number in share:
             directions.add(number, decoded[number])
-        result |= directions.divergences(mean.mean())
+        result |= directions.divergences(of_all)
     return result
 
 

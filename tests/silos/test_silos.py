@@ -15,6 +15,7 @@ from fedhq_lightning.federated.exact_mean import ExactMean
 from fedhq_lightning.federated.payload import read_metadata
 from fedhq_lightning.run.records import read_rounds
 from fedhq_lightning.silos import silo_checkpoint
+from fedhq_lightning.support.collectives import Processes
 
 from ..logs_everywhere import Note
 from ..small_federation import same_bits
@@ -57,7 +58,7 @@ def computed_by_hand(rounds: int) -> tuple[dict[str, torch.Tensor], list[dict[st
                 optimizer.step()
             floats = {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
             total.add(floats, SIZES[rank])
-        following = start | total.mean()
+        following = start | total.mean(Processes(None))[0]
         for module in modules:
             module.load_state_dict(following)
     return dict(modules[0].state_dict()), [optimizer.state_dict()["state"] for optimizer in optimizers]

@@ -1,0 +1,276 @@
+"""Exact sums of float32 values in 64-bit integers, a chunk that stays in the processor's cache at a time.
+
+The values of a chunk mostly lie within a few powers of two of each other, so that one int64 an element, which counts
+multiples of one power of two, holds their sum exactly. What it cannot hold, because a value has bits below that unit or
+is too large for it, is held apart: few values as Python integers, many as 32-bit digits at fixed places. Nothing is
+ever rounded: where a value is held depends on the order of the updates, their sum does not.
+
+Source: for the digits, the long accumulator of U. Kulisch (Computer Arithmetic and Validity, 2013), cut into float32's
+range.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+CHUNK = 2**17
+"""Elements: a megabyte in float64. Smaller ones cost more calls, larger ones leave the cache."""
+_SLICE = 2**14
+"""Elements of a mean that are computed at a time: some ten arrays of them stay in the cache."""
+NUM_DIGITS = 6
+"""Digit j counts multiples of `2**(2 - 32 * j)`: digit 0 holds sums up to 2**64, digit 5 ends at 2**-158."""
+_FIRST_UNIT = 2
+_DIGIT_BITS = 32
+_LOWEST = -149
+"""Every float32 number is a multiple of 2**-149."""
+_SIGNIFICAND_BITS = 24
+_ADDEND_BITS = 51
+"""An addend is below 2**51 units, so that float64 can hold it beside `_SHIFT`."""
+_SHIFT = 1.5 * 2.0**52
+_SHIFT_BITS = int(np.float64(_SHIFT).view(np.int64))
+_SPARE_BITS = 2
+"""Later updates may be that many bits larger than the first, and fit."""
+_WEIGHT_BITS = 15
+"""A larger weight is added in two parts, or its product with one float32 number would not fit an addend."""
+_FEW = 1 / 64
+"""Share of a chunk up to which Python integers cost less than a pass for every digit."""
+
+Integers: TypeAlias = NDArray[np.int64]
+Magnitudes: TypeAlias = tuple[int, int]
+"""Bits of the largest absolute value, and of the smallest one that is not zero; as integers they order as values do."""
+
+
+class Scratch:
+    """Room to work in that stays in the cache, for one thread."""
+
+    def __init__(self) -> None:
+        self.shift = torch.tensor(_SHIFT, dtype=torch.float64)
+        self.floats = torch.empty(CHUNK, dtype=torch.float64)
+        self.bits = np.empty(CHUNK, np.int32)
+
+    def absolute_bits(self, values: Tensor) -> NDArray[np.int32]:
+        """Bits of absolute values."""
+        return np.bitwise_and(values.numpy().view(np.int32), 0x7FFFFFFF, out=self.bits[: len(values)])
+
+    def magnitudes(self, values: Tensor) -> Magnitudes | None:
+        """Largest and smallest magnitude of a chunk; None where all are zero.
+
+        Args:
+            values: (n,) contiguous float32 on the CPU, n from 1 to `CHUNK`.
+        """
+        bits = self.absolute_bits(values)
+        np.subtract(bits, 1, out=bits)  # a zero becomes -1: the smallest when signed, the largest when not
+        largest = int(bits.max()) + 1
+        return (largest, int(bits.view(np.uint32).min()) + 1) if largest else None
+
+
+class ChunkSum:
+    """Sum of one chunk's values over all updates.
+
+    Args:
+        size: Values of the chunk, 1 to `CHUNK`.
+
+    Attributes:
+        size: As given.
+        apart: Of few values, place in the chunk to the sum that is held apart, in multiples of 2**-149.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.apart: dict[int, int] = {}
+        self.size = size
+        self._exponent: int | None = None
+        self._units: Integers = np.empty(0, np.int64)
+        self._bound = 0
+        self._num_shifts = 0
+        self._digits: Integers | None = None
+
+    def add(self, values: Tensor, weight: int, found: Magnitudes, scratch: Scratch) -> None:
+        """Add one update's values, times its weight.
+
+        Args:
+            values: (size,) as for `Scratch.magnitudes`.
+            weight: 1 to 2**29; that of all updates together keeps to 2**29 too.
+            found: Their magnitudes, the largest below 2**33.
+            scratch: To work in.
+        """
+        if weight.bit_length() > _WEIGHT_BITS:
+            if low := weight % 2**_WEIGHT_BITS:
+                self.add(values, low, found, scratch)
+            values, weight = values * 2.0**_WEIGHT_BITS, weight >> _WEIGHT_BITS
+            found = scratch.magnitudes(values) or found
+        top = _top(found[0]) + weight.bit_length()  # products are below 2**top
+        if self._exponent is None:
+            self._exponent = max(top + _SPARE_BITS - _ADDEND_BITS, _LOWEST)
+            self._units = np.zeros(self.size, np.int64)
+        exponent = self._exponent
+        # What fits: bits that end at the unit or above it, and a product below 2**51 units.
+        lowest = _bits_of(exponent + _SIGNIFICAND_BITS - 1) if exponent > _LOWEST else 1
+        highest = _bits_of(exponent + _ADDEND_BITS - weight.bit_length())
+        if found[1] < lowest or found[0] >= highest:
+            values = self._without_apart(values, weight, lowest, highest, scratch)
+        self._bound += 2 ** min(max(top - exponent, 0), _ADDEND_BITS)
+        if self._bound > 2**62:
+            self._settle()
+        floats = scratch.floats[: self.size]
+        floats.copy_(values)
+        # Integers in one addition: the sum's low bits are the product in units. Its high bits are those of `_SHIFT`,
+        # taken off once for all updates.
+        torch.add(scratch.shift, floats, alpha=weight * 2.0**-exponent, out=floats)
+        np.add(self._units, floats.numpy().view(np.int64), out=self._units)
+        self._num_shifts += 1
+
+    def add_to(self, digits: Integers) -> None:
+        """Add the sum to digits, but for what is `apart`.
+
+        Args:
+            digits: (NUM_DIGITS, size).
+        """
+        if self._exponent is not None:
+            self._spread_to(digits)
+        if self._digits is not None:
+            digits += self._digits
+
+    def places(self) -> range:
+        """The digits that `add_to` changes."""
+        if self._digits is not None:
+            return range(NUM_DIGITS)
+        if self._exponent is None:
+            return range(0)
+        last = _digit_of(self._exponent)
+        return range(max(last - 2, 0), last + 1)
+
+    def _without_apart(self, values: Tensor, weight: int, lowest: int, highest: int, scratch: Scratch) -> Tensor:
+        """Hold apart what does not fit; the values with zeros in its place."""
+        bits = scratch.absolute_bits(values)
+        places = np.flatnonzero(((bits < lowest) & (bits > 0)) | (bits >= highest))
+        kept, apart = values.clone(), values.numpy()[places].astype(np.float64)
+        kept.numpy()[places] = 0.0
+        if len(places) <= self.size * _FEW:
+            for place, value in zip(places.tolist(), apart.tolist(), strict=True):
+                self.apart[place] = self.apart.get(place, 0) + int(value * 2.0**-_LOWEST) * weight
+        else:
+            self._add_digits(apart * weight, places)
+        if len(self.apart) > self.size / 8:  # an entry takes some hundred bytes
+            add_apart(self.apart, self._own_digits())
+            self.apart = {}
+        return kept
+
+    def _add_digits(self, rest: NDArray[np.float64], places: NDArray[np.int64]) -> None:
+        digits = self._own_digits()
+        for digit in range(NUM_DIGITS):
+            whole = np.trunc(rest * 2.0 ** -_unit(digit))
+            digits[digit, places] += whole.astype(np.int64)
+            rest -= whole * 2.0 ** _unit(digit)
+            if not rest.any():
+                break
+
+    def _own_digits(self) -> Integers:
+        if self._digits is None:
+            self._digits = np.zeros((NUM_DIGITS, self.size), np.int64)
+        return self._digits
+
+    def _spread_to(self, digits: Integers) -> None:
+        assert self._exponent is not None
+        # The sum without the shifts that came in with it; modulo 2**64, as these were added.
+        shifts = np.array(self._num_shifts * _SHIFT_BITS % 2**64, np.uint64).astype(np.int64)
+        for start in range(0, self.size, _SLICE):
+            part = slice(start, start + _SLICE)
+            _spread(self._units[part] - shifts, self._exponent, digits[:, part])
+
+    def _settle(self) -> None:
+        """Make room: what was summed becomes digits."""
+        self._spread_to(self._own_digits())
+        self._units[:] = 0
+        self._num_shifts, self._bound = 0, 2**_ADDEND_BITS
+
+
+def add_apart(apart: dict[int, int], digits: Integers) -> None:
+    """Add to digits what is held apart.
+
+    Args:
+        apart: As `ChunkSum.apart`.
+        digits: (NUM_DIGITS, size).
+    """
+    places = list(apart)
+    rests = [total << (_LOWEST - _unit(NUM_DIGITS - 1)) for total in apart.values()]
+    for digit in range(NUM_DIGITS - 1, 0, -1):
+        digits[digit, places] += np.array([rest & (2**_DIGIT_BITS - 1) for rest in rests], np.int64)
+        rests = [rest >> _DIGIT_BITS for rest in rests]
+    digits[0, places] += np.array(rests, np.int64)
+
+
+def mean_of_digits(digits: Integers, total_weight: int) -> NDArray[np.float64]:
+    """Sum over weight, to within a few units of float64's last place; it depends on the sum alone, not on its digits.
+
+    Args:
+        digits: (NUM_DIGITS, n); overwritten.
+        total_weight: 1 to 2**29.
+    """
+    count = NUM_DIGITS
+    while count > 1 and not digits[count - 1].any():
+        count -= 1
+    sums = [_rounded(digits[:count, start : start + _SLICE]) for start in range(0, digits.shape[1], _SLICE)]
+    return np.concatenate(sums) / total_weight
+
+
+def _rounded(digits: Integers) -> NDArray[np.float64]:
+    _carry(digits)
+    signs = digits[0] >> 63  # -1 or 0; of an integer i, (i ^ -1) + 1 is -i
+    digits ^= signs
+    digits -= signs
+    _carry(digits)
+    total = np.zeros(digits.shape[1])
+    for digit in range(len(digits) - 1, -1, -1):
+        total += digits[digit] * 2.0 ** _unit(digit)
+    return np.negative(total, out=total, where=signs.astype(bool))
+
+
+def _carry(digits: Integers) -> None:
+    """Bring every digit but the first into 0..2**32-1; then the first one has the sign of the whole.
+
+    Of a sum >= 0 no two digits cancel any more, so that adding them up in float64 keeps its relative precision.
+    """
+    for digit in range(len(digits) - 1, 0, -1):
+        carried = digits[digit] >> _DIGIT_BITS
+        digits[digit] -= carried << _DIGIT_BITS
+        digits[digit - 1] += carried
+
+
+def _spread(integers: Integers, exponent: int, digits: Integers) -> None:
+    """Add multiples of `2**exponent` to digits."""
+    digit = _digit_of(exponent)
+    shift = exponent - _unit(digit)
+    if digit == 0:
+        digits[0] += integers << shift
+        return
+    below = _DIGIT_BITS - shift
+    digits[digit] += (integers & (2**below - 1)) << shift
+    rest = integers >> below
+    if digit > 1:
+        digits[digit - 1] += rest & (2**_DIGIT_BITS - 1)
+        rest >>= _DIGIT_BITS
+    digits[max(digit - 2, 0)] += rest
+
+
+def _digit_of(exponent: int) -> int:
+    """The first digit whose unit divides `2**exponent`."""
+    return max(0, -((exponent - _FIRST_UNIT) // _DIGIT_BITS))
+
+
+def _unit(digit: int) -> int:
+    return _FIRST_UNIT - _DIGIT_BITS * digit
+
+
+def _top(bits: int) -> int:
+    """Exponent of a power of two above a magnitude."""
+    return (bits >> 23) - 126
+
+
+def _bits_of(exponent: int) -> int:
+    """Bits of `2.0**exponent` in float32."""
+    return (exponent + 127) << 23 if exponent >= -126 else 1 << (exponent - _LOWEST)
