@@ -6,8 +6,9 @@
     python benchmarks/peers.py --fresh                         # measures anew what is kept
 
 Needs Python 3.11 and pip, nothing else: every contestant gets a virtual environment of its own in `--environments`,
-which stays there. Runs are kept in benchmarks/cells/peers.jsonl as they end and are not repeated; `--fresh` forgets
-them. The settings are in `peers_runs.py`; they were fixed before the first real run.
+which stays there. Runs are kept in benchmarks/cells/peers.jsonl as they end and are not repeated, failed ones neither:
+remove their lines to have them run again, or forget all with `--fresh`. The settings are in `peers_runs.py`; they were
+fixed before the first real run.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def main() -> None:
     folder = options.environments.absolute()
     if options.quick:
         found = Cells(None)
-        measure(found, folder, runs.QUICK, 1, options.contestants)
+        measure(found, folder, runs.QUICK, 1, options.contestants, rehearses=False)
     elif options.no_runs:
         found = Cells(options.cells)
     else:
@@ -173,39 +174,45 @@ class Cells:
                 file.write(json.dumps(line) + "\n")
 
 
-def measure(found: Cells, folder: Path, settings: dict[str, Shape], repeats: int, contestants: Sequence[str]) -> None:
-    """Run what is missing: in every repeat all contestants in another order.
-
-    Each runs once before, unrecorded and with few clients: what is compiled and kept on the disk is there then, and one
-    that does not run is found out.
-    """
+def measure(
+    found: Cells,
+    folder: Path,
+    settings: dict[str, Shape],
+    repeats: int,
+    contestants: Sequence[str],
+    rehearses: bool = True,
+) -> None:
+    """Run what is missing: in every repeat all contestants in another order, those that fail the rehearsal left out."""
     pythons, unable = environments_of(contestants, folder)
-    # The machine is told by what ours needs.
-    ours = runs.make_environment("ours", folder)
+    ours = runs.make_environment("ours", folder)  # it has what the description of the machine needs
     found.begin(about(ours, pythons, settings))
+    entries = [(contestant, count) for contestant in contestants for count in PROCESSES]
     for shape in settings.values():
-        entries = [(contestant, count) for contestant in contestants for count in PROCESSES]
-        for contestant, count in entries:
-            key = {"shape": shape.name, "contestant": contestant, "processes": count}
-            if all(found.has(**key, repeat=repeat) for repeat in range(repeats)) or found.has(**key, repeat=None):
-                continue
-            few = dataclasses.replace(shape, cohort=min(4, shape.cohort), epochs=1, rounds=1)
-            try:
-                if contestant in unable:
-                    raise NotRunError(unable[contestant])
-                runs.run(pythons[contestant], contestant, few, count, folder / "data")
-            except NotRunError as error:
-                print(f"{shape.name}: {contestant}, {count}: {error}", flush=True)
-                found.add({**key, "repeat": None, "failed": str(error)})
+        keys: list[Cell] = [
+            {"shape": shape.name, "contestant": contestant, "processes": count} for contestant, count in entries
+        ]
+        for key in keys:
+            is_missing = not all(found.has(**key, repeat=repeat) for repeat in range(repeats))
+            failed = unable.get(key["contestant"])
+            if failed is None and rehearses and is_missing:
+                failed = rehearse(pythons[key["contestant"]], key["contestant"], shape, key["processes"], folder)
+            if failed is not None and not found.has(**key, repeat=None):
+                found.add({**key, "repeat": None, "failed": failed})
         for repeat in range(repeats):
-            order = list(entries)
-            random.Random(f"{runs.SEED}/{shape.name}/{repeat}").shuffle(order)
-            for contestant, count in order:
-                key = {"shape": shape.name, "contestant": contestant, "processes": count}
+            random.Random(f"{runs.SEED}/{shape.name}/{repeat}").shuffle(keys)
+            for key in keys:
                 if not (found.has(**key, repeat=repeat) or found.has(**key, repeat=None)):
-                    found.add(
-                        {**key, "repeat": repeat, **attempt(pythons[contestant], contestant, shape, count, folder)}
-                    )
+                    cell = attempt(pythons[key["contestant"]], key["contestant"], shape, key["processes"], folder)
+                    found.add({**key, "repeat": repeat, **cell})
+
+
+def rehearse(python: Path, contestant: str, shape: Shape, count: int, folder: Path) -> str | None:
+    """One run with few clients that is not recorded: why it failed, or None.
+
+    What is compiled and kept on the disk is there from then on, for whoever does so, and so are the images.
+    """
+    few = dataclasses.replace(shape, cohort=min(4, shape.cohort), epochs=1, rounds=1)
+    return attempt(python, contestant, few, count, folder).get("failed")
 
 
 def environments_of(contestants: Sequence[str], folder: Path) -> tuple[dict[str, Path], dict[str, str]]:

@@ -32,10 +32,12 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 SCRIPT = Path(__file__).with_name("peers_contestants.py")
 TIMEOUT_SECONDS, POLL_SECONDS = 1800, 0.5
-# One thread a process; nothing leaves the machine.
+# One thread a process; nothing leaves the machine; Ray's workers as urgent as everybody's (its default is nice 15, so
+# that whatever else runs takes their time).
 SETTINGS = {
     **{"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
     **{"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"},
+    **{"RAY_worker_niceness": "0"},
 }
 
 IMAGE, CLASSES = (3, 32, 32), 10
