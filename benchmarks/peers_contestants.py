@@ -266,6 +266,7 @@ def ours(job: Job, report: Report, mode: str, cifar10: str | None = None, seed: 
     """FederatedTrainer with every client in one mode; with CIFAR-10, its test accuracy at the end as well."""
     import lightning as L
     import torch
+    from torch.utils.data import DataLoader, TensorDataset
 
     from fedhq_lightning import FederatedTrainer
     from fedhq_lightning.callbacks import FixedAllocator, RoundCallback
@@ -293,7 +294,7 @@ def ours(job: Job, report: Report, mode: str, cifar10: str | None = None, seed: 
     class Data(FederatedDataModule):
         def __init__(self) -> None:
             super().__init__()
-            self.held_out: list[tuple[Tensor, Tensor]] = []
+            self.held_out: Any = []
             if cifar10 is None:
                 self.clients = shared.clients_of(shape, job.data)
                 return
@@ -304,8 +305,7 @@ def ours(job: Job, report: Report, mode: str, cifar10: str | None = None, seed: 
             order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
             users = torch.split(order, shape.examples)[: shape.clients]
             self.clients = [(train.images[rows], train.labels[rows]) for rows in users]
-            parts = (torch.split(each, 500) for each in (held_out.images, held_out.labels))
-            self.held_out = list(zip(*parts, strict=True))
+            self.held_out = DataLoader(TensorDataset(held_out.images, held_out.labels), batch_size=500)
 
         @property
         def client_ids(self) -> range:
