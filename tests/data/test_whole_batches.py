@@ -20,10 +20,13 @@ from torch.utils.data import (
 )
 
 from fedhq_lightning.data.client_loaders import ClientExamples
+from fedhq_lightning.data.images import ImageBatch, ImageTensors, collate_images
 from fedhq_lightning.data.whole_batches import batches_of
 
 NUM_EXAMPLES = 23
 DATA = TensorDataset(torch.randn(NUM_EXAMPLES, 3, 5), torch.arange(NUM_EXAMPLES))
+PIXELS = torch.randint(256, (NUM_EXAMPLES, 3, 4, 4), dtype=torch.uint8)
+IMAGES = ImageTensors(PIXELS, DATA.tensors[1], (3.0, 4.0, 5.0), 7.0)
 
 
 class Jumping(Sampler[int]):
@@ -69,6 +72,10 @@ LOADERS: dict[str, Callable[[], DataLoader[Any]]] = {
         Subset(Subset(DATA, np.arange(20)), torch.arange(15)), 4, shuffle=True
     ),
     "a client's": lambda: DataLoader(ClientExamples(DATA, list(range(4, 15))), 4, shuffle=True),
+    "our images": lambda: DataLoader(IMAGES, 4, shuffle=True, collate_fn=collate_images),
+    "a client's images": lambda: DataLoader(
+        ClientExamples(IMAGES, [5, -2, 5, 0]), 3, shuffle=True, collate_fn=collate_images
+    ),
     "one tensor": lambda: DataLoader(TensorDataset(torch.randn(7, 2)), 3),
     "scalars and bytes": lambda: DataLoader(
         TensorDataset(torch.randn(7).double(), torch.arange(7, dtype=torch.uint8), torch.ones(7) > 0), 3
@@ -92,6 +99,12 @@ class WholeDoubles(TensorDataset):
         return [tuple(2 * each for each in self[index]) for index in indices]
 
 
+class FlippedImages(ImageTensors):
+    def __getitems__(self, indices: list[int]) -> Any:
+        batch = super().__getitems__(indices)
+        return ImageBatch(batch.images.flip(-1), batch.labels)
+
+
 class Rows(Dataset[Tensor]):
     def __len__(self) -> int:
         return 5
@@ -104,6 +117,8 @@ LEFT_ALONE: dict[str, Callable[[], Any]] = {
     "a list": lambda: [torch.zeros(2), torch.ones(2)],
     "a subclass of DataLoader": lambda: OtherLoader(DATA, 4),
     "a collate function": lambda: DataLoader(DATA, 4, collate_fn=lambda examples: len(examples)),
+    "images, collated by torch": lambda: DataLoader(IMAGES, 4, shuffle=True),
+    "other images": lambda: DataLoader(FlippedImages(PIXELS, DATA.tensors[1], 3.0, 7.0), 4, collate_fn=collate_images),
     "no batches": lambda: DataLoader(DATA, batch_size=None, shuffle=True),
     "a dataset of one's own": lambda: DataLoader(Rows(), 2, shuffle=True),
     "rows changed": lambda: DataLoader(Doubles(*DATA.tensors), 4, shuffle=True),
