@@ -11,7 +11,11 @@ from fedhq_lightning.types import StateDict
 
 def restore_buffers(module: L.LightningModule, template: L.LightningModule, device: torch.device) -> None:
     """Give a resident module the template's buffers, also where the last client left another tensor or none."""
-    for path, original in template.named_modules():
+    # Duplicates stay in, here and below: to find them torch hashes every part, and a Metric's hash is that of all its
+    # states.
+    for path, original in template.named_modules(remove_duplicate=False):
+        if not original._buffers:
+            continue
         part, absent = module.get_submodule(path), original._non_persistent_buffers_set
         for name, buffer in original._buffers.items():
             value = None if buffer is None else buffer.to(device, copy=True)
@@ -20,7 +24,7 @@ def restore_buffers(module: L.LightningModule, template: L.LightningModule, devi
 
 def restore_requires_grad(module: L.LightningModule, template: L.LightningModule) -> None:
     """Freeze and thaw a resident module's parameters as the template has them, whatever the last client's fit did."""
-    for name, original in template.named_parameters():
+    for name, original in template.named_parameters(remove_duplicate=False):
         module.get_parameter(name).requires_grad_(original.requires_grad)
 
 
