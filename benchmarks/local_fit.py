@@ -32,9 +32,9 @@ from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.models import MLP, LeNet5
 from fedhq_lightning.models.classifier import ImageClassifier
 from fedhq_lightning.profiling.timing import Timing, time_in_turns
-from fedhq_lightning.run.records import RoundRecord
+from fedhq_lightning.run.records import ClientRecord, RoundRecord
 from fedhq_lightning.support.collectives import lightning_quiet
-from fedhq_lightning.types import FitOptions
+from fedhq_lightning.types import ClientId, FitOptions, Mode
 
 STEPS, ROUNDS, BLOCK_SECONDS = 20, 15, 0.3
 CLIENTS, CLIENT_BATCHES, CLIENT_ROUNDS = 100, 5, 10
@@ -46,7 +46,8 @@ CLIENT_COLUMNS = ("model, batch", "a client", "its steps in a bare loop", "the r
 TEXT = """
 ## A local fit of {steps} steps
 
-{rounds} blocks of each, in turn; medians of wall milliseconds, one thread, fp32. The bare loop has a list of batches,
+{rounds} blocks of each, in turn; medians of milliseconds of the one thread's processor time, which others on the
+machine do not lengthen as they do wall time; fp32. The bare loop has a list of batches,
 in memory, and calls the layers, the loss, its backward and the optimizer, of the same kind; the other two have a
 shuffling `DataLoader` over the same examples, and the module's hooks and logs. The last column is how much longer
 `ClientTrainer` takes for a step: median over the blocks, and their quartiles. A new `lightning.Trainer` for each fit,
@@ -58,9 +59,8 @@ as each client of a round would need one, has neither logger, checkpoints nor di
 
 ## A client with {batches} batches
 
-Medians of wall milliseconds over {clients} clients in each of {client_rounds} rounds, fp32. A client is what
-`fit_wall_seconds` in the records is: weights in, loader, optimizer, steps, payload out. The bare loop takes as many
-steps on as many batches, after each round.
+Medians of the same milliseconds over {clients} clients in each of {client_rounds} rounds. A client is weights in,
+loader, optimizer, steps, payload out, record. The bare loop takes as many steps on as many batches, after each round.
 
 {client_table}
 """
@@ -222,19 +222,25 @@ def fit_bare(module: ImageClassifier, batches: Iterable[tuple[Tensor, Tensor]]) 
 
 
 class _Watch(RoundCallback):
-    """Takes the seconds of a round's clients, and times a bare loop after each round."""
+    """Times a round's clients, and times a bare loop after each round."""
 
     def __init__(self, case: Case, num_batches: int) -> None:
         self.clients: list[float] = []
         self.bare: list[float] = []
+        self._started = 0.0
         self._module, self._batches = case.make(), case.batches(num_batches)
 
+    def on_client_start(self, trainer: Any, client_id: ClientId, mode: Mode) -> None:
+        self._started = time.thread_time()
+
+    def on_client_end(self, trainer: Any, record: ClientRecord) -> None:
+        self.clients.append(time.thread_time() - self._started)
+
     def on_round_end(self, trainer: Any, record: RoundRecord) -> None:
-        self.clients += [each.fit_wall_seconds for each in record.clients]
         for _ in record.clients:
-            started = time.perf_counter()
+            started = time.thread_time()
             fit_bare(self._module, self._batches)
-            self.bare.append(time.perf_counter() - started)
+            self.bare.append(time.thread_time() - started)
 
 
 class _Examples(L.LightningDataModule):
@@ -251,10 +257,10 @@ class _Examples(L.LightningDataModule):
 
 def _repeated(fit: Callable[[], object]) -> Callable[[int], float]:
     def work(repeats: int) -> float:
-        started = time.perf_counter()
+        started = time.thread_time()
         for _ in range(repeats):
             fit()
-        return (time.perf_counter() - started) / repeats
+        return (time.thread_time() - started) / repeats
 
     return work
 
