@@ -47,7 +47,7 @@ TEXT = """
 ## A local fit of {steps} steps
 
 {rounds} blocks of each, in turn; medians of milliseconds of the one thread's processor time, which others on the
-machine do not lengthen as they do wall time; fp32. The bare loop has a list of batches,
+machine lengthen less than wall time; fp32. The bare loop has a list of batches,
 in memory, and calls the layers, the loss, its backward and the optimizer, of the same kind; the other two have a
 shuffling `DataLoader` over the same examples, and the module's hooks and logs. The last column is how much longer
 `ClientTrainer` takes for a step: median over the blocks, and their quartiles. A new `lightning.Trainer` for each fit,
