@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.support.tensors import rows_of
 
 HOLD_OUT_EVERY, TEST_EVERY = 5, 2
 EVAL_BATCH_SIZE = 500
@@ -84,8 +85,15 @@ class ImageTensors(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, indices: list[int]) -> ImageBatch:
         """Fetch a whole batch; torch's DataLoader calls this where a dataset has it."""
-        rows = torch.as_tensor(indices)
-        return ImageBatch(self._normalise(self.images[rows]), self.targets[rows])
+        return ImageBatch(*self.take(torch.as_tensor(indices)))
+
+    def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Some of the examples as images, (batch, channels, height, width) float32, and labels, (batch,) int64.
+
+        Args:
+            index: Their numbers, (batch,) int64.
+        """
+        return self._normalise(rows_of(self.images, index)), rows_of(self.targets, index)
 
     def subset(self, rows: Tensor) -> "ImageTensors":
         """Some of the images, normalised as all are.

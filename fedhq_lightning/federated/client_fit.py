@@ -221,6 +221,8 @@ class ClientFitter:
 
     def _check_frozen(self, module: L.LightningModule) -> None:
         """Refuse a fit that trained what no client sends."""
+        if not self._link.fixed_names:
+            return
         thawed = [name for name, each in module.named_parameters() if each.requires_grad]
         if lost := [name for name in thawed if name in self._link.fixed_names]:
             raise ConfigurationError(

@@ -14,28 +14,27 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.loops.optimization.automatic import ClosureResult
-from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from fedhq_lightning.data.partitioned import unwrapped
-from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.local.data_hooks import hook_owners
-from fedhq_lightning.local.logged_values import LoggedValues, plain
+from fedhq_lightning.data.whole_batches import batches_of
+from fedhq_lightning.local.data_hooks import hook_owners, lies_on
+from fedhq_lightning.local.logged_values import LoggedValues, num_examples, plain
 from fedhq_lightning.local.optimizers import configured_optimizer, scale_learning_rate
 from fedhq_lightning.local.trainer_on_module import (
+    StepArguments,
     attach,
     detach,
     evaluating,
     lightnings_log,
     logging_levels,
-    step_arguments,
+    step_result,
 )
 from fedhq_lightning.local.trainer_surface import TrainerSurface, one_process
+from fedhq_lightning.support.lightnings import lightnings_own
 from fedhq_lightning.types import FitOptions
 
 
@@ -71,13 +70,14 @@ class ClientTrainer(TrainerSurface):
         self.strategy = one_process(device, self.optimizers)
         self.precision_plugin = SimpleNamespace(clip_gradients=self._clip_gradients)
         self.should_stop = self.is_last_batch = False
-        self.callback_metrics: dict[str, Tensor] = {}
         self.current_epoch = self.global_step = self.num_training_batches = 0
         self.estimated_stepping_batches: float = 0
         self._autocast = autocast
         self._datamodule = None if datamodule is None else unwrapped(datamodule)
         self._owners = hook_owners(module, self._datamodule)
-        self._values = LoggedValues()
+        self._lightnings = lightnings_own(module)
+        self._arguments = StepArguments()
+        self._values, self._metrics = LoggedValues(), dict[str, Tensor]()
         self._current_batch: Any = None
         self._batch_size: int | None = None
         self._output: Any = None
@@ -90,6 +90,12 @@ class ClientTrainer(TrainerSurface):
     def detach(self) -> None:
         """Leave the module as if no trainer had been there."""
         detach(self.lightning_module)
+
+    @property
+    def callback_metrics(self) -> dict[str, Tensor]:
+        """What was logged, by name: the newest value, and after an epoch the epoch's."""
+        self._metrics.update(self._values.take_last())
+        return self._metrics
 
     @property
     def logged_metrics(self) -> dict[str, Tensor]:
@@ -168,12 +174,12 @@ class ClientTrainer(TrainerSurface):
             self._call(f"on_{stage}_epoch_start")
             for index, loader in enumerate(loaders):
                 self._dataloader_idx = index if len(loaders) > 1 else None
-                for batch_idx, batch in enumerate(loader):
+                for batch_idx, batch in enumerate(batches_of(loader)):
                     indices = (batch_idx, index) if len(loaders) > 1 else (batch_idx,)
                     batch = self.to_device(batch, index)
                     self._call(f"on_{stage}_batch_start", batch, *indices)
                     with self._autocast():
-                        output = self._call(f"{stage}_step", *step_arguments(step, batch, *indices))
+                        output = self._call(f"{stage}_step", *self._arguments.of(step, batch, *indices))
                     self._call(f"on_{stage}_batch_end", output, batch, *indices)
                 if len(loaders) > 1:
                     self._values.end_loader()
@@ -191,9 +197,9 @@ class ClientTrainer(TrainerSurface):
             Its loss over the number of batches to an optimizer step, or None where the step gave none.
         """
         self._values = LoggedValues()
-        loss = self._training_step(self.to_device(batch, 0), 0).loss
+        _, outputs = self._training_step(self.to_device(batch, 0), 0)
         self._values = LoggedValues()
-        return loss
+        return outputs.get("loss")
 
     def log(
         self,
@@ -216,11 +222,12 @@ class ClientTrainer(TrainerSurface):
         if self._dataloader_idx is not None and add_dataloader_idx:
             name = f"{name}/dataloader_idx_{self._dataloader_idx}"
         both = all(logging_levels(self._hook, name, on_step, on_epoch))
-        self._values.add(name, value, batch_size or self._current_batch_size(), reduce_fx, both, self._hook)
-        self.callback_metrics.update(self._values.last)
+        if not batch_size and self._batch_size is None:
+            self._batch_size = num_examples(self._current_batch)
+        self._values.add(name, value, batch_size or self._batch_size or 1, reduce_fx, both, self._hook)
 
     def _start_fit(self, num_batches: int, work: float) -> None:
-        self._values, self.callback_metrics = LoggedValues(), {}
+        self._values, self._metrics = LoggedValues(), {}
         self.current_epoch = self.global_step = 0
         self.should_stop, self.training, self._had_loss = False, True, False
         self.num_training_batches = num_batches
@@ -245,7 +252,7 @@ class ClientTrainer(TrainerSurface):
     ) -> bool:
         """Train on the loader's batches, in the order of Lightning's loop; whether the epoch was not cut short."""
         every = self.accumulate_grad_batches
-        for batch_idx, batch in enumerate(loader):
+        for batch_idx, batch in enumerate(batches_of(loader)):
             count = batch_idx + 1
             batch = self.to_device(batch, 0)
             if self._call("on_train_batch_start", batch, batch_idx) == -1:
@@ -282,8 +289,7 @@ class ClientTrainer(TrainerSurface):
         last: bool,
     ) -> Tensor | None:
         """Forward and backward of one batch, in the order of Lightning's closure."""
-        result = self._training_step(batch, batch_idx)
-        loss, self._output = result.closure_loss, {} if result.loss is None else result.asdict()
+        loss, self._output = self._training_step(batch, batch_idx)
         if first:
             self._call("on_before_zero_grad", optimizer)
             self._call("optimizer_zero_grad", self.current_epoch, batch_idx, optimizer)
@@ -296,39 +302,29 @@ class ClientTrainer(TrainerSurface):
             if after_backward is not None:
                 after_backward()
             self._call("on_before_optimizer_step", optimizer)
-            self._call("configure_gradient_clipping", optimizer, self.gradient_clip_val, None)
+            if self.gradient_clip_val or not self._is_lightnings("configure_gradient_clipping", "clip_gradients"):
+                self._call("configure_gradient_clipping", optimizer, self.gradient_clip_val, None)
         return loss
 
-    def _training_step(self, batch: Any, batch_idx: int) -> ClosureResult:
+    def _training_step(self, batch: Any, batch_idx: int) -> tuple[Tensor | None, dict[str, Any]]:
         step = self.lightning_module.training_step
         with self._autocast():
-            output = self._call("training_step", *step_arguments(step, batch, batch_idx))
-        try:
-            return ClosureResult.from_training_step_output(output, self.accumulate_grad_batches)
-        except MisconfigurationException as error:
-            raise ConfigurationError(
-                f"training_step returned {type(output).__name__}; return the loss tensor, a dict with 'loss', or None"
-            ) from error
+            output = self._call("training_step", *self._arguments.of(step, batch, batch_idx))
+        return step_result(output, self.accumulate_grad_batches)
 
     def to_device(self, batch: Any, dataloader_idx: int) -> Any:
         """A batch where the module is, as the hooks leave it; what is logged next weighs as many examples."""
         if self._datamodule is not None:
             self._datamodule.trainer = self  # type: ignore[assignment]  # lanes and evaluations take turns
         batch = self._call("on_before_batch_transfer", batch, dataloader_idx)
-        batch = self._call("transfer_batch_to_device", batch, self.device, dataloader_idx)
+        if lies_on(self.device, batch) and self._is_lightnings("transfer_batch_to_device"):
+            batch = type(batch)(batch)
+        else:
+            batch = self._call("transfer_batch_to_device", batch, self.device, dataloader_idx)
         batch = self._call("on_after_batch_transfer", batch, dataloader_idx)
         self._current_batch = batch
         self._batch_size = None
         return batch
-
-    def _current_batch_size(self) -> int:
-        """Examples in the batch; 1 where it is of a kind that does not tell, as every batch then weighs the same."""
-        if self._batch_size is None:
-            try:
-                self._batch_size = extract_batch_size(self._current_batch)
-            except MisconfigurationException:
-                self._batch_size = 1
-        return self._batch_size
 
     def _reduce_so_far(self) -> None:
         """What hooks at the end of an epoch find in `callback_metrics` is the epoch's, not the last batch's."""
@@ -357,6 +353,16 @@ class ClientTrainer(TrainerSurface):
             return getattr(self._owners.get(hook, self.lightning_module), hook)(*arguments)
         finally:
             self._hook = before
+
+    def _is_lightnings(self, *hooks: str) -> bool:
+        """Whether neither the module nor the data module has its own of these."""
+        module = self.lightning_module
+        return all(
+            getattr(type(module), hook) is getattr(self._lightnings, hook)
+            and hook not in vars(module)
+            and hook not in self._owners
+            for hook in hooks
+        )
 
     def _clip_gradients(self, optimizer: Optimizer, clip_val: float, algorithm: Any = None) -> None:
         if not clip_val:

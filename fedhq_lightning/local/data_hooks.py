@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from fedhq_lightning.data.partitioned import unwrapped
 from fedhq_lightning.local.trainer_surface import TrainerSurface
@@ -57,3 +59,12 @@ def hook_owners(module: AnyModule, datamodule: AnyDataModule | None) -> dict[str
                 "module's is called, as in Lightning"
             )
     return owners
+
+
+def lies_on(device: torch.device, batch: Any) -> bool:
+    """Whether Lightning would move a batch to the CPU for nothing: it is a list or tuple of tensors that are there."""
+    return (
+        device.type == "cpu"
+        and type(batch) in (list, tuple)
+        and all(type(each) is Tensor and each.is_cpu for each in batch)
+    )

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -19,19 +21,19 @@ class _Reduced:
     """One logged name over one epoch."""
 
     reduction: str
-    total: Tensor
+    total: float | Tensor
     weight: int
 
-    def update(self, value: Tensor, batch_size: int) -> None:
+    def update(self, value: float | Tensor, batch_size: int) -> None:
         if self.reduction == "mean":
             self.total = self.total + value * batch_size
             self.weight += batch_size
         elif self.reduction == "sum":
             self.total = self.total + value
         else:
-            self.total = getattr(torch, self.reduction + "imum")(self.total, value)
+            self.total = getattr(torch, self.reduction + "imum")(_tensor(self.total), _tensor(value))
 
-    def compute(self) -> Tensor:
+    def compute(self) -> float | Tensor:
         return self.total / max(self.weight, 1) if self.reduction == "mean" else self.total
 
 
@@ -40,11 +42,11 @@ class LoggedValues:
 
     Means are weighted by batch size and summed in float64. torchmetrics objects are computed and reset at the end.
     What two hooks log under one name is kept apart, and that of the hook that logged first later counts.
-    `last` holds the newest value of each name, for schedulers that step within an epoch.
+    A value that lies in the CPU's memory is held as a Python float: the same 64 bits, in a fraction of a tensor's time.
     """
 
     def __init__(self) -> None:
-        self.last: dict[str, Tensor] = {}
+        self._last: dict[str, float | Tensor] = {}
         self._collected: dict[tuple[str, str], _Reduced | Metric] = {}
         self._of_earlier_loaders: dict[tuple[str, str], Tensor] = {}
 
@@ -80,28 +82,39 @@ class LoggedValues:
         if isinstance(value, Metric):
             self._collected.update({(hook, each): value for each in names})
             return
-        tensor = _scalar(name, value)
-        self.last[name] = tensor
+        number = _scalar(name, value)
+        self._last[name] = number
         if both:
-            self.last[f"{name}_step"] = tensor
+            self._last[f"{name}_step"] = number
         for each in ((hook, each) for each in names):
             held = self._collected.get(each)
             if isinstance(held, _Reduced):
-                held.update(tensor, batch_size)
+                held.update(number, batch_size)
             else:
-                self._collected[each] = _start(_reduction(name, reduce_fx), tensor, batch_size)
+                self._collected[each] = _start(_reduction(name, reduce_fx), number, batch_size)
+
+    @property
+    def last(self) -> dict[str, Tensor]:
+        """The newest value of each name, for schedulers that step within an epoch; without what was taken."""
+        return {name: _tensor(value) for name, value in self._last.items()}
+
+    def take_last(self) -> dict[str, Tensor]:
+        """What `last` holds, once."""
+        taken = self.last
+        self._last.clear()
+        return taken
 
     def end_loader(self) -> None:
         """Keep what was logged of one of several loaders; a metric object goes on, as in Lightning, from there."""
         for (hook, name), value in self._collected.items():
             if (hook, name) not in self._of_earlier_loaders:
-                self._of_earlier_loaders[hook, name] = _scalar(name, value.compute())
+                self._of_earlier_loaders[hook, name] = _tensor(_scalar(name, value.compute()))
 
     def so_far(self) -> dict[str, Tensor]:
         """Values by name, in the order of their first logging; nothing is reset."""
         kept = self._of_earlier_loaders
         return {
-            name: kept[hook, name] if (hook, name) in kept else _scalar(name, value.compute())
+            name: kept[hook, name] if (hook, name) in kept else _tensor(_scalar(name, value.compute()))
             for (hook, name), value in self._collected.items()
         }
 
@@ -120,17 +133,37 @@ def plain(values: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
-def _start(reduction: str, value: Tensor, batch_size: int) -> _Reduced:
+def num_examples(batch: Any) -> int:
+    """Examples in a batch, as Lightning counts them; 1 where it is of a kind that does not tell.
+
+    Args:
+        batch: As a step gets it. Where nothing tells, every batch weighs the same.
+    """
+    if type(batch) in (list, tuple) and all(type(each) is Tensor and each.dim() for each in batch):
+        sizes = {each.size(0) for each in batch}
+        if len(sizes) == 1:
+            return int(sizes.pop())
+    try:
+        return int(extract_batch_size(batch))
+    except MisconfigurationException:
+        return 1
+
+
+def _start(reduction: str, value: float | Tensor, batch_size: int) -> _Reduced:
     return _Reduced(reduction, value * batch_size if reduction == "mean" else value, batch_size)
 
 
-def _scalar(name: str, value: Any) -> Tensor:
-    if isinstance(value, bool | numbers.Number):
-        return torch.tensor(value, dtype=torch.float64)
+def _scalar(name: str, value: Any) -> float | Tensor:
     if isinstance(value, Tensor) and value.numel() == 1:
-        return value.detach().reshape(()).double()
+        return float(value.item()) if value.is_cpu else value.detach().reshape(()).double()
+    if isinstance(value, numbers.Number):
+        return float(value)  # type: ignore[arg-type]  # a complex one says itself that it is none
     given = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
     raise ConfigurationError(f"self.log({name!r}, ...): got {given}; log a number, a one-element tensor or a Metric")
+
+
+def _tensor(value: float | Tensor) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
 
 
 def _reduction(name: str, reduce_fx: str | Callable[..., Any]) -> str:

@@ -24,6 +24,8 @@ def configured_optimizer(module: L.LightningModule) -> tuple[Optimizer, list[LRS
     answer: Any = module.configure_optimizers()
     if answer is None:
         raise ConfigurationError(f"{name}.configure_optimizers returned None; return one optimizer")
+    if isinstance(answer, Optimizer):
+        return answer, []
     try:
         optimizers, schedulers, monitor = lightning_optimizer._configure_optimizers(answer)
         configs = lightning_optimizer._configure_schedulers_automatic_opt(schedulers, monitor)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.trainer.connectors.logger_connector.fx_validator import _FxValidator
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
 from torchmetrics import Metric
 
 from fedhq_lightning.errors import ConfigurationError
@@ -75,15 +78,61 @@ def logging_levels(hook: str, name: str, on_step: bool | None, on_epoch: bool | 
     if not hook:
         return bool(on_step), on_epoch is not False
     try:
-        return _FxValidator.check_logging_and_get_default_levels(hook, on_step=on_step, on_epoch=on_epoch)
+        return _levels(hook, on_step, on_epoch)
     except MisconfigurationException as error:
         raise ConfigurationError(f"self.log({name!r}, ...) in {hook}: {error}") from error
 
 
-def step_arguments(step: Callable[..., Any], batch: Any, batch_idx: int, *dataloader_idx: int) -> tuple[Any, ...]:
-    """What a step is called with: some leave the batch's number out."""
-    takes_batch_idx = is_param_in_hook_signature(step, "batch_idx", min_args=2)
-    return (batch, batch_idx, *dataloader_idx) if takes_batch_idx else (batch, *dataloader_idx)
+@lru_cache
+def _levels(hook: str, on_step: bool | None, on_epoch: bool | None) -> tuple[bool, bool]:
+    return _FxValidator.check_logging_and_get_default_levels(hook, on_step=on_step, on_epoch=on_epoch)
+
+
+class StepArguments:
+    """What a step is called with: some leave the batch's number out.
+
+    A signature takes a tenth of a small model's step to read, and is only read where it is not that of the last call.
+    """
+
+    def __init__(self) -> None:
+        self._function: Any = None
+        self._takes_batch_idx = True
+
+    def of(self, step: Callable[..., Any], batch: Any, batch_idx: int, *dataloader_idx: int) -> tuple[Any, ...]:
+        """Arguments for `step`.
+
+        Args:
+            step: A method of the module's, or what was set in its place.
+            batch: First argument.
+            batch_idx: Left out where `step` does not take it.
+            dataloader_idx: Of evaluation on several loaders.
+        """
+        function = getattr(step, "__func__", step)
+        if function is not self._function:
+            self._takes_batch_idx = is_param_in_hook_signature(step, "batch_idx", min_args=2)
+            self._function = function
+        return (batch, batch_idx, *dataloader_idx) if self._takes_batch_idx else (batch, *dataloader_idx)
+
+
+def step_result(output: Any, num_batches: int) -> tuple[Tensor | None, dict[str, Any]]:
+    """The loss to go backward from, and what `on_train_batch_end` is told.
+
+    Args:
+        output: Of `training_step`.
+        num_batches: To one optimizer step, by which the loss is divided.
+
+    Raises:
+        ConfigurationError: Neither a loss, nor a dict with one, nor None.
+    """
+    if num_batches == 1 and isinstance(output, Tensor):  # as below, without a division by one
+        return output, {"loss": output.detach().clone()}
+    try:
+        result = ClosureResult.from_training_step_output(output, num_batches)
+    except MisconfigurationException as error:
+        raise ConfigurationError(
+            f"training_step returned {type(output).__name__}; return the loss tensor, a dict with 'loss', or None"
+        ) from error
+    return result.closure_loss, {} if result.loss is None else result.asdict()
 
 
 @contextmanager

@@ -63,7 +63,7 @@ class ViT(ImageClassifier):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over all parameters."""
-        return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        return self._optimizer(torch.optim.AdamW, lr=self.lr, weight_decay=self.weight_decay)
 
 
 class TransformerBlock(nn.Module):

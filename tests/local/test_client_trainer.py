@@ -119,6 +119,17 @@ class TestFit:
 
         assert_alike({"batch": OnlyBatch, "index": WithIndex, "loader": WithLoader, "named": Named}[signature]())
 
+    def test_training_step_may_be_another_one_from_some_step_on(self) -> None:
+        class Changes(SmallModule):
+            def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+                if batch_idx == 2:
+                    self.training_step = self.without_index
+
+            def without_index(self, batch: Any) -> Any:
+                return 3 * nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+        assert_alike(Changes(), local_epochs=2)
+
     def test_frozen_submodules_keep_their_mode_and_weights(self) -> None:
         class Frozen(SmallModule):
             def __init__(self) -> None:

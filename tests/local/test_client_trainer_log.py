@@ -162,3 +162,15 @@ class TestLog:
                 return self.inner.training_step(batch, batch_idx)
 
         assert "train_loss" in client_trainer(Outer()).fit(loader())[1]
+
+
+def test_what_is_logged_at_an_epochs_end_leaves_the_epochs_values() -> None:
+    class LogsAtEnd(SmallModule):
+        def on_train_epoch_end(self) -> None:
+            before = float(self.trainer.callback_metrics["train_loss"])
+            self.log("epoch", 1.0)
+            assert float(self.trainer.callback_metrics["train_loss"]) == before
+            assert float(self.trainer.callback_metrics["epoch"]) == 1.0
+
+    client_trainer(LogsAtEnd()).fit(loader())
+    lightning_fit(LogsAtEnd(), loader())

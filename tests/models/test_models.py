@@ -1,3 +1,4 @@
+import copy
 import math
 import subprocess
 import sys
@@ -44,6 +45,27 @@ class TestEveryModel:
         nn.functional.cross_entropy(model(torch.randn(4, *shape)), torch.arange(4)).backward()
         silent = [name for name, parameter in model.named_parameters() if not parameter.grad.any()]
         assert not silent
+
+    def test_the_fused_optimizer_is_the_plain_one_but_for_rounding(
+        self, model_class: type[ImageClassifier], settings: dict[str, Any], shape: tuple[int, ...]
+    ) -> None:
+        torch.manual_seed(0)
+        fused_model = model_class(**settings)
+        plain_model = copy.deepcopy(fused_model)
+        optimizer = fused_model.configure_optimizers()
+        assert optimizer.defaults["fused"]
+        known = {
+            name: value for name, value in optimizer.defaults.items() if name in ("lr", "momentum", "weight_decay")
+        }
+        plain = type(optimizer)(plain_model.parameters(), foreach=False, **known)
+        gradients = [torch.randn_like(each) for each in fused_model.parameters()]
+        for _ in range(3):
+            for model, chosen in ((fused_model, optimizer), (plain_model, plain)):
+                for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                    parameter.grad = gradient.clone()
+                chosen.step()
+        for ours, theirs in zip(fused_model.parameters(), plain_model.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs)
 
     def test_exported_with_any_batch_size(
         self, model_class: type[ImageClassifier], settings: dict[str, Any], shape: tuple[int, ...]
@@ -159,6 +181,18 @@ def test_mlp_learns_the_digits_under_lightnings_own_trainer() -> None:
     trainer.fit(model, data)
     assert trainer.callback_metrics["train_loss"] < 0.5
     assert trainer.callback_metrics["val_accuracy"] > 0.9
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+def test_lightnings_trainer_clips_gradients_in_mixed_precision() -> None:
+    Trainer(max_steps=2, precision="bf16-mixed", gradient_clip_val=0.1, num_sanity_val_steps=0, **QUIET_TRAINER).fit(
+        MLP(image_size=8), Digits(batch_size=32)
+    )
+
+
+def test_elsewhere_than_on_the_cpu_torch_chooses_the_optimizers_kernels() -> None:
+    assert MLP(image_size=8).to("meta").configure_optimizers().defaults["fused"] is None
 
 
 def test_names_are_imported_when_used() -> None:
