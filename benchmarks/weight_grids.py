@@ -9,13 +9,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedhq_lightning.quantize import fused_fake, grid
+from fedhq_lightning.quantize.native.lanes import kernels_of_torch
 
 WEIGHT_GRIDS = ("shipped", "max scale", "no search", "search")
 
@@ -40,7 +41,9 @@ def weight_grid(name: str) -> Iterator[None]:
     originals = [(module, attribute, getattr(module, attribute)) for module, attribute, _ in patches]
     try:
         _assign(patches)
-        yield
+        # Kernels in C++ have the shipped grid in them.
+        with kernels_of_torch() if patches else nullcontext():
+            yield
     finally:
         _assign(originals)
 

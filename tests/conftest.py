@@ -76,6 +76,15 @@ def _is_local(address: object) -> bool:
     return host in ("localhost", "::1", "") or host.startswith("127.")
 
 
+@pytest.fixture
+def torch_kernels() -> Iterator[None]:
+    """The lanes compute with torch alone, as on a host that cannot build kernels of our own."""
+    from fedhq_lightning.quantize.native.lanes import kernels_of_torch
+
+    with kernels_of_torch():
+        yield
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _interruptible() -> None:
     """A shell that starts tests in the background has them and their subprocesses ignore Ctrl-C."""

@@ -19,7 +19,7 @@ from fedhq_lightning.quantize.convolution import in_patch_order, is_channels_las
 from fedhq_lightning.quantize.grid import activation_integers, integer_range, quantize_weight_rows
 from fedhq_lightning.quantize.integer_convolution import ZERO, Geometry, exact_convolution
 from fedhq_lightning.quantize.integer_matmul import integer_matmul
-from fedhq_lightning.quantize.native.lanes import native, takes_images
+from fedhq_lightning.quantize.native.lanes import native_without_gradients, takes_images
 from fedhq_lightning.quantize.scheme import LayerScheme
 
 
@@ -105,7 +105,7 @@ def convolution(
     """
     assert scheme.activation_bits is not None
     filters = weight.integers.view(-1, x.shape[1], *kernel)
-    kernels = native(x, weight.scale, bias)
+    kernels = native_without_gradients(x, weight.scale, bias)
     if kernels is not None and static is None and x.numel() and takes_images(filters):
         computed: tuple[Tensor, Tensor, Tensor] = kernels.grid_convolution(
             *(x, weight.integers, filters.shape, weight.scale, bias, scheme.activation_bits),

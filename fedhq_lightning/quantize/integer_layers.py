@@ -21,7 +21,7 @@ from fedhq_lightning.quantize.activation_ranges import StaticGrid, calibrated_ra
 from fedhq_lightning.quantize.convolution import Convolution, pad, padding_amounts
 from fedhq_lightning.quantize.grid import dequantize_weight, quantize_activation, quantize_weight
 from fedhq_lightning.quantize.integer_matmul import MAX_INNER_SIZE
-from fedhq_lightning.quantize.native.lanes import native, takes_rows
+from fedhq_lightning.quantize.native.lanes import native_without_gradients, takes_rows
 from fedhq_lightning.quantize.scheme import LayerScheme
 
 _EXACT_BITS = 52  # of fp64's 53, one kept in reserve for rounding up to a power of two
@@ -136,7 +136,7 @@ class IntegerLinear(IntegerLayer):
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) to (..., out), in the input's dtype; computed in fp32 between integers."""
         if self._has_int8_product():
-            kernels = native(input, self.scale, self.bias)
+            kernels = native_without_gradients(input, self.scale, self.bias)
             if kernels is not None and self._static() is None and takes_rows(input, self.quantized_weight):
                 bits = self.scheme.activation_bits
                 answer: Tensor = kernels.deployed_linear(input, self.quantized_weight, self.scale, self.bias, bits)

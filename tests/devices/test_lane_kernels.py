@@ -63,6 +63,7 @@ LANES = {
 }
 
 
+@pytest.mark.usefixtures("torch_kernels")
 @pytest.mark.parametrize("scheme", ["w4a8", "w4"])
 @pytest.mark.parametrize("lanes", LANES.values(), ids=LANES)
 @pytest.mark.parametrize(("build", "shape"), MODELS.values(), ids=MODELS)

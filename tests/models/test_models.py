@@ -21,7 +21,7 @@ SHAPES = [
     pytest.param(LeNet5, {"image_size": 12}, (1, 12, 12), id="LeNet5-smallest"),
     pytest.param(MLP, {}, (1, 28, 28), id="MLP"),
     pytest.param(MLP, {"image_size": 8, "hidden_sizes": []}, (1, 8, 8), id="MLP-linear"),
-    # From 8 channels on: the backward of a strided 1 x 1 convolution of fewer, channels last, kills the process in torch
+    # With fewer than 8 channels, channels last, the backward of a strided 1 x 1 convolution ends the process in torch
     # 2.13 on CPUs without AVX-512.
     pytest.param(ResNet20, {"width": 8}, (1, 28, 28), id="ResNet20"),
     pytest.param(ResNet20, {"in_channels": 3, "width": 9, "num_classes": 100}, (3, 32, 32), id="ResNet20-odd"),

@@ -4,7 +4,7 @@ import io
 import re
 import signal
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from fedhq_lightning.profiling.host_profile import HostProfile, LayerProfile, Pr
 from fedhq_lightning.profiling.profile_host import kernels_that_differ, rule_kernel
 from fedhq_lightning.profiling.timing import TimedBatches, Timing, time_in_turns
 from fedhq_lightning.quantize import LaneOptions, LayerScheme, QuantScheme, kernel_choice, prepare
+from fedhq_lightning.quantize.native.lanes import kernels_of_torch
 from fedhq_lightning.recipe import files as recipe_files
 
 from ..small_recipe import write_recipe
@@ -158,27 +159,30 @@ LAYERS = {
 }
 
 
+@pytest.mark.parametrize("own_kernels", [True, False])
 @pytest.mark.parametrize("grid", [W4A8, W4], ids=str)
 @pytest.mark.parametrize(("plain", "shape"), LAYERS.values(), ids=LAYERS)
-def test_rule_is_what_auto_does(monkeypatch, plain, shape, grid):
+def test_rule_is_what_auto_does(monkeypatch, plain, shape, grid, own_kernels):
     """Told without running it; seen here in the graph that `auto` leaves."""
     monkeypatch.setattr(kernel_choice, "has_fast_integers", lambda device: True)
     x = torch.randn(shape)
-    for mode in ("ptq", "qat"):
-        scheme = QuantScheme(str(grid), edge_bits=None)
-        module = prepare(nn.Sequential(plain), mode, scheme, LaneOptions())
-        nodes, names = [module(x).grad_fn], []
-        while nodes:
-            node = nodes.pop()
-            names.append(type(node).__name__)
-            nodes += [each for each, _ in node.next_functions if each is not None]
-        prepare(module, "fp", scheme)
-        is_int8 = any(re.match(r"_(Int8|Qat)(Linear|Convolution)Backward", name) for name in names)
-        rule = rule_kernel(mode, plain, grid, [x])
-        assert (rule == "int8") == is_int8, names
-        assert rule in kernels_that_differ(mode, plain, grid, rule)
+    with nullcontext() if own_kernels else kernels_of_torch():
+        for mode in ("ptq", "qat"):
+            scheme = QuantScheme(str(grid), edge_bits=None)
+            module = prepare(nn.Sequential(plain), mode, scheme, LaneOptions())
+            nodes, names = [module(x).grad_fn], []
+            while nodes:
+                node = nodes.pop()
+                names.append(node.name())
+                nodes += [each for each, _ in node.next_functions if each is not None]
+            prepare(module, "fp", scheme)
+            is_int8 = any(re.search(r"(Int8|Qat|Grid)(Linear|Convolution)(Backward|>)", name) for name in names)
+            rule = rule_kernel(mode, plain, grid, [x])
+            assert (rule == "int8") == is_int8, names
+            assert rule in kernels_that_differ(mode, plain, grid, rule)
 
 
+@pytest.mark.usefixtures("torch_kernels")
 def test_rule_where_calls_differ(monkeypatch):
     monkeypatch.setattr(kernel_choice, "has_fast_integers", lambda device: True)
     plain = nn.Linear(512, 512)

@@ -150,6 +150,7 @@ def test_memory_format_is_the_plain_layers(
     assert x.grad.stride() == x.stride()
 
 
+@pytest.mark.usefixtures("torch_kernels")
 def test_an_automatic_layer_that_is_small_is_bitwise_the_plain_one() -> None:
     plain, x = nn.Conv2d(4, 5, 3), torch.randn(2, 4, 8, 8)
     layer = int8(plain)

@@ -191,6 +191,7 @@ def test_without_a_bias() -> None:
     assert weight.grad.any()
 
 
+@pytest.mark.usefixtures("torch_kernels")
 def test_an_automatic_layer_that_is_small_is_bitwise_the_plain_one() -> None:
     layer, plain = PtqLinear(16, 8), nn.Linear(16, 8)
     plain.load_state_dict(layer.state_dict())
@@ -199,6 +200,7 @@ def test_an_automatic_layer_that_is_small_is_bitwise_the_plain_one() -> None:
     assert not torch.equal(int8(layer)(x), plain(x))
 
 
+@pytest.mark.usefixtures("torch_kernels")
 def test_an_automatic_layer_stays_plain_where_integers_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_choice, "has_fast_integers", lambda device: False)
     layer, x = PtqLinear(512, 512), torch.randn(64, 512)

@@ -67,6 +67,7 @@ def test_convolutions_by_shape(x: tuple[int, ...], weight: tuple[int, ...], posi
     assert integers_pay_in_convolution(meta(*x), meta(*weight), positions) is pays
 
 
+@pytest.mark.usefixtures("torch_kernels")
 def test_a_device_without_fast_integers_computes_in_floating_point(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_f": True})
     x, weight = torch.empty(256, 1024), torch.empty(1024, 1024)

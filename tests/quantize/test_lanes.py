@@ -168,6 +168,7 @@ def test_nothing_to_quantize(mode: Mode) -> None:
     ],
     ids=repr,
 )
+@pytest.mark.usefixtures("torch_kernels")
 @pytest.mark.parametrize("kernel", ["auto", "fake"])
 def test_qat_convolution_is_the_grid_in_front_of_the_convolution(
     layer: nn.Conv1d | nn.Conv2d, scheme: str, kernel: str

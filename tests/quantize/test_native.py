@@ -20,7 +20,7 @@ from fedhq_lightning.quantize.fused_fake import _activation_kernel, _weight_kern
 from fedhq_lightning.quantize.grid import _row_quantizer
 from fedhq_lightning.quantize.native import build, lanes
 from fedhq_lightning.quantize.native.build import LEVELS, BuildError, built_library, levels_of_this_processor
-from fedhq_lightning.quantize.native.lanes import VARIABLE, native, native_level
+from fedhq_lightning.quantize.native.lanes import VARIABLE, kernels_of_torch, native, native_level
 
 needs_kernels = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 INTEGERS = {mode: {"*": "int8"} for mode in ("ptq", "qat")}
@@ -60,9 +60,8 @@ def trained(layer: nn.Module, x: Tensor, gradient: Tensor) -> list[Tensor]:
     return [output.detach(), x.grad, *(each.grad.clone() for each in layer.parameters())]  # type: ignore[list-item]
 
 
-def without_kernels(monkeypatch: pytest.MonkeyPatch, compute: Callable[[], list[Tensor]]) -> list[Tensor]:
-    with monkeypatch.context() as patched:
-        patched.setattr(lanes, "native_level", lambda: None)
+def without_kernels(compute: Callable[[], list[Tensor]]) -> list[Tensor]:
+    with kernels_of_torch():
         return compute()
 
 
@@ -91,23 +90,19 @@ class TestBits:
     @pytest.mark.parametrize("mode", ["ptq", "qat"])
     @pytest.mark.parametrize("scheme", ["w4a8", "w2a8", "w8a4"])
     @pytest.mark.parametrize("shape", LINEAR)
-    def test_linear_layers(
-        self, shape: tuple[int, int, int], scheme: str, mode: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_linear_layers(self, shape: tuple[int, int, int], scheme: str, mode: str) -> None:
         rows, inner, out = shape
         layer = in_lane(nn.Linear(inner, out, bias=inner != 100), mode, scheme)
         x, gradient = torch.randn(rows, inner) ** 3, torch.randn(rows, out)
         x[0] = 0
-        expected = without_kernels(monkeypatch, lambda: trained(layer, x, gradient))
+        expected = without_kernels(lambda: trained(layer, x, gradient))
         for ours, theirs in zip(trained(layer, x, gradient), expected, strict=True):
             torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
 
     @pytest.mark.parametrize("mode", ["ptq", "qat"])
     @pytest.mark.parametrize("channels_last", [False, True])
     @pytest.mark.parametrize(("layer", "size"), CONVOLUTIONS, ids=repr)
-    def test_convolutions(
-        self, layer: nn.Conv2d, size: tuple[int, int], channels_last: bool, mode: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_convolutions(self, layer: nn.Conv2d, size: tuple[int, int], channels_last: bool, mode: str) -> None:
         layer = in_lane(layer, mode)
         x = torch.randn(3, layer[0].in_channels, *size)
         with torch.no_grad():
@@ -115,16 +110,18 @@ class TestBits:
         if channels_last:
             x, gradient = (each.contiguous(memory_format=torch.channels_last) for each in (x, gradient))
         for values in (x, x.relu()):
-            expected = without_kernels(monkeypatch, lambda values=values: trained(layer, values, gradient))
+            expected = without_kernels(lambda values=values: trained(layer, values, gradient))
             for ours, theirs in zip(trained(layer, values, gradient), expected, strict=True):
                 torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
 
     @pytest.mark.parametrize("layer", [nn.Linear(20, 9), nn.Conv2d(4, 9, 3), nn.Conv1d(4, 9, 3, padding=1)], ids=repr)
-    def test_deployed_layers(self, layer: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_deployed_layers(self, layer: nn.Module) -> None:
         deployed = convert(nn.Sequential(layer), QuantScheme("w4a8"))
         x = torch.randn({nn.Linear: (7, 20), nn.Conv2d: (2, 4, 6, 5), nn.Conv1d: (2, 4, 9)}[type(layer)])
-        [expected] = without_kernels(monkeypatch, lambda: [deployed(x)])
+        [expected] = without_kernels(lambda: [deployed(x)])
         assert torch.equal(deployed(x), expected)
+        # Gradients go through scales, as ever.
+        assert deployed(x.requires_grad_()).requires_grad
 
     @pytest.mark.parametrize("bits", [2, 3, 4, 8])
     @pytest.mark.parametrize("kernel", [_row_quantizer, _weight_kernel, _activation_kernel])
@@ -223,6 +220,18 @@ class TestWithout:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert native_level() is None
+
+    def test_the_test_of_a_level_needs_gradients_whatever_the_caller_computes(self) -> None:
+        from torch.utils.flop_counter import FlopCounterMode
+
+        expected = native_level()
+        native_level.cache_clear()
+        with torch.no_grad(), FlopCounterMode(display=False) as counted:
+            assert native_level() == expected
+        assert counted.get_total_flops() == 0
+        native_level.cache_clear()
+        with torch.inference_mode():
+            assert native_level() == expected
 
     def test_levels_by_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(VARIABLE, "off")

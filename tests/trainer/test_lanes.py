@@ -11,6 +11,7 @@ from fedhq_lightning.callbacks import FixedAllocator
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import client_fit
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
+from fedhq_lightning.quantize.native.lanes import kernels_of_torch, native_level
 
 from ..small_federation import SmallModule, same_bits, trainer
 from .runs import fit
@@ -22,12 +23,21 @@ LOW = QuantScheme("w2a8", edge_bits=None)
 @pytest.mark.filterwarnings("ignore:uplink 'weights' rounds")
 @pytest.mark.usefixtures("quick")
 class TestLanes:
-    def test_small_layers_train_in_floating_point_unless_told_otherwise(self) -> None:
+    @pytest.mark.usefixtures("torch_kernels")
+    def test_small_layers_train_in_floating_point_on_kernels_of_torch_unless_told_otherwise(self) -> None:
         """An fp client and a PTQ client then differ in nothing."""
         plain = fit(callbacks=FixedAllocator("fp"), scheme=LOW)[1]
         assert same_bits(fit(callbacks=FixedAllocator("ptq"), scheme=LOW)[1], plain)
         integers = fit(callbacks=FixedAllocator("ptq"), scheme=LOW, lanes=LaneOptions(layer_kernels=INT8))[1]
         assert not same_bits(integers, plain)
+
+    def test_small_layers_train_in_int8_on_kernels_of_our_own(self) -> None:
+        if native_level() is None:
+            pytest.skip("no kernels of our own on this host")
+        integers = fit(callbacks=FixedAllocator("ptq"), scheme=LOW)[1]
+        with kernels_of_torch():
+            same = fit(callbacks=FixedAllocator("ptq"), scheme=LOW, lanes=LaneOptions(layer_kernels=INT8))[1]
+        assert same_bits(integers, same)
 
     @pytest.mark.parametrize("kernel", ["int8", "fake"])
     def test_kernels_of_qat_agree(self, kernel: str) -> None:

@@ -2,12 +2,14 @@
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, wraps
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.quantize.compilation import has_compiler
@@ -83,9 +85,24 @@ def native(x: Tensor, *others: Tensor | None) -> Any | None:
             return None
     if torch.get_num_threads() != 1 or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return None
-    if torch._C._are_functorch_transforms_active() or native_level() is None:
+    if _switched_off or torch._C._are_functorch_transforms_active() or native_level() is None:
         return None
     return torch.ops.fedhq
+
+
+@contextmanager
+def kernels_of_torch() -> Iterator[None]:
+    """Have torch compute what these kernels would: for comparisons, and where a test replaces what they do."""
+    _switched_off.append(True)
+    try:
+        yield
+    finally:
+        _switched_off.pop()
+
+
+def native_without_gradients(x: Tensor, *others: Tensor | None) -> Any | None:
+    """As `native`, for operators that have no gradient: None where one would be wanted of `x`."""
+    return None if x.requires_grad and torch.is_grad_enabled() else native(x, *others)
 
 
 def with_native(name: str, bits: int, kernel: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
@@ -108,6 +125,7 @@ def takes_rows(x: Tensor, weight: Tensor) -> bool:
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_switched_off: list[bool] = []
 
 
 def takes_images(weight: Tensor) -> bool:
@@ -120,9 +138,11 @@ def takes_images(weight: Tensor) -> bool:
 def _agrees(level: str, reference: str) -> bool:
     """Whether two levels give the same bits, on layers of even and odd sizes with all kinds of values."""
     results = []
-    for each in (level, reference):
-        torch.ops.fedhq.use_level(each)
-        results.append(_computed())
+    # Whatever mode the caller computes in, and counts what is computed.
+    with torch.inference_mode(False), torch.enable_grad(), _disable_current_modes():
+        for each in (level, reference):
+            torch.ops.fedhq.use_level(each)
+            results.append(_computed())
     return all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
 
 
@@ -131,7 +151,7 @@ def _computed() -> list[Tensor]:
     ops, generator = torch.ops.fedhq, torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator) ** 3
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu") ** 3
 
     results: list[Tensor] = []
     for rows, inner, out in ((1, 1, 1), (5, 7, 3), (37, 100, 33), (64, 64, 64), (129, 65, 50)):
