@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 from fedhq_lightning.models import MLP, LeNet5, ResNet20, ViT
 from fedhq_lightning.quantize import LaneOptions, QuantScheme, prepare
+from fedhq_lightning.quantize.native.lanes import kernels_of_torch
 from fedhq_lightning.quantize.torchao_quietly import quantize_
 from fedhq_lightning.types import Mode
 
@@ -46,6 +48,7 @@ class Lane:
         bf16: Whether the forward pass and the loss run under bf16 autocast.
         layout: Memory format of weights and images; None leaves both as model and data come.
         models: "linear", "convolutional" or "all": the models it is for.
+        own_kernels: Whether our own kernels compute where they can; else torch's.
     """
 
     title: str
@@ -53,6 +56,39 @@ class Lane:
     bf16: bool = False
     layout: torch.memory_format | None = None
     models: str = "all"
+    own_kernels: bool = True
+
+
+class _OnednnProducts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        gradient, rows = gradient.flatten(0, -2), x.flatten(0, -2)
+        grad_x = _product(gradient, weight.t().contiguous(), None).view_as(x) if ctx.needs_input_grad[0] else None
+        return grad_x, _product(gradient.t().contiguous(), rows.t().contiguous(), None), gradient.sum(0)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    output: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return output
+
+
+class _OnednnLinear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        output: Tensor = _OnednnProducts.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]  # untyped in torch
+        return output
+
+
+def _through_onednn(module: nn.Module) -> None:
+    """The library that torch does not ask for fp32 products, though on some processors it is the faster one."""
+    for layer in module.modules():
+        if type(layer) is nn.Linear:
+            layer.__class__ = _OnednnLinear
 
 
 def _torchao_int8(module: nn.Module) -> None:
@@ -100,15 +136,20 @@ LANES = {
     # What users have: the layout that torch gives to every new module.
     "fp32": Lane("fp32", layout=torch.contiguous_format),
     "fp32-channels-last": Lane("fp32, channels_last", layout=torch.channels_last, models="convolutional"),
+    "fp32-onednn": Lane(
+        "fp32, linear through oneDNN", _through_onednn, layout=torch.contiguous_format, models="linear"
+    ),
     "bf16": Lane("bf16 autocast", bf16=True, layout=torch.contiguous_format),
     "bf16-channels-last": Lane(
         "bf16 autocast, channels_last", bf16=True, layout=torch.channels_last, models="convolutional"
     ),
     "torchao-int8": Lane("torchao int8 prototype", _torchao_int8, models="linear"),
     "ptq": Lane("ptq", _ours("ptq")),
+    "ptq-torch": Lane("ptq, torch's kernels", _ours("ptq"), own_kernels=False),
     "ptq-bf16": Lane("ptq, rest in bf16 autocast", _ours("ptq"), bf16=True),
     "torchao-qat": Lane("torchao QAT w4a8", _torchao_qat, models="linear"),
     "qat": Lane("qat w4a8", _ours("qat")),
+    "qat-torch": Lane("qat w4a8, torch's kernels", _ours("qat"), own_kernels=False),
     "qat-fake": Lane("qat w4a8, kernel fake", _ours("qat", LaneOptions(qat_kernel="fake"))),
 }
 
@@ -137,9 +178,10 @@ def build_step(model: Model, lane: Lane, device: torch.device) -> Callable[[], N
     autocast = torch.autocast(device.type, torch.bfloat16) if lane.bf16 else contextlib.nullcontext()
 
     def step() -> None:
-        with autocast:
-            loss: Tensor = functional.cross_entropy(module(images), labels)
-        loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
+        with contextlib.nullcontext() if lane.own_kernels else kernels_of_torch():
+            with autocast:
+                loss: Tensor = functional.cross_entropy(module(images), labels)
+            loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
         optimizer.step()
         optimizer.zero_grad()
 

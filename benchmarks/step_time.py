@@ -28,7 +28,6 @@ import torch
 from step_cases import LANES, MODELS, build_step, lanes_for
 from step_statistics import (
     TARGETS,
-    TARGETS_OF_ANY,
     LaneResult,
     ModelResult,
     lane_table,
@@ -36,12 +35,13 @@ from step_statistics import (
     target_table,
 )
 
+from fedhq_lightning.quantize.native.lanes import native_level
 from fedhq_lightning.support.memory import keep_freed_memory
 
 WARM_UP_STEPS = 3
 BLOCK_SECONDS = 0.2
 """Blocks of short steps go on for about this long: five steps of a third of a millisecond are mostly noise."""
-TEXT = """## Training steps, {accelerator}
+TEXT = """## Training steps, {accelerator}{kernels}
 
 Forward, loss, backward, fused SGD with momentum, `zero_grad`; the same weights and batch for every lane of a model.
 Printed by `{command}`: {rounds} rounds in which the lanes take turns in random order, each with {steps} recorded steps
@@ -53,7 +53,7 @@ include all compilation (less, where a cache on disk has it). {memory}
 
 {tables}
 
-### Targets, {accelerator}
+### Targets, {accelerator}{kernels}
 
 {targets}
 """
@@ -71,16 +71,19 @@ def main() -> None:
     keep_freed_memory()  # as FederatedTrainer does; all lanes gain
     described = machine.describe(options.threads, options.accelerator)
     print(described, end="\n\n", flush=True)
+    # A section for each kind of processor: nothing else decides as much.
+    kernels = f", {native_level() or 'torch'} kernels" if options.accelerator == "cpu" else ""
     tables, targets = [], []
     titles = {name: lane.title for name, lane in LANES.items()}
     for name in options.models:
         model = MODELS[name]
         result = measure(name, options)
-        tables.append(f"### {model.title}, {options.accelerator}\n\n{lane_table(result, titles)}")
+        tables.append(f"### {model.title}, {options.accelerator}{kernels}\n\n{lane_table(result, titles)}")
         print(tables[-1], end="\n\n", flush=True)
-        targets += target_rows(model.title, result, TARGETS.get(name, TARGETS_OF_ANY), titles)
+        targets += target_rows(model.title, result, TARGETS[name], titles)
     text = TEXT.format(
         accelerator=options.accelerator,
+        kernels=kernels,
         command=" ".join(["python benchmarks/step_time.py", *sys.argv[1:]]),
         rounds=options.rounds,
         steps=options.steps,
@@ -92,7 +95,7 @@ def main() -> None:
     )
     print(target_table(targets))
     if not options.print_only:
-        results.write_section(f"step_time {options.accelerator}", text, options.output)
+        results.write_section(f"step_time {options.accelerator}{kernels}", text, options.output)
 
 
 def parse() -> argparse.Namespace:

@@ -247,10 +247,10 @@ def int8_convolution(conv: PtqConv1d | PtqConv2d, x: Tensor) -> Tensor:
     geometry = Geometry((stride[0], stride[1]), (dilation[0], dilation[1]))
     kernels = None if conv.stochastic_rounding else native(x, weight, conv.bias)
     output: Tensor
-    if kernels is not None and takes_images(weight):
-        top, left = padding
+    around = padding[1], padding[1], padding[0], padding[0]
+    if kernels is not None and takes_images(x, weight, around):
         channels_last = is_channels_last(x) or is_channels_last(weight)
-        output = kernels.int8_convolution(x, weight, conv.bias, stride, (left, left, top, top), dilation, channels_last)
+        output = kernels.int8_convolution(x, weight, conv.bias, stride, around, dilation, channels_last)
     else:
         setting = _Setting((padding[0], padding[1]), geometry, output_dtype(x), conv.stochastic_rounding)
         output = _Int8Convolution.apply(x, weight, conv.bias, setting)  # type: ignore[no-untyped-call]  # untyped in torch

@@ -73,7 +73,7 @@ def test_one_command_prints_and_writes_the_same_table(
     chosen = ["--models", "mlp-128", "--lanes", "fp32", "ptq", "--rounds", "2", "--steps", "2", "--no-memory"]
     run(monkeypatch, *chosen, "--output", str(page))
     printed, text = capsys.readouterr().out, page.read_text()
-    assert text.count("<!-- begin step_time cpu -->") == 1
+    assert text.count("<!-- begin step_time cpu, ") == 1
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 2 + 2 + 1
     assert all(line in printed for line in rows)

@@ -20,7 +20,14 @@ from fedhq_lightning.quantize.fused_fake import _activation_kernel, _weight_kern
 from fedhq_lightning.quantize.grid import _row_quantizer
 from fedhq_lightning.quantize.native import build, lanes
 from fedhq_lightning.quantize.native.build import LEVELS, BuildError, built_library, levels_of_this_processor
-from fedhq_lightning.quantize.native.lanes import VARIABLE, kernels_of_torch, native, native_level
+from fedhq_lightning.quantize.native.lanes import (
+    VARIABLE,
+    kernels_of_torch,
+    native,
+    native_level,
+    takes_images,
+    takes_rows,
+)
 
 needs_kernels = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 INTEGERS = {mode: {"*": "int8"} for mode in ("ptq", "qat")}
@@ -183,6 +190,17 @@ def test_kernels_take_plain_float32_on_one_thread() -> None:
         torch.set_num_threads(1)
     taken = torch.func.vmap(lambda each: torch.ones(()) if native(each, weight) is None else torch.zeros(()))(x)
     assert bool(taken.all())
+
+
+def test_sums_that_could_leave_32_bits_are_computed_otherwise() -> None:
+    weight, rows = torch.empty(3, 4, device="meta"), torch.empty(2**16, 4, device="meta")
+    assert takes_rows(rows, weight)
+    assert not takes_rows(torch.empty(2**16 + 1, 4, device="meta"), weight)
+    assert not takes_rows(torch.empty(2, 2**17, device="meta"), torch.empty(3, 2**17, device="meta"))
+    filters, padding = torch.empty(3, 4, 3, 3, device="meta"), (1, 1, 1, 1)
+    assert takes_images(torch.empty(9, 4, 254, 254, device="meta"), filters, padding)
+    assert not takes_images(torch.empty(1, 4, 254, 255, device="meta"), filters, padding)
+    assert not takes_images(torch.empty(1, 8000, 9, 9, device="meta"), torch.empty(1, 8000, 3, 3), padding)
 
 
 @needs_kernels

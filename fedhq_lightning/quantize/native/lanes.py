@@ -128,11 +128,18 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _switched_off: list[bool] = []
 
 
-def takes_images(weight: Tensor) -> bool:
-    """Whether the sums of a convolution stay within 32 bits, forward and backward: (out, channels, height, width)."""
+def takes_images(x: Tensor, weight: Tensor, padding: Sequence[int]) -> bool:
+    """Whether the sums of a convolution stay within 32 bits, forward and backward.
+
+    Args:
+        x: (batch, channels, height, width).
+        weight: (out, channels, kernel height, kernel width).
+        padding: Left, right, top, bottom.
+    """
     out, channels, height, width = weight.shape
-    area = height * width
-    return 0 < area <= _MOST_TAPS and max(out, channels) * area <= _LONGEST and min(out, channels) > 0
+    left, right, top, bottom = padding
+    area, pixels = height * width, (x.shape[2] + top + bottom) * (x.shape[3] + left + right)
+    return 0 < area <= _MOST_TAPS and 0 < max(out, channels) * area <= _LONGEST and 0 < pixels <= _LONGEST
 
 
 def _agrees(level: str, reference: str) -> bool:
