@@ -82,6 +82,8 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     sizes = (("bytes up", "uplink_bytes"), ("bytes down", "downlink_bytes"))
     rows += [(label, format_bytes(summary[key])) for label, key in sizes if summary.get(key) is not None]
     rows.append(("local fits by mode", format_modes(summary.get("mode_counts") or {})))
+    if summary.get("scheme") and "native_kernels" in summary:
+        rows.append(("int8 kernels", _kernels_text(summary)))
     left_out = [f"{summary[key]:,} {key}" for key in LEFT_OUT if summary.get(key) is not None]
     if left_out:
         rows.append(("updates left out", ", ".join(left_out)))
@@ -92,6 +94,12 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if summary.get("seed") is not None:
         rows.append(("seed", str(summary["seed"])))
     return rows
+
+
+def _kernels_text(summary: Mapping[str, Any]) -> str:
+    if level := summary["native_kernels"]:
+        return f"our own, {level}"
+    return "torch's, compiled" if summary.get("compiled_kernels") else "torch's, no C++ compiler"
 
 
 def _on_test_data(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

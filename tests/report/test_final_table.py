@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -107,6 +108,19 @@ def test_absent_keys_leave_their_lines_out() -> None:
     rows = dict(summary_rows({"metric_name": "loss", "metric_fp": 0.5, "scheme": "w8a8", "rounds": 1}))
     assert rows["loss, quantized"] == "not evaluated"
     assert not {"worst client", "deployable model", "wall time", "seed"} & rows.keys()
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        ({"native_kernels": "avx2", "compiled_kernels": True}, "our own, avx2"),
+        ({"native_kernels": None, "compiled_kernels": True}, "torch's, compiled"),
+        ({"native_kernels": None, "compiled_kernels": False}, "torch's, no C++ compiler"),
+    ],
+)
+def test_one_line_says_which_kernels_computed(found: dict[str, Any], text: str) -> None:
+    assert dict(summary_rows({"scheme": "w4a8", **found}))["int8 kernels"] == text
+    assert "int8 kernels" not in dict(summary_rows({"scheme": None, **found}))
 
 
 @pytest.mark.parametrize(
