@@ -87,27 +87,19 @@ FEDHQ_INLINE void fill(Row* to, int64_t size, int value) {
   for (int64_t i = 0; i < size; i++) to[i] = static_cast<Row>(value + OFFSET);
 }
 
-// Image `b`, rounded, padded with `zero`, channels last, every pixel `apart` from the next with `zero` between: [height]
-// [width][channels] of the whole.
+// Image `b`, rounded, padded with `zero`, channels last: [height][width][channels] of the whole.
 template <class Round>
 FEDHQ_INLINE void round_image(const float* image, const Convolution& s, int64_t channels, int64_t height,
                               int64_t width, int64_t b, const Round& round, int zero, int64_t top, int64_t left,
-                              int64_t apart_height, int64_t apart_width, int64_t whole_height, int64_t whole_width,
-                              Row* to) {
+                              int64_t whole_height, int64_t whole_width, Row* to) {
   int8_t* const row = static_cast<int8_t*>(scratch(Scratch::rows, 2 * channels * width));
   int8_t* const pixels = s.channels_last ? row : row + channels * width;
   fill(to, whole_height * whole_width * channels, zero);
   for (int64_t h = 0; h < height; h++) {
     round_row(image, s, channels, height, width, b, h, round, row);
     if (!s.channels_last) transpose_bytes(row, width, channels, width, pixels, channels);
-    Row* const line = to + ((top + h * apart_height) * whole_width + left) * channels;
-    if (apart_width == 1) {
-      for (int64_t i = 0; i < width * channels; i++) line[i] = static_cast<Row>(pixels[i] + OFFSET);
-    } else {
-      for (int64_t w = 0; w < width; w++)
-        for (int64_t c = 0; c < channels; c++)
-          line[w * apart_width * channels + c] = static_cast<Row>(pixels[w * channels + c] + OFFSET);
-    }
+    Row* const line = to + ((top + h) * whole_width + left) * channels;
+    for (int64_t i = 0; i < width * channels; i++) line[i] = static_cast<Row>(pixels[i] + OFFSET);
   }
 }
 

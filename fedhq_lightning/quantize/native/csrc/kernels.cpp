@@ -1,7 +1,7 @@
 // The kernels at one level; compiled once a level.
 #include "kernels.h"
 
-#include "convolution.h"
+#include "convolution_gradients.h"
 
 namespace fedhq {
 namespace LEVEL {

@@ -1,0 +1,237 @@
+// Gradients of the PTQ lane's convolution: of its input and of its weight.
+#pragma once
+#include "convolution.h"
+
+namespace fedhq {
+namespace LEVEL {
+
+FEDHQ_INLINE int64_t common_divisor(int64_t a, int64_t b) {
+  while (b) {
+    const int64_t rest = a % b;
+    a = b, b = rest;
+  }
+  return a;
+}
+
+// What pixels of the input whose place leaves one rest by the stride have in common, along one dimension: the taps of the
+// kernel that met them, as a kernel over the gradient, mirrored.
+struct Phase {
+  int64_t taps, first_tap, tap_step;  // of the forward kernel, from the last to the first
+  int64_t first_pixel, pixels;        // pixels first_pixel, first_pixel + stride, ...
+  int64_t start, dilation;            // where in the gradient the first pixel's kernel begins, and its dilation there
+};
+
+FEDHQ_INLINE Phase phase_of(int64_t rest, int64_t stride, int64_t dilation, int64_t kernel, int64_t before,
+                            int64_t size) {
+  Phase phase{0, 0, 0, 0, 0, 0, 1};
+  const int64_t divisor = common_divisor(stride, dilation), step = stride / divisor;
+  int64_t tap = 0;
+  while (tap < step && tap < kernel && tap * dilation % stride != rest) tap++;
+  phase.first_pixel = ((rest - before) % stride + stride) % stride;
+  if (phase.first_pixel < size) phase.pixels = (size - phase.first_pixel + stride - 1) / stride;
+  if (tap >= step || tap >= kernel) return phase;
+  phase.taps = (kernel - tap + step - 1) / step;
+  phase.tap_step = step;
+  phase.first_tap = tap + (phase.taps - 1) * step;
+  phase.dilation = dilation / divisor;
+  phase.start = (phase.first_pixel + before - phase.first_tap * dilation) / stride;  // exact, perhaps negative
+  return phase;
+}
+
+// Input's gradient: pixels of one phase after the other, each a convolution of the gradient's integers with the mirrored
+// taps that met them.
+static void int8_convolution_input_gradient(const float* weight, const float* gradient, const Convolution& s,
+                                            const float* gradient_scale, float* x_gradient) {
+  const int64_t kernel = s.kernel_height * s.kernel_width, size = s.out * kernel;
+  const int64_t pixels = s.height * s.width, num_phases = s.stride_height * s.stride_width;
+  float* const folded = static_cast<float*>(scratch(Scratch::values, sizeof(float) * (size + s.channels + s.out)));
+  float *const filter_scale = folded + size, *const inverse = filter_scale + s.channels;
+  int8_t* const filters = static_cast<int8_t*>(scratch(Scratch::filters, 2 * s.channels * size));
+  int8_t* const some = filters + s.channels * size;  // taps of one phase
+  for (int64_t c = 0; c < s.channels; c++) {
+    for (int64_t o = 0; o < s.out; o++)
+      for (int64_t i = 0; i < kernel; i++)
+        folded[i * s.out + o] = weight[(o * s.channels + c) * kernel + i] * gradient_scale[o];
+    filter_scale[c] = symmetric_scale(largest_magnitude(folded, size));
+    round_symmetric(folded, size, 1.0f / filter_scale[c], filters + c * size);
+  }
+  // The gradient with zeros around it, as far as kernels reach.
+  const int64_t top = s.dilation_height * (s.kernel_height - 1) / s.stride_height + 1,
+                left = s.dilation_width * (s.kernel_width - 1) / s.stride_width + 1;
+  const int64_t height = top + larger(s.out_height, padded_height(s) / s.stride_height + 1),
+                width = left + larger(s.out_width, padded_width(s) / s.stride_width + 1);
+  // All phases' panels, sums, and where their positions begin and end up.
+  const int64_t room = up(s.channels, PANEL), most = (s.out * kernel + GROUP * kernel) * room;
+  Column* const panels = static_cast<Column*>(scratch(Scratch::columns, sizeof(Column) * most));
+  int32_t* const sums = static_cast<int32_t*>(scratch(Scratch::sums, sizeof(int32_t) * num_phases * room));
+  int64_t* const starts = static_cast<int64_t*>(scratch(Scratch::starts, sizeof(int64_t) * 2 * pixels));
+  int64_t* const places = starts + pixels;
+  Runs* const runs = static_cast<Runs*>(scratch(Scratch::runs, sizeof(Runs) * num_phases));
+  bool is_whole = true;
+  int64_t done = 0, packed = 0;
+  for (int64_t p = 0; p < num_phases; p++) {
+    const Phase down = phase_of(p / s.stride_width, s.stride_height, s.dilation_height, s.kernel_height, s.top, s.height);
+    const Phase right = phase_of(p % s.stride_width, s.stride_width, s.dilation_width, s.kernel_width, s.left, s.width);
+    runs[p].positions = 0;
+    if (!down.pixels || !right.pixels) continue;
+    if (!down.taps || !right.taps) {
+      is_whole = false;
+      continue;
+    }
+    find_runs(s.out, down.taps, right.taps, down.dilation, right.dilation, width, &runs[p]);
+    runs[p].positions = down.pixels * right.pixels;
+    for (int64_t c = 0; c < s.channels; c++)
+      for (int64_t i = 0; i < down.taps; i++)
+        for (int64_t j = 0; j < right.taps; j++) {
+          const int64_t tap = (down.first_tap - i * down.tap_step) * s.kernel_width + right.first_tap - j * right.tap_step;
+          memcpy(some + ((c * down.taps + i) * right.taps + j) * s.out, filters + c * size + tap * s.out, s.out);
+        }
+    pack_filters(some, s.channels, down.taps * right.taps * s.out, runs[p], panels + packed, sums + p * room);
+    packed += room * inner_of(runs[p]);
+    for (int64_t h = 0; h < down.pixels; h++)
+      for (int64_t w = 0; w < right.pixels; w++, done++) {
+        starts[done] = ((top + down.start + h) * width + left + right.start + w) * s.out;
+        places[done] = (down.first_pixel + h * s.stride_height) * s.width + right.first_pixel + w * s.stride_width;
+      }
+  }
+  if (!is_whole) memset(x_gradient, 0, sizeof(float) * s.batch * s.channels * pixels);  // pixels that no output met
+  for (int64_t o = 0; o < s.out; o++) inverse[o] = 1.0f / gradient_scale[o];
+  const ByChannel round{inverse, 0, HIGHEST};
+  Row* const image = static_cast<Row*>(scratch(Scratch::image, sizeof(Row) * height * width * s.out));
+  Convolution of_gradient = s;
+  of_gradient.channels_last = s.channels_last_out;
+  for (int64_t b = 0; b < s.batch; b++) {
+    round_image(gradient, of_gradient, s.out, s.out_height, s.out_width, b, round, 0, top, left, height, width, image);
+    const int64_t* from = starts;
+    const int64_t* to = places;
+    const Column* panel = panels;
+    for (int64_t p = 0; p < num_phases; p++) {
+      if (!runs[p].positions) continue;
+      const Inner inner{runs[p].starts, runs[p].count, runs[p].words, GROUP};
+      product([=](int64_t m) { return image + from[m]; }, runs[p].positions, s.out * sizeof(Row), inner, panel,
+              s.channels,
+              Positions{x_gradient + b * s.channels * pixels, s.channels, pixels, s.channels_last, sums + p * room,
+                        filter_scale, nullptr, OFFSET, 1.0f, false, num_phases == 1 ? nullptr : to});
+      from += runs[p].positions, to += runs[p].positions, panel += room * inner_of(runs[p]);
+    }
+  }
+}
+
+constexpr int64_t MOST_POSITIONS = 65536;  // whose products stay within 32 bits
+constexpr int64_t BYTES_OF_PANELS_AT_ONCE = 256 * 1024;
+
+// Weight's gradient: rows are positions of the weight over the input with channels first, columns the filters over the
+// gradient's integers.
+static void int8_convolution_weight_gradient(const float* x, const float* gradient, const Convolution& s,
+                                             const float* x_scale, int32_t zero, const float* gradient_scale,
+                                             float* weight_gradient) {
+  const int64_t kernel = s.kernel_height * s.kernel_width, size = s.channels * kernel;
+  const int64_t positions = s.out_height * s.out_width, words = words_of(s.out_width), room = words * GROUP;
+  const int64_t height = padded_height(s), width = padded_width(s), phases = s.stride_width;
+  // A phase holds the columns that the outputs of one row meet one after the other.
+  const int64_t phase_width = (width + phases - 1) / phases + room;
+  const int64_t phase_size = height * phase_width, plane = phases * phase_size, image_size = s.channels * plane;
+  const int64_t column = s.out_height * words * PANEL_ELEMENTS;  // a panel of one image
+  const int64_t by_memory = BYTES_OF_PANELS_AT_ONCE / larger(1, column * TILE_PANELS * sizeof(Column));
+  const int64_t some = larger(1, smaller(s.batch, smaller(larger(1, by_memory), MOST_POSITIONS / larger(1, positions))));
+  const int64_t panels_count = up(s.out, PANEL) / PANEL;
+  Row* const planes = static_cast<Row*>(scratch(Scratch::image, sizeof(Row) * some * image_size));
+  Column* const panels = static_cast<Column*>(scratch(Scratch::columns, sizeof(Column) * some * column * panels_count));
+  int64_t* const starts = static_cast<int64_t*>(scratch(Scratch::starts, sizeof(int64_t) * some * s.out_height));
+  int64_t* const rows = static_cast<int64_t*>(scratch(Scratch::row_starts, sizeof(int64_t) * size));
+  int64_t* const totals = static_cast<int64_t*>(scratch(Scratch::totals, sizeof(int64_t) * (s.out * size + s.out)));
+  int64_t* const gradient_sums = totals + s.out * size;
+  int32_t* const sums = static_cast<int32_t*>(scratch(Scratch::sums, sizeof(int32_t) * up(s.out, PANEL)));
+  float* const inverse = static_cast<float*>(scratch(Scratch::values, sizeof(float) * (s.channels + s.out)));
+  float* const gradient_inverse = inverse + s.channels;
+  const int64_t wide = up(larger(s.out, PANEL), WIDE);
+  // A row of the input in both orders, and one of the gradient with room for whole words.
+  int8_t* const row = static_cast<int8_t*>(
+      scratch(Scratch::rows, 2 * s.channels * s.width + s.out * s.out_width + (room + GROUP) * wide));
+  int8_t* const ordered = row + s.channels * s.width;
+  int8_t* const gradient_row = ordered + s.channels * s.width;
+  int8_t* const gradient_pixels = gradient_row + s.out * s.out_width;
+  memset(totals, 0, sizeof(int64_t) * (s.out * size + s.out));
+  for (int64_t c = 0; c < s.channels; c++) inverse[c] = 1.0f / x_scale[c];
+  for (int64_t o = 0; o < s.out; o++) gradient_inverse[o] = 1.0f / gradient_scale[o];
+  const ByChannel round{inverse, zero - 128, highest_of(zero)}, round_gradient{gradient_inverse, 0, HIGHEST};
+  Convolution of_gradient = s;
+  of_gradient.channels_last = s.channels_last_out;
+  for (int64_t c = 0; c < s.channels; c++)
+    for (int64_t i = 0; i < s.kernel_height; i++)
+      for (int64_t j = 0; j < s.kernel_width; j++) {
+        const int64_t over = j * s.dilation_width;
+        rows[(c * s.kernel_height + i) * s.kernel_width + j] =
+            c * plane + (over % phases) * phase_size + i * s.dilation_height * phase_width + over / phases;
+      }
+  memset(gradient_pixels, 0, (room + GROUP) * wide);
+  for (int64_t from = 0; from < s.batch; from += some) {
+    const int64_t count = smaller(some, s.batch - from);
+    for (int64_t b = 0; b < count; b++) {
+      Row* const image = planes + b * image_size;
+      fill(image, image_size, zero - 128);
+      for (int64_t h = 0; h < s.height; h++) {
+        round_row(x, s, s.channels, s.height, s.width, from + b, h, round, row);
+        const int8_t* line = row;
+        if (s.channels_last) {
+          transpose_bytes(row, s.channels, s.width, s.channels, ordered, s.width);
+          line = ordered;
+        }
+        for (int64_t c = 0; c < s.channels; c++) {
+          Row* const to = image + c * plane + (s.top + h) * phase_width;
+          if (phases == 1) {
+            for (int64_t w = 0; w < s.width; w++) to[s.left + w] = static_cast<Row>(line[c * s.width + w] + OFFSET);
+          } else {
+            for (int64_t w = 0; w < s.width; w++) {
+              const int64_t place = s.left + w;
+              to[(place % phases) * phase_size + place / phases] = static_cast<Row>(line[c * s.width + w] + OFFSET);
+            }
+          }
+        }
+      }
+      for (int64_t h = 0; h < s.out_height; h++) {
+        starts[b * s.out_height + h] = b * image_size + h * s.stride_height * phase_width;
+        round_row(gradient, of_gradient, s.out, s.out_height, s.out_width, from + b, h, round_gradient, gradient_row);
+        if (s.channels_last_out)
+          for (int64_t w = 0; w < s.out_width; w++) memcpy(gradient_pixels + w * wide, gradient_row + w * s.out, s.out);
+        else
+          transpose_bytes(gradient_row, s.out_width, s.out, s.out_width, gradient_pixels, wide);
+        for (int64_t p = 0; p < panels_count; p++) {
+          Column* const to = panels + (p * count + b) * column + h * words * PANEL_ELEMENTS;
+          for (int64_t w = 0; w < words; w++)
+            interleave(gradient_pixels + w * GROUP * wide + p * PANEL, wide, to + w * PANEL_ELEMENTS);
+        }
+      }
+    }
+    for (int64_t p = 0; p < panels_count; p++) {
+      const Column* const panel = panels + p * count * column;
+      for (int64_t c = 0; c < PANEL; c++) sums[p * PANEL + c] = 0;
+      for (int64_t w = 0; w < count * column; w += PANEL_ELEMENTS) add_words(panel + w, sums + p * PANEL);
+    }
+    for (int64_t o = 0; o < s.out; o++) gradient_sums[o] += sums[o];
+    const Inner inner{starts, count * s.out_height, words, GROUP};
+    product([=](int64_t m) { return planes + rows[m]; }, size, plane * sizeof(Row) / larger(1, kernel), inner, panels,
+            s.out, [=](int64_t m, int64_t lines, int64_t n, int64_t columns, const int32_t* found, int64_t across) {
+              for (int64_t c = 0; c < columns; c++) {
+                const int64_t offset = static_cast<int64_t>(OFFSET) * sums[n + c];
+                for (int64_t r = 0; r < lines; r++)
+                  totals[(n + c) * size + m + r] += found[r * across + c] - offset;
+              }
+            });
+  }
+  for (int64_t o = 0; o < s.out; o++)
+    for (int64_t c = 0; c < s.channels; c++)
+      for (int64_t i = 0; i < kernel; i++) {
+        const int64_t place = o * size + c * kernel + i, total = totals[place] + (128 - zero) * gradient_sums[o];
+        weight_gradient[place] = static_cast<float>(total) * gradient_scale[o] * x_scale[c];
+      }
+}
+
+static void convolution_gradient_scales(const float* gradient, const Convolution& s, float* scale) {
+  uint32_t* const largest = static_cast<uint32_t*>(scratch(Scratch::bounds, sizeof(uint32_t) * s.out));
+  channel_magnitudes(gradient, s.batch, s.out, s.out_height * s.out_width, s.channels_last_out, largest);
+  for (int64_t o = 0; o < s.out; o++) scale[o] = symmetric_scale(as_float(largest[o]));
+}
+
+}  // namespace LEVEL
+}  // namespace fedhq
