@@ -6,16 +6,20 @@ keeps it on disk for the next process. Inputs that are small are computed in eag
 never wait for a compiler.
 """
 
+import logging
 import os
 import shutil
 import sys
 import warnings
 from collections.abc import Callable
 from functools import cache, wraps
+from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from fedhq_lightning.support.quiet import libraries_quiet
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
@@ -48,6 +52,13 @@ def can_compile() -> bool:
     return has_compiler()
 
 
+@cache
+def _load_quietly() -> None:
+    """Load what compiles: it says aloud that it found a CUDA toolkit where there is no GPU."""
+    with libraries_quiet("torch.utils.cpp_extension", level=logging.ERROR):
+        import_module("torch.utils.cpp_extension")
+
+
 def compiled(function: Kernel) -> Kernel:
     """Compile a function, whose first argument is a tensor, at its first large call.
 
@@ -63,6 +74,7 @@ def compiled(function: Kernel) -> Kernel:
         if has_failed or torch.compiler.is_compiling() or x.numel() < SMALL or not can_compile():
             return function(x, *arguments)
         if fused is None:
+            _load_quietly()
             fused = torch.compile(function, dynamic=True, recompile_limit=_VARIANTS)  # type: ignore[call-overload]  # the overloads lack it
         from torch._dynamo.exc import TorchDynamoException
 

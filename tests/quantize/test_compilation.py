@@ -120,6 +120,15 @@ def test_a_compiler_that_fails_is_a_warning(tmp_path: Any) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.corner
+@needs_compiler
+def test_a_cuda_toolkit_without_a_gpu_is_not_talked_about(tmp_path: Any) -> None:
+    quietly = BROKEN.replace("assert len(ours) == 1", "assert not ours")
+    environment = {**os.environ, "CUDA_HOME": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", quietly], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 @needs_compiler
 def test_large_inputs_of_any_size_are_compiled_once() -> None:
     from torch._dynamo.utils import counters
