@@ -22,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help demo test test-slow lint format docs dist clean
 
 help:
-	@echo "make demo       PTQ, QAT and the hybrid side by side on MNIST-5k (two to three minutes after the install)"
+	@echo "make demo       PTQ, QAT and the hybrid side by side on MNIST-5k (two to four minutes after the install)"
 	@echo "make test       lint, types, tests (CI runs corners too: make test MARKS='not slow')"
 	@echo "make test-slow  the tests that neither it nor CI runs"
 	@echo "make lint       ruff, mypy and the order of imports only"
