@@ -212,7 +212,8 @@ def _ptq_convolution(conv: PtqConv1d | PtqConv2d, input: Tensor) -> Tensor:
     x = input.unsqueeze(0) if is_single else input
     is_int8 = conv.kernel == "int8"
     if conv.kernel == "auto":
-        is_int8 = integers_pay_in_convolution(x, conv.weight, output_positions(conv, x))
+        own = not conv.stochastic_rounding
+        is_int8 = integers_pay_in_convolution(x, conv.weight, output_positions(conv, x), own)
     is_int8 = is_int8 and flattened_input_size(conv) <= MAX_INNER_SIZE
     if x.numel() == 0 or not is_int8:
         plain: Tensor = conv._conv_forward(input, conv.weight, conv.bias)

@@ -194,7 +194,9 @@ class PtqLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        is_int8 = integers_pay_in_linear(input, self.weight) if self.kernel == "auto" else self.kernel == "int8"
+        is_int8 = self.kernel == "int8"
+        if self.kernel == "auto":
+            is_int8 = integers_pay_in_linear(input, self.weight, own=not self.stochastic_rounding)
         if not is_int8:
             return super().forward(input)
         return int8_linear(input, self.weight, self.bias, self.stochastic_rounding)

@@ -52,28 +52,30 @@ def least_convolution_rows(weight_shape: Sequence[int]) -> float:
     return _LEAST_CONVOLUTION_PRODUCTS / prod(weight_shape)
 
 
-def integers_pay_in_linear(x: Tensor, weight: Tensor) -> bool:
+def integers_pay_in_linear(x: Tensor, weight: Tensor, own: bool = True) -> bool:
     """Whether int8 is the faster kernel, from device type and shapes alone.
 
     Args:
         x: (..., in).
         weight: (out, in).
+        own: Whether the layer is one that kernels of our own take, where there are any.
     """
     rows = x.numel() // max(weight.shape[1], 1)
-    if native(x, weight) is not None:
+    if own and native(x, weight) is not None:
         return bool(rows) and (multiplies_bytes() or rows >= _LEAST_NATIVE_ROWS or weight.numel() <= _SMALL_WEIGHT)
     return rows >= least_linear_rows(weight.shape) and has_fast_integers(x.device)
 
 
-def integers_pay_in_convolution(x: Tensor, weight: Tensor, positions: int) -> bool:
+def integers_pay_in_convolution(x: Tensor, weight: Tensor, positions: int, own: bool = True) -> bool:
     """Whether int8 is the faster kernel, from device type and shapes alone.
 
     Args:
         x: (batch, channels, ...).
         weight: (out, channels, *kernel).
         positions: Output positions of one sample.
+        own: As above.
     """
-    if native(x, weight) is not None:
+    if own and native(x, weight) is not None:
         return x.numel() > 0
     return x.shape[0] * positions >= least_convolution_rows(weight.shape) and has_fast_integers(x.device)
 

@@ -181,7 +181,7 @@ class QatLinear(nn.Linear):
         if input.numel() == 0:
             return super().forward(input)
         rows, static_range = input.reshape(-1, input.shape[-1]), calibrated_range(self, self.scheme)
-        if _is_integer(self, lambda: integers_pay_in_linear(input, self.weight)):
+        if _is_integer(self, lambda: integers_pay_in_linear(input, self.weight, own=static_range is None)):
             kernels = native(input, self.weight, self.bias)
             if kernels is not None and static_range is None and takes_rows(input, self.weight):
                 bits, gradients = (self.scheme.weight_bits, self.scheme.activation_bits), gradient_dtype(input.device)
@@ -229,7 +229,8 @@ def _qat_convolution(conv: QatConv1d | QatConv2d, input: Tensor) -> Tensor:
         return empty
     is_single = input.dim() == 1 + len(conv.kernel_size)
     x = input.unsqueeze(0) if is_single else input
-    if _is_integer(conv, lambda: integers_pay_in_convolution(x, conv.weight, output_positions(conv, x))):
+    own = calibrated_range(conv, conv.scheme) is None
+    if _is_integer(conv, lambda: integers_pay_in_convolution(x, conv.weight, output_positions(conv, x), own)):
         output = _integer_convolution(conv, _activation(x))
     else:
         x = _on_activation_grid(x, calibrated_range(conv, conv.scheme), conv.scheme)

@@ -205,6 +205,17 @@ def test_sums_that_could_leave_32_bits_are_computed_otherwise() -> None:
 
 @needs_kernels
 @pytest.mark.usefixtures("_on", "level")
+def test_small_layers_that_other_kernels_compute_stay_in_floating_point() -> None:
+    plain, x = nn.Linear(6, 4), torch.randn(3, 6)
+    expected = plain(x)
+    scheme = QuantScheme("w4a8", edge_bits=None)
+    for stochastic in (False, True):
+        layer = prepare(nn.Sequential(plain), "ptq", scheme, LaneOptions(stochastic_rounding=stochastic))
+        assert torch.equal(layer(x), expected) is stochastic
+
+
+@needs_kernels
+@pytest.mark.usefixtures("_on", "level")
 def test_an_exported_program_has_plain_operations() -> None:
     deployed = convert(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)), QuantScheme("w4a8")).eval()
     x = torch.randn(5, 8)
