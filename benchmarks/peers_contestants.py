@@ -311,13 +311,13 @@ def ours(job: Job, report: Report, mode: str, cifar10: str | None = None, seed: 
         def client_ids(self) -> range:
             return range(shape.clients)
 
-        def train_dataloader(self, client_id: int) -> Any:  # type: ignore[override]
+        def train_dataloader(self, client_id: int) -> Any:  # type: ignore[override]  # numbers are its only ids
             return shared.loader_of(shape, *self.clients[client_id])
 
         def val_dataloader(self) -> Any:
             return self.held_out
 
-        def num_examples(self, client_id: int) -> int:  # type: ignore[override]
+        def num_examples(self, client_id: int) -> int:  # type: ignore[override]  # as above
             return shape.examples
 
     class Clock(RoundCallback):

@@ -27,7 +27,7 @@ class FederatedDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     # A federated module has one training loader per client, so the signature cannot be Lightning's.
-    def train_dataloader(self, client_id: ClientId) -> Any:  # type: ignore[override]
+    def train_dataloader(self, client_id: ClientId) -> Any:  # type: ignore[override]  # Lightning's takes no client
         """The client's training batches. Shuffling draws from torch's global random numbers, which the trainer seeds.
 
         Args:

@@ -117,7 +117,7 @@ class PartitionedDataModule(FederatedDataModule):
         return self._label_counts.among(positions)
 
     # One training loader per client: the signature is FederatedDataModule's, not Lightning's.
-    def train_dataloader(self, client_id: ClientId) -> DataLoader[Any]:  # type: ignore[override]
+    def train_dataloader(self, client_id: ClientId) -> DataLoader[Any]:  # type: ignore[override]  # as in its base
         """Training batches of one client, shuffled where the wrapped loader shuffles.
 
         The order comes from torch's global random numbers, or, where the wrapped loader has a generator, from that's
