@@ -73,12 +73,8 @@ FEDHQ_INLINE float highest_of(int32_t zero) { return zero ? HIGHEST : 255.0f; }
 struct OnGrid {
   float inverse, zero_point, lowest, highest;
   FEDHQ_INLINE_MEMBER void pixel(const float* __restrict x, int64_t size, int8_t* __restrict to) const {
-    for (int64_t i = 0; i < size; i++) {
-      float q = __builtin_rintf(x[i] * inverse) + zero_point;
-      q = q > lowest ? q : lowest;
-      q = q < highest ? q : highest;
-      to[i] = static_cast<int8_t>(static_cast<int32_t>(q));
-    }
+    for (int64_t i = 0; i < size; i++)
+      to[i] = static_cast<int8_t>(static_cast<int32_t>(on_grid(x[i], inverse, zero_point, lowest, highest)));
   }
   FEDHQ_INLINE_MEMBER void channel(const float* x, int64_t width, int64_t, int8_t* to) const { pixel(x, width, to); }
 };

@@ -243,12 +243,8 @@ static void round_input_values(const float* x, int64_t rows, int64_t inner, int 
     float* __restrict to = rounded + m * inner;
     const Grid grid = asymmetric_grid(from, inner, lowest, highest);
     const float inverse = 1.0f / grid.scale, low = static_cast<float>(lowest), high = static_cast<float>(highest);
-    for (int64_t k = 0; k < inner; k++) {
-      float q = __builtin_rintf(from[k] * inverse) + grid.zero_point;
-      q = q > low ? q : low;
-      q = q < high ? q : high;
-      to[k] = (q - grid.zero_point) * grid.scale;
-    }
+    for (int64_t k = 0; k < inner; k++)
+      to[k] = (on_grid(from[k], inverse, grid.zero_point, low, high) - grid.zero_point) * grid.scale;
   }
 }
 

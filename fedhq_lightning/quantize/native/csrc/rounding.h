@@ -84,15 +84,18 @@ FEDHQ_INLINE Grid asymmetric_grid(const float* x, int64_t size, int lowest, int 
   return {scale, zero == zero ? zero : 0.0f};
 }
 
+// A value's integer on a grid, as a float.
+FEDHQ_INLINE float on_grid(float value, float inverse, float zero_point, float lowest, float highest) {
+  float q = __builtin_rintf(value * inverse) + zero_point;
+  q = q > lowest ? q : lowest;
+  return q < highest ? q : highest;
+}
+
 FEDHQ_INLINE void round_asymmetric(const float* __restrict x, int64_t size, Grid grid, int lowest, int highest,
                                    int offset, Row* __restrict to) {
   const float inverse = 1.0f / grid.scale, low = static_cast<float>(lowest), high = static_cast<float>(highest);
-  for (int64_t i = 0; i < size; i++) {
-    float q = __builtin_rintf(x[i] * inverse) + grid.zero_point;
-    q = q > low ? q : low;
-    q = q < high ? q : high;
-    to[i] = static_cast<Row>(static_cast<int32_t>(q) + offset);
-  }
+  for (int64_t i = 0; i < size; i++)
+    to[i] = static_cast<Row>(static_cast<int32_t>(on_grid(x[i], inverse, grid.zero_point, low, high)) + offset);
 }
 
 constexpr int NUM_SHARES = 6;
