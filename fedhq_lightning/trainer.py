@@ -44,6 +44,7 @@ from fedhq_lightning.support.first_process import is_first_process
 from fedhq_lightning.support.lightnings import AnyLogger
 from fedhq_lightning.support.memory import keep_freed_memory
 from fedhq_lightning.support.paths import expand_if_given
+from fedhq_lightning.support.phase_clock import PhaseClock
 from fedhq_lightning.support.threads import torch_threads
 from fedhq_lightning.support.views import users_view
 from fedhq_lightning.tracking import check_logger
@@ -86,6 +87,8 @@ class FederatedTrainer(AfterFit):
             view of every evaluated model and of the last; False: clients' running statistics are averaged.
         eval_every_n_rounds: Evaluate after every so many rounds, and after the last.
         checkpoint_every_n_rounds: Write a checkpoint after every so many rounds, and after the last.
+        final_evaluation: After the last round, evaluate the deployed model on test data, on each class and on clients,
+            and time it. False leaves these figures null, and `metric_quantized` as the deployed round logged it.
         enable_progress_bar: Show progress, and the result at the end.
         seed: Where every random number of the run comes from.
         default_root_dir: Run directories are made in `default_root_dir/RECIPE/`.
@@ -136,6 +139,7 @@ class FederatedTrainer(AfterFit):
         retake_batch_statistics: bool = True,
         eval_every_n_rounds: int = 1,
         checkpoint_every_n_rounds: int = 1,
+        final_evaluation: bool = True,
         enable_progress_bar: bool = True,
         seed: int = 0,
         default_root_dir: str | Path = "runs",
@@ -170,6 +174,7 @@ class FederatedTrainer(AfterFit):
             "retake_batch_statistics": retake_batch_statistics,
             "eval_every_n_rounds": eval_every_n_rounds,
             "checkpoint_every_n_rounds": checkpoint_every_n_rounds,
+            "final_evaluation": final_evaluation,
             "enable_progress_bar": enable_progress_bar,
             "seed": seed,
             "default_root_dir": expand_if_given(default_root_dir, "default_root_dir"),
@@ -231,6 +236,7 @@ class FederatedTrainer(AfterFit):
         self, module: L.LightningModule, datamodule: FederatedDataModule | None, ckpt_path: str | Path | None
     ) -> None:
         """Set up, open the run directory, launch, and run."""
+        clock = PhaseClock("set_up")
         self.monitored, self.summary, self._listeners = Monitored(), {}, []
         datamodule = setup.check_types(module, datamodule)
         settings, described = self.settings, self._describe_run(module, datamodule)
@@ -264,12 +270,13 @@ class FederatedTrainer(AfterFit):
                 state = resumed.state
                 self._load_parts(resumed.saved, job.allocator)
                 evaluator.load_state_dict(resumed.saved.get("evaluator", {}))  # not in checkpoints of 0.2.0
+                clock.add(resumed.saved.get("wall_phases", {}))  # likewise
                 processes.barrier()  # all have read the rounds
                 if self.is_global_zero:
                     until_the_end.enter_context(resumed.take_up(job.template, recipe.text, settings.max_rounds))
             self._listeners = [*self.callbacks, Tracking(self.logger, processes, recipe.name, described, state.records)]
             self._records, self._evaluated = state.records, None
-            self._run(module, job, evaluator, processes, directory, state, described, recipe.name)
+            self._run(module, job, evaluator, processes, directory, state, clock, described, recipe.name)
 
     def _run(
         self,
@@ -279,6 +286,7 @@ class FederatedTrainer(AfterFit):
         processes: Processes,
         directory: RunDirectory,
         state: RunState,
+        clock: PhaseClock,
         described: dict[str, Any],
         recipe_name: str,
     ) -> None:
@@ -298,11 +306,13 @@ class FederatedTrainer(AfterFit):
                 directory,
                 state,
                 setup.statistics_of(settings, job, evaluator, processes),
+                clock,
                 saved_parts=lambda: {"described": described, "callbacks": self._states_of_callbacks()},
             )
-            rounds.run()
+            with clock.phase("other"):
+                rounds.run()
             self.summary = processes.from_first(
-                lambda: complete(settings, job, evaluator, state, directory, recipe_name, self.writes_model)
+                lambda: complete(settings, job, evaluator, state, directory, recipe_name, clock, self.writes_model)
             )
             build_like(module, job.template, settings.fit_options)
             load_weights(module, users_view(state.deployed))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import safetensors.torch
 import torch
@@ -32,6 +32,7 @@ from fedhq_lightning.types import AnyModule
 
 PACKED_FORMAT = "fedhq-packed-model"
 PACKED_VERSION = 1
+Values = TypeVar("Values")
 
 
 class ExportError(RuntimeError):
@@ -79,10 +80,9 @@ def export_program(converted: nn.Module, example_args: tuple[Any, ...], path: Pa
             loaded: nn.Module = torch.export.load(written).module()
         except Exception as error:  # export raises whatever the traced code and a dozen of its own passes raise
             raise ExportError(f"{kind} cannot be exported: {first_line(error)}") from error
-        single = pytree.tree_map(lambda leaf: leaf[:1] if _has_batch(leaf) else leaf, example_args)
-        for args, what in ((example_args, "the example"), (single, "a batch of one")):
+        for args, what in ((example_args, "the example"), (first_samples(example_args, 1), "a batch of one")):
             try:
-                same = _equal(loaded(*args), converted(*args))
+                same = same_outputs(loaded(*args), converted(*args))
             except Exception as error:  # a program's guards have no common type of error
                 raise ExportError(
                     f"{type(converted).__name__}, exported, fails on {what}: {first_line(error)}"
@@ -188,7 +188,7 @@ def save_packed(converted: nn.Module, path: Path) -> None:
 def computes_the_same(program: nn.Module, converted: nn.Module, example_args: tuple[Any, ...]) -> bool:
     """Whether a program that was read computes bit for bit what a converted module does, on one example on the CPU."""
     with torch.no_grad():
-        return _equal(program(*example_args), converted.eval()(*example_args))
+        return same_outputs(program(*example_args), converted.eval()(*example_args))
 
 
 def packed_size(converted: nn.Module) -> int:
@@ -259,11 +259,18 @@ def _key(layer: str, tensor: str) -> str:
     return f"{layer}.{tensor}" if layer else tensor
 
 
+def first_samples(values: Values, count: int) -> Values:
+    """Arguments, nested as they may be, with the first `count` samples of every tensor."""
+    found: Values = pytree.tree_map(lambda leaf: leaf[:count] if _has_batch(leaf) else leaf, values)
+    return found
+
+
 def _has_batch(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.dim() > 0
 
 
-def _equal(first: Any, second: Any) -> bool:
+def same_outputs(first: Any, second: Any) -> bool:
+    """Whether two outputs are the same bits, NaN where NaN is."""
     left, right = pytree.tree_leaves(first), pytree.tree_leaves(second)
     return len(left) == len(right) and all(_same_leaf(a, b) for a, b in zip(left, right, strict=True))
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fedhq_lightning.deploy import ExportError
 from fedhq_lightning.deploy.deployment import Deployment
-from fedhq_lightning.deploy.model_folder import write_model_folder
+from fedhq_lightning.deploy.export import first_samples, same_outputs
+from fedhq_lightning.deploy.model_folder import MOST_SAMPLES, write_model_folder
 from fedhq_lightning.local.evaluation import Evaluator
 from fedhq_lightning.quantize import IntegerLayer, LayerScheme
 from fedhq_lightning.support.text import first_line
@@ -56,7 +58,7 @@ def deploy(
         example_args,
         evaluator.scheme,
         type(module).__name__,
-        evaluate=partial(metrics_of_program, evaluator, state, loaders),
+        evaluate=partial(metrics_of_program, evaluator, state, loaders, only_new_shapes=True),
         fp_metrics=metrics["fp"],
         quantized_metrics=metrics["quantized"],
         held_out=held_out,
@@ -80,20 +82,41 @@ def _is_static(converted: nn.Module, name: str) -> bool:
 
 
 def metrics_of_program(
-    evaluator: Evaluator, state: StateDict, loaders: Sequence[Any], program: nn.Module
+    evaluator: Evaluator,
+    state: StateDict,
+    loaders: Sequence[Any],
+    program: nn.Module,
+    only_new_shapes: bool = False,
 ) -> dict[str, float]:
     """Metrics with an exported program as the module's `forward`; empty if validation never calls `forward`.
 
+    Args:
+        evaluator: Converts the module.
+        state: What the program was made from.
+        loaders: Held-out batches.
+        program: As read back.
+        only_new_shapes: Run the program on a few samples of the first batch of every shape alone, compare its bits with
+            the converted module's, and have that one, which has faster kernels, compute the metrics.
+
     Raises:
         ExportError: The program does not take what validation gives it: other sizes than the first dimension's, or
-            arguments by keyword.
+            arguments by keyword. Or its bits are not the module's.
     """
-    module, calls = evaluator.deployed(state).cpu(), 0
+    module, calls, seen = evaluator.deployed(state).cpu(), 0, set[tuple[Any, ...]]()
+    converted = module.forward
 
     def forward(*args: Any, **keywords: Any) -> Any:
         nonlocal calls
         calls += 1
-        return program(*args, **keywords)
+        if not only_new_shapes:
+            return program(*args, **keywords)
+        shapes = tuple(_shape(leaf) for leaf in pytree.tree_leaves((args, keywords)))
+        if shapes not in seen:
+            seen.add(shapes)
+            few, named = first_samples((args, keywords), MOST_SAMPLES)
+            if not same_outputs(program(*few, **named), converted(*few, **named)):
+                raise ExportError("it differs from the module")
+        return converted(*args, **keywords)
 
     module.forward = forward  # type: ignore[method-assign]  # on this copy only
     try:
@@ -102,3 +125,8 @@ def metrics_of_program(
         kind = type(module).__name__
         raise ExportError(f"{kind}, exported, fails on the held-out batches: {first_line(error)}") from error
     return metrics if calls else {}
+
+
+def _shape(leaf: Any) -> Any:
+    """What a program is made for, of one argument: not the number of samples."""
+    return leaf.shape[1:] if isinstance(leaf, Tensor) else repr(leaf)

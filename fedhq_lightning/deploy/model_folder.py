@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fedhq_lightning.deploy import ExportError, export_program, model_readme, save_packed
 from fedhq_lightning.deploy.deployment import Deployment
-from fedhq_lightning.deploy.export import packed_size
+from fedhq_lightning.deploy.export import first_samples, packed_size
 from fedhq_lightning.quantize import QuantScheme
 from fedhq_lightning.support.atomic_files import told_to_user, write_atomically
 from fedhq_lightning.types import StateDict
@@ -25,6 +25,9 @@ WEIGHTS = "weights.safetensors"
 STATISTICS = "deployed_statistics.safetensors"
 LOADER = "load_model.py"
 README = "README.md"
+
+MOST_SAMPLES = 64
+"""That a program is tried and timed on: on some processors torch's integer products are slow."""
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
@@ -123,12 +126,12 @@ def _write_model(
 
 
 def _example(module: L.LightningModule, example_args: tuple[Any, ...] | None) -> tuple[Any, ...]:
-    """The arguments given, or the module's own example, on the CPU."""
+    """The arguments given, or the module's own example, of not too many samples, on the CPU."""
     if example_args is None:
         example_args = _as_arguments(module.example_input_array)
     if example_args is None:
         raise ExportError("validation_step does not call its forward by position, and it has no example_input_array")
-    on_cpu: tuple[Any, ...] = pytree.tree_map_only(Tensor, Tensor.cpu, example_args)
+    on_cpu: tuple[Any, ...] = pytree.tree_map_only(Tensor, Tensor.cpu, first_samples(example_args, MOST_SAMPLES))
     return on_cpu
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fedhq_lightning.deploy.export import first_samples
+
 _MOST_REPETITIONS = 40
 _MOST_SECONDS = 0.5
 """Of each batch size. A forward that is under way is not cut short, and each model has one repetition at least."""
@@ -47,7 +49,7 @@ def measure_inference(
     plain.eval()
     batch_sizes = {}
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        for args in (_first_sample(example_args), example_args):
+        for args in (first_samples(example_args, 1), example_args):
             batch_sizes[str(batch_size(args))] = _in_turns(partial(plain, *args), partial(program, *args))
     return {
         "threads": torch.get_num_threads(),
@@ -61,11 +63,6 @@ def measure_inference(
 def batch_size(args: tuple[Any, ...]) -> int:
     """First dimension of the first tensor that has one."""
     return next(leaf.shape[0] for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim())
-
-
-def _first_sample(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    first: tuple[Any, ...] = pytree.tree_map_only(Tensor, lambda leaf: leaf[:1] if leaf.dim() else leaf, args)
-    return first
 
 
 def _in_turns(fp32: Callable[[], Any], int8: Callable[[], Any]) -> dict[str, Any]:

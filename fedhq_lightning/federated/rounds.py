@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +26,7 @@ from fedhq_lightning.run.records import ClientRecord, RoundRecord
 from fedhq_lightning.run.state import RunState
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.notes import noted
+from fedhq_lightning.support.phase_clock import PhaseClock
 from fedhq_lightning.support.views import float_view
 from fedhq_lightning.types import MODES, ClientId, Plan
 
@@ -48,6 +47,7 @@ class RoundLoop:
         directory: Written by process 0 only.
         state: Where the run stands.
         statistics: Takes batch statistics of global models anew; None where there are none, or they are averaged.
+        clock: Of the run.
         saved_parts: What a checkpoint holds of others: the run's description, and the callbacks' states.
     """
 
@@ -63,6 +63,7 @@ class RoundLoop:
         directory: RunDirectory,
         state: RunState,
         statistics: StatisticsRound | None,
+        clock: PhaseClock,
         saved_parts: Callable[[], dict[str, Any]],
     ) -> None:
         self._settings = settings
@@ -75,6 +76,7 @@ class RoundLoop:
         self._directory = directory
         self._state = state
         self._statistics = statistics
+        self._clock = clock
         self._saved_parts = saved_parts
         self._warned_of_sensitivity = False
         self._warned_of_idle = False
@@ -83,29 +85,29 @@ class RoundLoop:
         """All rounds that are still to be done; before the first, an evaluation that counts as round 0."""
         state, control = self._state, self._control
         if not state.records:
-            self._observe(0, Plan({}), [], _Stopwatch())
+            self._observe(0, Plan({}), [], self._clock.read())
         while state.round < self._settings.max_rounds and not control.should_stop:
-            watch = _Stopwatch()
+            before = self._clock.read()
             at_server = self._server.open_round(state.round + 1, float_view(state.global_state))
-            plan = self._plan(at_server.number, watch)
-            updates = self._fit(at_server, plan, watch)  # one at a time, as they are aggregated
+            plan = self._plan(at_server.number)
+            updates = self._fit(at_server, plan)  # one at a time, as they are aggregated
             clients = self._aggregate(at_server, updates)
-            self._observe(at_server.number, plan, clients, watch)
+            self._observe(at_server.number, plan, clients, before)
             if control.should_stop and not state.stopped:  # set when the round was saved already
                 state.stopped = True
                 self._retake(at_server.number, clients)
                 self._processes.from_first(self._save_checkpoint)
 
-    def _plan(self, round_number: int, watch: _Stopwatch) -> Plan:
+    def _plan(self, round_number: int) -> Plan:
         cohort = self._job.sampler.cohort(round_number, self._state.virtual_seconds)
         allocator = self._job.allocator
-        with watch.measure("allocator"):
+        with self._clock.phase("allocate"):
             plan = allocator.propose(round_number, cohort)
         _check(plan, cohort, type(allocator).__name__)
         self._control.call("on_round_start", round_number, plan)
         return plan
 
-    def _fit(self, at_server: ServerRound, plan: Plan, watch: _Stopwatch) -> Iterator[Update]:
+    def _fit(self, at_server: ServerRound, plan: Plan) -> Iterator[Update]:
         """Train this process's share of the cohort, one client after another."""
         settings, control, cohort = self._settings, self._control, list(plan.modes)
         scale = learning_rate_scale(settings.round_lr, at_server.number, settings.max_rounds)
@@ -119,7 +121,7 @@ class RoundLoop:
         for client_id in share_of(self._processes, cohort, work):
             mode = plan.modes[client_id]
             control.call("on_client_start", client_id, mode)
-            with watch.measure("fit"), noted(notes[client_id]):
+            with self._clock.phase("fit"), noted(notes[client_id]):
                 update = self._fitter.fit(
                     at_server.number,
                     client_id,
@@ -146,8 +148,9 @@ class RoundLoop:
 
     def _aggregate(self, at_server: ServerRound, updates: Iterable[Update]) -> list[ClientRecord]:
         """Give the server this process's updates, and step; every client's record, in fixed order."""
-        records = [_received(at_server, update) for update in updates]
-        found = at_server.close()
+        with self._clock.phase("aggregate"):
+            records = [_received(at_server, update) for update in updates]
+            found = at_server.close()
         self._state.global_state = self._state.global_state | found.state
         self._state.has_statistics = False
         if not found.total_weight:
@@ -200,20 +203,22 @@ class RoundLoop:
                 f"so the allocator goes without: {', '.join(unmeasured[:5])} (said once a run)"
             )
 
-    def _observe(self, round_number: int, plan: Plan, clients: list[ClientRecord], watch: _Stopwatch) -> None:
+    def _observe(self, round_number: int, plan: Plan, clients: list[ClientRecord], before: Mapping[str, float]) -> None:
         settings, control, state = self._settings, self._control, self._state
         last = round_number == settings.max_rounds
         is_evaluated = bool(self._job.validation_loaders) and (round_number % settings.eval_every_n_rounds == 0 or last)
         retaken = self._retake(round_number, clients) if is_evaluated or last else Retaken({})
         metrics = train_metrics(clients)
         if is_evaluated:
-            with noted(f"while the global model was evaluated, after round {round_number}"):
+            note = f"while the global model was evaluated, after round {round_number}"
+            with self._clock.phase("evaluate"), noted(note):
                 metrics |= self._evaluator.evaluate(state.served, self._job.validation_loaders)
-        record = self._record(round_number, metrics, plan, clients, watch, retaken)
-        with watch.measure("allocator"):
+        record = self._record(round_number, metrics, plan, clients, before, retaken)
+        with self._clock.phase("allocate"):
             self._job.allocator.observe(record)
         # Its time is complete only now, and what it plans may not depend on it.
-        record = replace(record, allocator_seconds=self._processes.broadcast(watch.seconds["allocator"]))
+        allocator_seconds = self._processes.broadcast(self._clock.since(before).get("allocate", 0.0))
+        record = replace(record, allocator_seconds=allocator_seconds)
         state.round = round_number
         state.records.append(replace(record, clients=()))
         is_best = round_number > 0 and state.is_better(record.monitored, self._job.monitored.mode)
@@ -223,7 +228,8 @@ class RoundLoop:
         state.stopped = control.should_stop
         if state.stopped:
             self._retake(round_number, clients)
-        self._processes.from_first(lambda: self._write(record, is_best, last or state.stopped))
+        with self._clock.phase("save"):
+            self._processes.from_first(lambda: self._write(record, is_best, last or state.stopped))
         control.call("on_round_saved", record)
 
     def _retake(self, round_number: int, clients: Sequence[ClientRecord]) -> Retaken:
@@ -232,7 +238,8 @@ class RoundLoop:
         if self._statistics is None or state.has_statistics or not clients:
             return Retaken({})
         aggregated = [client.client_id for client in clients if client.status == "ok"]
-        found = self._statistics.retake(round_number, state.served, aggregated)
+        with self._clock.phase("statistics"):
+            found = self._statistics.retake(round_number, state.served, aggregated)
         state.take_statistics(found.statistics)
         return found
 
@@ -253,7 +260,7 @@ class RoundLoop:
         metrics: dict[str, float],
         plan: Plan,
         clients: list[ClientRecord],
-        watch: _Stopwatch,
+        before: Mapping[str, float],
         retaken: Retaken,
     ) -> RoundRecord:
         """What happened, with wall times as process 0 measured them, so that every process holds the same record."""
@@ -264,8 +271,9 @@ class RoundLoop:
         # The clients' round, and with it the deadline, begins when the first of them is there.
         wait = self._job.sampler.wait_seconds(self._state.virtual_seconds) if round_number else 0.0
         virtual += wait + retaken.virtual_seconds
+        spent = self._clock.since(before)
         wall, fit, allocator = self._processes.broadcast(
-            [watch.total(), watch.seconds["fit"], watch.seconds["allocator"]]
+            [sum(spent.values()), spent.get("fit", 0.0), spent.get("allocate", 0.0)]
         )
         is_trained_on = monitor is not None and not self._job.probe.validation_names
         return RoundRecord.of_clients(
@@ -293,6 +301,7 @@ class RoundLoop:
             "aggregator": self._settings.aggregator.state_dict(),
             "allocator": self._job.allocator.state_dict(),
             "evaluator": self._evaluator.state_dict(),
+            "wall_phases": self._clock.read(),
             **self._saved_parts(),
             **for_lightning(self._job.template, self._state.served),
         }
@@ -357,20 +366,3 @@ def learning_rate_scale(round_lr: str | float, round_number: int, max_rounds: in
     if round_lr == "linear":
         return 1 - done
     return float(round_lr) ** (round_number - 1)
-
-
-class _Stopwatch:
-    """Wall seconds since it was made, and of named parts."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {"fit": 0.0, "allocator": 0.0}
-        self._started = time.perf_counter()
-
-    def total(self) -> float:
-        return time.perf_counter() - self._started
-
-    @contextmanager
-    def measure(self, part: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[part] += time.perf_counter() - started

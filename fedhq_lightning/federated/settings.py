@@ -59,6 +59,7 @@ class RunSettings:
     retake_batch_statistics: bool
     eval_every_n_rounds: int
     checkpoint_every_n_rounds: int
+    final_evaluation: bool
     seed: int
 
     @classmethod

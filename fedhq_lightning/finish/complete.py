@@ -25,6 +25,7 @@ from fedhq_lightning.run.records import distinct_clients, tier_figures
 from fedhq_lightning.run.run import Run
 from fedhq_lightning.run.state import RunState
 from fedhq_lightning.run.summary import summarize
+from fedhq_lightning.support.phase_clock import PhaseClock
 from fedhq_lightning.support.text import first_line
 
 
@@ -35,6 +36,7 @@ def complete(
     state: RunState,
     directory: RunDirectory,
     recipe_name: str,
+    clock: PhaseClock,
     writes_model: bool = True,
 ) -> dict[str, Any]:
     """Write `model/`, `clients.parquet`, `summary.json` and `report.html`; the summary.
@@ -48,31 +50,36 @@ def complete(
         state: After the last round.
         directory: Where it writes.
         recipe_name: For the summary.
+        clock: Of the run.
         writes_model: Without, only the summary is written, from what the rounds logged and the test data tell.
     """
     # Clients are in `rounds.jsonl` alone, and may be many: whatever is told of them is read one round at a time.
     tiers = tier_figures(directory.stream_rounds())
-    deployment, worst, per_class, inference = None, None, None, None
+    monitor, loaders = job.monitored.name, job.validation_loaders if settings.final_evaluation else []
+    deployment, worst, per_class, inference, on_test = None, None, None, None, None
     if writes_model:
-        monitor, loaders = job.monitored.name, job.validation_loaders
-        deployment = deploy(
-            evaluator,
-            state.deployed,
-            loaders,
-            job.probe.example_args,
-            directory.model,
-            logged=next((record.metrics for record in state.records if record.round == state.best_round), None),
-            held_out=f"the held-out data (`val_dataloader`) of {_name_of(job.datamodule)}",
-        )
-        if loaders:
-            participants = distinct_clients(directory.stream_rounds())
-            worst = worst_client(evaluator, state, monitor, job.monitored.mode, job.datamodule, participants)
-        per_class = per_class_accuracy(evaluator, state.deployed, loaders, monitor)
-        inference = _inference(evaluator, state, directory, deployment)
-    on_test = metrics_on_test_data(evaluator, state.deployed, job.template, job.datamodule)
+        with clock.phase("deploy"):
+            deployment = deploy(
+                evaluator,
+                state.deployed,
+                loaders,
+                job.probe.example_args,
+                directory.model,
+                logged=next((record.metrics for record in state.records if record.round == state.best_round), None),
+                held_out=f"the held-out data (`val_dataloader`) of {_name_of(job.datamodule)}",
+            )
+    if settings.final_evaluation:
+        with clock.phase("final_evaluation"):
+            on_test = metrics_on_test_data(evaluator, state.deployed, job.template, job.datamodule)
+            if writes_model and loaders:
+                participants = distinct_clients(directory.stream_rounds())
+                worst = worst_client(evaluator, state, monitor, job.monitored.mode, job.datamodule, participants)
+                per_class = per_class_accuracy(evaluator, state.deployed, loaders, monitor)
+            if deployment is not None:
+                inference = _inference(evaluator, state, directory, deployment)
     summary = summarize(
         state,
-        job.monitored.name,
+        monitor,
         settings.scheme,
         job.grids,
         settings.seed,
@@ -84,13 +91,17 @@ def complete(
         inference,
         recipe_name,
         directory.path,
+        clock.read(),
     )
     if writes_model:
         directory.write_clients()
     directory.write_summary(summary)
     if writes_model:
-        write_report(Run(directory.path, summary))
-        write_allocation_picture(directory.path)
+        with clock.phase("report"):
+            write_report(Run(directory.path, summary))
+            write_allocation_picture(directory.path)
+        summary["wall_phases"] = clock.read()
+        directory.write_summary(summary)
     return summary
 
 

@@ -25,6 +25,7 @@ TRAINER_SETTINGS_THAT_CHANGE_NO_BIT = (
     "default_root_dir",
     "enable_progress_bar",
     "checkpoint_every_n_rounds",
+    "final_evaluation",
 )
 """Keys of `trainer` that do not change what a run computes, nor does what is below them."""
 SETTINGS_THAT_CHANGE_NO_BIT = frozenset(f"trainer.{name}" for name in TRAINER_SETTINGS_THAT_CHANGE_NO_BIT)

@@ -79,6 +79,8 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("virtual time", "virtual_seconds"),
     )
     rows += [(label, format_seconds(float(summary[key]))) for label, key in times if summary.get(key) is not None]
+    if phases := summary.get("wall_phases"):
+        rows.append(("wall time beside the rounds", _phases_text(phases)))
     sizes = (("bytes up", "uplink_bytes"), ("bytes down", "downlink_bytes"))
     rows += [(label, format_bytes(summary[key])) for label, key in sizes if summary.get(key) is not None]
     rows.append(("local fits by mode", format_modes(summary.get("mode_counts") or {})))
@@ -94,6 +96,12 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if summary.get("seed") is not None:
         rows.append(("seed", str(summary["seed"])))
     return rows
+
+
+def _phases_text(phases: Mapping[str, float]) -> str:
+    names = ("set_up", "deploy", "final_evaluation", "report")
+    told = [f"{name.replace('_', ' ')} {format_seconds(phases[name])}" for name in names if name in phases]
+    return ", ".join(told)
 
 
 def _kernels_text(summary: Mapping[str, Any]) -> str:

@@ -36,12 +36,14 @@ def summarize(
     inference: dict[str, Any] | None,
     recipe: str,
     run_dir: Path,
+    wall_phases: Mapping[str, float],
 ) -> dict[str, Any]:
     """Figures of the whole run; `metric_fp` and `metric_quantized` are those of the deployed round.
 
     `test_metrics` are `fp/NAME` and `quantized/NAME` on the test data. Without a deployment, a model that was not
     written, `metric_quantized` is what the round logged.
-    Wall times cover the rounds and the evaluation before them, not set-up, export and report.
+    Wall times cover the rounds and the evaluation before them, not set-up, export and report: those are among
+    `wall_phases`, seconds by phase.
     """
     best = next((record for record in state.records if record.round == state.best_round), None)
     quantized = best.metric_quantized if best else None
@@ -61,6 +63,7 @@ def summarize(
         "layer_schemes": {name.removesuffix(".weight"): str(grid) for name, grid in grids.items()},
         "wall_seconds": state.wall_seconds,
         "fit_wall_seconds": sum(record.fit_wall_seconds for record in rounds),
+        "wall_phases": dict(wall_phases),
         "virtual_seconds": state.virtual_seconds,
         "allocator_seconds": sum(record.allocator_seconds for record in rounds),
         "uplink_bytes": sum(record.uplink_bytes for record in rounds),

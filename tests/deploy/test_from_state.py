@@ -1,5 +1,6 @@
 """What is deployed where the exported program cannot do what validation asks of it."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import lightning as L
@@ -9,8 +10,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fedhq_lightning.callbacks import FixedAllocator
-from fedhq_lightning.deploy import load_packed
+from fedhq_lightning.deploy import ExportError, load_packed
+from fedhq_lightning.deploy.from_state import metrics_of_program
+from fedhq_lightning.local.evaluation import Evaluator
+from fedhq_lightning.quantize import QuantScheme
+from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.trainer import FederatedTrainer
+from fedhq_lightning.types import FitOptions
 
 from ..small_federation import NUM_CLASSES, SmallData, SmallModule
 from ..trainer.runs import fit, records
@@ -76,3 +82,32 @@ def test_a_program_that_fails_on_the_held_out_batches_is_not_deployed(module: Sm
     assert reason in (folder / "README.md").read_text()
     assert done.summary["metric_quantized"] == records(done)[1].metric_quantized
     load_packed(folder / "model.safetensors", module)
+
+
+class Counted(nn.Module):
+    """A program that may be wrong on inputs of some width, and tells what it was given."""
+
+    def __init__(self, module: L.LightningModule, wrong_width: int = 0) -> None:
+        super().__init__()
+        self.module, self.wrong_width, self.shapes = module, wrong_width, list[tuple[int, ...]]()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.shapes.append(tuple(inputs.shape))
+        output: Tensor = self.module(inputs)
+        return output + 1e-6 if inputs.shape[1] == self.wrong_width else output
+
+
+def test_a_program_is_compared_on_each_shape_once_and_the_module_computes_the_metrics() -> None:
+    template, cpu = Reader(), torch.device("cpu")
+    evaluator = Evaluator(template, QuantScheme("w4a8"), FitOptions(), Processes(None), cpu, nullcontext, seed=0)
+    state = template.state_dict()
+    shapes = [(70, 3), (30, 3), (70, 5), (70, 3)]
+    loaders = [[(torch.ones(shape).long(), torch.zeros(shape[0]).long()) for shape in shapes]]
+    program = Counted(evaluator.deployed(state))
+    found = metrics_of_program(evaluator, state, loaders, program, only_new_shapes=True)
+    assert program.shapes == [(64, 3), (64, 5)]
+    program = Counted(evaluator.deployed(state))
+    assert found == metrics_of_program(evaluator, state, loaders, program)
+    assert program.shapes == shapes
+    with pytest.raises(ExportError, match="differs from the module"):
+        metrics_of_program(evaluator, state, loaders, Counted(evaluator.deployed(state), 5), only_new_shapes=True)
