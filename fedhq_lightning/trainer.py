@@ -38,6 +38,7 @@ from fedhq_lightning.report.progress import ProgressDisplay
 from fedhq_lightning.run.description import describe, text_of
 from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.run.state import RunState
+from fedhq_lightning.support.arithmetic import reproducible
 from fedhq_lightning.support.atomic_files import write_atomically
 from fedhq_lightning.support.collectives import Processes, launch
 from fedhq_lightning.support.first_process import is_first_process
@@ -45,7 +46,6 @@ from fedhq_lightning.support.lightnings import AnyLogger
 from fedhq_lightning.support.memory import keep_freed_memory
 from fedhq_lightning.support.paths import expand_if_given
 from fedhq_lightning.support.phase_clock import PhaseClock
-from fedhq_lightning.support.threads import torch_threads
 from fedhq_lightning.support.views import users_view
 from fedhq_lightning.tracking import check_logger
 from fedhq_lightning.tracking.callback import Tracking
@@ -229,7 +229,7 @@ class FederatedTrainer(AfterFit):
                 directory that cannot be written; another process in the run to go on from.
         """
         keep_freed_memory()
-        with torch_threads(self.settings.threads):
+        with reproducible(self.settings.threads, self.fabric.device):
             self._fit(module, datamodule, ckpt_path)
 
     def _fit(

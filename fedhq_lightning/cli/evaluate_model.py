@@ -26,10 +26,10 @@ from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.local.data_hooks import prepare_data, prepared
 from fedhq_lightning.local.template import set_up_template
 from fedhq_lightning.quantize import attach_ranges
+from fedhq_lightning.support.arithmetic import reproducible
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.quiet import libraries_quiet
 from fedhq_lightning.support.text import first_line
-from fedhq_lightning.support.threads import torch_threads
 from fedhq_lightning.trainer import FederatedTrainer
 
 
@@ -50,7 +50,7 @@ def evaluate_model(model: Path, recipe: str | None = None, overrides: Sequence[s
     resolved = resolve(name, text, overrides)
     with resolved.keys_named():
         trainer, module, datamodule = resolved.instantiate()
-    with torch_threads(trainer.settings.threads), prepared(datamodule, "validate"):
+    with reproducible(trainer.settings.threads, trainer.fabric.device), prepared(datamodule, "validate"):
         template = set_up_template(
             module, trainer.settings.fit_options, lambda: _training_batch(datamodule), datamodule
         )

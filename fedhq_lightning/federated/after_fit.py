@@ -21,9 +21,9 @@ from fedhq_lightning.local.module_checks import check_is_lightning_module
 from fedhq_lightning.local.template import set_up_template
 from fedhq_lightning.run.lightning_checkpoint import weights_of
 from fedhq_lightning.run.records import RoundRecord
+from fedhq_lightning.support.arithmetic import reproducible
 from fedhq_lightning.support.collectives import launch
 from fedhq_lightning.support.tensors import same_values
-from fedhq_lightning.support.threads import torch_threads
 from fedhq_lightning.support.views import users_view
 from fedhq_lightning.types import StateDict
 
@@ -111,7 +111,7 @@ class AfterFit(LightningAttributes):
         template, weights = self._weighed("predict", module, ckpt_path)
         evaluator = setup.evaluator_of(settings, fabric, template, launch(fabric))
         model = evaluator.deployed if quantized and settings.scheme is not None else evaluator.model
-        with torch_threads(settings.threads), prepared(data, "predict") as hooked:
+        with reproducible(settings.threads, fabric.device), prepared(data, "predict") as hooked:
             loaders = prediction.loaders_of(data)
             return prediction.predict(model(weights), loaders, settings.fit_options, fabric.device, hooked)
 
@@ -126,7 +126,10 @@ class AfterFit(LightningAttributes):
         settings, fabric = self.settings, self.fabric
         template, weights = self._weighed(stage, module, ckpt_path)
         data = setup.held_out_data(template, stage, dataloaders, datamodule, self._fitted_on)
-        with torch_threads(settings.threads), prepared(data, "validate" if stage == "validation" else "test") as hooked:
+        with (
+            reproducible(settings.threads, fabric.device),
+            prepared(data, "validate" if stage == "validation" else "test") as hooked,
+        ):
             evaluator = setup.evaluator_of(settings, fabric, template, launch(fabric), hooked)
             if hooked is not None:
                 data = hooked.val_dataloader() if stage == "validation" else hooked.test_dataloader()

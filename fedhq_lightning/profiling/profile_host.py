@@ -32,9 +32,9 @@ from fedhq_lightning.quantize import LaneOptions, LayerScheme, prepare
 from fedhq_lightning.quantize.convolution import output_positions
 from fedhq_lightning.quantize.kernel_choice import integers_pay_in_convolution, integers_pay_in_linear
 from fedhq_lightning.quantize.qat_layers import has_integer_forward
+from fedhq_lightning.support.arithmetic import reproducible
 from fedhq_lightning.support.collectives import lightning_quiet
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
-from fedhq_lightning.support.threads import torch_threads
 from fedhq_lightning.support.views import is_range
 from fedhq_lightning.types import Mode
 
@@ -71,7 +71,7 @@ def profile_host(
         raise ConfigurationError(
             "scheme is not set, so there are no ptq and qat lanes to measure; give one: --trainer.scheme=w4a8"
         )
-    with torch_threads(settings.threads), lightning_quiet():
+    with reproducible(settings.threads, fabric.device), lightning_quiet():
         return _Bench(settings, fabric, setup.set_up(settings, fabric, module, datamodule)).profile(on_progress)
 
 

@@ -75,7 +75,9 @@ def compiled(function: Kernel) -> Kernel:
             return function(x, *arguments)
         if fused is None:
             _load_quietly()
-            fused = torch.compile(function, dynamic=True, recompile_limit=_VARIANTS)  # type: ignore[call-overload]  # the overloads lack it
+            # As eager mode divides: on GPUs the compiler's own division is an approximation.
+            options = {"eager_numerics.division_rounding": True}
+            fused = torch.compile(function, dynamic=True, recompile_limit=_VARIANTS, options=options)  # type: ignore[call-overload]  # the overloads lack it
         from torch._dynamo.exc import TorchDynamoException
 
         try:

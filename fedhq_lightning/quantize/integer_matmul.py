@@ -10,8 +10,8 @@ MAX_INNER_SIZE = 65536
 """Longest inner dimension for which no product, zero-point correction included, leaves int32: 65536 * 255 * 128."""
 
 _OVERFLOWING_BITS = 8  # of the second factor, on CPUs without VNNI: see `has_exact_kernel`
-_CUDA_MIN_ROWS = 17  # cuBLASLt takes more than 16 rows, and multiples of 8 elsewhere
-_CUDA_MULTIPLE = 8
+_CUDA_MIN_ROWS = 32  # torch 2.13 refuses 16 and less; pytorch/pytorch#107671 had wrong products of 17
+_CUDA_MULTIPLE = 16  # cuBLASLt's int8 kernels want rows that begin at multiples of 16 bytes
 
 
 def integer_matmul(a: Tensor, b: Tensor, b_bits: int = 8) -> Tensor:
@@ -43,9 +43,15 @@ def _cuda_matmul(a: Tensor, b: Tensor) -> Tensor:
     inner_pad, column_pad = -inner % _CUDA_MULTIPLE, -columns % _CUDA_MULTIPLE
     # An exported program has any number of rows, so it must not branch on them.
     row_pad = _CUDA_MIN_ROWS if torch.compiler.is_exporting() or rows < _CUDA_MIN_ROWS else 0
-    a = F.pad(a, (0, inner_pad, 0, row_pad)) if inner_pad or row_pad else a
-    b = F.pad(b, (0, inner_pad, 0, column_pad)) if inner_pad or column_pad else b
-    return torch._int_mm(a, b.t())[:rows, :columns]
+    return torch._int_mm(_for_cuda(a, inner_pad, row_pad), _for_cuda(b, inner_pad, column_pad).t())[:rows, :columns]
+
+
+def _for_cuda(x: Tensor, inner_pad: int, row_pad: int) -> Tensor:
+    """Rows without gaps, at an address that int8 kernels take; for other layouts cuBLASLt has none, or slow ones."""
+    if inner_pad or row_pad:
+        return F.pad(x, (0, inner_pad, 0, row_pad))
+    is_aligned = torch.compiler.is_exporting() or x.storage_offset() % _CUDA_MULTIPLE == 0
+    return x.contiguous() if is_aligned else x.clone(memory_format=torch.contiguous_format)
 
 
 def has_exact_kernel(device: torch.device) -> bool:

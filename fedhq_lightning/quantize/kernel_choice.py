@@ -20,6 +20,7 @@ _LEAST_LINEAR_SIZE = 64  # of either side of the weight
 _LEAST_LINEAR_PRODUCTS = 2**23  # multiplications of a forward pass; docs/RESULTS.md has what was measured
 _LEAST_CHANNELS = 32
 _LEAST_CONVOLUTION_PRODUCTS = 2**26
+_LEAST_CAPABILITY = (7, 5)  # the first tensor cores that multiply int8
 _LEAST_NATIVE_ROWS = 64
 _SMALL_WEIGHT = 2**18  # values, which stay in a cache while they are rounded
 
@@ -82,9 +83,9 @@ def integers_pay_in_convolution(x: Tensor, weight: Tensor, positions: int, own: 
 
 @cache
 def has_fast_integers(device: torch.device) -> bool:
-    """Whether int8 products are known to be much faster than fp32 here: GPUs, and x86 CPUs with VNNI or AMX."""
+    """Whether int8 products are known to be much faster than fp32: on NVIDIA's GPUs from Turing on, VNNI and AMX."""
     if device.type == "cuda":
-        return True
+        return torch.version.hip is None and torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY
     if device.type != "cpu" or not can_compile():
         return False
     capabilities = torch.cpu.get_capabilities()

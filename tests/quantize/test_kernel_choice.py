@@ -89,5 +89,13 @@ def test_instructions_exact_kernels_and_a_compiler_are_needed(
     assert has_fast_integers(CPU) is (is_exact and has_compiler)
 
 
-def test_gpus_have_them() -> None:
-    assert has_fast_integers(torch.device("cuda"))
+@pytest.mark.parametrize(
+    ("capability", "hip", "has_them"),
+    [((7, 5), None, True), ((9, 0), None, True), ((7, 0), None, False), ((9, 0), "6.4", False)],
+)
+def test_gpus_from_turing_on_have_them(
+    capability: tuple[int, int], hip: str | None, has_them: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert has_fast_integers(torch.device("cuda")) is has_them

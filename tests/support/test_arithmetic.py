@@ -1,0 +1,40 @@
+"""What torch computes with while a recipe is at work, and afterwards."""
+
+import os
+from contextlib import suppress
+
+import pytest
+import torch
+
+from fedhq_lightning.support.arithmetic import reproducible
+
+
+@pytest.fixture(autouse=True)
+def threads() -> int:
+    return torch.get_num_threads()
+
+
+def test_threads_are_the_recipes_and_then_as_before(threads: int) -> None:
+    with suppress(KeyError), reproducible(threads + 1, torch.device("cpu")):
+        assert torch.get_num_threads() == threads + 1
+        raise KeyError
+    assert torch.get_num_threads() == threads
+
+
+def test_gpus_add_up_in_one_order_and_then_as_before(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    with reproducible(threads, torch.device("cuda")):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert not torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.deterministic
+        assert not torch.backends.cudnn.allow_tf32
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.benchmark
+
+
+def test_a_cpu_is_left_alone(threads: int) -> None:
+    with reproducible(threads, torch.device("cpu")):
+        assert not torch.are_deterministic_algorithms_enabled()
