@@ -1,6 +1,6 @@
 """Rounds per second beside a bare PyTorch loop, pfl-research, Flower and BlazeFL, on this host.
 
-    python benchmarks/peers.py                                 # an hour and a half; writes docs/results/peers.md
+    python benchmarks/peers.py                                 # an hour; writes docs/results/peers.md
     python benchmarks/peers.py --quick                         # minutes: every contestant once, tiny; writes nothing
     python benchmarks/peers.py --cifar10 /data/cifar10         # and what PTQ costs in accuracy; half an hour more
     python benchmarks/peers.py --fresh                         # measures anew what is kept
@@ -32,7 +32,7 @@ KEPT = Path(__file__).parent / "cells" / "peers.jsonl"
 
 TITLES = {
     "A": "the CIFAR-10 benchmark of pfl-research: its `simple_cnn`",
-    "B": "the benchmark of BlazeFL: the CNN of PyTorch's tutorial",
+    "B": "the benchmark of BlazeFL: the CNN of PyTorch's tutorial, a fifth of the clients a round",
 }
 NAMES = {
     "bare": "bare PyTorch loop",

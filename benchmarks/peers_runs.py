@@ -89,10 +89,11 @@ class Environment:
     package: str = "torch"
 
 
-# A: `benchmarks/image_classification` of pfl-research, its `baseline.yaml`. B: `benchmarks/` of BlazeFL, its model CNN.
+# A: `benchmarks/image_classification` of pfl-research, its `baseline.yaml`. B: `benchmarks/` of BlazeFL, its model CNN,
+# with a fifth of its clients in a round.
 SHAPES = {
-    "A": Shape("A", 1000, 50, 50, 10, 1, 0.1, rounds=4),
-    "B": Shape("B", 100, 500, 100, 50, 5, 0.1, rounds=1),
+    "A": Shape("A", 1000, 50, 50, 10, 1, 0.1, rounds=3),
+    "B": Shape("B", 100, 500, 20, 50, 5, 0.1, rounds=2),
 }
 ENVIRONMENTS = {
     "bare": Environment(),
