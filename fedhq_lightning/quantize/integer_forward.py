@@ -107,7 +107,7 @@ def convolution(
     filters = weight.integers.view(-1, x.shape[1], *kernel)
     kernels = native_without_gradients(x, weight.scale, bias)
     if kernels is not None and static is None and x.numel() and takes_images(x, filters, amounts):
-        computed: tuple[Tensor, Tensor, Tensor] = kernels.grid_convolution(
+        computed: tuple[Tensor, Tensor, Tensor] = kernels.deployed_convolution(
             *(x, weight.integers, filters.shape, weight.scale, bias, scheme.activation_bits),
             *(geometry.stride, amounts, geometry.dilation, channels_last),
         )

@@ -24,7 +24,7 @@ from fedhq_lightning.quantize.integer_forward import Weight, dequantize_rows, im
 from fedhq_lightning.quantize.integer_matmul import MAX_INNER_SIZE
 from fedhq_lightning.quantize.kernel_choice import integers_pay_in_convolution, integers_pay_in_linear
 from fedhq_lightning.quantize.lane_options import QatKernel
-from fedhq_lightning.quantize.native.lanes import native, takes_rows
+from fedhq_lightning.quantize.native.lanes import native, takes_images, takes_rows
 from fedhq_lightning.quantize.scheme import LayerScheme, flattened_input_size
 from fedhq_lightning.quantize.static_fake import fake_quantize_static, static_gradients
 
@@ -244,8 +244,18 @@ def _integer_convolution(conv: QatConv1d | QatConv2d, x: Tensor) -> Tensor:
     )
     is_flat = len(conv.kernel_size) == 1
     weight = conv.weight.unsqueeze(2) if is_flat else conv.weight
-    setting = _Setting(conv.scheme, amounts, geometry)
-    output: Tensor = _QatConvolution.apply(  # type: ignore[no-untyped-call]  # untyped in torch
-        x, weight, conv.bias, calibrated_range(conv, conv.scheme), setting
-    )
+    static_range, scheme = calibrated_range(conv, conv.scheme), conv.scheme
+    kernels = native(x, weight, conv.bias)
+    output: Tensor
+    if kernels is not None and static_range is None and takes_images(x, weight, amounts):
+        channels_last = is_channels_last(x) or is_channels_last(weight)
+        output = kernels.grid_convolution(
+            *(x, weight, conv.bias, scheme.weight_bits, scheme.activation_bits, gradient_dtype(x.device)),
+            *(geometry.stride, amounts, geometry.dilation, channels_last),
+        )
+    else:
+        setting = _Setting(scheme, amounts, geometry)
+        output = _QatConvolution.apply(  # type: ignore[no-untyped-call]  # untyped in torch
+            x, weight, conv.bias, static_range, setting
+        )
     return output.squeeze(2) if is_flat else output

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.quantize import LaneOptions, QuantScheme, convert, prepare
+from fedhq_lightning.quantize import LaneOptions, QuantScheme, convert, prepare, qat_layers
 from fedhq_lightning.quantize.compilation import has_compiler
 from fedhq_lightning.quantize.fused_fake import _activation_kernel, _weight_kernel
 from fedhq_lightning.quantize.grid import _row_quantizer
@@ -88,6 +88,7 @@ CONVOLUTIONS: list[tuple[nn.Conv2d, tuple[int, int]]] = [
     (nn.Conv2d(4, 20, 3, stride=(3, 2), padding=1, dilation=(2, 1)), (13, 9)),
     (nn.Conv2d(40, 33, 3, padding=1), (7, 7)),
     (nn.Conv2d(3, 5, 2, stride=3), (8, 7)),  # pixels that no output meets
+    (nn.Conv2d(4, 6, (2, 4), padding="same"), (7, 9)),  # not padded alike on both sides
 ]
 
 
@@ -120,6 +121,18 @@ class TestBits:
             expected = without_kernels(lambda values=values: trained(layer, values, gradient))
             for ours, theirs in zip(trained(layer, values, gradient), expected, strict=True):
                 torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
+
+    @pytest.mark.parametrize(
+        "layer", [nn.Linear(20, 9), nn.Conv2d(4, 9, (2, 3), padding="same"), nn.Conv1d(4, 9, 3, padding=1)], ids=repr
+    )
+    def test_gradients_in_bfloat16(self, layer: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(qat_layers, "gradient_dtype", lambda device: torch.bfloat16)
+        layer = in_lane(layer, "qat")
+        x = torch.randn({nn.Linear: (7, 20), nn.Conv2d: (2, 4, 6, 5), nn.Conv1d: (2, 4, 9)}[layer[0].plain_type])
+        gradient = torch.randn_like(layer(x))
+        expected = without_kernels(lambda: trained(layer, x, gradient))
+        for ours, theirs in zip(trained(layer, x, gradient), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
 
     @pytest.mark.parametrize("layer", [nn.Linear(20, 9), nn.Conv2d(4, 9, 3), nn.Conv1d(4, 9, 3, padding=1)], ids=repr)
     def test_deployed_layers(self, layer: nn.Module) -> None:

@@ -169,11 +169,12 @@ def _computed() -> list[Tensor]:
     for batch, channels, size, out, kernel, stride in ((2, 1, 9, 6, 5, 1), (3, 16, 8, 33, 3, 2), (2, 20, 7, 16, 3, 1)):
         x, weight, bias = random(batch, channels, size, size), random(out, channels, kernel, kernel), random(out)
         edge = (size + 2 - kernel) // stride + 1
-        geometry = [stride] * 2, [1] * 4, [1] * 2, False
+        gradient, geometry = random(batch, out, edge, edge), ([stride] * 2, [1] * 4, [1] * 2, False)
         for image in (x, x.relu().contiguous(memory_format=torch.channels_last)):
-            results += _trained(ops.int8_convolution, (image, weight, bias), random(batch, out, edge, edge), *geometry)
-            integers, scale, _ = ops.quantize_weight(weight.flatten(1), 4)
-            results += ops.grid_convolution(image, integers, weight.shape, scale, bias, 8, *geometry)
+            given = image, weight, bias
+            results += _trained(ops.int8_convolution, given, gradient, *geometry)
+            for arguments in ((2, 8, torch.float32), (4, 8, torch.bfloat16)):
+                results += _trained(ops.grid_convolution, given, gradient, *arguments, *geometry)
     return results
 
 

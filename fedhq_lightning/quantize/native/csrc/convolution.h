@@ -183,5 +183,18 @@ static void grid_convolution_output(const float* x, const int8_t* integers, cons
   }
 }
 
+static void grid_image_values(const float* x, const Convolution& s, int bits, const float* x_scale,
+                              const float* zero_point, bool is_short, void* values) {
+  const int lowest = -(1 << (bits - 1)), highest = -lowest - 1;
+  const int64_t height = padded_height(s), width = padded_width(s), size = height * width * s.channels;
+  Row* const image = static_cast<Row*>(scratch(Scratch::image, sizeof(Row) * size));
+  for (int64_t b = 0; b < s.batch; b++) {
+    const int zero = static_cast<int>(zero_point[b]);
+    const OnGrid round{1.0f / x_scale[b], zero_point[b], static_cast<float>(lowest), static_cast<float>(highest)};
+    round_image(x, s, s.channels, s.height, s.width, b, round, zero, s.top, s.left, height, width, image);
+    values_of(image, size, OFFSET + zero, x_scale[b], is_short, values, b * size);
+  }
+}
+
 }  // namespace LEVEL
 }  // namespace fedhq

@@ -30,6 +30,7 @@ const Kernels kernels = {
     int8_convolution_input_gradient,
     int8_convolution_weight_gradient,
     grid_convolution_output,
+    grid_image_values,
     round_weight_values,
     round_input_values,
 };

@@ -75,6 +75,10 @@ struct Kernels {
   void (*grid_convolution_output)(const float* x, const int8_t* weight, const float* weight_scale, const float* bias,
                                   const Convolution& shape, int bits, float* x_scale, float* zero_point, float* output);
 
+  // What the grids of images make of them, as `dequantize`: padded with zeros, channels last.
+  void (*grid_image_values)(const float* x, const Convolution& shape, int bits, const float* x_scale,
+                            const float* zero_point, bool is_short, void* values);
+
   // Weight (out, inner) on its grid, as floats.
   void (*round_weight)(const float* weight, int64_t out, int64_t inner, int bits, float* rounded);
 

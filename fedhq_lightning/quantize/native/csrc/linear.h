@@ -210,20 +210,23 @@ FEDHQ_INLINE uint16_t shortened(float value) {
   return value == value ? rounded : static_cast<uint16_t>(0x7fc0u);
 }
 
+// `size` integers less `zero`, times their scale, as value `place` and on of floats or bfloat16.
+template <class Integer>
+FEDHQ_INLINE void values_of(const Integer* __restrict from, int64_t size, int32_t zero, float scale, bool is_short,
+                            void* values, int64_t place) {
+  if (is_short) {
+    uint16_t* __restrict to = static_cast<uint16_t*>(values) + place;
+    for (int64_t k = 0; k < size; k++) to[k] = shortened(static_cast<float>(from[k] - zero) * scale);
+  } else {
+    float* __restrict to = static_cast<float*>(values) + place;
+    for (int64_t k = 0; k < size; k++) to[k] = static_cast<float>(from[k] - zero) * scale;
+  }
+}
+
 static void dequantize(const int8_t* integers, int64_t rows, int64_t inner, const float* scale,
                        const int32_t* zero_point, bool is_short, void* values) {
-  for (int64_t m = 0; m < rows; m++) {
-    const int8_t* __restrict from = integers + m * inner;
-    const int32_t zero = zero_point ? zero_point[m] : 0;
-    const float row_scale = scale[m];
-    if (is_short) {
-      uint16_t* __restrict to = static_cast<uint16_t*>(values) + m * inner;
-      for (int64_t k = 0; k < inner; k++) to[k] = shortened(static_cast<float>(from[k] - zero) * row_scale);
-    } else {
-      float* __restrict to = static_cast<float*>(values) + m * inner;
-      for (int64_t k = 0; k < inner; k++) to[k] = static_cast<float>(from[k] - zero) * row_scale;
-    }
-  }
+  for (int64_t m = 0; m < rows; m++)
+    values_of(integers + m * inner, inner, zero_point ? zero_point[m] : 0, scale[m], is_short, values, m * inner);
 }
 
 static void round_weight_values(const float* weight, int64_t out, int64_t inner, int bits, float* rounded) {
