@@ -55,11 +55,13 @@ class LaneKernels:
         without_integers: Layers whose forward on the grid is not one int8 product (weight-only schemes, groups of
             weights, very wide layers).
         searched: Layers whose weight scales are searched, which costs passes over the weight.
+        integer_backward: Layers whose gradients under `qat` are products of integers where their forward is one.
     """
 
     chosen: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     without_integers: frozenset[str] = frozenset()
     searched: frozenset[str] = frozenset()
+    integer_backward: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, module: nn.Module, grids: Mapping[str, LayerScheme], lanes: LaneOptions | None = None) -> LaneKernels:
@@ -83,6 +85,9 @@ class LaneKernels:
             chosen={mode: lanes.kernels_of(mode, list(layers)) if layers else {} for mode in ("ptq", "qat")},
             without_integers=frozenset(set(layers) - whole),
             searched=frozenset(name for name, grid in layers.items() if is_searched(grid.weight_bits)),
+            integer_backward=frozenset(
+                name for name, grid in layers.items() if lanes.qat_backward == "int8" and not grid.static_range
+            ),
         )
 
     def choose(self, cost: LayerCost, mode: Mode, profile: DeviceProfile) -> KernelChoice:

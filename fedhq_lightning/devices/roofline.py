@@ -13,7 +13,8 @@ What a kernel adds (bytes are those of fp32 tensors; an int8 copy has a quarter 
   over; each product's int32 result is read and written rescaled. A convolution's weight gradient is the product of the
   gradient with the patches of the input, which are copied out in int8.
 - `int8` under `qat`: the forward as above, the backward in bf16 where the device is fast at it, whatever the run's
-  precision, else in fp32, on operands that are read as int8 and written in that format.
+  precision, else in fp32, on operands that are read as int8 and written in that format. With `qat_backward: int8` all
+  of it as under `ptq`.
 - `fused`: products in floating point, and a pass over weight and input that finds the scales and one that rounds.
 - `fake`: the same for the weight; the input takes torchao's eager passes, forward and backward.
 
@@ -225,9 +226,11 @@ class _Machine:
         factors, overhead = self.calibration, self.profile.operator_seconds
         operators = cost.operators * factors.float_operators
         if kernel == "int8":
-            by_kernel = self._ptq_int8(cost, scale) if self.mode == "ptq" else self._qat_int8(cost, scale)
-            added = factors.ptq_int8_operators if self.mode == "ptq" else factors.qat_int8_operators
-            operators += cost.calls * added
+            is_whole = self.mode == "ptq" or cost.name in self.kernels.integer_backward
+            by_kernel = self._whole_int8(cost, scale) if is_whole else self._forward_int8(cost, scale)
+            if self.mode == "qat":
+                by_kernel = by_kernel + self._searched(cost)
+            operators += cost.calls * (factors.ptq_int8_operators if is_whole else factors.qat_int8_operators)
         else:
             by_kernel = 3 * self._floating_product(cost, scale)
             if kernel != "fp":
@@ -257,7 +260,7 @@ class _Machine:
         moved = self._moved(operands / 4 + result, factors.product_traffic)
         return _longer(cost.forward_flops * scale * slow / peak, moved)
 
-    def _ptq_int8(self, cost: LayerCost, scale: Any) -> Any:
+    def _whole_int8(self, cost: LayerCost, scale: Any) -> Any:
         weight, given, output = cost.parameter_bytes, cost.input_bytes * scale, cost.output_bytes * scale
         passes = _QUANTIZE_PASSES * (given + weight + 2 * output) + _RESCALE_PASSES * (output + given + weight)
         if cost.kind == "convolution":
@@ -268,7 +271,7 @@ class _Machine:
             seconds = seconds + self._int8_product(cost, scale, operands, result)
         return seconds
 
-    def _qat_int8(self, cost: LayerCost, scale: Any) -> Any:
+    def _forward_int8(self, cost: LayerCost, scale: Any) -> Any:
         factors = self.calibration
         weight, given, output = cost.parameter_bytes, cost.input_bytes * scale, cost.output_bytes * scale
         bf16 = self.profile.bf16_flops_per_second
@@ -280,7 +283,7 @@ class _Machine:
         slow = None if bf16 is None else low
         backward = self._floating_product(cost, scale, bf16 or self.profile.fp32_flops_per_second, slow)
         seconds = self._int8_product(cost, scale, given + weight, output) + 2 * backward
-        return seconds + self._moved(passes, factors.qat_int8_traffic) + self._searched(cost)
+        return seconds + self._moved(passes, factors.qat_int8_traffic)
 
     def _fake(self, cost: LayerCost, kernel: Kernel, scale: Any) -> Any:
         factors = self.calibration

@@ -5,6 +5,8 @@ the output's and the input gradient's product, so the weight takes it up before 
 gradient's product it belongs to a row or a column. Inputs without negative values, as after a ReLU, get all 255 steps.
 """
 
+from collections.abc import Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -114,7 +116,11 @@ class _Int8Convolution(torch.autograd.Function):
         quantized = _Gradient(*_quantize_gradient(gradient, noise_seed(setting.stochastic)))
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_x = _input_gradient(quantized, weight, x.shape[2:], setting).to(x.dtype)
+            mirrored, scale = _quantize_weight(mirror(weight), quantized.scale)
+            grad_x = input_gradient(
+                quantized.image, mirrored, scale.flatten(), x.shape[2:], setting.padding, setting.geometry
+            )
+            grad_x = grad_x.to(x.dtype)
             grad_x = grad_x if is_channels_last(x) else grad_x.contiguous()
         if ctx.needs_input_grad[1]:
             grad_weight = _weight_gradient(quantized, x, x_scale, ctx.zero, weight, setting)
@@ -123,59 +129,96 @@ class _Int8Convolution(torch.autograd.Function):
         return grad_x, grad_weight, None if sums is None else sums.to(ctx.bias_dtype), None
 
 
-def _input_gradient(gradient: _Gradient, weight: Tensor, size: torch.Size, setting: _Setting) -> Tensor:
-    """The gradient, strides filled with zeros, convolved with the mirrored weight."""
-    (down, right), dilation, _ = setting.geometry
-    spread = gradient.image
+def mirror(weight: Tensor) -> Tensor:
+    """(out, in, height, width) as the input's gradient is convolved with it: (in, out, height, width)."""
+    return weight.transpose(0, 1).flip(2, 3)
+
+
+def input_gradient(
+    gradient: Tensor,
+    mirrored: Tensor,
+    scale: Tensor,
+    size: Sequence[int],
+    padding: tuple[int, int],
+    geometry: Geometry,
+) -> Tensor:
+    """The gradient, strides filled with zeros, convolved with the mirrored weight.
+
+    Args:
+        gradient: Bytes (batch, height, width, out) with `ZERO` for zero.
+        mirrored: int8, see `mirror`.
+        scale: fp32 (in,).
+        size: Height and width of the input.
+        padding: Rows of zeros above the input, and columns on its left.
+        geometry: Of the forward pass.
+
+    Returns:
+        fp32 (batch, in, height, width), channels last in memory.
+    """
+    (down, right), dilation, _ = geometry
+    spread = gradient
     if down > 1 or right > 1:
         batch, height, width, channels = spread.shape
         spread = spread.new_full((batch, (height - 1) * down + 1, (width - 1) * right + 1, channels), ZERO)
-        spread[:, ::down, ::right] = gradient.image
-    before = [dilation[i] * (weight.shape[2 + i] - 1) - setting.padding[i] for i in range(2)]
-    after = [size[i] + dilation[i] * (weight.shape[2 + i] - 1) - before[i] - spread.shape[1 + i] for i in range(2)]
-    padding = (before[0], before[1])
+        spread[:, ::down, ::right] = gradient
+    before = [dilation[i] * (mirrored.shape[2 + i] - 1) - padding[i] for i in range(2)]
+    after = [size[i] + dilation[i] * (mirrored.shape[2 + i] - 1) - before[i] - spread.shape[1 + i] for i in range(2)]
+    around = (before[0], before[1])
     if before != after or min(before) < 0:
         spread = F.pad(spread, (0, 0, before[1], after[1], before[0], after[0]), value=ZERO)
-        padding = (0, 0)
-    mirrored, mirrored_scale = _quantize_weight(weight.transpose(0, 1).flip(2, 3), gradient.scale)
-    return scaled_convolution(
-        spread, ZERO, mirrored, mirrored_scale.flatten(), None, padding, Geometry((1, 1), dilation)
-    )
+        around = (0, 0)
+    return scaled_convolution(spread, ZERO, mirrored, scale, None, around, Geometry((1, 1), dilation))
 
 
 def _weight_gradient(
     gradient: _Gradient, x: Tensor, x_scale: Tensor, zero: int, weight: Tensor, setting: _Setting
 ) -> Tensor:
-    """(out, in, *kernel) as a product of the gradient and the input's patches, a few samples at a time."""
+    """(out, in, *kernel)."""
     rows, columns = setting.padding
-    batch, height, width, _ = gradient.integers.shape
-    kernel, channels = weight.shape[2:], x.shape[1]
     padded = _quantize_input_again(x, x_scale, zero)
     if rows or columns:
         padded = F.pad(padded, (0, 0, columns, columns, rows, rows), value=zero - ZERO)
-    samples = max(1, _BYTES_AT_ONCE // (height * width * channels * kernel.numel()))
+    total = patch_products(gradient.integers, padded, weight.shape[2:], setting.geometry)
+    if zero != ZERO:
+        # As int8, the input lacks the 128 that its bytes have.
+        total = total + (ZERO - zero) * gradient.integer_sums.unsqueeze(1)
+    by_channel = rescale_rows(total, gradient.scale.view(-1, 1), torch.float32).view(len(weight), -1, x.shape[1])
+    result = (by_channel * x_scale.view(1, 1, -1)).movedim(2, 1).reshape(weight.shape)
+    return result.to(weight.dtype)
+
+
+def patch_products(gradient: Tensor, padded: Tensor, kernel: Sequence[int], geometry: Geometry) -> Tensor:
+    """The weight's gradient in integers: products of the gradient and the input's patches, a few samples at a time.
+
+    Args:
+        gradient: int8 (batch, height, width, out).
+        padded: int8 (batch, height, width, channels) of the padded input, contiguous.
+        kernel: Height and width.
+        geometry: Of the forward pass.
+
+    Returns:
+        (out, kernel elements * channels), int32, or int64 where that could overflow.
+    """
+    batch, height, width, out = gradient.shape
+    channels, area = padded.shape[3], prod(kernel)
+    samples = max(1, _BYTES_AT_ONCE // (height * width * channels * area))
     strides = padded.stride()
-    steps = [strides[1 + i] * setting.geometry.stride[i] for i in range(2)]
-    taps = [strides[1 + i] * setting.geometry.dilation[i] for i in range(2)]
+    steps = [strides[1 + i] * geometry.stride[i] for i in range(2)]
+    taps = [strides[1 + i] * geometry.dilation[i] for i in range(2)]
     total: Tensor | None = None
     for start in range(0, batch, samples):
-        some, some_gradient = padded[start : start + samples], gradient.integers[start : start + samples]
+        some, some_gradient = padded[start : start + samples], gradient[start : start + samples]
         windows = some.as_strided(
             (len(some), height, width, *kernel, channels), (strides[0], *steps, *taps, 1), some.storage_offset()
         )
-        patches = windows.reshape(-1, kernel.numel() * channels)
-        product = integer_matmul(some_gradient.reshape(-1, weight.shape[0]).t(), patches.t())
+        patches = windows.reshape(-1, area * channels)
+        product = integer_matmul(some_gradient.reshape(-1, out).t(), patches.t())
         if total is None:
             total = product.long() if batch * height * width > MAX_INNER_SIZE else product
         else:
             total += product
     assert total is not None
-    if zero != ZERO:
-        # As int8, the input lacks the 128 that its bytes have.
-        total = total + (ZERO - zero) * gradient.integer_sums.unsqueeze(1)
-    by_channel = rescale_rows(total, gradient.scale.view(-1, 1), torch.float32).view(-1, kernel.numel(), channels)
-    result = (by_channel * x_scale.view(1, 1, -1)).movedim(2, 1).reshape(weight.shape)
-    return result.to(weight.dtype)
+    return total
 
 
 def like_convolution(output: Tensor, x: Tensor, weight: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ of every product anew; unlike it, this works under CPU autocast, on strided and 
 1e-10.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fedhq_lightning.quantize.compilation import compiled
-from fedhq_lightning.quantize.integer_matmul import integer_matmul
+from fedhq_lightning.quantize.integer_matmul import MAX_INNER_SIZE, integer_matmul
 from fedhq_lightning.quantize.kernel_choice import integers_pay_in_linear
 from fedhq_lightning.quantize.lane_options import PtqKernel
 from fedhq_lightning.quantize.native.lanes import native, takes_rows
@@ -106,23 +107,78 @@ def rescale_rows(product: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @compiled
-def _rescale_into(product: Tensor, scale: Tensor, output: Tensor) -> None:
-    """int32 (rows, columns) times scales (rows, 1), written to `output`."""
-    output.copy_(product.float() * scale)
+def _rescale_into(product: Tensor, scale: Tensor, corrections: Tensor | None, output: Tensor) -> None:
+    """int32 (rows, columns) less corrections (rows, 1), times scales (rows, 1), written to `output`."""
+    exact = product if corrections is None else product - corrections
+    output.copy_(exact.float() * scale)
 
 
-def _weight_gradient(gradient: Tensor, scale: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(out, in) from int8 (rows, out), its scales (1, out), and int8 (rows, in).
+@compiled
+def _corrections(gradient: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tensor:
+    """What zero points (rows, 1) add to the products of int8 (rows, out): (1, out) in an integer dtype."""
+    return (gradient.int() * zero_point.int()).sum(0, keepdim=True, dtype=dtype)
+
+
+def _weight_gradient(
+    gradient: Tensor, scale: Tensor, x: Tensor, zero_point: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """(out, in) from int8 (rows, out), its scales (1, out), and int8 (rows, in) with zero points (rows, 1).
 
     A few rows of the product at a time: they stay in the cache until they are rescaled, and int32 takes no memory
     beside the gradient.
     """
+    corrections = None
+    if zero_point is not None:
+        sums = torch.int32 if len(x) <= MAX_INNER_SIZE else torch.int64
+        corrections = _corrections(gradient, zero_point, sums).t()
     output = x.new_empty(gradient.shape[1], x.shape[1], dtype=dtype)
     size = max(16, _PRODUCTS_AT_ONCE // x.shape[1])
     for start in range(0, gradient.shape[1], size):
-        product = integer_matmul(gradient[:, start : start + size].t(), x.t())
-        _rescale_into(product, scale[:, start : start + size].t(), output[start : start + size])
+        rows = slice(start, start + size)
+        product = integer_matmul(gradient[:, rows].t(), x.t())
+        some = None if corrections is None else corrections[rows]
+        _rescale_into(product, scale[:, rows].t(), some, output[rows])
     return output
+
+
+class Factor(NamedTuple):
+    """One side of a linear layer's product, as the backward finds it again.
+
+    Attributes:
+        integers: int8 (rows, in) or (out, in).
+        scale: fp32, one a row, as a column.
+        zero_point: As the scale, with integral values; None: zero is 0.
+    """
+
+    integers: Tensor
+    scale: Tensor
+    zero_point: Tensor | None = None
+
+
+def linear_gradients(
+    gradient: Tensor, x: Factor, weight: Factor, dtypes: Sequence[torch.dtype | None], stochastic: bool = False
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of a linear layer's input and weight as integer products.
+
+    Args:
+        gradient: (rows, out) floating point.
+        x: The input.
+        weight: The weight, whose zero is 0.
+        dtypes: Of the two results; None for one that is not needed.
+        stochastic: Round the gradient up or down at random.
+
+    Returns:
+        (rows, in) and (out, in).
+    """
+    by_rows, row_scale, by_columns, column_scale = _quantize_gradient(
+        gradient, x.scale, weight.scale, dtypes[0] is not None, noise_seed(stochastic)
+    )
+    grad_x = grad_weight = None
+    if dtypes[0] is not None and by_rows is not None and row_scale is not None:
+        grad_x = rescale_rows(integer_matmul(by_rows, weight.integers.t()), row_scale, dtypes[0])
+    if dtypes[1] is not None:
+        grad_weight = _weight_gradient(by_columns, column_scale, x.integers, x.zero_point, dtypes[1])
+    return grad_x, grad_weight
 
 
 class _Int8Linear(torch.autograd.Function):
@@ -142,14 +198,9 @@ class _Int8Linear(torch.autograd.Function):
         x, x_scale, weight, weight_scale = ctx.saved_tensors
         x_dtype, weight_dtype, bias_dtype = ctx.dtypes
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        by_rows, row_scale, by_columns, column_scale = _quantize_gradient(
-            gradient, x_scale, weight_scale, needs_x, noise_seed(ctx.stochastic)
-        )
-        grad_x = grad_weight = None
-        if by_rows is not None and row_scale is not None:
-            grad_x = rescale_rows(integer_matmul(by_rows, weight.t()), row_scale, x_dtype)
-        if needs_weight:
-            grad_weight = _weight_gradient(by_columns, column_scale, x, weight_dtype)
+        dtypes = x_dtype if needs_x else None, weight_dtype if needs_weight else None
+        factors = Factor(x, x_scale), Factor(weight, weight_scale)
+        grad_x, grad_weight = linear_gradients(gradient, *factors, dtypes, ctx.stochastic)
         # Summed by torch alone: compiled kernels and ours would each add in an order of their own.
         grad_bias = gradient.sum(0, dtype=torch.float32).to(bias_dtype) if needs_bias else None
         return grad_x, grad_weight, grad_bias, None, None

@@ -125,7 +125,8 @@ def convolution(
         product = integer_matmul(windows.flatten(0, -2), in_patch_order(filters), scheme.weight_bits)
         product = product.view(*windows.shape[:-1], -1)
     else:
-        activation = Activation(*_quantize_image(x, scheme.activation_bits, amounts, static))
+        given = None if static is None else static.for_dims(4)
+        activation = Activation(*quantize_image(x, scheme.activation_bits, amounts, given))
         product = exact_convolution(activation.integers, filters, scheme.weight_bits, geometry)
     scales = weight.scale.flatten(), weight.sums.flatten(), activation.scale, activation.zero_point
     output = _rescale_image(product, *scales, bias, x.dtype, channels_last)
@@ -174,15 +175,23 @@ def _static_row_quantizer(bits: int) -> Callable[[Tensor, Tensor, Tensor], Tenso
     return quantize_static_rows
 
 
-def _quantize_image(
-    x: Tensor, bits: int, amounts: tuple[int, ...], static: StaticGrid | None
+def quantize_image(
+    x: Tensor, bits: int, amounts: tuple[int, ...], given: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """A convolution's input as what `Activation` holds.
+
+    Args:
+        x: (batch, channels, height, width) floating point.
+        bits: Of the grid.
+        amounts: As in `convolution`.
+        given: Scale and zero point, (batch, 1, 1, 1) or all dimensions 1; None: those of each sample's own range.
+    """
     channels_last = is_channels_last(x)
     in_order = x.permute(0, 2, 3, 1) if channels_last else x
-    if static is None:
+    if given is None:
         image, scale, zero_point = _image_quantizer(bits, channels_last)(in_order)
     else:
-        scale, zero_point = static.for_dims(4)
+        scale, zero_point = given
         image = _static_image_quantizer(bits, channels_last)(in_order, scale, zero_point)
     if any(amounts):
         left, right, top, bottom = amounts

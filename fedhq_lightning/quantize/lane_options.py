@@ -12,6 +12,7 @@ PtqKernel = Literal["auto", "int8", "fp"]
 """`auto` is the static rule of `kernel_choice`; the others decide for a layer."""
 QatKernel = Literal["auto", "int8", "fake"]
 """`auto` is the same rule, with fused fake quantization where integers do not pay."""
+QatBackward = Literal["int8", "bf16"]
 KERNELS: dict[str, tuple[str, ...]] = {"ptq": get_args(PtqKernel), "qat": get_args(QatKernel)}
 
 
@@ -31,9 +32,12 @@ class LaneOptions:
         layer_kernels: Mode (`ptq`, `qat`) to name pattern (as in fnmatch) to kernel: for `ptq` `auto`, `int8` or `fp`,
             for `qat` `auto`, `int8` or `fake`. The first pattern that matches a layer wins. `fedhq profile RECIPE
             --write` fills it with what is fastest on a host.
+        qat_backward: What QAT's gradients are computed in where its forward is in integers. `bf16`: the values that the
+            integers stand for, in bf16 where the device is fast at it, else in fp32. `int8`: the integers, and the
+            gradient rounded to 8 bits as in PTQ; layers with a static range stay with `bf16`.
 
     Raises:
-        ConfigurationError: A mode or kernel that does not exist, or `range_lr` below 0.
+        ConfigurationError: A mode, kernel or backward that does not exist, or `range_lr` below 0.
     """
 
     qat_kernel: QatKernel = "auto"
@@ -41,10 +45,12 @@ class LaneOptions:
     bias_correction: bool = False
     layer_kernels: dict[str, dict[str, str]] | None = None
     range_lr: float = 0.01
+    qat_backward: QatBackward = "bf16"
 
     def __post_init__(self) -> None:
         """Check everything that needs no module."""
         check_kernel("qat", self.qat_kernel, "qat_kernel")
+        check_backward(self.qat_backward)
         check_range_learning_rate(self.range_lr)
         for mode, patterns in (self.layer_kernels or {}).items():
             if mode not in KERNELS:
@@ -88,3 +94,15 @@ def check_kernel(mode: str, kernel: object, name: str) -> None:
     allowed = KERNELS[mode]
     if kernel not in allowed:
         raise ConfigurationError(f"{name} {kernel!r}: allowed are {', '.join(allowed)}{nearest(str(kernel), allowed)}")
+
+
+def check_backward(backward: object) -> None:
+    """Refuse a way of QAT's backward that does not exist.
+
+    Raises:
+        ConfigurationError: Such a way.
+    """
+    allowed = get_args(QatBackward)
+    if backward not in allowed:
+        near = nearest(str(backward), allowed)
+        raise ConfigurationError(f"qat_backward {backward!r}: allowed are {', '.join(allowed)}{near}")

@@ -19,7 +19,14 @@ from fedhq_lightning.quantize.fake_layers import (
 )
 from fedhq_lightning.quantize.int8_convolution import PtqConv1d, PtqConv2d
 from fedhq_lightning.quantize.int8_training import PtqLinear
-from fedhq_lightning.quantize.lane_options import LaneOptions, PtqKernel, QatKernel, check_kernel
+from fedhq_lightning.quantize.lane_options import (
+    LaneOptions,
+    PtqKernel,
+    QatBackward,
+    QatKernel,
+    check_backward,
+    check_kernel,
+)
 from fedhq_lightning.quantize.qat_layers import QatConv1d, QatConv2d, QatLayer, QatLinear
 from fedhq_lightning.quantize.scheme import QUANTIZABLE_TYPES, LayerScheme, QuantScheme, plain_type
 from fedhq_lightning.quantize.torchao_quietly import AOBaseConfig, quantize_, register_quantize_module_handler
@@ -71,17 +78,20 @@ class QatTrainingConfig(AOBaseConfig):  # type: ignore[misc]  # torchao ships no
             it is faster and fake-quantizes with fused kernels elsewhere, as both do where a layer's forward is not one
             int8 product (weight-only schemes, groups of weights, grouped convolutions). `fake` is torchao's
             conventional fake quantization.
+        qat_backward: See `LaneOptions`.
 
     Raises:
-        ConfigurationError: Another kernel.
+        ConfigurationError: Another kernel, or another backward.
     """
 
     scheme: LayerScheme
     kernel: QatKernel = "auto"
+    qat_backward: QatBackward = "bf16"
 
     def __post_init__(self) -> None:
-        """Check the kernel."""
+        """Check the kernels."""
         check_kernel("qat", self.kernel, "kernel")
+        check_backward(self.qat_backward)
 
 
 @register_quantize_module_handler(PtqTrainingConfig)  # type: ignore[untyped-decorator]  # torchao ships no types
@@ -103,7 +113,7 @@ def _to_qat(layer: nn.Module, config: QatTrainingConfig) -> nn.Module:
         attach_fake_quantizers(layer, config.scheme)
     else:
         layer.__class__ = _QAT_TYPES[type(layer)]
-        layer.scheme, layer.kernel = config.scheme, config.kernel  # type: ignore[assignment]  # as above
+        layer.scheme, layer.kernel, layer.qat_backward = config.scheme, config.kernel, config.qat_backward  # type: ignore[assignment]  # as above
     return layer
 
 
@@ -140,7 +150,7 @@ def prepare(module: AnyModule, mode: Mode, scheme: QuantScheme, options: LaneOpt
         if mode == "ptq":
             config = PtqTrainingConfig(kernel, options.stochastic_rounding)
         else:
-            config = QatTrainingConfig(grids[name], kernel)
+            config = QatTrainingConfig(grids[name], kernel, options.qat_backward)
         quantize_(module, config, filter_fn=named({name: grids[name]}))
     return module
 
@@ -155,7 +165,7 @@ def restore(module: AnyModule) -> AnyModule:
         if kind is not type(layer):
             if isinstance(layer, FakeLayer):
                 detach_fake_quantizers(layer)
-            for name in ("kernel", "stochastic_rounding", "scheme"):
+            for name in ("kernel", "stochastic_rounding", "scheme", "qat_backward"):
                 vars(layer).pop(name, None)
             layer.__class__ = kind
     return module

@@ -1,8 +1,9 @@
 """Layers of the QAT lane: on the deployment grid forward, straight-through gradients backward.
 
 Where integers are chosen (kernel `int8`, or `auto` and they are faster), the forward is `integer_forward`, which the
-deployed model runs too, and the backward takes the values that the integers stand for and computes in bf16 where the
-device is fast at it, else in fp32. Elsewhere weights and activations are fake-quantized by fused kernels.
+deployed model runs too. The backward takes the values that the integers stand for and computes in bf16 where the
+device is fast at it, else in fp32; if the recipe says so, it takes the integers themselves (`integer_gradients`).
+Elsewhere weights and activations are fake-quantized by fused kernels.
 """
 
 from collections.abc import Callable
@@ -14,16 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fedhq_lightning.quantize import integer_forward
+from fedhq_lightning.quantize import integer_forward, integer_gradients
 from fedhq_lightning.quantize.activation_ranges import StaticGrid, calibrated_range
 from fedhq_lightning.quantize.convolution import is_channels_last, output_positions, padding_amounts
 from fedhq_lightning.quantize.fused_fake import fake_quantize_activation, fake_quantize_weight
-from fedhq_lightning.quantize.int8_training import output_dtype
+from fedhq_lightning.quantize.int8_training import Factor, linear_gradients, output_dtype
 from fedhq_lightning.quantize.integer_convolution import Geometry
 from fedhq_lightning.quantize.integer_forward import Weight, dequantize_rows, image_on_grid
 from fedhq_lightning.quantize.integer_matmul import MAX_INNER_SIZE
 from fedhq_lightning.quantize.kernel_choice import integers_pay_in_convolution, integers_pay_in_linear
-from fedhq_lightning.quantize.lane_options import QatKernel
+from fedhq_lightning.quantize.lane_options import QatBackward, QatKernel
 from fedhq_lightning.quantize.native.lanes import native, takes_images, takes_rows
 from fedhq_lightning.quantize.scheme import LayerScheme, flattened_input_size
 from fedhq_lightning.quantize.static_fake import fake_quantize_static, static_gradients
@@ -50,14 +51,15 @@ def gradient_dtype(device: torch.device) -> torch.dtype:
 class _QatLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, static_range: Tensor | None, scheme: LayerScheme
-    ) -> Tensor:
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, static_range: Tensor | None, scheme: LayerScheme,
+        products: torch.dtype,
+    ) -> Tensor:  # fmt: skip
         on_grid = Weight.of(weight, scheme)
         output, activation = integer_forward.linear(x, on_grid, bias, scheme, _grid(static_range, scheme))
         # Which values were clipped, and by how much rounding missed the others, the integers do not tell.
         clipped = (None, None) if static_range is None else (x, static_range)
         ctx.save_for_backward(*activation, on_grid.integers, on_grid.scale, *clipped)
-        ctx.scheme = scheme
+        ctx.scheme, ctx.products = scheme, products
         ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
         return output
 
@@ -66,9 +68,18 @@ class _QatLinear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x_integers, x_scale, zero_point, weight_integers, weight_scale, x_before, static_range = ctx.saved_tensors
         x_dtype, weight_dtype, bias_dtype = ctx.dtypes
-        dtype = gradient_dtype(gradient.device)
-        low = gradient.to(dtype)
+        dtype = ctx.products
         grad_x = grad_weight = grad_bias = grad_range = None
+        if ctx.needs_input_grad[2]:
+            grad_bias = gradient.sum(0, dtype=torch.float32).to(bias_dtype)
+        if dtype is torch.int8:
+            factors = Factor(x_integers, x_scale, zero_point), Factor(weight_integers, weight_scale)
+            wanted = zip((x_dtype, weight_dtype), ctx.needs_input_grad, strict=False)
+            grad_x, grad_weight = linear_gradients(
+                gradient, *factors, [each if needed else None for each, needed in wanted]
+            )
+            return grad_x, grad_weight, grad_bias, None, None, None
+        low = gradient.to(dtype)
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[3]:
             weight = dequantize_rows(weight_integers, weight_scale, torch.zeros_like(weight_scale), dtype)
             grad_x = (low @ weight).to(x_dtype)
@@ -82,15 +93,14 @@ class _QatLinear(torch.autograd.Function):
             for start in range(0, low.shape[1], _ROWS_AT_ONCE):  # in `dtype` beside the gradient: a few rows only
                 rows = slice(start, start + _ROWS_AT_ONCE)
                 grad_weight[rows] = low[:, rows].t() @ x
-        if ctx.needs_input_grad[2]:
-            grad_bias = gradient.sum(0, dtype=torch.float32).to(bias_dtype)
-        return grad_x, grad_weight, grad_bias, grad_range, None
+        return grad_x, grad_weight, grad_bias, grad_range, None, None
 
 
 class _Setting(NamedTuple):
     scheme: LayerScheme
     amounts: tuple[int, ...]
     geometry: Geometry
+    products: torch.dtype
 
 
 class _QatConvolution(torch.autograd.Function):
@@ -98,7 +108,7 @@ class _QatConvolution(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, static_range: Tensor | None, setting: _Setting
     ) -> Tensor:
-        scheme, amounts, geometry = setting
+        scheme, amounts, geometry, _ = setting
         on_grid = Weight.of(weight, scheme)
         channels_last = is_channels_last(x) or is_channels_last(weight)
         kernel = tuple(weight.shape[2:])
@@ -116,8 +126,18 @@ class _QatConvolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         input, scale, zero_point, weight_integers, weight_scale, static_range = ctx.saved_tensors
         weight_dtype, bias_dtype = ctx.dtypes
-        scheme, (left, right, top, bottom), geometry = ctx.setting
-        dtype = gradient_dtype(gradient.device)
+        scheme, amounts, geometry, dtype = ctx.setting
+        left, right, top, bottom = amounts
+        layout = torch.channels_last if is_channels_last(input) else torch.contiguous_format
+        grad_bias = gradient.sum((0, 2, 3), dtype=torch.float32).to(bias_dtype) if ctx.needs_input_grad[2] else None
+        if dtype is torch.int8:
+            grad_x, grad_weight = integer_gradients.convolution(
+                *(gradient, input, scale, zero_point, weight_integers.view(ctx.shape), weight_scale),
+                *(scheme.activation_bits, amounts, geometry, ctx.needs_input_grad[:2]),
+            )
+            grad_x = None if grad_x is None else grad_x.to(input.dtype).contiguous(memory_format=layout)
+            grad_weight = None if grad_weight is None else grad_weight.to(weight_dtype)
+            return grad_x, grad_weight, grad_bias, None, None
         is_even = left == right and top == bottom
         x = image_on_grid(input, scale, zero_point, scheme.activation_bits, dtype)
         if not is_even:
@@ -133,13 +153,11 @@ class _QatConvolution(torch.autograd.Function):
         if grad_x is not None:
             if not is_even:
                 grad_x = F.pad(grad_x, (-left, -right, -top, -bottom))
-            layout = torch.channels_last if is_channels_last(input) else torch.contiguous_format
             grad_x = grad_x.to(input.dtype).contiguous(memory_format=layout)
             if static_range is not None:
                 bits, needs_range = scheme.activation_bits, ctx.needs_input_grad[3]
                 grad_x, grad_range = static_gradients(input, grad_x, static_range, bits, needs_range)
         grad_weight = None if grad_weight is None else grad_weight.to(weight_dtype)
-        grad_bias = gradient.sum((0, 2, 3), dtype=torch.float32).to(bias_dtype) if ctx.needs_input_grad[2] else None
         return grad_x, grad_weight, grad_bias, grad_range, None
 
 
@@ -156,6 +174,12 @@ def _on_activation_grid(x: Tensor, static_range: Tensor | None, scheme: LayerSch
     if static_range is None:
         return fake_quantize_activation(x, scheme.activation_bits)
     return fake_quantize_static(x, static_range, scheme.activation_bits)
+
+
+def _products(layer: "QatLayer", x: Tensor, static_range: Tensor | None) -> torch.dtype:
+    """What the products of the backward are of: int8, where every row or image has a grid of its own, or values."""
+    is_int8 = layer.qat_backward == "int8" and static_range is None
+    return torch.int8 if is_int8 else gradient_dtype(x.device)
 
 
 def _is_integer(layer: "QatLayer", pays: Callable[[], bool]) -> bool:
@@ -175,6 +199,7 @@ class QatLinear(nn.Linear):
     plain_type: type[nn.Module] = nn.Linear
     scheme: LayerScheme
     kernel: QatKernel = "auto"
+    qat_backward: QatBackward = "bf16"
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
@@ -182,13 +207,13 @@ class QatLinear(nn.Linear):
             return super().forward(input)
         rows, static_range = input.reshape(-1, input.shape[-1]), calibrated_range(self, self.scheme)
         if _is_integer(self, lambda: integers_pay_in_linear(input, self.weight, own=static_range is None)):
-            kernels = native(input, self.weight, self.bias)
+            kernels, products = native(input, self.weight, self.bias), _products(self, input, static_range)
             if kernels is not None and static_range is None and takes_rows(input, self.weight):
-                bits, gradients = (self.scheme.weight_bits, self.scheme.activation_bits), gradient_dtype(input.device)
-                trained: Tensor = kernels.grid_linear(input, self.weight, self.bias, *bits, gradients)
+                bits = self.scheme.weight_bits, self.scheme.activation_bits
+                trained: Tensor = kernels.grid_linear(input, self.weight, self.bias, *bits, products)
                 return trained
             output: Tensor = _QatLinear.apply(  # type: ignore[no-untyped-call]  # untyped in torch
-                _activation(rows), self.weight, self.bias, static_range, self.scheme
+                _activation(rows), self.weight, self.bias, static_range, self.scheme, products
             )
         else:
             rows = _on_activation_grid(rows, static_range, self.scheme)
@@ -202,6 +227,7 @@ class QatConv1d(nn.Conv1d):
     plain_type: type[nn.Module] = nn.Conv1d
     scheme: LayerScheme
     kernel: QatKernel = "auto"
+    qat_backward: QatBackward = "bf16"
 
     def forward(self, input: Tensor) -> Tensor:
         """([batch,] channels, length) to ([batch,] out channels, out length)."""
@@ -214,6 +240,7 @@ class QatConv2d(nn.Conv2d):
     plain_type: type[nn.Module] = nn.Conv2d
     scheme: LayerScheme
     kernel: QatKernel = "auto"
+    qat_backward: QatBackward = "bf16"
 
     def forward(self, input: Tensor) -> Tensor:
         """([batch,] channels, height, width) to ([batch,] out channels, out height, out width)."""
@@ -245,16 +272,16 @@ def _integer_convolution(conv: QatConv1d | QatConv2d, x: Tensor) -> Tensor:
     is_flat = len(conv.kernel_size) == 1
     weight = conv.weight.unsqueeze(2) if is_flat else conv.weight
     static_range, scheme = calibrated_range(conv, conv.scheme), conv.scheme
-    kernels = native(x, weight, conv.bias)
+    kernels, products = native(x, weight, conv.bias), _products(conv, x, static_range)
     output: Tensor
     if kernels is not None and static_range is None and takes_images(x, weight, amounts):
         channels_last = is_channels_last(x) or is_channels_last(weight)
         output = kernels.grid_convolution(
-            *(x, weight, conv.bias, scheme.weight_bits, scheme.activation_bits, gradient_dtype(x.device)),
+            *(x, weight, conv.bias, scheme.weight_bits, scheme.activation_bits, products),
             *(geometry.stride, amounts, geometry.dilation, channels_last),
         )
     else:
-        setting = _Setting(scheme, amounts, geometry)
+        setting = _Setting(scheme, amounts, geometry, products)
         output = _QatConvolution.apply(  # type: ignore[no-untyped-call]  # untyped in torch
             x, weight, conv.bias, static_range, setting
         )

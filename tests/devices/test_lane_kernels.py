@@ -12,7 +12,7 @@ from fedhq_lightning.devices import LayerCost, load_profile, measure_costs
 from fedhq_lightning.devices.lane_kernels import LaneKernels
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.models import LeNet5, ResNet20, ViT
-from fedhq_lightning.quantize import LaneOptions, QuantScheme, kernel_choice, prepare
+from fedhq_lightning.quantize import LaneOptions, LayerScheme, QuantScheme, kernel_choice, prepare
 
 LAPTOP, PI, NANO = (load_profile(name) for name in ("laptop-ryzen-7-7840u", "raspberry-pi-4", "jetson-nano"))
 LARGE = LayerCost("a", "linear", 1e9, 4e4, 1e4, 2e4, True, rows=512.0, weight_shape=(512, 512))
@@ -116,3 +116,10 @@ def test_a_pattern_that_matches_nothing_is_refused():
     module = LeNet5()
     with pytest.raises(ConfigurationError, match="matches no layer"):
         LaneKernels.of(module, QuantScheme("w4a8").for_layers(module), LaneOptions(layer_kernels={"ptq": {"x": "fp"}}))
+
+
+def test_gradients_are_integers_where_the_recipe_says_so_and_the_range_is_not_static() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    grids = {str(i): LayerScheme.parse(text) for i, text in enumerate(("w8a8", "w4a8s", "w4a8"))}
+    assert LaneKernels.of(module, grids).integer_backward == frozenset()
+    assert LaneKernels.of(module, grids, LaneOptions(qat_backward="int8")).integer_backward == {"0", "2"}

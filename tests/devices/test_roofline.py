@@ -61,6 +61,16 @@ def test_qat_with_an_int8_forward_by_hand():
     assert step_seconds(NO_BF16, "qat", [LAYER]) == pytest.approx(1e9 / 400 + 2e9 / 100 + passes + REST + 0.5)
 
 
+def test_qat_with_integer_gradients_takes_what_ptq_takes():
+    integers = LaneKernels(integer_backward=frozenset({"layer"}))
+    for layer in (LAYER, LIGHT):
+        assert step_seconds(NO_BF16, "qat", [layer], kernels=integers) == step_seconds(NO_BF16, "ptq", [layer])
+    assert step_seconds(NO_INT8, "qat", [LAYER], kernels=integers) == step_seconds(NO_INT8, "qat", [LAYER])
+    searched = dataclasses.replace(integers, searched=frozenset({"layer"}))
+    ptq = step_seconds(DEVICE, "ptq", [LAYER])
+    assert step_seconds(DEVICE, "qat", [LAYER], kernels=searched) == pytest.approx(ptq + 8 * 10 / 10)
+
+
 def test_fake_quantization_by_hand():
     fused = 3e7 + (8 + 16) * 3 / 10 + REST + 0.5
     assert step_seconds(NO_INT8, "qat", [LAYER]) == pytest.approx(fused)

@@ -23,7 +23,7 @@ static std::vector<float> values(int64_t size) {
 static int64_t up(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
 
 using Bytes = std::vector<char>;
-constexpr int64_t BEYOND = 256;  // as lanes.cpp allocates
+constexpr int64_t BEYOND = 256;  // as tensors.h allocates
 
 struct Results {
   std::vector<std::vector<float>> floats;
@@ -48,7 +48,7 @@ static Results linear(const Kernels& k, int64_t rows, int64_t inner, int64_t out
   std::vector<float> x_scale(rows), weight_scale(out), row_scale(rows), column_scale(out);
   std::vector<float> output(rows * out), x_gradient(rows * inner), weight_gradient(out * inner), again(rows * inner);
   std::vector<int32_t> zero(rows), panel_sums(up(inner, 16)), across_sums(up(out, 16)), along_sums(up(inner, 16));
-  std::vector<int32_t> packed_sums(up(out, 16));
+  std::vector<int32_t> packed_sums(up(out, 16)), corrections(out);
   std::vector<int8_t> plain(rows * inner), plain_weight(out * inner);
   k.quantize_input(x.data(), rows, inner, bits, input.data(), stride, x_scale.data(), zero.data(), panels.data(),
                    panel_sums.data(), plain.data());
@@ -56,14 +56,14 @@ static Results linear(const Kernels& k, int64_t rows, int64_t inner, int64_t out
                     along_sums.data(), plain_weight.data(), weight_scale.data());
   k.linear_output(input.data(), stride, x_scale.data(), bits ? zero.data() : nullptr, across.data(),
                   across_sums.data(), weight_scale.data(), bias.data(), rows, out, inner, output.data());
-  if (!bits) {
-    k.quantize_gradient(gradient.data(), rows, out, weight_scale.data(), x_scale.data(), by_rows.data(), out_stride,
-                        row_scale.data(), by_columns.data(), out_stride * k.group, column_scale.data());
-    k.linear_input_gradient(by_rows.data(), out_stride, row_scale.data(), along.data(), along_sums.data(), rows, out,
-                            inner, x_gradient.data());
-    k.linear_weight_gradient(by_columns.data(), out_stride * k.group, column_scale.data(), panels.data(),
-                             panel_sums.data(), rows, out, inner, weight_gradient.data());
-  }
+  k.quantize_gradient(gradient.data(), rows, out, weight_scale.data(), x_scale.data(), bits ? zero.data() : nullptr,
+                      by_rows.data(), out_stride, row_scale.data(), by_columns.data(), out_stride * k.group,
+                      column_scale.data(), bits ? corrections.data() : nullptr);
+  k.linear_input_gradient(by_rows.data(), out_stride, row_scale.data(), along.data(), along_sums.data(), rows, out,
+                          inner, x_gradient.data());
+  k.linear_weight_gradient(by_columns.data(), out_stride * k.group, column_scale.data(), panels.data(),
+                           panel_sums.data(), bits ? corrections.data() : nullptr, rows, out, inner,
+                           weight_gradient.data());
   k.pack(plain_weight.data(), out, inner, across.data(), packed_sums.data());
   k.dequantize(plain.data(), rows, inner, x_scale.data(), bits ? zero.data() : nullptr, false, again.data());
   std::vector<uint16_t> half(rows * inner);
@@ -91,7 +91,19 @@ static Results convolution(const Kernels& k, const Convolution& s, const std::ve
   const std::vector<float> filter_scale(s.out, 0.5f);
   k.grid_convolution_output(x.data(), integers.data(), filter_scale.data(), nullptr, s, 8, grid_scale.data(),
                             grid_zero.data(), grid_output.data());
-  return {{output, x_gradient, weight_gradient, grid_scale, grid_zero, grid_output}, {{zero}}};
+  std::vector<float> image_scale(s.batch), channel_scale(s.out), grid_x(x.size()), grid_weight(weight.size());
+  k.grid_gradient_scales(gradient.data(), s, filter_scale.data(), grid_scale.data(), image_scale.data(),
+                         channel_scale.data());
+  k.grid_convolution_input_gradient(integers.data(), filter_scale.data(), gradient.data(), s, image_scale.data(),
+                                    grid_x.data());
+  k.grid_convolution_weight_gradient(x.data(), gradient.data(), s, 8, grid_scale.data(), grid_zero.data(),
+                                     channel_scale.data(), grid_weight.data());
+  std::vector<float> on_grid(s.batch * s.channels * (s.height + s.top + s.bottom) * (s.width + s.left + s.right));
+  std::vector<uint16_t> half(on_grid.size());
+  k.grid_image_values(x.data(), s, 8, grid_scale.data(), grid_zero.data(), false, on_grid.data());
+  k.grid_image_values(x.data(), s, 8, grid_scale.data(), grid_zero.data(), true, half.data());
+  return {{output, x_gradient, weight_gradient, grid_scale, grid_zero, grid_output, grid_x, grid_weight, on_grid},
+          {{zero}, std::vector<int32_t>(half.begin(), half.end())}};
 }
 
 int main(int, char** arguments) {

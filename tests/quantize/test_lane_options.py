@@ -14,6 +14,7 @@ NAMES = ["stem", "blocks.0.attention", "blocks.0.mlp", "blocks.1.attention", "he
     ("arguments", "message"),
     [
         ({"qat_kernel": "int4"}, "qat_kernel 'int4': allowed are auto, int8, fake; did you mean 'int8'?"),
+        ({"qat_backward": "fp32"}, "qat_backward 'fp32': allowed are int8, bf16"),
         ({"qat_kernel": "fp"}, "qat_kernel 'fp': allowed are auto, int8, fake"),
         ({"layer_kernels": {"qta": {}}}, "layer_kernels 'qta': kernels are chosen for ptq and qat; did you mean"),
         ({"layer_kernels": {"fp": {"*": "int8"}}}, "layer_kernels 'fp': kernels are chosen for ptq and qat"),
@@ -32,6 +33,8 @@ def test_configs_refuse_other_kernels() -> None:
         PtqTrainingConfig("fake")  # type: ignore[arg-type]  # the mistake under test
     with pytest.raises(ConfigurationError, match="kernel 'fp': allowed are auto, int8, fake"):
         QatTrainingConfig(LayerScheme(4, 8), "fp")  # type: ignore[arg-type]  # the mistake under test
+    with pytest.raises(ConfigurationError, match="qat_backward 'int4': allowed are int8, bf16; did you mean 'int8'"):
+        QatTrainingConfig(LayerScheme(4, 8), qat_backward="int4")  # type: ignore[arg-type]  # the mistake under test
 
 
 def test_the_kernel_of_every_layer_by_default() -> None:

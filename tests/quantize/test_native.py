@@ -72,11 +72,12 @@ def without_kernels(compute: Callable[[], list[Tensor]]) -> list[Tensor]:
         return compute()
 
 
-def in_lane(layer: nn.Module, mode: Any, scheme: str = "w4a8") -> nn.Module:
-    options = LaneOptions(layer_kernels=INTEGERS)
+def in_lane(layer: nn.Module, mode: Any, scheme: str = "w4a8", backward: Any = "bf16") -> nn.Module:
+    options = LaneOptions(layer_kernels=INTEGERS, qat_backward=backward)
     return prepare(nn.Sequential(layer), mode, QuantScheme(scheme, edge_bits=None), options)
 
 
+LANES = [("ptq", "bf16"), ("qat", "bf16"), ("qat", "int8")]
 LINEAR = [(1, 1, 1), (5, 7, 3), (16, 16, 16), (33, 100, 50), (32, 784, 128), (129, 65, 33)]
 CONVOLUTIONS: list[tuple[nn.Conv2d, tuple[int, int]]] = [
     (nn.Conv2d(1, 6, 5, padding=2), (14, 14)),
@@ -95,23 +96,25 @@ CONVOLUTIONS: list[tuple[nn.Conv2d, tuple[int, int]]] = [
 @needs_kernels
 @pytest.mark.usefixtures("_on", "level")
 class TestBits:
-    @pytest.mark.parametrize("mode", ["ptq", "qat"])
+    @pytest.mark.parametrize(("mode", "backward"), LANES)
     @pytest.mark.parametrize("scheme", ["w4a8", "w2a8", "w8a4"])
     @pytest.mark.parametrize("shape", LINEAR)
-    def test_linear_layers(self, shape: tuple[int, int, int], scheme: str, mode: str) -> None:
+    def test_linear_layers(self, shape: tuple[int, int, int], scheme: str, mode: str, backward: str) -> None:
         rows, inner, out = shape
-        layer = in_lane(nn.Linear(inner, out, bias=inner != 100), mode, scheme)
+        layer = in_lane(nn.Linear(inner, out, bias=inner != 100), mode, scheme, backward)
         x, gradient = torch.randn(rows, inner) ** 3, torch.randn(rows, out)
         x[0] = 0
         expected = without_kernels(lambda: trained(layer, x, gradient))
         for ours, theirs in zip(trained(layer, x, gradient), expected, strict=True):
             torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
 
-    @pytest.mark.parametrize("mode", ["ptq", "qat"])
+    @pytest.mark.parametrize(("mode", "backward"), LANES)
     @pytest.mark.parametrize("channels_last", [False, True])
     @pytest.mark.parametrize(("layer", "size"), CONVOLUTIONS, ids=repr)
-    def test_convolutions(self, layer: nn.Conv2d, size: tuple[int, int], channels_last: bool, mode: str) -> None:
-        layer = in_lane(layer, mode)
+    def test_convolutions(
+        self, layer: nn.Conv2d, size: tuple[int, int], channels_last: bool, mode: str, backward: str
+    ) -> None:
+        layer = in_lane(layer, mode, backward=backward)
         x = torch.randn(3, layer[0].in_channels, *size)
         with torch.no_grad():
             gradient = torch.randn_like(layer(x))

@@ -164,7 +164,7 @@ def _computed() -> list[Tensor]:
     for rows, inner, out in ((1, 1, 1), (5, 7, 3), (37, 100, 33), (64, 64, 64), (129, 65, 50)):
         given, gradient = (random(rows, inner), random(out, inner), random(out)), random(rows, out)
         results += _trained(ops.int8_linear, given, gradient)
-        for arguments in ((2, 8, torch.float32), (4, 8, torch.bfloat16), (8, 4, torch.float32)):
+        for arguments in ((2, 8, torch.float32), (4, 8, torch.bfloat16), (8, 4, torch.int8)):
             results += _trained(ops.grid_linear, given, gradient, *arguments)
     for batch, channels, size, out, kernel, stride in ((2, 1, 9, 6, 5, 1), (3, 16, 8, 33, 3, 2), (2, 20, 7, 16, 3, 1)):
         x, weight, bias = random(batch, channels, size, size), random(out, channels, kernel, kernel), random(out)
@@ -173,7 +173,7 @@ def _computed() -> list[Tensor]:
         for image in (x, x.relu().contiguous(memory_format=torch.channels_last)):
             given = image, weight, bias
             results += _trained(ops.int8_convolution, given, gradient, *geometry)
-            for arguments in ((2, 8, torch.float32), (4, 8, torch.bfloat16)):
+            for arguments in ((2, 8, torch.float32), (4, 8, torch.bfloat16), (8, 4, torch.int8)):
                 results += _trained(ops.grid_convolution, given, gradient, *arguments, *geometry)
     return results
 

@@ -1,4 +1,4 @@
-// Gradients of the PTQ lane's convolution: of its input and of its weight.
+// Gradients of a convolution in integers: of its input and of its weight.
 #pragma once
 #include "convolution.h"
 
@@ -38,23 +38,34 @@ FEDHQ_INLINE Phase phase_of(int64_t rest, int64_t stride, int64_t dilation, int6
   return phase;
 }
 
+// A scale for every channel, symmetric, and a factor that its values take up before.
+struct Folded {
+  const float* factor;
+  const float* inverse;
+  FEDHQ_INLINE_MEMBER void pixel(const float* __restrict x, int64_t channels, int8_t* __restrict to) const {
+    for (int64_t c = 0; c < channels; c++) to[c] = static_cast<int8_t>(nearest(x[c] * factor[c] * inverse[c]));
+  }
+  FEDHQ_INLINE_MEMBER void channel(const float* __restrict x, int64_t width, int64_t c, int8_t* __restrict to) const {
+    const float channel_factor = factor[c], inverse_scale = inverse[c];
+    for (int64_t w = 0; w < width; w++) to[w] = static_cast<int8_t>(nearest(x[w] * channel_factor * inverse_scale));
+  }
+};
+
+// Filters [channels][kernel][out] and as much room behind them.
+FEDHQ_INLINE int8_t* filters_of_input(const Convolution& s) {
+  return static_cast<int8_t*>(
+      scratch(Scratch::filters, 2 * s.channels * s.out * s.kernel_height * s.kernel_width));
+}
+
 // Input's gradient: pixels of one phase after the other, each a convolution of the gradient's integers with the mirrored
-// taps that met them.
-static void int8_convolution_input_gradient(const float* weight, const float* gradient, const Convolution& s,
-                                            const float* gradient_scale, float* x_gradient) {
+// taps that met them. `round_of(b)` rounds the gradient of image b; `image_scale` (or null) is of every image.
+template <class RoundOf>
+FEDHQ_INLINE void input_gradient(int8_t* filters, const float* filter_scale, const float* gradient,
+                                 const Convolution& s, const RoundOf& round_of, const float* image_scale,
+                                 float* x_gradient) {
   const int64_t kernel = s.kernel_height * s.kernel_width, size = s.out * kernel;
   const int64_t pixels = s.height * s.width, num_phases = s.stride_height * s.stride_width;
-  float* const folded = static_cast<float*>(scratch(Scratch::values, sizeof(float) * (size + s.channels + s.out)));
-  float *const filter_scale = folded + size, *const inverse = filter_scale + s.channels;
-  int8_t* const filters = static_cast<int8_t*>(scratch(Scratch::filters, 2 * s.channels * size));
   int8_t* const some = filters + s.channels * size;  // taps of one phase
-  for (int64_t c = 0; c < s.channels; c++) {
-    for (int64_t o = 0; o < s.out; o++)
-      for (int64_t i = 0; i < kernel; i++)
-        folded[i * s.out + o] = weight[(o * s.channels + c) * kernel + i] * gradient_scale[o];
-    filter_scale[c] = symmetric_scale(largest_magnitude(folded, size));
-    round_symmetric(folded, size, 1.0f / filter_scale[c], filters + c * size);
-  }
   // The gradient with zeros around it, as far as kernels reach.
   const int64_t top = s.dilation_height * (s.kernel_height - 1) / s.stride_height + 1,
                 left = s.dilation_width * (s.kernel_width - 1) / s.stride_width + 1;
@@ -95,13 +106,12 @@ static void int8_convolution_input_gradient(const float* weight, const float* gr
       }
   }
   if (!is_whole) memset(x_gradient, 0, sizeof(float) * s.batch * s.channels * pixels);  // pixels that no output met
-  for (int64_t o = 0; o < s.out; o++) inverse[o] = 1.0f / gradient_scale[o];
-  const ByChannel round{inverse, 0, HIGHEST};
   Row* const image = static_cast<Row*>(scratch(Scratch::image, sizeof(Row) * height * width * s.out));
   Convolution of_gradient = s;
   of_gradient.channels_last = s.channels_last_out;
   for (int64_t b = 0; b < s.batch; b++) {
-    round_image(gradient, of_gradient, s.out, s.out_height, s.out_width, b, round, 0, top, left, height, width, image);
+    round_image(gradient, of_gradient, s.out, s.out_height, s.out_width, b, round_of(b), 0, top, left, height, width,
+                image);
     const int64_t* from = starts;
     const int64_t* to = places;
     const Column* panel = panels;
@@ -111,20 +121,60 @@ static void int8_convolution_input_gradient(const float* weight, const float* gr
       product([=](int64_t m) { return image + from[m]; }, runs[p].positions, s.out * sizeof(Row), inner, panel,
               s.channels,
               Positions{x_gradient + b * s.channels * pixels, s.channels, pixels, s.channels_last, sums + p * room,
-                        filter_scale, nullptr, OFFSET, 1.0f, false, num_phases == 1 ? nullptr : to});
+                        filter_scale, nullptr, OFFSET, image_scale ? image_scale[b] : 1.0f, image_scale != nullptr,
+                        num_phases == 1 ? nullptr : to});
       from += runs[p].positions, to += runs[p].positions, panel += room * inner_of(runs[p]);
     }
   }
+}
+
+static void int8_convolution_input_gradient(const float* weight, const float* gradient, const Convolution& s,
+                                            const float* gradient_scale, float* x_gradient) {
+  const int64_t kernel = s.kernel_height * s.kernel_width, size = s.out * kernel;
+  float* const folded = static_cast<float*>(scratch(Scratch::values, sizeof(float) * (size + s.channels + s.out)));
+  float *const filter_scale = folded + size, *const inverse = filter_scale + s.channels;
+  int8_t* const filters = filters_of_input(s);
+  for (int64_t c = 0; c < s.channels; c++) {
+    for (int64_t o = 0; o < s.out; o++)
+      for (int64_t i = 0; i < kernel; i++)
+        folded[i * s.out + o] = weight[(o * s.channels + c) * kernel + i] * gradient_scale[o];
+    filter_scale[c] = symmetric_scale(largest_magnitude(folded, size));
+    round_symmetric(folded, size, 1.0f / filter_scale[c], filters + c * size);
+  }
+  for (int64_t o = 0; o < s.out; o++) inverse[o] = 1.0f / gradient_scale[o];
+  const ByChannel round{inverse, 0, HIGHEST};
+  input_gradient(filters, filter_scale, gradient, s, [=](int64_t) { return round; }, nullptr, x_gradient);
+}
+
+static void grid_convolution_input_gradient(const int8_t* weight, const float* weight_scale, const float* gradient,
+                                            const Convolution& s, const float* image_scale, float* x_gradient) {
+  const int64_t kernel = s.kernel_height * s.kernel_width, size = s.out * kernel;
+  float* const ones = static_cast<float*>(scratch(Scratch::values, sizeof(float) * (s.channels + s.out)));
+  float* const inverse = ones + s.channels;
+  int8_t* const filters = filters_of_input(s);
+  for (int64_t c = 0; c < s.channels; c++) {
+    ones[c] = 1.0f;
+    for (int64_t o = 0; o < s.out; o++)
+      for (int64_t i = 0; i < kernel; i++) filters[c * size + i * s.out + o] = weight[(o * s.channels + c) * kernel + i];
+  }
+  const auto round_of = [=](int64_t b) {
+    for (int64_t o = 0; o < s.out; o++) inverse[o] = 1.0f / image_scale[b];
+    return Folded{weight_scale, inverse};
+  };
+  input_gradient(filters, ones, gradient, s, round_of, image_scale, x_gradient);
 }
 
 constexpr int64_t MOST_POSITIONS = 65536;  // whose products stay within 32 bits
 constexpr int64_t BYTES_OF_PANELS_AT_ONCE = 256 * 1024;
 
 // Weight's gradient: rows are positions of the weight over the input with channels first, columns the filters over the
-// gradient's integers.
-static void int8_convolution_weight_gradient(const float* x, const float* gradient, const Convolution& s,
-                                             const float* x_scale, int32_t zero, const float* gradient_scale,
-                                             float* weight_gradient) {
+// gradient's integers. `round_of(b)` and `gradient_round_of(b)` round what belongs to image b, whose integers lie `zero_of(b)`
+// above their values; `x_scale` (or null) is of every channel.
+template <class RoundOf, class GradientRoundOf, class ZeroOf>
+FEDHQ_INLINE void weight_gradient_of(const float* x, const float* gradient, const Convolution& s,
+                                     const RoundOf& round_of, const GradientRoundOf& gradient_round_of,
+                                     const ZeroOf& zero_of, const float* x_scale, const float* gradient_scale,
+                                     float* weight_gradient) {
   const int64_t kernel = s.kernel_height * s.kernel_width, size = s.channels * kernel;
   const int64_t positions = s.out_height * s.out_width, words = words_of(s.out_width), room = words * GROUP;
   const int64_t height = padded_height(s), width = padded_width(s), phases = s.stride_width;
@@ -140,10 +190,8 @@ static void int8_convolution_weight_gradient(const float* x, const float* gradie
   int64_t* const starts = static_cast<int64_t*>(scratch(Scratch::starts, sizeof(int64_t) * some * s.out_height));
   int64_t* const rows = static_cast<int64_t*>(scratch(Scratch::row_starts, sizeof(int64_t) * size));
   int64_t* const totals = static_cast<int64_t*>(scratch(Scratch::totals, sizeof(int64_t) * (s.out * size + s.out)));
-  int64_t* const gradient_sums = totals + s.out * size;
+  int64_t* const corrections = totals + s.out * size;
   int32_t* const sums = static_cast<int32_t*>(scratch(Scratch::sums, sizeof(int32_t) * up(s.out, PANEL)));
-  float* const inverse = static_cast<float*>(scratch(Scratch::values, sizeof(float) * (s.channels + s.out)));
-  float* const gradient_inverse = inverse + s.channels;
   const int64_t wide = up(larger(s.out, PANEL), WIDE);
   // A row of the input in both orders, and one of the gradient with room for whole words.
   int8_t* const row = static_cast<int8_t*>(
@@ -152,9 +200,6 @@ static void int8_convolution_weight_gradient(const float* x, const float* gradie
   int8_t* const gradient_row = ordered + s.channels * s.width;
   int8_t* const gradient_pixels = gradient_row + s.out * s.out_width;
   memset(totals, 0, sizeof(int64_t) * (s.out * size + s.out));
-  for (int64_t c = 0; c < s.channels; c++) inverse[c] = 1.0f / x_scale[c];
-  for (int64_t o = 0; o < s.out; o++) gradient_inverse[o] = 1.0f / gradient_scale[o];
-  const ByChannel round{inverse, zero - 128, highest_of(zero)}, round_gradient{gradient_inverse, 0, HIGHEST};
   Convolution of_gradient = s;
   of_gradient.channels_last = s.channels_last_out;
   for (int64_t c = 0; c < s.channels; c++)
@@ -169,7 +214,9 @@ static void int8_convolution_weight_gradient(const float* x, const float* gradie
     const int64_t count = smaller(some, s.batch - from);
     for (int64_t b = 0; b < count; b++) {
       Row* const image = planes + b * image_size;
-      fill(image, image_size, zero - 128);
+      const auto round = round_of(from + b);
+      const auto round_gradient = gradient_round_of(from + b);
+      fill(image, image_size, zero_of(from + b));
       for (int64_t h = 0; h < s.height; h++) {
         round_row(x, s, s.channels, s.height, s.width, from + b, h, round, row);
         const int8_t* line = row;
@@ -206,9 +253,15 @@ static void int8_convolution_weight_gradient(const float* x, const float* gradie
     for (int64_t p = 0; p < panels_count; p++) {
       const Column* const panel = panels + p * count * column;
       for (int64_t c = 0; c < PANEL; c++) sums[p * PANEL + c] = 0;
-      for (int64_t w = 0; w < count * column; w += PANEL_ELEMENTS) add_words(panel + w, sums + p * PANEL);
+      for (int64_t b = 0; b < count; b++) {
+        alignas(64) int32_t of_image[PANEL] = {};
+        for (int64_t w = 0; w < column; w += PANEL_ELEMENTS) add_words(panel + b * column + w, of_image);
+        for (int64_t c = 0; c < smaller(PANEL, s.out - p * PANEL); c++) {
+          sums[p * PANEL + c] += of_image[c];
+          corrections[p * PANEL + c] += static_cast<int64_t>(zero_of(from + b)) * of_image[c];
+        }
+      }
     }
-    for (int64_t o = 0; o < s.out; o++) gradient_sums[o] += sums[o];
     const Inner inner{starts, count * s.out_height, words, GROUP};
     product([=](int64_t m) { return planes + rows[m]; }, size, plane * sizeof(Row) / larger(1, kernel), inner, panels,
             s.out, [=](int64_t m, int64_t lines, int64_t n, int64_t columns, const int32_t* found, int64_t across) {
@@ -222,15 +275,67 @@ static void int8_convolution_weight_gradient(const float* x, const float* gradie
   for (int64_t o = 0; o < s.out; o++)
     for (int64_t c = 0; c < s.channels; c++)
       for (int64_t i = 0; i < kernel; i++) {
-        const int64_t place = o * size + c * kernel + i, total = totals[place] + (128 - zero) * gradient_sums[o];
-        weight_gradient[place] = static_cast<float>(total) * gradient_scale[o] * x_scale[c];
+        const int64_t place = o * size + c * kernel + i;
+        const float value = static_cast<float>(totals[place] - corrections[o]) * gradient_scale[o];
+        weight_gradient[place] = x_scale ? value * x_scale[c] : value;
       }
+}
+
+static void int8_convolution_weight_gradient(const float* x, const float* gradient, const Convolution& s,
+                                             const float* x_scale, int32_t zero, const float* gradient_scale,
+                                             float* weight_gradient) {
+  float* const inverse = static_cast<float*>(scratch(Scratch::values, sizeof(float) * (s.channels + s.out)));
+  float* const gradient_inverse = inverse + s.channels;
+  for (int64_t c = 0; c < s.channels; c++) inverse[c] = 1.0f / x_scale[c];
+  for (int64_t o = 0; o < s.out; o++) gradient_inverse[o] = 1.0f / gradient_scale[o];
+  const ByChannel round{inverse, zero - 128, highest_of(zero)}, round_gradient{gradient_inverse, 0, HIGHEST};
+  weight_gradient_of(
+      x, gradient, s, [=](int64_t) { return round; }, [=](int64_t) { return round_gradient; },
+      [=](int64_t) { return zero - 128; }, x_scale, gradient_scale, weight_gradient);
+}
+
+static void grid_convolution_weight_gradient(const float* x, const float* gradient, const Convolution& s, int bits,
+                                             const float* x_scale, const float* zero_point,
+                                             const float* channel_scale, float* weight_gradient) {
+  float* const factor = static_cast<float*>(scratch(Scratch::values, sizeof(float) * 2 * s.out));
+  float* const inverse = factor + s.out;
+  for (int64_t o = 0; o < s.out; o++) inverse[o] = 1.0f / channel_scale[o];
+  const float lowest = static_cast<float>(-(1 << (bits - 1))), highest = -lowest - 1.0f;
+  const auto gradient_round_of = [=](int64_t b) {
+    for (int64_t o = 0; o < s.out; o++) factor[o] = x_scale[b];
+    return Folded{factor, inverse};
+  };
+  weight_gradient_of(
+      x, gradient, s, [=](int64_t b) { return OnGrid{1.0f / x_scale[b], zero_point[b], lowest, highest}; },
+      gradient_round_of, [=](int64_t b) { return static_cast<int>(zero_point[b]); }, nullptr, channel_scale,
+      weight_gradient);
 }
 
 static void convolution_gradient_scales(const float* gradient, const Convolution& s, float* scale) {
   uint32_t* const largest = static_cast<uint32_t*>(scratch(Scratch::bounds, sizeof(uint32_t) * s.out));
   channel_magnitudes(gradient, s.batch, s.out, s.out_height * s.out_width, s.channels_last_out, largest);
   for (int64_t o = 0; o < s.out; o++) scale[o] = symmetric_scale(as_float(largest[o]));
+}
+
+static void grid_gradient_scales(const float* gradient, const Convolution& s, const float* weight_scale,
+                                 const float* x_scale, float* image_scale, float* channel_scale) {
+  const int64_t positions = s.out_height * s.out_width;
+  uint32_t* const largest = static_cast<uint32_t*>(scratch(Scratch::bounds, sizeof(uint32_t) * 2 * s.out));
+  uint32_t* const of_channel = largest + s.out;
+  memset(of_channel, 0, sizeof(uint32_t) * s.out);
+  for (int64_t b = 0; b < s.batch; b++) {
+    channel_magnitudes(gradient + b * s.out * positions, 1, s.out, positions, s.channels_last_out, largest);
+    uint32_t of_image = 0;
+    // The largest product is the largest value's.
+    for (int64_t o = 0; o < s.out; o++) {
+      const uint32_t with_weight = magnitude_bits(as_float(largest[o]) * weight_scale[o]);
+      const uint32_t with_input = magnitude_bits(as_float(largest[o]) * x_scale[b]);
+      of_image = with_weight > of_image ? with_weight : of_image;
+      of_channel[o] = with_input > of_channel[o] ? with_input : of_channel[o];
+    }
+    image_scale[b] = symmetric_scale(as_float(of_image));
+  }
+  for (int64_t o = 0; o < s.out; o++) channel_scale[o] = symmetric_scale(as_float(of_channel[o]));
 }
 
 }  // namespace LEVEL

@@ -105,8 +105,8 @@ std::tuple<Tensor, Tensor, Tensor> deployed_convolution(const Tensor& x_, const 
   return {output, scale, zero};
 }
 
-// The QAT lane's convolution with its backward in `gradients` (float32 or bfloat16), on the values that the integers
-// stand for.
+// The QAT lane's convolution. Its gradients are products in `gradients`: float32 or bfloat16, of the values that the
+// integers stand for, or int8, of the integers.
 struct GridConvolution : torch::autograd::Function<GridConvolution> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x_, const Tensor& weight, const OptionalTensor& bias,
                         int64_t weight_bits, int64_t activation_bits, at::ScalarType gradients,
@@ -128,8 +128,43 @@ struct GridConvolution : torch::autograd::Function<GridConvolution> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    const Tensor gradient = dense(gradients[0]);
+    const bool is_integer = ctx->saved_data["gradients"].toInt() == static_cast<int64_t>(at::kChar);
+    auto [x_gradient, weight_gradient] = is_integer ? integer_products(ctx, gradient) : products(ctx, gradient);
+    return once_differentiable(gradients, {x_gradient, weight_gradient, needs_bias(ctx) ? gradient.sum({0, 2, 3}) : Tensor(),
+                                Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()});
+  }
+
+  static std::pair<Tensor, Tensor> integer_products(AutogradContext* ctx, const Tensor& gradient) {
+    const Kernels& k = *chosen;
     const auto saved = ctx->get_saved_variables();
-    const Tensor &x = saved[0], gradient = dense(gradients[0]);
+    const Tensor &x = saved[0], &x_scale = saved[1], &zero_point = saved[2], &weight = saved[3],
+                 &weight_scale = saved[4];
+    const auto kernel = ctx->saved_data["kernel"].toIntVector();
+    const Convolution s = shape_of(x, kernel, ctx->saved_data["stride"].toIntVector(),
+                                   ctx->saved_data["padding"].toIntVector(), ctx->saved_data["dilation"].toIntVector(),
+                                   !gradient.is_contiguous());
+    const Tensor image_scale = floats(s.batch), channel_scale = floats(s.out);
+    k.grid_gradient_scales(of_floats(gradient), s, of_floats(weight_scale), of_floats(x_scale), of_floats(image_scale),
+                           of_floats(channel_scale));
+    Tensor x_gradient, weight_gradient;
+    if (ctx->needs_input_grad(0)) {
+      x_gradient = image_like(x, s.channels, s.height, s.width, s.channels_last);
+      k.grid_convolution_input_gradient(of_bytes(weight), of_floats(weight_scale), of_floats(gradient), s,
+                                        of_floats(image_scale), of_floats(x_gradient));
+    }
+    if (ctx->needs_input_grad(1)) {
+      weight_gradient = at::empty(kernel, at::kFloat);
+      k.grid_convolution_weight_gradient(of_floats(x), of_floats(gradient), s,
+                                         static_cast<int>(ctx->saved_data["bits"].toInt()), of_floats(x_scale),
+                                         of_floats(zero_point), of_floats(channel_scale), of_floats(weight_gradient));
+    }
+    return {x_gradient, weight_gradient};
+  }
+
+  static std::pair<Tensor, Tensor> products(AutogradContext* ctx, const Tensor& gradient) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor& x = saved[0];
     const auto kernel = ctx->saved_data["kernel"].toIntVector(), stride = ctx->saved_data["stride"].toIntVector(),
                padding = ctx->saved_data["padding"].toIntVector(), dilation = ctx->saved_data["dilation"].toIntVector();
     const auto dtype = static_cast<at::ScalarType>(ctx->saved_data["gradients"].toInt());
@@ -153,8 +188,7 @@ struct GridConvolution : torch::autograd::Function<GridConvolution> {
       x_gradient = x_gradient.narrow(2, s.top, s.height).narrow(3, s.left, s.width).to(at::kFloat)
                        .contiguous(format(s.channels_last));
     if (weight_gradient.defined()) weight_gradient = weight_gradient.to(at::kFloat);
-    return once_differentiable(gradients, {x_gradient, weight_gradient, needs_bias(ctx) ? gradient.sum({0, 2, 3}) : Tensor(),
-                                Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()});
+    return {x_gradient, weight_gradient};
   }
 };
 

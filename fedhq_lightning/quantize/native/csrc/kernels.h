@@ -41,10 +41,12 @@ struct Kernels {
 
   // Gradient (rows, out) in the two forms that its products take: `by_rows` (or null) with the weight's scale in it and
   // a scale for every row, as rows of `row_stride` elements; `by_columns` (or null) with the input's scale in it and a
-  // scale for every column, as words [rows / group][column_stride / group].
+  // scale for every column, as words [rows / group][column_stride / group]. `corrections` (out) are what the input's zero
+  // points add to the sums of `by_columns`; both null where it has none.
   void (*quantize_gradient)(const float* gradient, int64_t rows, int64_t out, const float* weight_scale,
-                            const float* x_scale, void* by_rows, int64_t row_stride, float* row_scale,
-                            void* by_columns, int64_t column_stride, float* column_scale);
+                            const float* x_scale, const int32_t* zero_point, void* by_rows, int64_t row_stride,
+                            float* row_scale, void* by_columns, int64_t column_stride, float* column_scale,
+                            int32_t* corrections);
 
   // Product of the gradient by rows and the weight along `out`: the input's gradient (rows, inner).
   void (*linear_input_gradient)(const void* by_rows, int64_t stride, const float* row_scale, const void* along,
@@ -52,8 +54,8 @@ struct Kernels {
 
   // Product of the gradient by columns and the input along the rows: the weight's gradient (out, inner).
   void (*linear_weight_gradient)(const void* by_columns, int64_t stride, const float* column_scale,
-                                 const void* panels, const int32_t* sums, int64_t rows, int64_t out, int64_t inner,
-                                 float* gradient);
+                                 const void* panels, const int32_t* sums, const int32_t* corrections, int64_t rows,
+                                 int64_t out, int64_t inner, float* gradient);
 
   // int8 (rows, inner) less a zero point for every row (or null), times its scale: as floats, or as bfloat16.
   void (*dequantize)(const int8_t* integers, int64_t rows, int64_t inner, const float* scale,
@@ -74,6 +76,16 @@ struct Kernels {
   // Convolution on the deployment grid: the weight's integers are given, every image gets a grid of its own.
   void (*grid_convolution_output)(const float* x, const int8_t* weight, const float* weight_scale, const float* bias,
                                   const Convolution& shape, int bits, float* x_scale, float* zero_point, float* output);
+
+  // The same layer's gradients in integers. The gradient takes up the weight's scale and gets a scale for every image,
+  // for the input's; it takes up the images' scales and gets one for every channel, for the weight's.
+  void (*grid_gradient_scales)(const float* gradient, const Convolution& shape, const float* weight_scale,
+                               const float* x_scale, float* image_scale, float* channel_scale);
+  void (*grid_convolution_input_gradient)(const int8_t* weight, const float* weight_scale, const float* gradient,
+                                          const Convolution& shape, const float* image_scale, float* x_gradient);
+  void (*grid_convolution_weight_gradient)(const float* x, const float* gradient, const Convolution& shape, int bits,
+                                           const float* x_scale, const float* zero_point, const float* channel_scale,
+                                           float* weight_gradient);
 
   // What the grids of images make of them, as `dequantize`: padded with zeros, channels last.
   void (*grid_image_values)(const float* x, const Convolution& shape, int bits, const float* x_scale,

@@ -124,8 +124,9 @@ static void linear_output(const void* integers_, int64_t stride, const float* sc
 }
 
 static void quantize_gradient(const float* gradient, int64_t rows, int64_t out, const float* weight_scale,
-                              const float* x_scale, void* by_rows_, int64_t row_stride, float* row_scale,
-                              void* by_columns_, int64_t column_stride, float* column_scale) {
+                              const float* x_scale, const int32_t* zero_point, void* by_rows_, int64_t row_stride,
+                              float* row_scale, void* by_columns_, int64_t column_stride, float* column_scale,
+                              int32_t* corrections) {
   Row* const by_rows = static_cast<Row*>(by_rows_);
   Row* const by_columns = static_cast<Row*>(by_columns_);
   float* const folded = static_cast<float*>(scratch(Scratch::values, sizeof(float) * out));
@@ -151,6 +152,7 @@ static void quantize_gradient(const float* gradient, int64_t rows, int64_t out, 
     column_scale[n] = symmetric_scale(as_float(largest[n]));
     folded[n] = 1.0f / column_scale[n];
   }
+  if (zero_point) memset(corrections, 0, sizeof(int32_t) * out);
   for (int64_t first = 0; first < rows; first += GROUP) {
     Row* __restrict to = by_columns + first / GROUP * column_stride;
     for (int i = 0; i < GROUP; i++) {
@@ -162,19 +164,25 @@ static void quantize_gradient(const float* gradient, int64_t rows, int64_t out, 
       const float input_scale = x_scale[first + i];
       for (int64_t n = 0; n < out; n++)
         to[n * GROUP + i] = static_cast<Row>(nearest(from[n] * input_scale * folded[n]) + OFFSET);
+      if (!zero_point) continue;
+      const int32_t zero = zero_point[first + i];
+      for (int64_t n = 0; n < out; n++) corrections[n] += (to[n * GROUP + i] - OFFSET) * zero;
     }
   }
 }
 
-// Sums of rows of the gradient times columns, to floats: less what the offset adds, times a scale.
+// Sums of rows of the gradient times columns, to floats: less what the offset adds and a correction of every row, times a
+// scale.
 FEDHQ_INLINE void rescale_rows(int64_t m, int64_t count, int64_t n, int64_t columns, const int32_t* sums, int64_t width,
-                               const int32_t* column_sums, const float* scale, float* output, int64_t size) {
+                               const int32_t* column_sums, const int32_t* corrections, const float* scale,
+                               float* output, int64_t size) {
   for (int64_t r = 0; r < count; r++) {
+    const int32_t correction = corrections ? corrections[m + r] : 0;
     const float row_scale = scale[m + r];
     float* const to = output + (m + r) * size + n;
     const int32_t* const of = sums + r * width;
     for (int64_t c = 0; c < columns; c++)
-      to[c] = static_cast<float>(of[c] - OFFSET * column_sums[n + c]) * row_scale;
+      to[c] = static_cast<float>(of[c] - OFFSET * column_sums[n + c] - correction) * row_scale;
   }
 }
 
@@ -186,20 +194,20 @@ static void linear_input_gradient(const void* by_rows_, int64_t stride, const fl
   product([=](int64_t m) { return by_rows + m * stride; }, rows, stride * sizeof(Row), all,
           static_cast<const Column*>(along), inner,
           [=](int64_t m, int64_t count, int64_t n, int64_t columns, const int32_t* sums, int64_t width) {
-            rescale_rows(m, count, n, columns, sums, width, along_sums, row_scale, gradient, inner);
+            rescale_rows(m, count, n, columns, sums, width, along_sums, nullptr, row_scale, gradient, inner);
           });
 }
 
 static void linear_weight_gradient(const void* by_columns_, int64_t stride, const float* column_scale,
-                                   const void* panels, const int32_t* column_sums, int64_t rows, int64_t out,
-                                   int64_t inner, float* gradient) {
+                                   const void* panels, const int32_t* column_sums, const int32_t* corrections,
+                                   int64_t rows, int64_t out, int64_t inner, float* gradient) {
   const Row* const by_columns = static_cast<const Row*>(by_columns_);
   const int64_t start = 0;
   const Inner all{&start, 1, words_of(rows), stride};
   product([=](int64_t n) { return by_columns + n * GROUP; }, out, words_of(rows) * GROUP * sizeof(Row), all,
           static_cast<const Column*>(panels), inner,
           [=](int64_t m, int64_t count, int64_t n, int64_t columns, const int32_t* sums, int64_t width) {
-            rescale_rows(m, count, n, columns, sums, width, column_sums, column_scale, gradient, inner);
+            rescale_rows(m, count, n, columns, sums, width, column_sums, corrections, column_scale, gradient, inner);
           });
 }
 

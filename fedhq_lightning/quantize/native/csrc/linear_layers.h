@@ -5,15 +5,16 @@
 namespace fedhq {
 namespace {
 
-// A linear layer of the PTQ lane: its three products are integers, symmetric in 8 bits.
+// A linear layer whose three products are integers: of the PTQ lane, symmetric in 8 bits, where bits are 0; else of the
+// QAT lane, whose input and weight are on their grids.
 struct Int8Linear : torch::autograd::Function<Int8Linear> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x_, const Tensor& weight_, const OptionalTensor& bias,
-                        bool keeps) {
+                        int64_t weight_bits, int64_t activation_bits, bool keeps) {
     const Kernels& k = *chosen;
     const Tensor x = x_.contiguous(), weight = weight_.contiguous();
     const int64_t inner = x.size(-1), rows = x.numel() / inner, out = weight.size(0), stride = row_stride(inner);
     const bool needs_weight = keeps && weight_.requires_grad(), needs_x = keeps && x_.requires_grad();
-    const Tensor x_scale = floats(rows);
+    const Tensor x_scale = floats(rows), zero_point = activation_bits ? integers(rows) : Tensor();
     const Tensor panels = needs_weight ? columns(rows, inner) : Tensor();
     const Tensor panel_sums = needs_weight ? integers(inner) : Tensor();
     const Tensor weight_scale = floats(out);
@@ -21,15 +22,15 @@ struct Int8Linear : torch::autograd::Function<Int8Linear> {
     void* const input = row_scratch(Scratch::input, rows, stride);
     void* const across = scratch(Scratch::columns, up(out, PANEL) * up(inner, k.group) * k.column_bytes);
     int32_t* const across_sums = static_cast<int32_t*>(scratch(Scratch::gradient, sizeof(int32_t) * up(out, PANEL)));
-    k.quantize_input(of_floats(x), rows, inner, 0, input, stride, of_floats(x_scale), nullptr, of_memory(panels),
-                     of_integers(panel_sums), nullptr);
-    k.quantize_weight(of_floats(weight), out, inner, 0, across, across_sums, of_memory(along),
-                      of_integers(along_sums), nullptr, of_floats(weight_scale));
+    k.quantize_input(of_floats(x), rows, inner, static_cast<int>(activation_bits), input, stride, of_floats(x_scale),
+                     of_integers(zero_point), of_memory(panels), of_integers(panel_sums), nullptr);
+    k.quantize_weight(of_floats(weight), out, inner, static_cast<int>(weight_bits), across, across_sums,
+                      of_memory(along), of_integers(along_sums), nullptr, of_floats(weight_scale));
     const Tensor output = output_like(x, out);
     const Tensor held_bias = bias.has_value() ? bias->contiguous() : Tensor();
-    k.linear_output(input, stride, of_floats(x_scale), nullptr, across, across_sums, of_floats(weight_scale),
-                    of_floats(held_bias), rows, out, inner, of_floats(output));
-    ctx->save_for_backward({x_scale, panels, panel_sums, weight_scale, along, along_sums});
+    k.linear_output(input, stride, of_floats(x_scale), of_integers(zero_point), across, across_sums,
+                    of_floats(weight_scale), of_floats(held_bias), rows, out, inner, of_floats(output));
+    ctx->save_for_backward({x_scale, panels, panel_sums, weight_scale, along, along_sums, zero_point});
     ctx->saved_data["rows"] = rows;
     ctx->saved_data["inner"] = inner;
     ctx->saved_data["out"] = out;
@@ -42,7 +43,7 @@ struct Int8Linear : torch::autograd::Function<Int8Linear> {
     const Kernels& k = *chosen;
     const auto saved = ctx->get_saved_variables();
     const Tensor &x_scale = saved[0], &panels = saved[1], &panel_sums = saved[2], &weight_scale = saved[3],
-                 &along = saved[4], &along_sums = saved[5];
+                 &along = saved[4], &along_sums = saved[5], &zero_point = saved[6];
     const int64_t rows = ctx->saved_data["rows"].toInt(), inner = ctx->saved_data["inner"].toInt(),
                   out = ctx->saved_data["out"].toInt();
     const Tensor gradient = gradients[0].contiguous();
@@ -51,9 +52,11 @@ struct Int8Linear : torch::autograd::Function<Int8Linear> {
     void* const by_rows = needs_x ? row_scratch(Scratch::input, rows, stride) : nullptr;
     void* const by_columns =
         needs_weight ? row_scratch(Scratch::columns, up(rows, k.group) / k.group, column_stride) : nullptr;
-    const Tensor row_scale = floats(rows), column_scale = floats(out);
-    k.quantize_gradient(of_floats(gradient), rows, out, of_floats(weight_scale), of_floats(x_scale), by_rows, stride,
-                        of_floats(row_scale), by_columns, column_stride, of_floats(column_scale));
+    const Tensor row_scale = floats(rows), column_scale = floats(out),
+                 corrections = zero_point.defined() ? integers(out) : Tensor();
+    k.quantize_gradient(of_floats(gradient), rows, out, of_floats(weight_scale), of_floats(x_scale),
+                        of_integers(zero_point), by_rows, stride, of_floats(row_scale), by_columns, column_stride,
+                        of_floats(column_scale), of_integers(corrections));
     Tensor x_gradient, weight_gradient;
     if (needs_x) {
       x_gradient = at::empty(ctx->saved_data["shape"].toIntVector(), at::kFloat);
@@ -63,11 +66,13 @@ struct Int8Linear : torch::autograd::Function<Int8Linear> {
     if (needs_weight) {
       weight_gradient = at::empty({out, inner}, at::kFloat);
       k.linear_weight_gradient(by_columns, column_stride, of_floats(column_scale), of_memory(panels),
-                               of_integers(panel_sums), rows, out, inner, of_floats(weight_gradient));
+                               of_integers(panel_sums), of_integers(corrections), rows, out, inner,
+                               of_floats(weight_gradient));
     }
     return once_differentiable(
         gradients,
-        {x_gradient, weight_gradient, needs_bias(ctx) ? gradient.view({rows, out}).sum(0) : Tensor(), Tensor()});
+        {x_gradient, weight_gradient, needs_bias(ctx) ? gradient.view({rows, out}).sum(0) : Tensor(), Tensor(),
+         Tensor(), Tensor()});
   }
 };
 
@@ -131,11 +136,13 @@ struct GridLinear : torch::autograd::Function<GridLinear> {
 };
 
 Tensor int8_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
-  return Int8Linear::apply(x, weight, bias, at::GradMode::is_enabled());
+  return Int8Linear::apply(x, weight, bias, 0, 0, at::GradMode::is_enabled());
 }
 
 Tensor grid_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, int64_t weight_bits,
                    int64_t activation_bits, at::ScalarType gradients) {
+  if (gradients == at::kChar)
+    return Int8Linear::apply(x, weight, bias, weight_bits, activation_bits, at::GradMode::is_enabled());
   return GridLinear::apply(x, weight, bias, weight_bits, activation_bits, gradients, at::GradMode::is_enabled());
 }
 
