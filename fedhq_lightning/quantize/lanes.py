@@ -27,6 +27,7 @@ from fedhq_lightning.quantize.lane_options import (
     check_backward,
     check_kernel,
 )
+from fedhq_lightning.quantize.layers_between import prepare_between
 from fedhq_lightning.quantize.qat_layers import QatConv1d, QatConv2d, QatLayer, QatLinear
 from fedhq_lightning.quantize.scheme import QUANTIZABLE_TYPES, LayerScheme, QuantScheme, plain_type
 from fedhq_lightning.quantize.torchao_quietly import AOBaseConfig, quantize_, register_quantize_module_handler
@@ -152,6 +153,7 @@ def prepare(module: AnyModule, mode: Mode, scheme: QuantScheme, options: LaneOpt
         else:
             config = QatTrainingConfig(grids[name], kernel, options.qat_backward)
         quantize_(module, config, filter_fn=named({name: grids[name]}))
+    prepare_between(module)
     return module
 
 

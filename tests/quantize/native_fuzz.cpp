@@ -106,6 +106,14 @@ static Results convolution(const Kernels& k, const Convolution& s, const std::ve
           {{zero}, std::vector<int32_t>(half.begin(), half.end())}};
 }
 
+static Results pooling(const Kernels& k, const Images& s, const std::vector<float>& x,
+                       const std::vector<float>& gradient) {
+  std::vector<float> output(gradient.size()), x_gradient(x.size());
+  k.max_pool(x.data(), s, output.data());
+  k.max_pool_gradient(x.data(), gradient.data(), s, x_gradient.data());
+  return {{output, x_gradient}, {}};
+}
+
 int main(int, char** arguments) {
   const Kernels &tested = *all_kernels[0], *last = &tested;
   for (const Kernels* const* each = all_kernels; *each; each++) last = *each;
@@ -137,6 +145,11 @@ int main(int, char** arguments) {
           convolution(reference, s, image, filters, offsets, back, integers)))
       return printf("convolution %ld -> %ld, kernel %ld x %ld\n", (long)s.channels, (long)s.out, (long)s.kernel_height,
                     (long)s.kernel_width), 1;
+    const Images images = {any(1, 3), any(1, 40), any(2, 20), any(2, 20), any(0, 1) == 1};
+    const auto pixels = values(images.batch * images.channels * images.height * images.width);
+    const auto pooled = values(images.batch * images.channels * (images.height / 2) * (images.width / 2));
+    if (!(pooling(tested, images, pixels, pooled) == pooling(reference, images, pixels, pooled)))
+      return printf("pooling of %ld x %ld\n", (long)images.height, (long)images.width), 1;
   }
   return printf("%ld shapes\n", (long)shapes), 0;
 }

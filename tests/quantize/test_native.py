@@ -34,23 +34,6 @@ INTEGERS = {mode: {"*": "int8"} for mode in ("ptq", "qat")}
 SOURCES = Path(build.__file__).parent / "csrc"
 
 
-@pytest.fixture(params=levels_of_this_processor())
-def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each level that this processor has, one after the other."""
-    best = native_level()
-    torch.ops.load_library(str(built_library()))
-    torch.ops.fedhq.use_level(request.param)
-    yield request.param
-    if best is not None:
-        torch.ops.fedhq.use_level(best)
-
-
-@pytest.fixture
-def _on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels of our own also where a processor has others that are faster."""
-    monkeypatch.setattr(lanes, "native_level", lambda: "as the test says")
-
-
 @pytest.fixture
 def _forgotten() -> Iterator[None]:
     native_level.cache_clear()

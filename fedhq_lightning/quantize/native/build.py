@@ -104,7 +104,10 @@ def _compile(program: str, levels: Sequence[str], library: Path) -> None:
         listed = " ".join(f"FEDHQ_LEVEL({level})" for level in levels)
         # The longest first.
         jobs = [
-            ("lanes", ["-O1", "-std=c++20", *include, "-c", str(sources / "lanes.cpp")]),
+            *(
+                (name, ["-O1", "-std=c++20", *include, "-c", str(sources / f"{name}.cpp")])
+                for name in ("lanes", "between")
+            ),
             *(
                 (level, ["-O3", "-std=c++17", *_SAME_BITS, *LEVELS[level][1], f"-DLEVEL={level}", "-c",
                          str(sources / "kernels.cpp")])

@@ -175,6 +175,7 @@ def _computed() -> list[Tensor]:
             results += _trained(ops.int8_convolution, given, gradient, *geometry)
             for arguments in ((2, 8, torch.float32), (4, 8, torch.bfloat16), (8, 4, torch.int8)):
                 results += _trained(ops.grid_convolution, given, gradient, *arguments, *geometry)
+            results += _trained(ops.max_pool, (image,), random(batch, channels, size // 2, size // 2))
     return results
 
 

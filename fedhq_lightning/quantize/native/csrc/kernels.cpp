@@ -2,6 +2,7 @@
 #include "kernels.h"
 
 #include "convolution_gradients.h"
+#include "pooling.h"
 
 namespace fedhq {
 namespace LEVEL {
@@ -36,6 +37,8 @@ const Kernels kernels = {
     grid_image_values,
     round_weight_values,
     round_input_values,
+    max_pool,
+    max_pool_gradient,
 };
 
 }  // namespace LEVEL

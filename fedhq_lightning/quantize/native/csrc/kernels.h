@@ -12,6 +12,12 @@ struct Convolution {
   bool channels_last, channels_last_out;
 };
 
+// Images without gaps, channels first or last.
+struct Images {
+  int64_t batch, channels, height, width;
+  bool channels_last;
+};
+
 struct Kernels {
   const char* name;
   int64_t group;        // elements of a word
@@ -96,9 +102,16 @@ struct Kernels {
 
   // Input (rows, inner) on a grid of its own for every row, as floats.
   void (*round_input)(const float* x, int64_t rows, int64_t inner, int bits, float* rounded);
+
+  // The greatest of every 2 x 2 pixels of images at least that large, and its gradient.
+  void (*max_pool)(const float* x, const Images& shape, float* output);
+  void (*max_pool_gradient)(const float* x, const float* gradient, const Images& shape, float* x_gradient);
 };
 
 // Those of this machine's levels that were built, best first, and null at the end.
 extern const Kernels* const all_kernels[];
+
+// The level that computes.
+extern const Kernels* chosen;
 
 }  // namespace fedhq

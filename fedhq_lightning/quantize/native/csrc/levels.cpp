@@ -14,4 +14,6 @@ FEDHQ_LEVELS
 const Kernels* const all_kernels[] = {FEDHQ_LEVELS nullptr};
 #undef FEDHQ_LEVEL
 
+const Kernels* chosen = nullptr;
+
 }  // namespace fedhq
