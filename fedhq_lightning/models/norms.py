@@ -1,9 +1,11 @@
 """Normalization of convolutional models, by name."""
 
+from collections.abc import Callable
 from math import gcd
 from typing import Literal, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from fedhq_lightning.errors import ConfigurationError
 
@@ -26,3 +28,18 @@ def norm_layer(norm: Norm, channels: int) -> nn.Module:
     if norm == "batch":
         return nn.BatchNorm2d(channels)
     raise ConfigurationError(f"norm {norm!r}: must be one of group, batch")
+
+
+def norm_relu(norm: nn.Module, features: Tensor, shortcut: Tensor | None = None) -> Tensor:
+    """ReLU of normalized features, in one pass where a lane has prepared the norm.
+
+    Args:
+        norm: Any normalization layer.
+        features: (batch, channels, height, width).
+        shortcut: Added before the ReLU, of the features' shape.
+    """
+    rectified: Callable[[Tensor, Tensor | None], Tensor] | None = getattr(norm, "rectified", None)
+    if rectified is not None:
+        return rectified(features, shortcut)
+    normalized: Tensor = norm(features)
+    return functional.relu(normalized if shortcut is None else normalized + shortcut)

@@ -2,11 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.models.classifier import ImageClassifier
-from fedhq_lightning.models.norms import Norm, norm_layer
+from fedhq_lightning.models.norms import Norm, norm_layer, norm_relu
 
 BLOCKS_PER_STAGE = 3
 
@@ -61,7 +60,7 @@ class ResNet20(ImageClassifier):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, (batch, num_classes), of (batch, in_channels, height, width) images."""
-        features = functional.relu(self.stem_norm(self.stem(images)))
+        features = norm_relu(self.stem_norm, self.stem(images))
         features = self.blocks(features)  # (batch, 4 * width, height / 4, width / 4)
         logits: Tensor = self.classifier(features.mean(dim=(2, 3)))
         return logits
@@ -92,6 +91,5 @@ class ResidualBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(batch, out_channels, height / stride, width / stride) of (batch, in_channels, height, width)."""
-        residual = functional.relu(self.norm1(self.conv1(features)))
-        residual = self.norm2(self.conv2(residual))
-        return functional.relu(residual + self.shortcut(features))
+        residual = self.conv2(norm_relu(self.norm1, self.conv1(features)))
+        return norm_relu(self.norm2, residual, self.shortcut(features))

@@ -114,6 +114,21 @@ static Results pooling(const Kernels& k, const Images& s, const std::vector<floa
   return {{output, x_gradient}, {}};
 }
 
+static Results normalization(const Kernels& k, const Normalized& s, const std::vector<float>& x,
+                             const std::vector<float>& shortcut, const std::vector<float>& gradient,
+                             const std::vector<float>& weight, const std::vector<float>& bias) {
+  std::vector<float> mean(s.batch * s.groups), inverse(mean), output(x.size()), x_gradient(x.size());
+  std::vector<float> shortcut_gradient(x.size()), weight_gradient(s.channels), bias_gradient(s.channels);
+  const bool has_shortcut = s.batch != 2;
+  k.group_norm(x.data(), has_shortcut ? shortcut.data() : nullptr, s, weight.data(), bias.data(), mean.data(),
+               inverse.data(), output.data());
+  k.group_norm_gradients(x.data(), s.rectified ? output.data() : nullptr, gradient.data(), s, weight.data(),
+                         mean.data(), inverse.data(), x_gradient.data(),
+                         has_shortcut ? shortcut_gradient.data() : nullptr, weight_gradient.data(),
+                         bias_gradient.data());
+  return {{mean, inverse, output, x_gradient, shortcut_gradient, weight_gradient, bias_gradient}, {}};
+}
+
 int main(int, char** arguments) {
   const Kernels &tested = *all_kernels[0], *last = &tested;
   for (const Kernels* const* each = all_kernels; *each; each++) last = *each;
@@ -150,6 +165,15 @@ int main(int, char** arguments) {
     const auto pooled = values(images.batch * images.channels * (images.height / 2) * (images.width / 2));
     if (!(pooling(tested, images, pixels, pooled) == pooling(reference, images, pixels, pooled)))
       return printf("pooling of %ld x %ld\n", (long)images.height, (long)images.width), 1;
+    Normalized group{any(1, 3), 0, any(1, 90), any(1, 9), 1e-5, any(0, 1) == 1};
+    group.channels = group.groups * any(1, 9);
+    const int64_t whole = group.batch * group.channels * group.pixels;
+    const auto normalized = values(whole), beside = values(whole), above = values(whole);
+    const auto factors = values(group.channels), terms = values(group.channels);
+    if (!(normalization(tested, group, normalized, beside, above, factors, terms) ==
+          normalization(reference, group, normalized, beside, above, factors, terms)))
+      return printf("norm of %ld channels in %ld groups, %ld pixels\n", (long)group.channels, (long)group.groups,
+                    (long)group.pixels), 1;
   }
   return printf("%ld shapes\n", (long)shapes), 0;
 }

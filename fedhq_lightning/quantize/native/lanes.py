@@ -176,6 +176,11 @@ def _computed() -> list[Tensor]:
             for arguments in ((2, 8, torch.float32), (4, 8, torch.bfloat16), (8, 4, torch.int8)):
                 results += _trained(ops.grid_convolution, given, gradient, *arguments, *geometry)
             results += _trained(ops.max_pool, (image,), random(batch, channels, size // 2, size // 2))
+    for channels, groups in ((6, 3), (40, 8)):
+        shape = (2, channels, 5, 9)
+        normalized = random(*shape), random(channels), random(channels), random(*shape)
+        for is_rectified in (False, True):
+            results += _trained(ops.group_norm, normalized, random(*shape), groups, 1e-5, is_rectified)
     return results
 
 

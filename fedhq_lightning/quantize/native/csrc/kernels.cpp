@@ -2,6 +2,7 @@
 #include "kernels.h"
 
 #include "convolution_gradients.h"
+#include "norm.h"
 #include "pooling.h"
 
 namespace fedhq {
@@ -39,6 +40,8 @@ const Kernels kernels = {
     round_input_values,
     max_pool,
     max_pool_gradient,
+    group_norm,
+    group_norm_gradients,
 };
 
 }  // namespace LEVEL

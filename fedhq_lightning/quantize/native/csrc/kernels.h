@@ -18,6 +18,13 @@ struct Images {
   bool channels_last;
 };
 
+// Images with channels last that are normalized by groups of channels.
+struct Normalized {
+  int64_t batch, channels, pixels, groups;
+  double epsilon;
+  bool rectified;  // whether a ReLU follows
+};
+
 struct Kernels {
   const char* name;
   int64_t group;        // elements of a word
@@ -106,6 +113,15 @@ struct Kernels {
   // The greatest of every 2 x 2 pixels of images at least that large, and its gradient.
   void (*max_pool)(const float* x, const Images& shape, float* output);
   void (*max_pool_gradient)(const float* x, const float* gradient, const Images& shape, float* x_gradient);
+
+  // Group normalization, to which `shortcut` (or null) is added: output, and of every image and group its mean and the
+  // inverse of its deviation. `shortcut_gradient` may be null; all other gradients are written.
+  void (*group_norm)(const float* x, const float* shortcut, const Normalized& shape, const float* weight,
+                     const float* bias, float* mean, float* inverse_deviation, float* output);
+  void (*group_norm_gradients)(const float* x, const float* output, const float* gradient, const Normalized& shape,
+                               const float* weight, const float* mean, const float* inverse_deviation,
+                               float* x_gradient, float* shortcut_gradient, float* weight_gradient,
+                               float* bias_gradient);
 };
 
 // Those of this machine's levels that were built, best first, and null at the end.
