@@ -33,6 +33,7 @@ from fedhq_lightning.quantize.native.lanes import native, takes_images
 from fedhq_lightning.quantize.scheme import flattened_input_size
 
 _BYTES_AT_ONCE = 2**22  # of patches, so that they stay in the cache between being copied and being multiplied
+_BYTES_AT_ONCE_ON_GPUS = 2**28  # where few calls are fast
 
 
 class _Setting(NamedTuple):
@@ -70,7 +71,7 @@ def _quantize_input(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @compiled
-def _quantize_input_again(x: Tensor, scale: Tensor, zero: int) -> Tensor:
+def _quantize_input_again(x: Tensor, scale: Tensor, zero: int | Tensor) -> Tensor:
     """The bytes that `_quantize_input` found, less 128: int8 (batch, height, width, channels)."""
     integers = round_to_scale(x.float(), scale) + (zero - ZERO)
     return integers.to(torch.int8).permute(0, 2, 3, 1).contiguous()
@@ -101,7 +102,9 @@ class _Int8Convolution(torch.autograd.Function):
         filters, filter_scale = _quantize_weight(weight, scale)
         # The input itself, which the layer before often keeps as well: bytes would take memory on top of it.
         ctx.save_for_backward(x, scale, weight)
-        ctx.setting, ctx.zero, ctx.bias_dtype = setting, int(zero), None if bias is None else bias.dtype
+        # A number would have a GPU wait for it.
+        ctx.zero = zero if x.is_cuda else int(zero)
+        ctx.setting, ctx.bias_dtype = setting, None if bias is None else bias.dtype
         output = scaled_convolution(
             *(integers, ctx.zero, filters, filter_scale.flatten(), None if bias is None else bias.float()),
             *(setting.padding, setting.geometry),
@@ -171,15 +174,15 @@ def input_gradient(
 
 
 def _weight_gradient(
-    gradient: _Gradient, x: Tensor, x_scale: Tensor, zero: int, weight: Tensor, setting: _Setting
+    gradient: _Gradient, x: Tensor, x_scale: Tensor, zero: int | Tensor, weight: Tensor, setting: _Setting
 ) -> Tensor:
     """(out, in, *kernel)."""
     rows, columns = setting.padding
     padded = _quantize_input_again(x, x_scale, zero)
     if rows or columns:
-        padded = F.pad(padded, (0, 0, columns, columns, rows, rows), value=zero - ZERO)
+        padded = F.pad(padded, (0, 0, columns, columns, rows, rows), value=int(zero) - ZERO)
     total = patch_products(gradient.integers, padded, weight.shape[2:], setting.geometry)
-    if zero != ZERO:
+    if isinstance(zero, Tensor) or zero != ZERO:
         # As int8, the input lacks the 128 that its bytes have.
         total = total + (ZERO - zero) * gradient.integer_sums.unsqueeze(1)
     by_channel = rescale_rows(total, gradient.scale.view(-1, 1), torch.float32).view(len(weight), -1, x.shape[1])
@@ -201,7 +204,8 @@ def patch_products(gradient: Tensor, padded: Tensor, kernel: Sequence[int], geom
     """
     batch, height, width, out = gradient.shape
     channels, area = padded.shape[3], prod(kernel)
-    samples = max(1, _BYTES_AT_ONCE // (height * width * channels * area))
+    at_once = _BYTES_AT_ONCE_ON_GPUS if padded.is_cuda else _BYTES_AT_ONCE
+    samples = max(1, at_once // (height * width * channels * area))
     strides = padded.stride()
     steps = [strides[1 + i] * geometry.stride[i] for i in range(2)]
     taps = [strides[1 + i] * geometry.dilation[i] for i in range(2)]
@@ -224,6 +228,10 @@ def patch_products(gradient: Tensor, padded: Tensor, kernel: Sequence[int], geom
 def like_convolution(output: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """The output in the memory format that `nn.Conv2d` would choose, for modules that call view on it."""
     return output if is_channels_last(x) or is_channels_last(weight) else output.contiguous()
+
+
+def _is_even(amounts: Sequence[int]) -> bool:
+    return all(amounts[i] == amounts[i + 1] for i in range(0, len(amounts), 2))
 
 
 class PtqConv2d(nn.Conv2d):
@@ -276,7 +284,8 @@ def int8_convolution(conv: PtqConv1d | PtqConv2d, x: Tensor) -> Tensor:
         (batch, out, ...), in the dtype of `x`, or of autocast where that is on.
     """
     amounts = padding_amounts(conv)
-    is_even = conv.padding_mode == "zeros" and all(amounts[i] == amounts[i + 1] for i in range(0, len(amounts), 2))
+    # On a GPU padding comes before rounding, which finds the byte for zero where nothing else has to wait for it.
+    is_even = not x.is_cuda and conv.padding_mode == "zeros" and _is_even(amounts)
     if not is_even:
         x = pad(x, amounts, conv.padding_mode)
     padding, stride, dilation = (

@@ -28,7 +28,7 @@ from fedhq_lightning.quantize.native.lanes import native, takes_rows
 
 HIGHEST = 127
 SMALLEST_SCALE = torch.finfo(torch.float32).smallest_normal
-_PRODUCTS_AT_ONCE = 2**18
+_PRODUCTS_AT_ONCE, _PRODUCTS_AT_ONCE_ON_GPUS = 2**18, 2**28
 
 
 def symmetric_scale(x: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -124,7 +124,7 @@ def _weight_gradient(
 ) -> Tensor:
     """(out, in) from int8 (rows, out), its scales (1, out), and int8 (rows, in) with zero points (rows, 1).
 
-    A few rows of the product at a time: they stay in the cache until they are rescaled, and int32 takes no memory
+    A few rows of the product at a time: they stay in a CPU's cache until they are rescaled, and int32 takes no memory
     beside the gradient.
     """
     corrections = None
@@ -132,7 +132,7 @@ def _weight_gradient(
         sums = torch.int32 if len(x) <= MAX_INNER_SIZE else torch.int64
         corrections = _corrections(gradient, zero_point, sums).t()
     output = x.new_empty(gradient.shape[1], x.shape[1], dtype=dtype)
-    size = max(16, _PRODUCTS_AT_ONCE // x.shape[1])
+    size = max(16, (_PRODUCTS_AT_ONCE_ON_GPUS if x.is_cuda else _PRODUCTS_AT_ONCE) // x.shape[1])
     for start in range(0, gradient.shape[1], size):
         rows = slice(start, start + size)
         product = integer_matmul(gradient[:, rows].t(), x.t())

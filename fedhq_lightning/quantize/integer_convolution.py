@@ -26,7 +26,7 @@ class Geometry(NamedTuple):
 
 def scaled_convolution(
     x: Tensor,
-    zero: int,
+    zero: int | Tensor,
     weight: Tensor,
     scale: Tensor,
     bias: Tensor | None,
@@ -37,7 +37,7 @@ def scaled_convolution(
 
     Args:
         x: uint8 (batch, height, width, channels), contiguous.
-        zero: The byte that stands for 0.
+        zero: The byte that stands for 0; a tensor only without padding.
         weight: int8 (out, channels / groups, kernel height, kernel width).
         scale: fp32 (out,).
         bias: fp32 (out,) or None.
@@ -48,9 +48,9 @@ def scaled_convolution(
         fp32 (batch, out, height, width) in channels-last memory format.
     """
     if has_convolution_kernel(x.device):
-        return _onednn(x, zero, weight, scale, bias, padding, geometry)
+        return _onednn(x, int(zero), weight, scale, bias, padding, geometry)
     if any(padding):
-        x = F.pad(x, (0, 0, padding[1], padding[1], padding[0], padding[0]), value=zero)
+        x = F.pad(x, (0, 0, padding[1], padding[1], padding[0], padding[0]), value=int(zero))
     product = _over_patches(signed(x), weight, geometry)
     # Bytes are signed integers plus 128, of which only `zero` belongs to the value.
     shift = (ZERO - zero) * weight.flatten(1).sum(1, dtype=torch.int32)
