@@ -18,8 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-CHUNK = 2**17
-"""Elements: a megabyte in float64. Smaller ones cost more calls, larger ones leave the cache."""
+from fedhq_lightning.federated.chunk_loops import SHIFT_BITS, Magnitudes, Scratch
+from fedhq_lightning.quantize.native.lanes import native
+
+MAX_VALUE = 2.0**33
 _SLICE = 2**14
 """Elements of a mean that are computed at a time: some ten arrays of them stay in the cache."""
 NUM_DIGITS = 6
@@ -30,43 +32,16 @@ _LOWEST = -149
 """Every float32 number is a multiple of 2**-149."""
 _SIGNIFICAND_BITS = 24
 _ADDEND_BITS = 51
-"""An addend is below 2**51 units, so that float64 can hold it beside `_SHIFT`."""
-_SHIFT = 1.5 * 2.0**52
-_SHIFT_BITS = int(np.float64(_SHIFT).view(np.int64))
+"""An addend is below 2**51 units, so that float64 can hold it beside `chunk_loops.SHIFT`."""
 _SPARE_BITS = 2
 """Later updates may be that many bits larger than the first, and fit."""
 _WEIGHT_BITS = 15
 """A larger weight is added in two parts, or its product with one float32 number would not fit an addend."""
 _FEW = 1 / 64
 """Share of a chunk up to which Python integers cost less than a pass for every digit."""
+_LIMIT_BITS = int(np.float32(MAX_VALUE).view(np.int32))
 
 Integers: TypeAlias = NDArray[np.int64]
-Magnitudes: TypeAlias = tuple[int, int]
-"""Bits of the largest absolute value, and of the smallest one that is not zero; as integers they order as values do."""
-
-
-class Scratch:
-    """Room to work in that stays in the cache, for one thread."""
-
-    def __init__(self) -> None:
-        self.shift = torch.tensor(_SHIFT, dtype=torch.float64)
-        self.floats = torch.empty(CHUNK, dtype=torch.float64)
-        self.bits = np.empty(CHUNK, np.int32)
-
-    def absolute_bits(self, values: Tensor) -> NDArray[np.int32]:
-        """Bits of absolute values."""
-        return np.bitwise_and(values.numpy().view(np.int32), 0x7FFFFFFF, out=self.bits[: len(values)])
-
-    def magnitudes(self, values: Tensor) -> Magnitudes | None:
-        """Largest and smallest magnitude of a chunk; None where all are zero.
-
-        Args:
-            values: (n,) contiguous float32 on the CPU, n from 1 to `CHUNK`.
-        """
-        bits = self.absolute_bits(values)
-        np.subtract(bits, 1, out=bits)  # a zero becomes -1: the smallest when signed, the largest when not
-        largest = int(bits.max()) + 1
-        return (largest, int(bits.view(np.uint32).min()) + 1) if largest else None
 
 
 class ChunkSum:
@@ -89,40 +64,29 @@ class ChunkSum:
         self._num_shifts = 0
         self._digits: Integers | None = None
 
-    def add(self, values: Tensor, weight: int, found: Magnitudes, scratch: Scratch) -> None:
+    def add(self, values: Tensor, weight: int, scratch: Scratch) -> bool:
         """Add one update's values, times its weight.
 
         Args:
             values: (size,) as for `Scratch.magnitudes`.
             weight: 1 to 2**29; that of all updates together keeps to 2**29 too.
-            found: Their magnitudes, the largest below 2**33.
             scratch: To work in.
+
+        Returns:
+            Whether all magnitudes are below `MAX_VALUE`; where not, nothing was added.
         """
-        if weight.bit_length() > _WEIGHT_BITS:
-            if low := weight % 2**_WEIGHT_BITS:
-                self.add(values, low, found, scratch)
-            values, weight = values * 2.0**_WEIGHT_BITS, weight >> _WEIGHT_BITS
-            found = scratch.magnitudes(values) or found
-        top = _top(found[0]) + weight.bit_length()  # products are below 2**top
-        if self._exponent is None:
-            self._exponent = max(top + _SPARE_BITS - _ADDEND_BITS, _LOWEST)
-            self._units = np.zeros(self.size, np.int64)
-        exponent = self._exponent
-        # What fits: bits that end at the unit or above it, and a product below 2**51 units.
-        lowest = _bits_of(exponent + _SIGNIFICAND_BITS - 1) if exponent > _LOWEST else 1
-        highest = _bits_of(exponent + _ADDEND_BITS - weight.bit_length())
-        if found[1] < lowest or found[0] >= highest:
-            values = self._without_apart(values, weight, lowest, highest, scratch)
-        self._bound += 2 ** min(max(top - exponent, 0), _ADDEND_BITS)
-        if self._bound > 2**62:
-            self._settle()
-        floats = scratch.floats[: self.size]
-        floats.copy_(values)
-        # Integers in one addition: the sum's low bits are the product in units. Its high bits are those of `_SHIFT`,
-        # taken off once for all updates.
-        torch.add(scratch.shift, floats, alpha=weight * 2.0**-exponent, out=floats)
-        np.add(self._units, floats.numpy().view(np.int64), out=self._units)
-        self._num_shifts += 1
+        is_heavy = weight.bit_length() > _WEIGHT_BITS
+        if self._exponent is None or is_heavy:
+            found = scratch.magnitudes(values)
+            if not found[0] or found[0] >= _LIMIT_BITS:
+                return not found[0]
+            if is_heavy:
+                if low := weight % 2**_WEIGHT_BITS:
+                    self._add(values, low, found, scratch)
+                values = values * 2.0**_WEIGHT_BITS
+                return self._add(values, weight >> _WEIGHT_BITS, scratch.magnitudes(values), scratch, 2**31 - 1)
+            return self._add(values, weight, found, scratch)
+        return self._add(values, weight, None, scratch)
 
     def add_to(self, digits: Integers) -> None:
         """Add the sum to digits, but for what is `apart`.
@@ -130,8 +94,9 @@ class ChunkSum:
         Args:
             digits: (NUM_DIGITS, size).
         """
-        if self._exponent is not None:
-            self._spread_to(digits)
+        for start in range(0, 0 if self._exponent is None else self.size, _SLICE):
+            part = slice(start, start + _SLICE)
+            self._spread_to(digits[:, part], part)
         if self._digits is not None:
             digits += self._digits
 
@@ -144,23 +109,66 @@ class ChunkSum:
         last = _digit_of(self._exponent)
         return range(max(last - 2, 0), last + 1)
 
-    def _without_apart(self, values: Tensor, weight: int, lowest: int, highest: int, scratch: Scratch) -> Tensor:
-        """Hold apart what does not fit; the values with zeros in its place."""
-        bits = scratch.absolute_bits(values)
-        places = np.flatnonzero(((bits < lowest) & (bits > 0)) | (bits >= highest))
-        kept, apart = values.clone(), values.numpy()[places].astype(np.float64)
-        kept.numpy()[places] = 0.0
+    def mean(self, total_weight: int, scratch: Scratch) -> Tensor:
+        """The sum over the weight, float32 (size,) until the next call, with the bits of `mean_of_digits`."""
+        mean = scratch.values[: self.size]
+        kernels, digit = native(mean), 0 if self._exponent is None else _digit_of(self._exponent)
+        if kernels is None or self._exponent is None or self._digits is not None or digit < 2:
+            digits = np.zeros((NUM_DIGITS, self.size), np.int64)
+            self.add_to(digits)
+            add_apart(self.apart, digits)
+            return mean.copy_(torch.from_numpy(mean_of_digits(digits, total_weight)))
+        unit = _unit(digit)
+        kernels.mean_of_units(
+            torch.from_numpy(self._units), self._shifts(), self._exponent - unit, unit, float(total_weight), mean
+        )
+        if self.apart:
+            places = list(self.apart)
+            digits = np.zeros((NUM_DIGITS, len(places)), np.int64)
+            self._spread_to(digits, places)
+            add_apart(dict(enumerate(self.apart.values())), digits)
+            mean[places] = torch.from_numpy(mean_of_digits(digits, total_weight)).float()
+        return mean
+
+    def _add(
+        self, values: Tensor, weight: int, found: Magnitudes | None, scratch: Scratch, limit: int = _LIMIT_BITS
+    ) -> bool:
+        if self._exponent is None:
+            assert found is not None
+            # The first products are below 2**top.
+            top = _top(found[0]) + weight.bit_length()
+            self._exponent = max(top + _SPARE_BITS - _ADDEND_BITS, _LOWEST)
+            # numpy's memory lies without gaps, so that the mean finds room where sums were.
+            self._units = np.zeros(self.size, np.int64)
+        exponent, factor = self._exponent, weight * 2.0**-self._exponent
+        # What fits: bits that end at the unit or above it, and a product below 2**51 units.
+        lowest = _bits_of(exponent + _SIGNIFICAND_BITS - 1) if exponent > _LOWEST else 1
+        highest = min(_bits_of(exponent + _ADDEND_BITS - weight.bit_length()), limit)
+        if self._bound > 2**62 - 2**_ADDEND_BITS:
+            self._settle()
+        largest, places = scratch.add(values, factor, lowest, highest, limit, self._units)
+        self._bound += 2 ** min(max(_top(largest) + weight.bit_length() - exponent, 0), _ADDEND_BITS)
+        self._num_shifts += 1
+        if largest >= limit:
+            scratch.add(-values, factor, lowest, highest, limit, self._units)  # takes back, exactly, what was added
+            self._num_shifts += 1
+            return False
+        if len(places):
+            self._hold_apart(values.numpy()[places].astype(np.float64), weight, places)
+        return True
+
+    def _hold_apart(self, values: NDArray[np.float64], weight: int, places: NDArray[np.int32]) -> None:
+        """Add what does not fit."""
         if len(places) <= self.size * _FEW:
-            for place, value in zip(places.tolist(), apart.tolist(), strict=True):
+            for place, value in zip(places.tolist(), values.tolist(), strict=True):
                 self.apart[place] = self.apart.get(place, 0) + int(value * 2.0**-_LOWEST) * weight
         else:
-            self._add_digits(apart * weight, places)
+            self._add_digits(values * weight, places)
         if len(self.apart) > self.size / 8:  # an entry takes some hundred bytes
             add_apart(self.apart, self._own_digits())
             self.apart = {}
-        return kept
 
-    def _add_digits(self, rest: NDArray[np.float64], places: NDArray[np.int64]) -> None:
+    def _add_digits(self, rest: NDArray[np.float64], places: NDArray[np.int32]) -> None:
         digits = self._own_digits()
         for digit in range(NUM_DIGITS):
             whole = np.trunc(rest * 2.0 ** -_unit(digit))
@@ -174,19 +182,21 @@ class ChunkSum:
             self._digits = np.zeros((NUM_DIGITS, self.size), np.int64)
         return self._digits
 
-    def _spread_to(self, digits: Integers) -> None:
+    def _shifts(self) -> int:
+        """What came into every unit with the products, modulo 2**64, as these were added."""
+        return int(np.array(self._num_shifts * SHIFT_BITS % 2**64, np.uint64).astype(np.int64))
+
+    def _spread_to(self, digits: Integers, part: slice | list[int]) -> None:
+        """Add the units of some places to their digits."""
         assert self._exponent is not None
-        # The sum without the shifts that came in with it; modulo 2**64, as these were added.
-        shifts = np.array(self._num_shifts * _SHIFT_BITS % 2**64, np.uint64).astype(np.int64)
-        for start in range(0, self.size, _SLICE):
-            part = slice(start, start + _SLICE)
-            _spread(self._units[part] - shifts, self._exponent, digits[:, part])
+        _spread(self._units[part] - np.int64(self._shifts()), self._exponent, digits)
 
     def _settle(self) -> None:
         """Make room: what was summed becomes digits."""
-        self._spread_to(self._own_digits())
+        own = self._own_digits()
+        self._spread_to(own, slice(None))
         self._units[:] = 0
-        self._num_shifts, self._bound = 0, 2**_ADDEND_BITS
+        self._num_shifts = self._bound = 0
 
 
 def add_apart(apart: dict[int, int], digits: Integers) -> None:

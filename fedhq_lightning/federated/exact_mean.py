@@ -16,25 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedhq_lightning.federated.chunk_sum import (
-    CHUNK,
-    NUM_DIGITS,
-    ChunkSum,
-    Integers,
-    Scratch,
-    add_apart,
-    mean_of_digits,
-)
+from fedhq_lightning.federated.chunk_loops import CHUNK, Scratch
+from fedhq_lightning.federated.chunk_sum import MAX_VALUE, NUM_DIGITS, ChunkSum, add_apart, mean_of_digits
+from fedhq_lightning.quantize.native.lanes import native
+from fedhq_lightning.quantize.packed_weight import PackedWeight
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.types import StateDict
 
-MAX_VALUE = 2.0**33
 MAX_TOTAL_WEIGHT = 2**29
 """Keeps sums within 62 bits."""
 _SMALL = CHUNK // 16
 """Smaller tensors share chunks, of which each costs some ten calls."""
 _CHUNKS_TO_SEND = 16
-_LIMIT_BITS = int(np.float32(MAX_VALUE).view(np.int32))
 
 _Piece: TypeAlias = tuple[str, int, int]
 """Name of a tensor, and where a part of it begins and ends."""
@@ -50,11 +43,12 @@ class ExactMean:
         self._sums: list[ChunkSum] = []
         self._scratch = Scratch()
 
-    def add(self, state: Mapping[str, Tensor], weight: int) -> None:
+    def add(self, state: Mapping[str, Tensor | PackedWeight], weight: int) -> None:
         """Add one state, whole or not at all.
 
         Args:
-            state: Float tensors, finite, magnitude below `MAX_VALUE`; the same keys and shapes at every call.
+            state: Float tensors, finite, magnitude below `MAX_VALUE`; the same keys and shapes at every call. A packed
+                weight is decoded on its way into the sum.
             weight: Number of examples, >= 1.
 
         Raises:
@@ -67,26 +61,14 @@ class ExactMean:
             self._take_shapes(shapes)
         if shapes != self._shapes:
             raise ValueError("names or shapes unlike those of the first update")
-        flat = {name: value.detach().to("cpu", torch.float32).reshape(-1) for name, value in state.items()}
-        for number in range(len(self._sums)):
-            if not self._add_chunk(number, flat, weight):
-                opposite = {name: -value for name, value in flat.items()}
+        flat = {name: _flat(value) for name, value in state.items()}
+        for number, (one, pieces) in enumerate(zip(self._sums, self._chunks, strict=True)):
+            if not one.add(self._joined(flat, pieces), weight, self._scratch):
                 for added in range(number):  # adding the opposite takes it back, exactly
-                    self._add_chunk(added, opposite, weight)
-                wrong = next(name for name, value in flat.items() if not bool((value.abs() < MAX_VALUE).all()))
+                    self._sums[added].add(-self._joined(flat, self._chunks[added]), weight, self._scratch)
+                wrong = next(name for name, value in state.items() if not _in_range(value))
                 raise ValueError(f"{wrong}: not finite, or a magnitude of {MAX_VALUE:.0f} and more")
         self.total_weight += weight
-
-    def _add_chunk(self, number: int, flat: Mapping[str, Tensor], weight: int) -> bool:
-        """Check a chunk and, while it is in the cache, add it; whether it was in range."""
-        values = _joined(flat, self._chunks[number])
-        found = self._scratch.magnitudes(values)
-        if found is None:
-            return True
-        if found[0] >= _LIMIT_BITS:
-            return False
-        self._sums[number].add(values, weight, found, self._scratch)
-        return True
 
     def mean(self, processes: Processes) -> tuple[StateDict, int]:
         """Mean of what all processes added, in float32, and the sum of its weights; nothing and 0 where nobody did.
@@ -107,8 +89,7 @@ class ExactMean:
         if not self._sums:
             self._take_shapes(held[0])
         mean = {name: torch.empty(shape) for name, shape in held[0].items() if not math.prod(shape)}
-        for pieces, digits in self._summed(processes):
-            values = torch.from_numpy(mean_of_digits(digits, total_weight))
+        for pieces, values in self._means(processes, total_weight):
             cut = torch.split(values, [end - begin for _, begin, end in pieces])
             for (name, begin, end), part in zip(pieces, cut, strict=True):
                 if name not in mean:  # not before, to take the room that chunks gave back
@@ -117,11 +98,18 @@ class ExactMean:
         self.total_weight = 0
         return {name: mean[name] for name in held[0]}, total_weight
 
-    def _summed(self, processes: Processes) -> Iterator[tuple[list[_Piece], Integers]]:
-        """Chunk after chunk, the digits of all processes' sums; what was summed is let go."""
+    def _means(self, processes: Processes, total_weight: int) -> Iterator[tuple[list[_Piece], Tensor]]:
+        """Chunk after chunk, the mean of all processes' sums; what was summed is let go."""
         sums, self._sums = self._sums, []
-        step = 1 if processes.count == 1 else _CHUNKS_TO_SEND
-        groups = [range(first, min(first + step, len(sums))) for first in range(0, len(sums), step)]
+        if processes.count == 1:
+            for number, pieces in enumerate(self._chunks):
+                values = sums[number].mean(total_weight, self._scratch)
+                sums[number] = ChunkSum(0)
+                yield pieces, values
+            return
+        groups = [
+            range(first, min(first + _CHUNKS_TO_SEND, len(sums))) for first in range(0, len(sums), _CHUNKS_TO_SEND)
+        ]
         places = processes.gather([_span([sums[number].places() for number in group]) for group in groups])
         apart = processes.gather([[number, list(one.apart.items())] for number, one in enumerate(sums) if one.apart])
         others: dict[int, list[Any]] = {}
@@ -139,7 +127,19 @@ class ExactMean:
             for number, digits in zip(group, parts, strict=True):
                 for items in others.get(number, []):
                     add_apart(dict(items), digits)
-                yield self._chunks[number], digits
+                yield self._chunks[number], torch.from_numpy(mean_of_digits(digits, total_weight))
+
+    def _joined(self, flat: Mapping[str, Tensor | PackedWeight], pieces: Sequence[_Piece]) -> Tensor:
+        """The values of a chunk, one after the other, until the next call."""
+        if len(pieces) > 1:
+            return torch.cat([flat[name] for name, _, _ in pieces])  # type: ignore[misc]  # small ones are decoded
+        [(name, begin, end)] = pieces
+        whole = flat[name]
+        if not isinstance(whole, PackedWeight):
+            return whole[begin:end]
+        values = self._scratch.values[: end - begin]
+        whole.read(begin, values)
+        return values
 
     def _take_shapes(self, shapes: dict[str, list[int]]) -> None:
         self._shapes, self._chunks = shapes, _cut(shapes)
@@ -161,9 +161,18 @@ def _cut(shapes: Mapping[str, Sequence[int]]) -> list[list[_Piece]]:
     return [*chunks, small] if small else chunks
 
 
-def _joined(flat: Mapping[str, Tensor], pieces: Sequence[_Piece]) -> Tensor:
-    parts = [flat[name][begin:end] for name, begin, end in pieces]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _flat(value: Tensor | PackedWeight) -> Tensor | PackedWeight:
+    """In float32 on the CPU; large ones still packed where they can be decoded a piece at a time."""
+    if isinstance(value, PackedWeight):
+        if value.dtype is torch.float32 and math.prod(value.shape) > _SMALL and native(value.scales) is not None:
+            return value
+        value = value.decoded()
+    return value.detach().to("cpu", torch.float32).reshape(-1)
+
+
+def _in_range(value: Tensor | PackedWeight) -> bool:
+    values = value.decoded() if isinstance(value, PackedWeight) else value.detach().to("cpu", torch.float32)
+    return bool((values.abs() < MAX_VALUE).all())
 
 
 def _span(places: Sequence[range]) -> tuple[int, int]:

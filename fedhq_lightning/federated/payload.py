@@ -25,15 +25,20 @@ import torch
 import xxhash
 from torch import Tensor
 
-from fedhq_lightning.quantize import LayerScheme, dequantize_weight, pack, packed_bytes, quantize_weight, unpack
+from fedhq_lightning.quantize import LayerScheme, packed_bytes
+from fedhq_lightning.quantize.packed_weight import PackedWeight, pack_weight
 from fedhq_lightning.types import ClientId, StateDict
 
 FORMAT_VERSION = "3"
 _INTEGERS, _SCALES = "|integers", "|scales"
 _LARGEST_LAYOUT_BYTES = 2**26
 """A hostile client must not fill the server's memory with a few compressed bytes."""
-_Layout: TypeAlias = dict[str, tuple[str, list[int]]]
-"""Dtype and shape of every entry."""
+PackedState: TypeAlias = dict[str, Tensor | PackedWeight]
+"""A state of which the weights with a grid are still packed."""
+_Entry: TypeAlias = tuple[torch.dtype, tuple[int, ...]]
+"""Dtype and shape."""
+_Layout: TypeAlias = tuple[tuple[str, _Entry], ...]
+"""Of every entry."""
 _DTYPES = {
     "complex64": "C64",
     "float64": "F64",
@@ -74,22 +79,28 @@ class Header:
     client: ClientId
 
 
-def encode(state: Mapping[str, Tensor], grids: Mapping[str, LayerScheme], header: Header) -> bytes:
-    """One state as bytes.
+def encode(
+    state: Mapping[str, Tensor],
+    grids: Mapping[str, LayerScheme],
+    header: Header,
+    bases: Mapping[str, Tensor] | None = None,
+) -> bytes:
+    """One state, or how it differs from another, as bytes.
 
     Args:
         state: Name to tensor, any device; tensors named in `grids` are float weights.
         grids: Grid of each tensor that is rounded; names not in `state` are ignored.
         header: Goes into the metadata.
+        bases: What is taken off each tensor before, where its shape is the same; or None.
     """
     entries: dict[str, Tensor] = {}
     for name, tensor in state.items():
+        base = None if bases is None or bases[name].shape != tensor.shape else bases[name]
         if name in grids:
-            integers, scales = quantize_weight(tensor.detach().cpu().float(), grids[name])
-            entries[name + _INTEGERS] = pack(integers, grids[name].weight_bits)
-            entries[name + _SCALES] = scales.contiguous()
+            entries[name + _INTEGERS], entries[name + _SCALES] = pack_weight(tensor, grids[name], base)
         else:
-            entries[name] = tensor.detach().cpu().contiguous()
+            value = tensor.detach() if base is None else tensor.detach() - base.to(tensor.device)
+            entries[name] = value.cpu().contiguous()
     return _write(
         entries,
         format_version=FORMAT_VERSION,
@@ -114,6 +125,28 @@ def decode(
         New tensors where there is a grid; the others lie in the payload, and must not be changed in place.
 
     Raises:
+        PayloadError: As `open_payload`.
+    """
+    return decoded(open_payload(payload, template, grids, header))
+
+
+def decoded(state: Mapping[str, Tensor | PackedWeight]) -> StateDict:
+    """Tensors where there were packed weights."""
+    return {name: value.decoded() if isinstance(value, PackedWeight) else value for name, value in state.items()}
+
+
+def open_payload(
+    payload: bytes, template: Mapping[str, Tensor], grids: Mapping[str, LayerScheme], header: Header
+) -> PackedState:
+    """What `encode` was given, as it lies in the payload, which must not be changed in place.
+
+    Args:
+        payload: Bytes of `encode`.
+        template: A state with the expected names, shapes and dtypes.
+        grids: As given to `encode`.
+        header: What the sender should have said.
+
+    Raises:
         PayloadError: Not readable; another format, checksum, sender or round; names, shapes or dtypes unlike the
             template's.
     """
@@ -128,14 +161,22 @@ def decode(
     if metadata.get("checksum") != _checksum(text, [data]):
         raise PayloadError("checksum does not match: the payload was damaged on the way")
     layout = _expected_layout(template, grids)
-    if text != _write_layout(layout):
-        _compare(_read_layout(text), layout)
-    bundles, places, num_bytes = _bundles(layout)
-    if {name: value for name, value in head.items() if name != "__metadata__"} != bundles or len(data) != num_bytes:
+    plan = _plan(layout)
+    if text != plan.text:
+        _compare(_read_layout(text), dict(layout))
+    del head["__metadata__"]
+    if head != plan.bundles or len(data) != plan.num_bytes:
         raise PayloadError("its tensors do not hold what its layout says")
     first = len(payload) - len(data)
-    entries = {name: _view(payload, first + place, *layout[name]) for name, place in places.items()}
-    return {name: _restore(name, like, entries, grids.get(name)) for name, like in template.items()}
+    entries = {name: _view(payload, first + plan.places[name], *entry) for name, entry in layout}
+    state: PackedState = {}
+    for name, like in template.items():
+        if name in grids:
+            packed, scales = entries[name + _INTEGERS], entries[name + _SCALES]
+            state[name] = PackedWeight(packed, scales, grids[name].weight_bits, like.shape, like.dtype)
+        else:
+            state[name] = entries[name]
+    return state
 
 
 def read_metadata(payload: bytes) -> dict[str, str]:
@@ -165,39 +206,61 @@ def _metadata(head: Mapping[str, Any]) -> dict[str, str]:
 
 def _write(entries: Mapping[str, Tensor], **metadata: str) -> bytes:
     """A payload of these entries, contiguous on the CPU, in which nothing is checked but what it says is true."""
-    layout = {name: (_dtype_name(entry.dtype), list(entry.shape)) for name, entry in entries.items()}
-    bundles, places, _ = _bundles(layout)
-    data = [entries[name].reshape(-1).view(torch.uint8).numpy().data for name in places]
-    metadata = {"layout": _write_layout(layout)} | metadata
+    plan = _plan(tuple((name, (entry.dtype, tuple(entry.shape))) for name, entry in entries.items()))
+    data = [entries[name].reshape(-1).view(torch.uint8).numpy().data for name in plan.places]
+    metadata = {"layout": plan.text} | metadata
     metadata = {"checksum": _checksum(metadata["layout"], data)} | metadata
-    head = json.dumps({"__metadata__": metadata, **bundles}, separators=(",", ":")).encode()
+    head = json.dumps({"__metadata__": metadata, **plan.bundles}, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
     return b"".join([len(head).to_bytes(8, "little"), head, *data])
 
 
 def _expected_layout(template: Mapping[str, Tensor], grids: Mapping[str, LayerScheme]) -> _Layout:
-    layout: _Layout = {}
+    layout: list[tuple[str, _Entry]] = []
     for name, like in template.items():
         if name in grids:
             grid, rows, columns = grids[name], like.shape[0], math.prod(like.shape[1:])
-            layout[name + _INTEGERS] = "uint8", [packed_bytes(like.numel(), grid.weight_bits)]
-            layout[name + _SCALES] = "float32", [rows, columns // (grid.group_size or columns)]
+            layout.append((name + _INTEGERS, (torch.uint8, (packed_bytes(like.numel(), grid.weight_bits),))))
+            layout.append((name + _SCALES, (torch.float32, (rows, columns // (grid.group_size or columns)))))
         else:
-            layout[name] = _dtype_name(like.dtype), list(like.shape)
-    return layout
+            layout.append((name, (like.dtype, tuple(like.shape))))
+    return tuple(layout)
 
 
-def _write_layout(layout: _Layout) -> str:
-    return _compressed(json.dumps(layout))
+@dataclass(frozen=True)
+class _Plan:
+    """What follows from a layout.
+
+    Attributes:
+        text: It, compressed.
+        bundles: Header lines of the flat tensors, by dtype.
+        places: Where each entry begins in the data, in order.
+        num_bytes: Of the data.
+    """
+
+    text: str
+    bundles: dict[str, dict[str, Any]]
+    places: dict[str, int]
+    num_bytes: int
 
 
 @lru_cache(maxsize=8)
-def _compressed(text: str) -> str:
+def _plan(layout: _Layout) -> _Plan:
     """The layout of a run's payloads is the same for every client."""
-    return base64.b85encode(zlib.compress(text.encode(), level=9)).decode()
+    bundles, places, end = dict[str, dict[str, Any]](), dict[str, int](), 0
+    for name, (dtype, shape) in sorted(layout, key=lambda entry: (-entry[1][0].itemsize, str(entry[1][0]), entry[0])):
+        count = math.prod(shape)
+        line = {"dtype": _DTYPES[_dtype_name(dtype)], "shape": [0], "data_offsets": [end, end]}
+        bundle = bundles.setdefault(_dtype_name(dtype), line)
+        places[name], end = end, end + count * dtype.itemsize
+        bundle["shape"][0] += count
+        bundle["data_offsets"][1] = end
+    written = json.dumps({name: (_dtype_name(dtype), shape) for name, (dtype, shape) in layout})
+    text = base64.b85encode(zlib.compress(written.encode(), level=9)).decode()
+    return _Plan(text, bundles, places, end)
 
 
-def _read_layout(text: str) -> _Layout:
+def _read_layout(text: str) -> dict[str, tuple[str, list[int]]]:
     try:
         written = zlib.decompressobj().decompress(base64.b85decode(text), _LARGEST_LAYOUT_BYTES)
         return {str(name): (str(dtype), list(shape)) for name, (dtype, shape) in json.loads(written).items()}
@@ -205,39 +268,25 @@ def _read_layout(text: str) -> _Layout:
         raise PayloadError("no readable layout") from error
 
 
-def _compare(layout: _Layout, expected: _Layout) -> None:
+def _compare(layout: Mapping[str, tuple[str, list[int]]], expected: Mapping[str, _Entry]) -> None:
     for name, (dtype, shape) in expected.items():
         if name not in layout:
             raise PayloadError(f"tensor {name!r} is missing")
-        if layout[name] != (dtype, shape):
+        if layout[name] != (_dtype_name(dtype), list(shape)):
             found_dtype, found_shape = layout[name]
             raise PayloadError(
-                f"{name}: {found_dtype} of shape {tuple(found_shape)}, expected {dtype} of {tuple(shape)}"
+                f"{name}: {found_dtype} of shape {tuple(found_shape)}, expected {_dtype_name(dtype)} of {shape}"
             )
     if unknown := sorted(layout.keys() - expected.keys()):
         raise PayloadError(f"unknown tensors: {', '.join(unknown)}")
 
 
-def _bundles(layout: _Layout) -> tuple[dict[str, dict[str, Any]], dict[str, int], int]:
-    """Header lines of the flat tensors, by dtype; where each entry begins in the data, in order; bytes of the data."""
-    widths = {name: torch.empty(0, dtype=getattr(torch, dtype)).itemsize for name, (dtype, _) in layout.items()}
-    bundles, places, end = dict[str, dict[str, Any]](), dict[str, int](), 0
-    for name in sorted(layout, key=lambda name: (-widths[name], layout[name][0], name)):
-        dtype, shape = layout[name]
-        count = math.prod(shape)
-        bundle = bundles.setdefault(dtype, {"dtype": _DTYPES[dtype], "shape": [0], "data_offsets": [end, end]})
-        places[name], end = end, end + count * widths[name]
-        bundle["shape"][0] += count
-        bundle["data_offsets"][1] = end
-    return bundles, places, end
-
-
-def _view(payload: bytes, place: int, dtype: str, shape: list[int]) -> Tensor:
+def _view(payload: bytes, place: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     count = math.prod(shape)
     if not count:
-        return torch.empty(shape, dtype=getattr(torch, dtype))
+        return torch.empty(shape, dtype=dtype)
     _allow_views()
-    return torch.frombuffer(payload, dtype=getattr(torch, dtype), count=count, offset=place).view(shape)
+    return torch.frombuffer(payload, dtype=dtype, count=count, offset=place).view(shape)
 
 
 @cache
@@ -252,15 +301,6 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _restore(name: str, like: Tensor, entries: Mapping[str, Tensor], grid: LayerScheme | None) -> Tensor:
-    if grid is None:
-        return entries[name]
-    scales = entries[name + _SCALES]
-    integers = unpack(entries[name + _INTEGERS], grid.weight_bits, like.numel()).reshape(like.shape[0], -1)
-    value: Tensor = dequantize_weight(integers, scales, like.shape)
-    return value.to(like.dtype)
-
-
 def _checksum(layout: str, data: Iterable[memoryview]) -> str:
     digest = xxhash.xxh3_128(layout.encode())
     for part in data:
@@ -268,11 +308,13 @@ def _checksum(layout: str, data: Iterable[memoryview]) -> str:
     return digest.hexdigest()
 
 
-def is_finite(state: Mapping[str, Tensor]) -> bool:
+def is_finite(state: Mapping[str, Tensor | PackedWeight]) -> bool:
     """Whether every float value is finite."""
-    # A sum is finite only where all terms are, and much faster; where it is not, it may itself have overflown.
     return all(
-        bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
-        for tensor in state.values()
-        if tensor.is_floating_point()
+        value.is_finite() if isinstance(value, PackedWeight) else _has_finite_values(value) for value in state.values()
     )
+
+
+def _has_finite_values(tensor: Tensor) -> bool:
+    # A sum is finite only where all terms are, and much faster; where it is not, it may itself have overflown.
+    return not tensor.is_floating_point() or bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

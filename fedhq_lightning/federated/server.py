@@ -15,9 +15,9 @@ from torch import Tensor
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.aggregators import Aggregator
 from fedhq_lightning.federated.exact_mean import ExactMean
-from fedhq_lightning.federated.payload import PayloadError
+from fedhq_lightning.federated.payload import PackedState, PayloadError
 from fedhq_lightning.federated.update_directions import UpdateDirections
-from fedhq_lightning.federated.wire import Link
+from fedhq_lightning.federated.wire import Link, check_finite
 from fedhq_lightning.risk.update_sketch import Sketcher
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.tensors import same_values
@@ -134,6 +134,9 @@ class ServerRound:
         try:
             if num_examples < 1:
                 raise PayloadError("it saw no example in this round")
+            if isinstance(self._sum, ExactMean) and not self._server.transforms and self._directions is None:
+                self._add_unseen(self._sum, self._server.link.open(payload, self.number, client_id), num_examples)
+                return
             update = self._server.link.receive(payload, self.number, client_id)
             for transform in self._server.transforms:
                 update = transform(client_id, update)
@@ -143,6 +146,15 @@ class ServerRound:
             return
         if self._directions is not None:
             self._directions.add(client_id, update)
+
+    @staticmethod
+    def _add_unseen(total: ExactMean, update: PackedState, num_examples: int) -> None:
+        """Add an update that nobody else looks at: from payload to sum in one pass, which finds out what is wrong."""
+        try:
+            total.add(update, num_examples)
+        except ValueError:
+            check_finite(update)
+            raise
 
     def close(self) -> Aggregated:
         """Bring together what all processes received, step, and let go of the sum, which is large."""

@@ -10,7 +10,16 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.payload import Header, PayloadError, decode, encode, is_finite
+from fedhq_lightning.federated.payload import (
+    Header,
+    PackedState,
+    PayloadError,
+    decode,
+    decoded,
+    encode,
+    is_finite,
+    open_payload,
+)
 from fedhq_lightning.quantize import LayerScheme
 from fedhq_lightning.types import ClientId, StateDict
 
@@ -104,26 +113,29 @@ class Link:
 
     def up(self, local: Mapping[str, Tensor], received: StateDict, round_number: int, client_id: ClientId) -> bytes:
         """One client's payload."""
-        state = {name: local[name].detach() for name in self._sent}
-        if self.uplink == "delta":
-            # What has grown is sent as it is: `receive` refuses it by name.
-            state = {
-                name: value - received[name].to(value.device) if value.shape == received[name].shape else value
-                for name, value in state.items()
-            }
-        return encode(state, self._grids, Header(self.uplink, round_number, client_id))
+        # What has grown is sent as it is: `receive` refuses it by name.
+        state, bases = {name: local[name] for name in self._sent}, received if self.uplink == "delta" else None
+        return encode(state, self._grids, Header(self.uplink, round_number, client_id), bases)
 
-    def receive(self, payload: bytes, round_number: int, client_id: ClientId) -> StateDict:
-        """The tensors of one payload, to be averaged; they may lie in it, and must not be changed in place.
+    def open(self, payload: bytes, round_number: int, client_id: ClientId) -> PackedState:
+        """The tensors of one payload, as they lie in it, to be averaged; they must not be changed in place.
+
+        Whether they are finite shows when they are added up (`ExactMean.add`), or is asked of `check_finite`.
 
         Raises:
-            PayloadError: Damaged, of another round, client or model, or not finite.
+            PayloadError: Damaged, or of another round, client or model.
         """
-        header = Header(self.uplink, round_number, client_id)
-        state = decode(payload, self._sent, self._grids, header)
-        if not is_finite(state):
-            raise PayloadError("the update holds values that are not finite")
-        return state
+        return open_payload(payload, self._sent, self._grids, Header(self.uplink, round_number, client_id))
+
+    def receive(self, payload: bytes, round_number: int, client_id: ClientId) -> StateDict:
+        """What `open` gives, as tensors that are finite; they may lie in the payload too.
+
+        Raises:
+            PayloadError: As `open`, or not finite.
+        """
+        state = self.open(payload, round_number, client_id)
+        check_finite(state)
+        return decoded(state)
 
     def combine(self, mean: StateDict, received: StateDict) -> StateDict:
         """Mean weights, under all names, from the mean of what was received."""
@@ -143,6 +155,16 @@ class Link:
 
     def _with_tied(self, state: StateDict) -> StateDict:
         return state | {name: state[other] for name, other in self._tied.items() if other in state}
+
+
+def check_finite(update: PackedState) -> None:
+    """Refuse an update with values that are none.
+
+    Raises:
+        PayloadError: One is not finite.
+    """
+    if not is_finite(update):
+        raise PayloadError("the update holds values that are not finite")
 
 
 def _copied(state: StateDict) -> StateDict:

@@ -21,6 +21,7 @@ from fedhq_lightning.federated import client_fit
 from fedhq_lightning.federated.aggregators import FedOpt
 from fedhq_lightning.federated.client_fit import ClientFitter
 from fedhq_lightning.federated.client_ranges import ClientRanges
+from fedhq_lightning.federated.payload import PackedState, decoded
 from fedhq_lightning.federated.wire import Link
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.quantize import LaneOptions, QuantScheme, attach_ranges, convert, prepare
@@ -117,14 +118,14 @@ class TestRounds:
     ) -> None:
         """With an aggregator that steps on parameters: ranges are none."""
         sent: list[tuple[StateDict, int]] = []
-        received = Link.receive
+        opened = Link.open
 
-        def remember(self: Link, payload: bytes, round_number: int, client_id: ClientId) -> StateDict:
-            update = received(self, payload, round_number, client_id)
-            sent.append((ranges(update), {0: 20, 1: 13, 2: 8, 3: 27}[int(client_id)]))
+        def remember(self: Link, payload: bytes, round_number: int, client_id: ClientId) -> PackedState:
+            update = opened(self, payload, round_number, client_id)
+            sent.append((ranges(decoded(update)), {0: 20, 1: 13, 2: 8, 3: 27}[int(client_id)]))
             return update
 
-        monkeypatch.setattr(Link, "receive", remember)
+        monkeypatch.setattr(Link, "open", remember)
         there, _ = fit(
             **STATIC | {"max_rounds": 1},
             callbacks=FixedAllocator(allocation),

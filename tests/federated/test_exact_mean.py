@@ -11,8 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedhq_lightning.federated import chunk_sum
+from fedhq_lightning.federated import chunk_loops
 from fedhq_lightning.federated.exact_mean import MAX_TOTAL_WEIGHT, MAX_VALUE, ExactMean
+from fedhq_lightning.federated.payload import Header, PackedState, decoded, encode, open_payload
+from fedhq_lightning.quantize import LayerScheme
+from fedhq_lightning.quantize.native.lanes import kernels_of_torch
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.types import StateDict
 
@@ -229,7 +232,7 @@ def ordinary(seed: int) -> StateDict:
     """A model with small tensors that share a chunk, one of several chunks, zeros, and variances of a million."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        "large": torch.randn(3, chunk_sum.CHUNK // 2 + 5, generator=generator) * 0.05,
+        "large": torch.randn(3, chunk_loops.CHUNK // 2 + 5, generator=generator) * 0.05,
         "bias": torch.zeros(10),
         "running_var": torch.rand(64, generator=generator) * 1e6,
         "norm.weight": 1 + 0.01 * torch.randn(64, generator=generator),
@@ -251,6 +254,41 @@ def test_an_ordinary_model_in_chunks(weights: list[int]) -> None:
         flat = [state[name].reshape(-1) for state in states]
         for place in generator.sample(range(value.numel()), min(value.numel(), 50)):
             assert_nearest(value.reshape(-1)[place].item(), exact([each[place].item() for each in flat], weights))
+
+
+GRIDS = {"large": LayerScheme(4, 8, None), "norm.weight": LayerScheme(8, None, 16), "running_var": LayerScheme(3, 8, 2)}
+
+
+def packed(state: StateDict) -> PackedState:
+    """As an update arrives."""
+    values = state | {"norm.weight": state["norm.weight"].view(4, 16), "running_var": state["running_var"].view(8, 8)}
+    header = Header("weights", 1, 0)
+    return open_payload(encode(values, GRIDS, header), values, GRIDS, header)
+
+
+@pytest.mark.parametrize("weights", [[50] * 4, [1, 70_000, 3, 2**15]])
+def test_packed_weights_are_added_as_their_values(weights: list[int]) -> None:
+    states = [packed(ordinary(seed)) for seed in range(4)]
+    expected = mean_of([decoded(state) for state in states], weights)
+    total = ExactMean()
+    for state, weight in zip(states, weights, strict=True):
+        total.add(state, weight)
+    assert same_bits(total.mean(ALONE)[0], expected)
+    with kernels_of_torch():
+        for state, weight in zip(states, weights, strict=True):
+            total.add(state, weight)
+        assert same_bits(total.mean(ALONE)[0], expected)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e12])
+def test_a_packed_update_that_is_refused_leaves_nothing_behind(value: float) -> None:
+    first, wrong = packed(ordinary(0)), ordinary(1)
+    wrong["large"][2, -1] = value
+    total = ExactMean()
+    total.add(first, 3)
+    with pytest.raises(ValueError, match="large: not finite, or a magnitude"):
+        total.add(packed(wrong), 7)
+    assert same_bits(total.mean(ALONE)[0], decoded(first))
 
 
 def test_what_does_not_fit_is_held_apart_however_much_it_is() -> None:

@@ -262,7 +262,7 @@ def test_a_layout_is_not_unpacked_without_end(monkeypatch: pytest.MonkeyPatch) -
 def test_what_needs_no_decoding_is_not_copied() -> None:
     payload = encode(state(), GRIDS, HEADER)
     got = decode(payload, state(), GRIDS, HEADER)
-    first = _view(payload, 0, "uint8", [len(payload)]).data_ptr()
+    first = _view(payload, 0, torch.uint8, (len(payload),)).data_ptr()
     within = {name for name, value in got.items() if first <= value.data_ptr() < first + len(payload)}
     assert within == got.keys() - GRIDS.keys() - {"empty"}
     assert all(value.data_ptr() % value.element_size() == 0 for value in got.values())

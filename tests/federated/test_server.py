@@ -1,6 +1,7 @@
 """The server's step, as rounds and silos take it: what counts, what is left out, and what its sockets see."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from fedhq_lightning.federated.aggregators import FedAvg
 from fedhq_lightning.federated.server import Aggregated, Server, ServerRound
 from fedhq_lightning.federated.update_directions import sketcher_of
 from fedhq_lightning.federated.wire import Link
+from fedhq_lightning.quantize import LayerScheme
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.types import ClientId, StateDict
 
@@ -73,6 +75,32 @@ def test_what_fails_a_check_is_left_out_with_its_reason(sent: bytes, examples: i
     assert list(found.refused) == ["a"]
     assert words in found.refused["a"]
     assert same_bits(found.state, step(server().open_round(1, GLOBAL), {"c": 0.5}).state)
+
+
+@pytest.mark.parametrize("uplink", ["weights", "delta"])
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), 3e38, 1e12])
+def test_whoever_else_looks_at_an_update_changes_nothing(uplink: Any, value: float | None) -> None:
+    """Neither the sum nor why an update is refused; with nobody else, it goes from payload to sum."""
+    grids = {"weight": LayerScheme(4, 8, None)}
+    link = Link(GLOBAL, grids, uplink, "fp32")
+    alone = Server(link, FedAvg(), frozenset({"weight"}), Processes(None))
+    found = []
+    for each in (
+        alone,
+        replace(alone, transforms=(lambda _, update: update,)),
+        replace(alone, sketcher=sketcher_of(0)),
+    ):
+        at_server = each.open_round(1, GLOBAL)
+        for client_id in range(3):
+            local = GLOBAL | {"weight": GLOBAL["weight"] * (client_id + 2)}
+            if client_id == 1 and value is not None:
+                local["weight"][0, 1] = value
+            at_server.receive(client_id, link.up(local, at_server.received, 1, client_id), client_id + 1)
+        found.append(at_server.close())
+    for other in found[1:]:
+        assert same_bits(other.state, found[0].state)
+        assert other.refused == found[0].refused
+    assert list(found[0].refused) == ([] if value is None else [1])
 
 
 def test_without_any_update_the_model_stays() -> None:

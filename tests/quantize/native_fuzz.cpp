@@ -129,6 +129,27 @@ static Results normalization(const Kernels& k, const Normalized& s, const std::v
   return {{mean, inverse, output, x_gradient, shortcut_gradient, weight_gradient, bias_gradient}, {}};
 }
 
+// Memory that ends where what is in it ends, for sanitizers.
+static Results payload(const Kernels& k, int64_t rows, int64_t size, int bits, const std::vector<float>& weight,
+                       const std::vector<float>& base, bool has_base, int64_t begin) {
+  const int64_t count = rows * size, bytes = (count * bits + 7) / 8;
+  std::vector<uint8_t> packed(bytes);
+  std::vector<float> scale(rows), part(count - begin), mean(count);
+  k.pack_weight(weight.data(), has_base ? base.data() : nullptr, rows, size, bits, packed.data(), scale.data());
+  k.unpack_weight(packed.data(), bytes, bits, scale.data(), size, begin, count - begin, part.data());
+  int64_t largest, smallest, added = 0;
+  k.magnitudes(weight.data(), count, &largest, &smallest);
+  std::vector<int64_t> units(count);
+  std::vector<int32_t> places(count), results(packed.begin(), packed.end());
+  const int64_t unit = (largest >> 23) - 127 - 40;
+  for (int64_t lowest : {int64_t{1}, largest - (int64_t{16} << 23)})
+    added += k.add_values(weight.data(), count, std::ldexp(50.0, -unit), lowest > 0 ? lowest : 1,
+                          largest - (int64_t{1} << 22), 0x50000000, units.data(), places.data(), &smallest);
+  k.mean_of_units(units.data(), count, 2 * 0x4338000000000000u, 5, -90, 17.0, mean.data());
+  results.push_back(static_cast<int32_t>(largest)), results.push_back(static_cast<int32_t>(added));
+  return {{scale, part, mean}, {results, places}};
+}
+
 int main(int, char** arguments) {
   const Kernels &tested = *all_kernels[0], *last = &tested;
   for (const Kernels* const* each = all_kernels; *each; each++) last = *each;
@@ -141,6 +162,13 @@ int main(int, char** arguments) {
     if (!(linear(tested, rows, inner, out, weight_bits, bits, x, weight, bias, gradient) ==
           linear(reference, rows, inner, out, weight_bits, bits, x, weight, bias, gradient)))
       return printf("linear %ld %ld %ld, bits %d %d\n", (long)rows, (long)inner, (long)out, weight_bits, bits), 1;
+    const int packed_bits = static_cast<int>(any(2, 8));
+    const bool has_base = any(0, 1);
+    const int64_t begin = any(0, out * inner) / 8 * 8;
+    const auto base = values(out * inner);
+    if (!(payload(tested, out, inner, packed_bits, weight, base, has_base, begin) ==
+          payload(reference, out, inner, packed_bits, weight, base, has_base, begin)))
+      return printf("payload %ld %ld, bits %d\n", (long)out, (long)inner, packed_bits), 1;
     Convolution s{};
     s.batch = any(1, 3), s.channels = any(1, 40), s.out = any(1, 40), s.kernel_height = any(1, 5);
     s.kernel_width = any(1, 5), s.stride_height = any(1, 3), s.stride_width = any(1, 3);

@@ -222,13 +222,13 @@ class TestOptions:
 
     def test_updates_are_dropped_one_by_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
         held: list[int] = []
-        receive = Link.receive
+        opened = Link.open
 
         def look(self: Link, payload: bytes, *arguments: Any) -> Any:
             held.append(sum(type(each) is Update for each in gc.get_objects()))
-            return receive(self, payload, *arguments)
+            return opened(self, payload, *arguments)
 
-        monkeypatch.setattr(Link, "receive", look)
+        monkeypatch.setattr(Link, "open", look)
         fit(max_rounds=1, data=SmallData((9,) * 6))
         assert len(held) == 6
         assert max(held) <= 2

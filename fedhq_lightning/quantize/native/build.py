@@ -106,7 +106,7 @@ def _compile(program: str, levels: Sequence[str], library: Path) -> None:
         jobs = [
             *(
                 (name, ["-O1", "-std=c++20", *include, "-c", str(sources / f"{name}.cpp")])
-                for name in ("lanes", "between")
+                for name in ("lanes", "between", "payload")
             ),
             *(
                 (level, ["-O3", "-std=c++17", *_SAME_BITS, *LEVELS[level][1], f"-DLEVEL={level}", "-c",

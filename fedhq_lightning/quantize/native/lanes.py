@@ -181,6 +181,19 @@ def _computed() -> list[Tensor]:
         normalized = random(*shape), random(channels), random(channels), random(*shape)
         for is_rectified in (False, True):
             results += _trained(ops.group_norm, normalized, random(*shape), groups, 1e-5, is_rectified)
+            results += _trained(ops.int8_convolution, (image, weight, bias), random(batch, out, edge, edge), *geometry)
+            integers, scale, _ = ops.quantize_weight(weight.flatten(1), 4)
+            results += ops.grid_convolution(image, integers, weight.shape, scale, bias, 8, *geometry)
+    for bits in (2, 3, 4, 8):
+        weight, base, decoded = random(33, 50), random(33, 50), torch.empty(33 * 50 - 40, device="cpu")
+        packed, scale = ops.pack_weight(weight, base, bits)
+        ops.unpack_weight(packed, bits, scale, 50, 40, decoded)
+        units, places = (torch.zeros(33 * 50 - 40, dtype=each, device="cpu") for each in (torch.int64, torch.int32))
+        found = ops.add_values(decoded, 50 * 2.0**40, 2**29, 2**30, 0x50000000, units, places)
+        mean = torch.empty_like(decoded)
+        ops.mean_of_units(units, 0x4338000000000000, 5, -90, 17.0, mean)
+        results += [packed, scale, decoded, units, places[: found[1]], mean]
+        results.append(torch.tensor([*found, *ops.magnitudes(decoded)], device="cpu"))
     return results
 
 

@@ -3,7 +3,9 @@
 
 #include "convolution_gradients.h"
 #include "norm.h"
+#include "packed_weight.h"
 #include "pooling.h"
+#include "sums.h"
 
 namespace fedhq {
 namespace LEVEL {
@@ -42,6 +44,11 @@ const Kernels kernels = {
     max_pool_gradient,
     group_norm,
     group_norm_gradients,
+    pack_weight,
+    unpack_weight,
+    magnitudes,
+    add_values,
+    mean_of_units,
 };
 
 }  // namespace LEVEL

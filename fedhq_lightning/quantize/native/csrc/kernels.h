@@ -122,6 +122,28 @@ struct Kernels {
                                const float* weight, const float* mean, const float* inverse_deviation,
                                float* x_gradient, float* shortcut_gradient, float* weight_gradient,
                                float* bias_gradient);
+
+  // Weight (rows, size), less `base` (or null), on the grid of `bits`, packed: row after row, without gaps.
+  void (*pack_weight)(const float* weight, const float* base, int64_t rows, int64_t size, int bits, uint8_t* packed,
+                      float* scale);
+
+  // `size` values from `begin` on, a multiple of 8, of a weight that was packed to `bytes` bytes, as floats; `group` of
+  // them share a scale.
+  void (*unpack_weight)(const uint8_t* packed, int64_t bytes, int bits, const float* scale, int64_t group,
+                        int64_t begin, int64_t size, float* values);
+
+  // Bits of the largest magnitude, and of the smallest one that is not zero (0 where all are).
+  void (*magnitudes)(const float* values, int64_t size, int64_t* largest, int64_t* smallest);
+
+  // Adds to `units` the values times `factor`, each with the bits of 1.5 * 2^52 on top, where a magnitude has `lowest`
+  // bits or is zero and is below `highest`, and elsewhere a zero; `places` [size] are where magnitudes below `limit` were
+  // not added. Returns how many.
+  int64_t (*add_values)(const float* values, int64_t size, double factor, int64_t lowest, int64_t highest,
+                        int64_t limit, int64_t* units, int32_t* places, int64_t* largest);
+
+  // Units, less `shifts`, times 2^shift (shift 0 to 31) count multiples of 2^unit; over the total weight.
+  void (*mean_of_units)(const int64_t* units, int64_t size, int64_t shifts, int64_t shift, int64_t unit,
+                        double total_weight, float* mean);
 };
 
 // Those of this machine's levels that were built, best first, and null at the end.
