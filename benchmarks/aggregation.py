@@ -32,9 +32,8 @@ TEXT = """
 ## From fit to sum
 
 Milliseconds of one client, medians of {repeats} in turn: processor time of the one thread that works, which is wall
-time on a core that nothing else wants. *Encode*: the local model becomes a payload. *Receive*: its checksum, its
-decoding, and whether all values are finite. *Sum*: range check and exact sum. Without a scheme models travel in
-float32.
+time on a core that nothing else wants. *Encode*: the local model becomes a payload. *Receive*: its checksum, and
+whether it holds what it should. *Sum*: decoding, range check and exact sum. Without a scheme models travel in float32.
 
 {machine}
 
@@ -164,13 +163,13 @@ def client_seconds(module: nn.Module, scheme: str | None, repeats: int) -> tuple
     state: StateDict = dict(module.state_dict())
     grids = QuantScheme(scheme).for_layers(module) if scheme else {}
     link = Link(state, {f"{name}.weight": grid for name, grid in grids.items()}, "weights", "fp32")
-    total, payload, update = ExactMean(), link.up(state, state, 1, 7), state
+    total = ExactMean()
     taken: list[tuple[float, float, float]] = []
     for _ in range(repeats + 1):
         started = time.thread_time()
         payload = link.up(state, state, 1, 7)
         encoded = time.thread_time()
-        update = link.receive(payload, 1, 7)
+        update = link.open(payload, 1, 7)
         received = time.thread_time()
         total.add(update, EXAMPLES)
         taken.append((encoded - started, received - encoded, time.thread_time() - received))

@@ -181,9 +181,6 @@ def _computed() -> list[Tensor]:
         normalized = random(*shape), random(channels), random(channels), random(*shape)
         for is_rectified in (False, True):
             results += _trained(ops.group_norm, normalized, random(*shape), groups, 1e-5, is_rectified)
-            results += _trained(ops.int8_convolution, (image, weight, bias), random(batch, out, edge, edge), *geometry)
-            integers, scale, _ = ops.quantize_weight(weight.flatten(1), 4)
-            results += ops.grid_convolution(image, integers, weight.shape, scale, bias, 8, *geometry)
     for bits in (2, 3, 4, 8):
         weight, base, decoded = random(33, 50), random(33, 50), torch.empty(33 * 50 - 40, device="cpu")
         packed, scale = ops.pack_weight(weight, base, bits)
