@@ -135,9 +135,9 @@ struct Kernels {
   // Bits of the largest magnitude, and of the smallest one that is not zero (0 where all are).
   void (*magnitudes)(const float* values, int64_t size, int64_t* largest, int64_t* smallest);
 
-  // Adds to `units` the values times `factor`, each with the bits of 1.5 * 2^52 on top, where a magnitude has `lowest`
-  // bits or is zero and is below `highest`, and elsewhere a zero; `places` [size] are where magnitudes below `limit` were
-  // not added. Returns how many.
+  // Adds to `units` the values times `factor`, each with the bits of 1.5 * 2^52 on top, where the bits of its magnitude
+  // are zero or from `lowest` to below `highest`, elsewhere a zero; `places` [size] are where magnitudes below `limit`
+  // were not added. Returns how many.
   int64_t (*add_values)(const float* values, int64_t size, double factor, int64_t lowest, int64_t highest,
                         int64_t limit, int64_t* units, int32_t* places, int64_t* largest);
 

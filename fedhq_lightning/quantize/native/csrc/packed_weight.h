@@ -1,5 +1,5 @@
-// Weights rounded to a grid and packed in its bits, and back: `pack_weight` and `unpack_weight` of packed_weight.py, with
-// the same bits. Eight values make exactly `bits` bytes; packing.py has the layout.
+// Weights rounded to a grid and packed in its bits, and back, as in packed_weight.py, with the same bits. Eight
+// values make exactly `bits` bytes; packing.py has the layout.
 #pragma once
 #include "rounding.h"
 #include "scratch.h"

@@ -14,7 +14,8 @@ using at::Tensor;
 
 std::tuple<Tensor, Tensor> pack_weight(const Tensor& rows, const std::optional<Tensor>& base, int64_t bits) {
   const int64_t count = rows.size(0), size = rows.size(1);
-  const Tensor packed = at::empty({(count * size * bits + 7) / 8}, at::kByte), scale = at::empty({count, 1}, at::kFloat);
+  const Tensor packed = at::empty({(count * size * bits + 7) / 8}, at::kByte),
+               scale = at::empty({count, 1}, at::kFloat);
   chosen->pack_weight(rows.const_data_ptr<float>(), base.has_value() ? base->const_data_ptr<float>() : nullptr, count,
                       size, static_cast<int>(bits), packed.mutable_data_ptr<uint8_t>(),
                       scale.mutable_data_ptr<float>());
