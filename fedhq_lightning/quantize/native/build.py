@@ -104,10 +104,7 @@ def _compile(program: str, levels: Sequence[str], library: Path) -> None:
         listed = " ".join(f"FEDHQ_LEVEL({level})" for level in levels)
         # The longest first.
         jobs = [
-            *(
-                (name, ["-O1", "-std=c++20", *include, "-c", str(sources / f"{name}.cpp")])
-                for name in ("lanes", "between", "payload")
-            ),
+            ("lanes", ["-O1", "-std=c++20", *include, "-c", str(sources / "lanes.cpp")]),
             *(
                 (level, ["-O3", "-std=c++17", *_SAME_BITS, *LEVELS[level][1], f"-DLEVEL={level}", "-c",
                          str(sources / "kernels.cpp")])

@@ -1,10 +1,13 @@
-// The lanes' layers and their rounding as operators of torch: `torch.ops.fedhq`.
+// The lanes' layers and their rounding as operators of torch: `torch.ops.fedhq`. More of them are in `between.h` and
+// `payload.h`; one file is compiled, since torch's headers take longer than what is in ours.
 //
 // Tensors that come in are float32 on the CPU, as `native/lanes.py` sees to. One thread computes.
 #include <torch/library.h>
 
+#include "between.h"
 #include "convolution_layers.h"
 #include "linear_layers.h"
+#include "payload.h"
 
 namespace fedhq {
 namespace {

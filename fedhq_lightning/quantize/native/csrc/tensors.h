@@ -1,11 +1,11 @@
-// What the layers share: memory for the kernels, and the tensors that hold it.
+// What the layers share: memory for the kernels, and how torch sees their gradients.
 #pragma once
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/basic_ops.h>
 
 #include "kernels.h"
-#include "once_differentiable.h"
 #include "scratch.h"
 
 namespace fedhq {
@@ -46,6 +46,16 @@ Tensor output_like(const Tensor& x, int64_t out) {
   auto shape = x.sizes().vec();
   shape.back() = out;
   return at::empty(shape, x.options());
+}
+
+// Gradients of gradients do not exist here: they fail when they are asked for, not before.
+variable_list once_differentiable(const variable_list& given, variable_list gradients) {
+  if (!at::GradMode::is_enabled() || !given[0].requires_grad()) return gradients;
+  for (Tensor& each : gradients)
+    if (each.defined()) each = each.detach().set_requires_grad(true);
+  auto error = std::make_shared<torch::autograd::DelayedError>(
+      "the int8 lanes have no gradient of a gradient", static_cast<int64_t>(gradients.size()));
+  return (*error)(std::move(gradients));
 }
 
 // A bias that is not there is no input of the graph.

@@ -1,16 +1,13 @@
 // What travels and is added up, as operators of torch without gradients: `torch.ops.fedhq`.
 //
 // Tensors that come in are on the CPU and without gaps, as those who call see to.
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
+#pragma once
 #include <torch/library.h>
 
-#include "kernels.h"
+#include "tensors.h"
 
 namespace fedhq {
 namespace {
-
-using at::Tensor;
 
 std::tuple<Tensor, Tensor> pack_weight(const Tensor& rows, const std::optional<Tensor>& base, int64_t bits) {
   const int64_t count = rows.size(0), size = rows.size(1);

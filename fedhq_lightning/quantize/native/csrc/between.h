@@ -1,17 +1,11 @@
 // What lies between the lanes' products, as operators of torch: `torch.ops.fedhq`. Tensors as in lanes.cpp.
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
+#pragma once
 #include <torch/library.h>
 
-#include "kernels.h"
-#include "once_differentiable.h"
+#include "tensors.h"
 
 namespace fedhq {
 namespace {
-
-using at::Tensor;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 
 constexpr auto CHANNELS_LAST = at::MemoryFormat::ChannelsLast;
 
