@@ -155,7 +155,8 @@ static void grid_convolution_input_gradient(const int8_t* weight, const float* w
   for (int64_t c = 0; c < s.channels; c++) {
     ones[c] = 1.0f;
     for (int64_t o = 0; o < s.out; o++)
-      for (int64_t i = 0; i < kernel; i++) filters[c * size + i * s.out + o] = weight[(o * s.channels + c) * kernel + i];
+      for (int64_t i = 0; i < kernel; i++)
+        filters[c * size + i * s.out + o] = weight[(o * s.channels + c) * kernel + i];
   }
   const auto round_of = [=](int64_t b) {
     for (int64_t o = 0; o < s.out; o++) inverse[o] = 1.0f / image_scale[b];
@@ -168,8 +169,8 @@ constexpr int64_t MOST_POSITIONS = 65536;  // whose products stay within 32 bits
 constexpr int64_t BYTES_OF_PANELS_AT_ONCE = 256 * 1024;
 
 // Weight's gradient: rows are positions of the weight over the input with channels first, columns the filters over the
-// gradient's integers. `round_of(b)` and `gradient_round_of(b)` round what belongs to image b, whose integers lie `zero_of(b)`
-// above their values; `x_scale` (or null) is of every channel.
+// gradient's integers. `round_of(b)` and `gradient_round_of(b)` round what belongs to image b, whose integers lie
+// `zero_of(b)` above their values; `x_scale` (or null) is of every channel.
 template <class RoundOf, class GradientRoundOf, class ZeroOf>
 FEDHQ_INLINE void weight_gradient_of(const float* x, const float* gradient, const Convolution& s,
                                      const RoundOf& round_of, const GradientRoundOf& gradient_round_of,

@@ -131,8 +131,9 @@ struct GridConvolution : torch::autograd::Function<GridConvolution> {
     const Tensor gradient = dense(gradients[0]);
     const bool is_integer = ctx->saved_data["gradients"].toInt() == static_cast<int64_t>(at::kChar);
     auto [x_gradient, weight_gradient] = is_integer ? integer_products(ctx, gradient) : products(ctx, gradient);
-    return once_differentiable(gradients, {x_gradient, weight_gradient, needs_bias(ctx) ? gradient.sum({0, 2, 3}) : Tensor(),
-                                Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()});
+    const Tensor bias_gradient = needs_bias(ctx) ? gradient.sum({0, 2, 3}) : Tensor(), none;
+    return once_differentiable(
+        gradients, {x_gradient, weight_gradient, bias_gradient, none, none, none, none, none, none, none});
   }
 
   static std::pair<Tensor, Tensor> integer_products(AutogradContext* ctx, const Tensor& gradient) {

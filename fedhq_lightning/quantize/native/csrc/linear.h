@@ -171,8 +171,8 @@ static void quantize_gradient(const float* gradient, int64_t rows, int64_t out, 
   }
 }
 
-// Sums of rows of the gradient times columns, to floats: less what the offset adds and a correction of every row, times a
-// scale.
+// Sums of rows of the gradient times columns, to floats: less what the offset adds and a correction of every row, times
+// a scale.
 FEDHQ_INLINE void rescale_rows(int64_t m, int64_t count, int64_t n, int64_t columns, const int32_t* sums, int64_t width,
                                const int32_t* column_sums, const int32_t* corrections, const float* scale,
                                float* output, int64_t size) {
