@@ -57,6 +57,7 @@ class ViT(ImageClassifier):
     def forward(self, images: Tensor) -> Tensor:
         """Logits, (batch, num_classes), of (batch, in_channels, image_size, image_size) images."""
         tokens = self.patches(images).flatten(2).transpose(1, 2)  # (batch, tokens, width)
+        tokens = tokens.contiguous()  # else every norm, forward and backward, copies what keeps the convolution's order
         tokens = self.norm(self.blocks(tokens + self.positions))
         logits: Tensor = self.classifier(tokens.mean(dim=1))
         return logits
