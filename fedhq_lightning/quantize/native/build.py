@@ -27,7 +27,7 @@ LEVELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "avx_vnni": (("avx2", "avx_vnni", "fma3"), ("-DFEDHQ_AVX_VNNI", "-mavx2", "-mavxvnni", "-mfma")),
     "avx2": (("avx2", "fma3"), ("-DFEDHQ_AVX2", "-mavx2", "-mfma")),
     "neon_dot": (("dot",), ("-DFEDHQ_NEON_DOT", "-march=armv8.2-a+dotprod")),
-    "scalar": ((), ()),
+    "scalar": ((), ("-O1",)),  # only compared with: compiled sooner
 }
 """Level, best first, to what the processor must have, in `torch.cpu.get_capabilities`' words, and the compiler's flags.
 The last is the reference."""
@@ -68,7 +68,7 @@ def built_library() -> Path:
         if library.exists():
             return library
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock"), setting_up("the int8 kernels, once per machine: some 20 seconds"):
+        with FileLock(folder / "lock"), setting_up("the int8 kernels, once per machine: about half a minute"):
             if not library.exists():
                 _compile(program, levels, library)
     except OSError as error:
