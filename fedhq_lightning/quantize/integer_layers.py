@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fedhq_lightning.quantize import integer_forward
 from fedhq_lightning.quantize.activation_ranges import StaticGrid, calibrated_range, static_integers
-from fedhq_lightning.quantize.convolution import Convolution, pad, padding_amounts
+from fedhq_lightning.quantize.convolution import Convolution, is_channels_last, pad, padding_amounts
 from fedhq_lightning.quantize.grid import dequantize_weight, quantize_activation, quantize_weight
 from fedhq_lightning.quantize.integer_matmul import MAX_INNER_SIZE
 from fedhq_lightning.quantize.native.lanes import native_without_gradients, takes_rows
@@ -156,6 +156,7 @@ class _IntegerConvolution(IntegerLayer):
         super().__init__(layer, scheme)
         self.kernel_size, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
         self.groups, self.padding_mode, self.padding_amounts = layer.groups, layer.padding_mode, padding_amounts(layer)
+        self.channels_last = is_channels_last(layer.weight)
 
     def forward(self, input: Tensor) -> Tensor:
         """([batch,] channels, ...) to ([batch,] out channels, ...), in the input's dtype."""
@@ -171,9 +172,10 @@ class _IntegerConvolution(IntegerLayer):
         )
         is_flat = len(self.kernel_size) == 1
         kernel = (1, *self.kernel_size) if is_flat else tuple(self.kernel_size)
-        # Contiguous as nn.Conv2d's own output is, for modules that call view on it.
+        # As nn.Conv2d's own output lies: norms and means that follow add up in that order.
+        channels_last = self.channels_last or is_channels_last(x)
         output, _, _ = integer_forward.convolution(
-            x, self._weight(), kernel, self.bias, self.scheme, amounts, geometry, False, self._static()
+            x, self._weight(), kernel, self.bias, self.scheme, amounts, geometry, channels_last, self._static()
         )
         return output.squeeze(2) if is_flat else output
 

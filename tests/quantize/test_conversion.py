@@ -1,11 +1,17 @@
+import copy
+from collections.abc import Callable
+from functools import partial
+
 import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.models import LeNet5, ResNet20, ViT
 from fedhq_lightning.quantize.conversion import convert
 from fedhq_lightning.quantize.integer_layers import IntegerConv2d, IntegerLayer, IntegerLinear
+from fedhq_lightning.quantize.lane_options import LaneOptions
 from fedhq_lightning.quantize.lanes import prepare
 from fedhq_lightning.quantize.scheme import QuantScheme
 from fedhq_lightning.types import MODES, Mode
@@ -82,6 +88,21 @@ def test_close_to_the_float_module_at_eight_bits(module: Classifier) -> None:
     x = torch.randn(64, 1, 8, 8)
     float_output, output = module.eval()(x), convert(module, QuantScheme("w8a8"))(x)
     assert (output - float_output).norm() < 0.02 * float_output.norm()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [partial(ResNet20, width=8), partial(ResNet20, width=8, norm="batch"), LeNet5, partial(ViT, depth=1)],
+    ids=["group norm", "batch norm", "LeNet-5", "ViT"],
+)
+def test_a_whole_model_has_the_bits_of_its_qat_lane(model: Callable[[], L.LightningModule]) -> None:
+    """Memory formats too: what lies between the layers adds up in their order."""
+    torch.manual_seed(0)
+    module, scheme = model(), QuantScheme("w4a8")
+    x = torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    prepared = prepare(copy.deepcopy(module), "qat", scheme, LaneOptions(qat_kernel="int8")).eval()
+    with torch.no_grad():
+        assert torch.equal(convert(module, scheme)(x), prepared(x))
 
 
 def test_samples_do_not_depend_on_the_batch(module: Classifier) -> None:
