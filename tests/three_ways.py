@@ -40,10 +40,10 @@ def run_three_ways(folder: Path, changes: dict[str, Any], monkeypatch: pytest.Mo
     assert main(["run", recipe, f"--trainer.default_root_dir={folder / 'one'}"]) == 0
     plan = RoundLoop._plan
 
-    def interrupt(self: RoundLoop, round_number: int, watch: Any) -> Any:
+    def interrupt(self: RoundLoop, round_number: int) -> Any:
         if round_number == 2:
             raise KeyboardInterrupt
-        return plan(self, round_number, watch)
+        return plan(self, round_number)
 
     with monkeypatch.context() as patch:
         patch.setattr(RoundLoop, "_plan", interrupt)

@@ -15,9 +15,10 @@ from torch.utils import _pytree as pytree
 from fedhq_lightning.cli.evaluation_tables import Evaluation, print_evaluation
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.deploy import ExportError, load_packed
-from fedhq_lightning.deploy.export import computes_the_same, packed_size
+from fedhq_lightning.deploy.export import computes_the_same, first_samples, packed_size
 from fedhq_lightning.deploy.from_state import metrics_of_program
 from fedhq_lightning.deploy.model_files import ModelFiles, find_files, read_weights, recipe_of
+from fedhq_lightning.deploy.model_folder import MOST_SAMPLES
 from fedhq_lightning.deploy.speed import measure_inference
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import checks, setup
@@ -103,7 +104,8 @@ def _evaluate(
     inference, is_conversion = None, None
     if files.program and program is not None and files.weights is not None and example_args is not None:
         converted = evaluator.deployed(state).cpu()
-        example_args = pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, example_args)
+        few = first_samples(example_args, MOST_SAMPLES)
+        example_args = pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, few)
         is_conversion = computes_the_same(program, converted, example_args)
         packed_bytes = packed_size(converted) if is_conversion else None
         inference = measure_inference(plain.cpu(), program, example_args, files.program, files.weights, packed_bytes)

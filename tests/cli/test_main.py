@@ -229,10 +229,10 @@ def stopped(capsys, monkeypatch, tmp_path) -> Path:
     write_recipe(tmp_path / "mine.yaml", {"trainer.max_rounds": 3, "trainer.fleet": "devices/fleet.yaml"})
     plan = RoundLoop._plan
 
-    def interrupt(self, round_number, watch):
+    def interrupt(self, round_number):
         if round_number == 2:
             raise KeyboardInterrupt
-        return plan(self, round_number, watch)
+        return plan(self, round_number)
 
     with monkeypatch.context() as patch:
         patch.setattr(RoundLoop, "_plan", interrupt)

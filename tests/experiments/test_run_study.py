@@ -108,11 +108,11 @@ def test_stopped_and_gone_on_with_is_the_same_study(unbroken, monkeypatch, capsy
     write()
     plan, calls = RoundLoop._plan, []
 
-    def interrupt(self, round_number, watch):
+    def interrupt(self, round_number):
         calls.append(round_number)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return plan(self, round_number, watch)
+        return plan(self, round_number)
 
     monkeypatch.setattr(RoundLoop, "_plan", interrupt)
     assert main(["tune", "mine.yaml"]) == 130
