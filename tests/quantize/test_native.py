@@ -136,6 +136,7 @@ class TestBits:
             rows = torch.randn(shape) ** 3
             rows[0] = 0
             rows[-1] *= 1e-36  # scales at the edge of what fp32 holds
+            rows[len(rows) // 2] *= 1e-38  # and such that a sixteenth of them is beyond it
             ours, theirs = kernel(bits)(rows), kernel(bits).__wrapped__(rows)
             if isinstance(ours, Tensor):
                 ours, theirs = [ours], [theirs]

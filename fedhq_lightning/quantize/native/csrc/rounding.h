@@ -105,7 +105,7 @@ constexpr int MOST_SEARCHED_BITS = 4;
 // Squared error of rounding to `scale` in sixteenths of a step: an integer, so that no order of the sum rounds it. With
 // few bits and finite values no value is more than 2^9 sixteenths off.
 FEDHQ_INLINE float squared_sixteenths(const float* __restrict x, int64_t size, float scale, int lowest, int highest) {
-  const float inverse = (1.0f / scale) * 16.0f;
+  const float inverse = 1.0f / scale;  // times 16 it might overflow
   const int16_t top = static_cast<int16_t>(16 * highest), bottom = static_cast<int16_t>(16 * lowest);
   constexpr int64_t SOME = 1024;
   alignas(64) int16_t sixteenths[SOME];
@@ -114,7 +114,7 @@ FEDHQ_INLINE float squared_sixteenths(const float* __restrict x, int64_t size, f
     const int64_t count = smaller(SOME, size - start);
     const float* __restrict part = x + start;
     for (int64_t i = 0; i < count; i++)
-      sixteenths[i] = static_cast<int16_t>(static_cast<int32_t>(__builtin_rintf(part[i] * inverse)));
+      sixteenths[i] = static_cast<int16_t>(static_cast<int32_t>(__builtin_rintf(part[i] * inverse * 16.0f)));
     int32_t sum = 0;
     for (int64_t i = 0; i < count; i++) {
       const int16_t t = sixteenths[i], above = t - top, below = t - bottom;
