@@ -104,6 +104,12 @@ def test_every_time_says_which_clock() -> None:
     assert all("wall" in label or "virtual" in label for label in times)
 
 
+def test_what_a_run_takes_beside_its_rounds_is_one_line() -> None:
+    phases = {"set_up": 1.5, "fit": 9.0, "deploy": 0.25, "report": 2.0}
+    rows = dict(summary_rows({"wall_phases": phases}))
+    assert rows["wall time beside the rounds"] == "set up 1.5 s, deploy 250 ms, report 2.0 s"
+
+
 def test_absent_keys_leave_their_lines_out() -> None:
     rows = dict(summary_rows({"metric_name": "loss", "metric_fp": 0.5, "scheme": "w8a8", "rounds": 1}))
     assert rows["loss, quantized"] == "not evaluated"
