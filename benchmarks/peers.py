@@ -1,6 +1,6 @@
 """Rounds per second beside a bare PyTorch loop, pfl-research, Flower and BlazeFL, on this host.
 
-    python benchmarks/peers.py                                 # an hour; writes docs/results/peers.md
+    python benchmarks/peers.py                                 # two hours; writes docs/results/peers.md
     python benchmarks/peers.py --quick                         # minutes: every contestant once, tiny; writes nothing
     python benchmarks/peers.py --cifar10 /data/cifar10         # and what PTQ costs in accuracy; half an hour more
     python benchmarks/peers.py --fresh                         # measures anew what is kept

@@ -32,6 +32,7 @@ from fedhq_lightning.data.mnist5k import MNIST5k
 from fedhq_lightning.experiments.statistics import Difference, paired_difference
 from fedhq_lightning.models import MLP, ResNet20
 from fedhq_lightning.quantize import LaneOptions, QuantScheme, convert, prepare
+from fedhq_lightning.quantize.lane_options import QatBackward
 
 CELLS = Path(__file__).parent / "cells" / "qat-backward.jsonl"
 
@@ -53,7 +54,7 @@ SCHEMES = ("w2a8", "w4a8")
 CLIENTS = (1, 10)
 ALPHA = 0.3
 BATCH_SIZE = 32
-BACKWARDS = ("int8", "bf16")
+BACKWARDS: tuple[QatBackward, ...] = ("int8", "bf16")
 TEXT = """## Gradients in integers against gradients of values
 
 The deployed model's accuracy, in percent, and cross entropy on the held-out images (1,000 of MNIST-5k, 355 digits)
@@ -80,7 +81,7 @@ class Cell:
     task: str
     scheme: str
     clients: int
-    backward: str
+    backward: QatBackward
     seed: int
     rounds: int
 
@@ -157,7 +158,7 @@ def run(cell: Cell) -> Score:
     data = task.data()
     train, held_out = (part.__getitems__(list(range(len(part)))) for part in data.read())
     # Integers on every host, whatever is faster there.
-    options = LaneOptions(qat_kernel="int8", qat_backward=cell.backward)  # type: ignore[arg-type]  # one of its words
+    options = LaneOptions(qat_kernel="int8", qat_backward=cell.backward)
     model = prepare(task.model(), "qat", scheme, options)
     clients = partition(train.labels, cell.clients)
     for round_number in range(cell.rounds):
