@@ -39,14 +39,56 @@ FEDHQ_INLINE void spread_runs(const int8_t* filter, int64_t size, const Runs& ru
   }
 }
 
+// A tile [rows][width] to [columns][stride].
+FEDHQ_INLINE void store_columns(const float* values, int64_t rows, int64_t columns, int64_t width, float* to,
+                                int64_t stride) {
+#if defined(__AVX2__)
+  if (rows == 8) {
+    for (int64_t c = 0; c < columns; c += 8) {
+      __m256 a[8], b[8];
+      for (int i = 0; i < 8; i++) a[i] = _mm256_loadu_ps(values + i * width + c);
+      // Three times the first half interleaved with the second, of pairs within halves of a vector and then across.
+      for (int i = 0; i < 8; i += 2) {
+        b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+      }
+      for (int i = 0; i < 8; i += 4) {
+        a[i] = _mm256_shuffle_ps(b[i], b[i + 2], 0x44);
+        a[i + 1] = _mm256_shuffle_ps(b[i], b[i + 2], 0xee);
+        a[i + 2] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44);
+        a[i + 3] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xee);
+      }
+      for (int i = 0; i < 4; i++) {
+        b[i] = _mm256_permute2f128_ps(a[i], a[i + 4], 0x20);
+        b[i + 4] = _mm256_permute2f128_ps(a[i], a[i + 4], 0x31);
+      }
+      for (int i = 0; i < 8; i++)
+        if (c + i < columns) _mm256_storeu_ps(to + (c + i) * stride, b[i]);
+    }
+    return;
+  }
+#endif
+  for (int64_t c = 0; c < columns; c++)
+    for (int64_t r = 0; r < rows; r++) to[c * stride + r] = values[r * width + c];
+}
+
+// The same with room up to whole panels; null stays null.
+FEDHQ_INLINE float* with_room(Scratch which, const float* from, int64_t size) {
+  if (!from) return nullptr;
+  float* const to = static_cast<float*>(scratch(which, sizeof(float) * up(size, PANEL)));
+  memcpy(to, from, sizeof(float) * size);
+  for (int64_t i = size; i < up(size, PANEL); i++) to[i] = 0.0f;
+  return to;
+}
+
 // Sums of one image's positions, times a scale for every filter and perhaps one for the image, with a bias.
 struct Positions {
   float* output;  // of this image
   int64_t filters, count;
   bool channels_last;
-  const int32_t* filter_sums;
+  const int32_t* filter_sums;  // this and the next two have room up to whole panels
   const float* filter_scale;
-  const float* bias;
+  const float* bias;           // or null
   int32_t zero;  // what every element of the image holds beside its integer, the offset included
   float scale;
   bool has_scale;
@@ -54,9 +96,20 @@ struct Positions {
 
   FEDHQ_INLINE_MEMBER void operator()(int64_t m, int64_t rows, int64_t n, int64_t columns, const int32_t* sums,
                                       int64_t width) const {
-    float values[TILE_ROWS * TILE_PANELS * PANEL];
+    // Sizes that the compiler knows make the loops vectors.
+    if (rows == TILE_ROWS && columns == width)
+      write(m, TILE_ROWS, n, width, sums, width);
+    else if (rows == TILE_ROWS)
+      write(m, TILE_ROWS, n, columns, sums, width);
+    else
+      write(m, rows, n, columns, sums, width);
+  }
+
+  FEDHQ_INLINE_MEMBER void write(int64_t m, int64_t rows, int64_t n, int64_t columns, const int32_t* sums,
+                                 int64_t width) const {
+    alignas(64) float values[TILE_ROWS * TILE_PANELS * PANEL];
     for (int64_t r = 0; r < rows; r++)
-      for (int64_t c = 0; c < columns; c++) {
+      for (int64_t c = 0; c < width; c++) {
         const int32_t exact = sums[r * width + c] - zero * filter_sums[n + c];
         float value = static_cast<float>(exact) * filter_scale[n + c];
         if (has_scale) value *= scale;
@@ -69,8 +122,7 @@ struct Positions {
       for (int64_t c = 0; c < columns; c++)
         for (int64_t r = 0; r < rows; r++) output[(n + c) * count + places[m + r]] = values[r * width + c];
     } else {
-      for (int64_t c = 0; c < columns; c++)
-        for (int64_t r = 0; r < rows; r++) output[(n + c) * count + m + r] = values[r * width + c];
+      store_columns(values, rows, columns, width, output + n * count + m, count);
     }
   }
 };
@@ -123,7 +175,8 @@ static void int8_convolution_output(const float* x, const float* weight, const f
   const int64_t kernel = s.kernel_height * s.kernel_width, size = s.channels * kernel;
   const int64_t height = padded_height(s), width = padded_width(s), positions = s.out_height * s.out_width;
   // Filters take up the input's scales before they are rounded.
-  float* const folded = static_cast<float*>(scratch(Scratch::values, sizeof(float) * (size + s.out + s.channels)));
+  float* const folded =
+      static_cast<float*>(scratch(Scratch::values, sizeof(float) * (size + s.out + s.channels * (1 + s.width))));
   float *const filter_scale = folded + size, *const inverse = filter_scale + s.out;
   int8_t* const filters = static_cast<int8_t*>(scratch(Scratch::filters, s.out * size));
   for (int64_t o = 0; o < s.out; o++) {
@@ -138,15 +191,17 @@ static void int8_convolution_output(const float* x, const float* weight, const f
   int32_t* const sums = static_cast<int32_t*>(scratch(Scratch::sums, sizeof(int32_t) * up(s.out, PANEL)));
   const Column* const panels = packed_filters(filters, s.out, size, runs, sums);
   for (int64_t c = 0; c < s.channels; c++) inverse[c] = 1.0f / x_scale[c];
-  const ByChannel round{inverse, zero - 128, highest_of(zero)};
+  const ByChannel round{repeated(inverse, s.channels, s.width, inverse + s.channels), zero - 128, highest_of(zero)};
   const int64_t* const starts =
       position_starts(s.out_height, s.out_width, s.stride_height, s.stride_width, width, s.channels);
+  const float* const scales = with_room(Scratch::scales, filter_scale, s.out);
+  const float* const biases = with_room(Scratch::bias, bias, s.out);
   Row* const image = static_cast<Row*>(scratch(Scratch::image, sizeof(Row) * height * width * s.channels));
   const Inner inner{runs.starts, runs.count, runs.words, GROUP};
   for (int64_t b = 0; b < s.batch; b++) {
     round_image(x, s, s.channels, s.height, s.width, b, round, zero - 128, s.top, s.left, height, width, image);
     product([=](int64_t m) { return image + starts[m]; }, positions, s.channels * sizeof(Row), inner, panels, s.out,
-            Positions{output + b * s.out * positions, s.out, positions, s.channels_last_out, sums, filter_scale, bias,
+            Positions{output + b * s.out * positions, s.out, positions, s.channels_last_out, sums, scales, biases,
                       OFFSET + zero - 128, 1.0f, false, nullptr});
   }
 }
@@ -169,6 +224,8 @@ static void grid_convolution_output(const float* x, const int8_t* integers, cons
   const Column* const panels = packed_filters(filters, s.out, size, runs, sums);
   const int64_t* const starts =
       position_starts(s.out_height, s.out_width, s.stride_height, s.stride_width, width, s.channels);
+  const float* const scales = with_room(Scratch::scales, filter_scale, s.out);
+  const float* const biases = with_room(Scratch::bias, bias, s.out);
   Row* const image = static_cast<Row*>(scratch(Scratch::image, sizeof(Row) * height * width * s.channels));
   const Inner inner{runs.starts, runs.count, runs.words, GROUP};
   for (int64_t b = 0; b < s.batch; b++) {
@@ -178,7 +235,7 @@ static void grid_convolution_output(const float* x, const int8_t* integers, cons
     const OnGrid round{1.0f / grid.scale, grid.zero_point, static_cast<float>(lowest), static_cast<float>(highest)};
     round_image(x, s, s.channels, s.height, s.width, b, round, zero, s.top, s.left, height, width, image);
     product([=](int64_t m) { return image + starts[m]; }, positions, s.channels * sizeof(Row), inner, panels, s.out,
-            Positions{output + b * s.out * positions, s.out, positions, s.channels_last_out, sums, filter_scale, bias,
+            Positions{output + b * s.out * positions, s.out, positions, s.channels_last_out, sums, scales, biases,
                       OFFSET + zero, grid.scale, true, nullptr});
   }
 }

@@ -38,16 +38,35 @@ FEDHQ_INLINE Phase phase_of(int64_t rest, int64_t stride, int64_t dilation, int6
   return phase;
 }
 
-// A scale for every channel, symmetric, and a factor that its values take up before.
-struct Folded {
-  const float* factor;
-  const float* inverse;
-  FEDHQ_INLINE_MEMBER void pixel(const float* __restrict x, int64_t channels, int8_t* __restrict to) const {
-    for (int64_t c = 0; c < channels; c++) to[c] = static_cast<int8_t>(nearest(x[c] * factor[c] * inverse[c]));
+// One scale, symmetric, for values that take up a factor of their channel before; `factors` are for all pixels of a row.
+struct FoldedByChannel {
+  const float* factors;
+  float inverse;
+  template <class Integer>
+  FEDHQ_INLINE_MEMBER void pixels(const float* __restrict x, int64_t size, int offset, Integer* __restrict to) const {
+    for (int64_t i = 0; i < size; i++) to[i] = static_cast<Integer>(nearest(x[i] * factors[i] * inverse) + offset);
   }
-  FEDHQ_INLINE_MEMBER void channel(const float* __restrict x, int64_t width, int64_t c, int8_t* __restrict to) const {
-    const float channel_factor = factor[c], inverse_scale = inverse[c];
-    for (int64_t w = 0; w < width; w++) to[w] = static_cast<int8_t>(nearest(x[w] * channel_factor * inverse_scale));
+  template <class Integer>
+  FEDHQ_INLINE_MEMBER void channel(const float* __restrict x, int64_t width, int64_t c, int offset,
+                                   Integer* __restrict to) const {
+    const float factor = factors[c];
+    for (int64_t w = 0; w < width; w++) to[w] = static_cast<Integer>(nearest(x[w] * factor * inverse) + offset);
+  }
+};
+
+// A scale for every channel, symmetric, for values that take up one factor before.
+struct FoldedByImage {
+  float factor;
+  const float* inverses;
+  template <class Integer>
+  FEDHQ_INLINE_MEMBER void pixels(const float* __restrict x, int64_t size, int offset, Integer* __restrict to) const {
+    for (int64_t i = 0; i < size; i++) to[i] = static_cast<Integer>(nearest(x[i] * factor * inverses[i]) + offset);
+  }
+  template <class Integer>
+  FEDHQ_INLINE_MEMBER void channel(const float* __restrict x, int64_t width, int64_t c, int offset,
+                                   Integer* __restrict to) const {
+    const float inverse = inverses[c];
+    for (int64_t w = 0; w < width; w++) to[w] = static_cast<Integer>(nearest(x[w] * factor * inverse) + offset);
   }
 };
 
@@ -106,6 +125,7 @@ FEDHQ_INLINE void input_gradient(int8_t* filters, const float* filter_scale, con
       }
   }
   if (!is_whole) memset(x_gradient, 0, sizeof(float) * s.batch * s.channels * pixels);  // pixels that no output met
+  const float* const scales = with_room(Scratch::scales, filter_scale, s.channels);
   Row* const image = static_cast<Row*>(scratch(Scratch::image, sizeof(Row) * height * width * s.out));
   Convolution of_gradient = s;
   of_gradient.channels_last = s.channels_last_out;
@@ -121,7 +141,7 @@ FEDHQ_INLINE void input_gradient(int8_t* filters, const float* filter_scale, con
       product([=](int64_t m) { return image + from[m]; }, runs[p].positions, s.out * sizeof(Row), inner, panel,
               s.channels,
               Positions{x_gradient + b * s.channels * pixels, s.channels, pixels, s.channels_last, sums + p * room,
-                        filter_scale, nullptr, OFFSET, image_scale ? image_scale[b] : 1.0f, image_scale != nullptr,
+                        scales, nullptr, OFFSET, image_scale ? image_scale[b] : 1.0f, image_scale != nullptr,
                         num_phases == 1 ? nullptr : to});
       from += runs[p].positions, to += runs[p].positions, panel += room * inner_of(runs[p]);
     }
@@ -131,7 +151,8 @@ FEDHQ_INLINE void input_gradient(int8_t* filters, const float* filter_scale, con
 static void int8_convolution_input_gradient(const float* weight, const float* gradient, const Convolution& s,
                                             const float* gradient_scale, float* x_gradient) {
   const int64_t kernel = s.kernel_height * s.kernel_width, size = s.out * kernel;
-  float* const folded = static_cast<float*>(scratch(Scratch::values, sizeof(float) * (size + s.channels + s.out)));
+  float* const folded = static_cast<float*>(
+      scratch(Scratch::values, sizeof(float) * (size + s.channels + s.out * (1 + s.out_width))));
   float *const filter_scale = folded + size, *const inverse = filter_scale + s.channels;
   int8_t* const filters = filters_of_input(s);
   for (int64_t c = 0; c < s.channels; c++) {
@@ -142,15 +163,16 @@ static void int8_convolution_input_gradient(const float* weight, const float* gr
     round_symmetric(folded, size, 1.0f / filter_scale[c], filters + c * size);
   }
   for (int64_t o = 0; o < s.out; o++) inverse[o] = 1.0f / gradient_scale[o];
-  const ByChannel round{inverse, 0, HIGHEST};
+  const ByChannel round{repeated(inverse, s.out, s.out_width, inverse + s.out), 0, HIGHEST};
   input_gradient(filters, filter_scale, gradient, s, [=](int64_t) { return round; }, nullptr, x_gradient);
 }
 
 static void grid_convolution_input_gradient(const int8_t* weight, const float* weight_scale, const float* gradient,
                                             const Convolution& s, const float* image_scale, float* x_gradient) {
   const int64_t kernel = s.kernel_height * s.kernel_width, size = s.out * kernel;
-  float* const ones = static_cast<float*>(scratch(Scratch::values, sizeof(float) * (s.channels + s.out)));
-  float* const inverse = ones + s.channels;
+  float* const ones =
+      static_cast<float*>(scratch(Scratch::values, sizeof(float) * (s.channels + s.out * s.out_width)));
+  const float* const factors = repeated(weight_scale, s.out, s.out_width, ones + s.channels);
   int8_t* const filters = filters_of_input(s);
   for (int64_t c = 0; c < s.channels; c++) {
     ones[c] = 1.0f;
@@ -158,15 +180,59 @@ static void grid_convolution_input_gradient(const int8_t* weight, const float* w
       for (int64_t i = 0; i < kernel; i++)
         filters[c * size + i * s.out + o] = weight[(o * s.channels + c) * kernel + i];
   }
-  const auto round_of = [=](int64_t b) {
-    for (int64_t o = 0; o < s.out; o++) inverse[o] = 1.0f / image_scale[b];
-    return Folded{weight_scale, inverse};
-  };
+  const auto round_of = [=](int64_t b) { return FoldedByChannel{factors, 1.0f / image_scale[b]}; };
   input_gradient(filters, ones, gradient, s, round_of, image_scale, x_gradient);
 }
 
 constexpr int64_t MOST_POSITIONS = 65536;  // whose products stay within 32 bits
-constexpr int64_t BYTES_OF_PANELS_AT_ONCE = 256 * 1024;
+constexpr int64_t BYTES_OF_PANELS_AT_ONCE = 32 * 1024;  // that stay in the first-level cache over all rows
+
+// Whether a row (or column) of the padded input meets any output.
+FEDHQ_INLINE bool is_met(int64_t place, int64_t kernel, int64_t dilation, int64_t stride) {
+  for (int64_t i = 0; i < kernel; i++)
+    if ((place - i * dilation) % stride == 0) return true;
+  return false;
+}
+
+// A row of one channel, `left` elements into a row of `phases` phases, each `phase_size` apart; phases that no output
+// meets stay as they are.
+template <class Integer>
+FEDHQ_INLINE void deal_out(const Integer* line, int64_t size, int64_t left, int64_t phases, int64_t phase_size,
+                           const bool* phase_is_met, int offset, Row* to) {
+  for (int64_t phase = 0; phase < phases; phase++) {
+    if (!phase_is_met[phase]) continue;
+    const int64_t first = ((phase - left) % phases + phases) % phases;
+    Row* const line_to = to + phase * phase_size + (left + first) / phases;
+    const int64_t count = first < size ? (size - first + phases - 1) / phases : 0;
+    if (phases == 1)
+      for (int64_t w = 0; w < size; w++) line_to[w] = static_cast<Row>(line[w] + offset);
+    else if (phases == 2)
+      for (int64_t w = 0; w < count; w++) line_to[w] = static_cast<Row>(line[first + 2 * w] + offset);
+    else
+      for (int64_t w = 0; w < count; w++) line_to[w] = static_cast<Row>(line[first + phases * w] + offset);
+  }
+}
+
+// A tile's sums in 32 bits, [TILE_ROWS][across], less what the offset added. They are kept in `exact` [columns][size], or
+// become the gradient, [columns][size], if that is wanted.
+FEDHQ_INLINE void add_tile(const int32_t* found, int64_t across, int64_t rows, int64_t columns, const int64_t* sums,
+                           const int64_t* corrections, const float* row_scale, const float* column_scale, int64_t size,
+                           bool has_totals, float* gradient, int64_t* exact) {
+  if (has_totals || !gradient)
+    for (int64_t c = 0; c < columns; c++)
+      for (int64_t r = 0; r < rows; r++) {
+        const int64_t before = has_totals ? exact[c * size + r] : 0;
+        exact[c * size + r] = before + found[r * across + c] - OFFSET * sums[c];
+      }
+  if (!gradient) return;
+  alignas(64) float values[TILE_ROWS * TILE_PANELS * PANEL] = {};
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t c = 0; c < columns; c++) {
+      const int64_t sum = has_totals ? exact[c * size + r] : found[r * across + c] - OFFSET * sums[c];
+      values[r * across + c] = static_cast<float>(sum - corrections[c]) * column_scale[c] * row_scale[r];
+    }
+  store_columns(values, rows, columns, across, gradient, size);
+}
 
 // Weight's gradient: rows are positions of the weight over the input with channels first, columns the filters over the
 // gradient's integers. `round_of(b)` and `gradient_round_of(b)` round what belongs to image b, whose integers lie
@@ -184,66 +250,76 @@ FEDHQ_INLINE void weight_gradient_of(const float* x, const float* gradient, cons
   const int64_t phase_size = height * phase_width, plane = phases * phase_size, image_size = s.channels * plane;
   const int64_t column = s.out_height * words * PANEL_ELEMENTS;  // a panel of one image
   const int64_t by_memory = BYTES_OF_PANELS_AT_ONCE / larger(1, column * TILE_PANELS * sizeof(Column));
-  const int64_t some = larger(1, smaller(s.batch, smaller(larger(1, by_memory), MOST_POSITIONS / larger(1, positions))));
-  const int64_t panels_count = up(s.out, PANEL) / PANEL;
+  const int64_t within_32_bits = larger(1, MOST_POSITIONS / larger(1, positions));  // images
+  const int64_t some = larger(1, smaller(s.batch, smaller(by_memory, within_32_bits)));
+  const int64_t filters = up(s.out, PANEL), panels_count = filters / PANEL;
   Row* const planes = static_cast<Row*>(scratch(Scratch::image, sizeof(Row) * some * image_size));
   Column* const panels = static_cast<Column*>(scratch(Scratch::columns, sizeof(Column) * some * column * panels_count));
   int64_t* const starts = static_cast<int64_t*>(scratch(Scratch::starts, sizeof(int64_t) * some * s.out_height));
   int64_t* const rows = static_cast<int64_t*>(scratch(Scratch::row_starts, sizeof(int64_t) * size));
-  int64_t* const totals = static_cast<int64_t*>(scratch(Scratch::totals, sizeof(int64_t) * (s.out * size + s.out)));
-  int64_t* const corrections = totals + s.out * size;
-  int32_t* const sums = static_cast<int32_t*>(scratch(Scratch::sums, sizeof(int32_t) * up(s.out, PANEL)));
-  const int64_t wide = up(larger(s.out, PANEL), WIDE);
-  // A row of the input in both orders, and one of the gradient with room for whole words.
-  int8_t* const row = static_cast<int8_t*>(
-      scratch(Scratch::rows, 2 * s.channels * s.width + s.out * s.out_width + (room + GROUP) * wide));
-  int8_t* const ordered = row + s.channels * s.width;
-  int8_t* const gradient_row = ordered + s.channels * s.width;
-  int8_t* const gradient_pixels = gradient_row + s.out * s.out_width;
-  memset(totals, 0, sizeof(int64_t) * (s.out * size + s.out));
-  Convolution of_gradient = s;
-  of_gradient.channels_last = s.channels_last_out;
+  // Sums in 32 bits, tile by tile; what they were when they could have overflowed, in 64; and what is to be taken away.
+  const int64_t tiles = up(size, TILE_ROWS) * filters;
+  int32_t* const partial = static_cast<int32_t*>(scratch(Scratch::partial, sizeof(int32_t) * tiles));
+  int64_t* const totals =
+      static_cast<int64_t*>(scratch(Scratch::totals, sizeof(int64_t) * (2 * filters + size + s.out * size)));
+  int64_t *const sums = totals, *const corrections = sums + filters, *const exact = corrections + filters + size;
+  float* const row_scale = reinterpret_cast<float*>(corrections + filters);
+  const int64_t wide = s.out % PANEL == 0 ? s.out : up(larger(s.out, PANEL), WIDE);
+  // Rounded, in the order in which they come: one image with channels first, or one row with channels last; that row the
+  // other way round; and a row of the gradient with room for whole words, channels last.
+  const int64_t pixels = s.height * s.width, ordered_width = up(s.width, BEYOND);
+  const int64_t rounded_size = larger(s.channels * (s.channels_last ? s.width : pixels),
+                                      s.out * (s.channels_last_out ? s.out_width : positions)) + BEYOND;
+  int8_t* const rounded = static_cast<int8_t*>(
+      scratch(Scratch::rows, rounded_size + s.channels * ordered_width + BEYOND + (room + GROUP) * wide));
+  int8_t* const ordered = rounded + rounded_size;
+  int8_t* const gradient_pixels = ordered + s.channels * ordered_width + BEYOND;
+  bool* const phase_is_met = static_cast<bool*>(scratch(Scratch::bounds, phases));
+  for (int64_t phase = 0; phase < phases; phase++)
+    phase_is_met[phase] = is_met(phase, s.kernel_width, s.dilation_width, phases);
   for (int64_t c = 0; c < s.channels; c++)
     for (int64_t i = 0; i < s.kernel_height; i++)
       for (int64_t j = 0; j < s.kernel_width; j++) {
-        const int64_t over = j * s.dilation_width;
-        rows[(c * s.kernel_height + i) * s.kernel_width + j] =
-            c * plane + (over % phases) * phase_size + i * s.dilation_height * phase_width + over / phases;
+        const int64_t over = j * s.dilation_width, place = (c * s.kernel_height + i) * s.kernel_width + j;
+        rows[place] = c * plane + (over % phases) * phase_size + i * s.dilation_height * phase_width + over / phases;
+        row_scale[place] = x_scale ? x_scale[c] : 1.0f;
       }
   memset(gradient_pixels, 0, (room + GROUP) * wide);
+  memset(sums, 0, sizeof(int64_t) * 2 * filters);
+  bool is_first = true, has_totals = false;
+  int64_t added = 0;  // images since the sums in 32 bits began
   for (int64_t from = 0; from < s.batch; from += some) {
     const int64_t count = smaller(some, s.batch - from);
     for (int64_t b = 0; b < count; b++) {
       Row* const image = planes + b * image_size;
       const auto round = round_of(from + b);
       const auto round_gradient = gradient_round_of(from + b);
+      const float* const x_image = x + (from + b) * s.channels * pixels;
+      const float* const gradient_image = gradient + (from + b) * s.out * positions;
       fill(image, image_size, zero_of(from + b));
+      if (!s.channels_last) round_channels(x_image, s.channels, pixels, round, rounded);
       for (int64_t h = 0; h < s.height; h++) {
-        round_row(x, s, s.channels, s.height, s.width, from + b, h, round, row);
-        const int8_t* line = row;
+        if (!is_met(s.top + h, s.kernel_height, s.dilation_height, s.stride_height)) continue;
+        Row* const to = image + (s.top + h) * phase_width;
         if (s.channels_last) {
-          transpose_bytes(row, s.channels, s.width, s.channels, ordered, s.width);
-          line = ordered;
+          round.pixels(x_image + h * s.width * s.channels, s.width * s.channels, 0, rounded);
+          transpose_bytes(rounded, s.channels, s.width, s.channels, ordered, ordered_width);
         }
-        for (int64_t c = 0; c < s.channels; c++) {
-          Row* const to = image + c * plane + (s.top + h) * phase_width;
-          if (phases == 1) {
-            for (int64_t w = 0; w < s.width; w++) to[s.left + w] = static_cast<Row>(line[c * s.width + w] + OFFSET);
-          } else {
-            for (int64_t w = 0; w < s.width; w++) {
-              const int64_t place = s.left + w;
-              to[(place % phases) * phase_size + place / phases] = static_cast<Row>(line[c * s.width + w] + OFFSET);
-            }
-          }
-        }
+        for (int64_t c = 0; c < s.channels; c++)
+          deal_out(s.channels_last ? ordered + c * ordered_width : rounded + c * pixels + h * s.width, s.width, s.left,
+                   phases, phase_size, phase_is_met, OFFSET, to + c * plane);
       }
+      if (!s.channels_last_out) round_channels(gradient_image, s.out, positions, round_gradient, rounded);
       for (int64_t h = 0; h < s.out_height; h++) {
         starts[b * s.out_height + h] = b * image_size + h * s.stride_height * phase_width;
-        round_row(gradient, of_gradient, s.out, s.out_height, s.out_width, from + b, h, round_gradient, gradient_row);
-        if (s.channels_last_out)
-          for (int64_t w = 0; w < s.out_width; w++) memcpy(gradient_pixels + w * wide, gradient_row + w * s.out, s.out);
-        else
-          transpose_bytes(gradient_row, s.out_width, s.out, s.out_width, gradient_pixels, wide);
+        if (s.channels_last_out) {
+          int8_t* const line = wide == s.out ? gradient_pixels : rounded;
+          round_gradient.pixels(gradient_image + h * s.out_width * s.out, s.out_width * s.out, 0, line);
+          if (line == rounded)
+            for (int64_t w = 0; w < s.out_width; w++) memcpy(gradient_pixels + w * wide, rounded + w * s.out, s.out);
+        } else {
+          transpose_bytes(rounded + h * s.out_width, positions, s.out, s.out_width, gradient_pixels, wide);
+        }
         for (int64_t p = 0; p < panels_count; p++) {
           Column* const to = panels + (p * count + b) * column + h * words * PANEL_ELEMENTS;
           for (int64_t w = 0; w < words; w++)
@@ -251,45 +327,52 @@ FEDHQ_INLINE void weight_gradient_of(const float* x, const float* gradient, cons
         }
       }
     }
-    for (int64_t p = 0; p < panels_count; p++) {
-      const Column* const panel = panels + p * count * column;
-      for (int64_t c = 0; c < PANEL; c++) sums[p * PANEL + c] = 0;
+    for (int64_t p = 0; p < panels_count; p++)
       for (int64_t b = 0; b < count; b++) {
         alignas(64) int32_t of_image[PANEL] = {};
-        for (int64_t w = 0; w < column; w += PANEL_ELEMENTS) add_words(panel + b * column + w, of_image);
-        for (int64_t c = 0; c < smaller(PANEL, s.out - p * PANEL); c++) {
+        const Column* const panel = panels + (p * count + b) * column;
+        for (int64_t w = 0; w < column; w += PANEL_ELEMENTS) add_words(panel + w, of_image);
+        for (int64_t c = 0; c < PANEL; c++) {
           sums[p * PANEL + c] += of_image[c];
           corrections[p * PANEL + c] += static_cast<int64_t>(zero_of(from + b)) * of_image[c];
         }
       }
-    }
     const Inner inner{starts, count * s.out_height, words, GROUP};
     product([=](int64_t m) { return planes + rows[m]; }, size, plane * sizeof(Row) / larger(1, kernel), inner, panels,
-            s.out, [=](int64_t m, int64_t lines, int64_t n, int64_t columns, const int32_t* found, int64_t across) {
-              for (int64_t c = 0; c < columns; c++) {
-                const int64_t offset = static_cast<int64_t>(OFFSET) * sums[n + c];
-                for (int64_t r = 0; r < lines; r++)
-                  totals[(n + c) * size + m + r] += found[r * across + c] - offset;
-              }
+            s.out, [=](int64_t m, int64_t, int64_t n, int64_t, const int32_t* found, int64_t across) {
+              int32_t* const tile_sums = partial + up(size, TILE_ROWS) * n + m * across;
+              for (int64_t i = 0; i < TILE_ROWS * across; i++)
+                tile_sums[i] = found[i] + (is_first ? 0 : tile_sums[i]);
             });
+    is_first = false;
+    added += count;
+    const bool is_last = from + count == s.batch;
+    if (!is_last && added + some <= within_32_bits) continue;
+    for (int64_t p = 0; p < panels_count; p += TILE_PANELS) {
+      const int64_t n = p * PANEL, across = p + TILE_PANELS <= panels_count ? TILE_PANELS * PANEL : PANEL;
+      for (int64_t m = 0; m < size; m += TILE_ROWS)
+        add_tile(partial + up(size, TILE_ROWS) * n + m * across, across, smaller(TILE_ROWS, size - m),
+                 smaller(across, s.out - n), sums + n, corrections + n, row_scale + m, gradient_scale + n, size,
+                 has_totals, is_last ? weight_gradient + n * size + m : nullptr, exact + n * size + m);
+    }
+    memset(sums, 0, sizeof(int64_t) * filters);
+    is_first = has_totals = true;
+    added = 0;
   }
-  for (int64_t o = 0; o < s.out; o++)
-    for (int64_t c = 0; c < s.channels; c++)
-      for (int64_t i = 0; i < kernel; i++) {
-        const int64_t place = o * size + c * kernel + i;
-        const float value = static_cast<float>(totals[place] - corrections[o]) * gradient_scale[o];
-        weight_gradient[place] = x_scale ? value * x_scale[c] : value;
-      }
 }
 
 static void int8_convolution_weight_gradient(const float* x, const float* gradient, const Convolution& s,
                                              const float* x_scale, int32_t zero, const float* gradient_scale,
                                              float* weight_gradient) {
-  float* const inverse = static_cast<float*>(scratch(Scratch::values, sizeof(float) * (s.channels + s.out)));
-  float* const gradient_inverse = inverse + s.channels;
+  float* const inverse = static_cast<float*>(
+      scratch(Scratch::values, sizeof(float) * (s.channels * (1 + s.width) + s.out * (1 + s.out_width))));
+  float* const inverses = inverse + s.channels;
+  float* const gradient_inverse = inverses + s.channels * s.width;
+  float* const gradient_inverses = gradient_inverse + s.out;
   for (int64_t c = 0; c < s.channels; c++) inverse[c] = 1.0f / x_scale[c];
   for (int64_t o = 0; o < s.out; o++) gradient_inverse[o] = 1.0f / gradient_scale[o];
-  const ByChannel round{inverse, zero - 128, highest_of(zero)}, round_gradient{gradient_inverse, 0, HIGHEST};
+  const ByChannel round{repeated(inverse, s.channels, s.width, inverses), zero - 128, highest_of(zero)};
+  const ByChannel round_gradient{repeated(gradient_inverse, s.out, s.out_width, gradient_inverses), 0, HIGHEST};
   weight_gradient_of(
       x, gradient, s, [=](int64_t) { return round; }, [=](int64_t) { return round_gradient; },
       [=](int64_t) { return zero - 128; }, x_scale, gradient_scale, weight_gradient);
@@ -298,18 +381,14 @@ static void int8_convolution_weight_gradient(const float* x, const float* gradie
 static void grid_convolution_weight_gradient(const float* x, const float* gradient, const Convolution& s, int bits,
                                              const float* x_scale, const float* zero_point,
                                              const float* channel_scale, float* weight_gradient) {
-  float* const factor = static_cast<float*>(scratch(Scratch::values, sizeof(float) * 2 * s.out));
-  float* const inverse = factor + s.out;
+  float* const inverse = static_cast<float*>(scratch(Scratch::values, sizeof(float) * s.out * (1 + s.out_width)));
   for (int64_t o = 0; o < s.out; o++) inverse[o] = 1.0f / channel_scale[o];
+  const float* const inverses = repeated(inverse, s.out, s.out_width, inverse + s.out);
   const float lowest = static_cast<float>(-(1 << (bits - 1))), highest = -lowest - 1.0f;
-  const auto gradient_round_of = [=](int64_t b) {
-    for (int64_t o = 0; o < s.out; o++) factor[o] = x_scale[b];
-    return Folded{factor, inverse};
-  };
   weight_gradient_of(
       x, gradient, s, [=](int64_t b) { return OnGrid{1.0f / x_scale[b], zero_point[b], lowest, highest}; },
-      gradient_round_of, [=](int64_t b) { return static_cast<int>(zero_point[b]); }, nullptr, channel_scale,
-      weight_gradient);
+      [=](int64_t b) { return FoldedByImage{x_scale[b], inverses}; },
+      [=](int64_t b) { return static_cast<int>(zero_point[b]); }, nullptr, channel_scale, weight_gradient);
 }
 
 static void convolution_gradient_scales(const float* gradient, const Convolution& s, float* scale) {

@@ -8,17 +8,19 @@
 namespace fedhq {
 namespace LEVEL {
 
-// [rows][from_stride] to [columns][to_stride].
+// [rows][from_stride] to [columns][to_stride]. Up to 15 bytes are read and written beyond the end of either.
 FEDHQ_INLINE void transpose_bytes(const int8_t* from, int64_t from_stride, int64_t rows, int64_t columns, int8_t* to,
                                   int64_t to_stride) {
   int64_t done = 0;
 #if defined(__AVX2__)
-  for (; done + 16 <= rows; done += 16) {
-    int64_t c = 0;
-    for (; c + 16 <= columns; c += 16) {
+  // Fewer rows than 16 need room behind them, or be all: what is written too much, the next column overwrites.
+  for (; done < rows && (done + 16 <= rows || done + 16 <= to_stride || done == 0); done += 16) {
+    const int64_t height = smaller(16, rows - done);
+    for (int64_t c = 0; c < columns; c += 16) {
       __m128i a[16], b[16];
       for (int i = 0; i < 16; i++)
-        a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + (done + i) * from_stride + c));
+        a[i] = i < height ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + (done + i) * from_stride + c))
+                          : _mm_setzero_si128();
       // Four times the first half interleaved with the second: each moves one bit of the place from row to column.
       for (int step = 0; step < 4; step++) {
         for (int i = 0; i < 8; i++) {
@@ -28,41 +30,44 @@ FEDHQ_INLINE void transpose_bytes(const int8_t* from, int64_t from_stride, int64
         for (int i = 0; i < 16; i++) a[i] = b[i];
       }
       for (int i = 0; i < 16; i++)
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + (c + i) * to_stride + done), a[i]);
+        if (c + i < columns) _mm_storeu_si128(reinterpret_cast<__m128i*>(to + (c + i) * to_stride + done), a[i]);
     }
-    for (; c < columns; c++)
-      for (int i = 0; i < 16; i++) to[c * to_stride + done + i] = from[(done + i) * from_stride + c];
   }
 #endif
   for (int64_t r = done; r < rows; r++)
     for (int64_t c = 0; c < columns; c++) to[c * to_stride + r] = from[r * from_stride + c];
 }
 
-// One row of pixels of image `b`, rounded, to `to`: [channels][width] if the image has its channels first, else
-// [width][channels].
+constexpr int64_t BEYOND = 16;  // bytes that `transpose_bytes` may touch behind a place of its
+
+// Images of integers [channels][pixels] of an image with channels first.
 template <class Round>
-FEDHQ_INLINE void round_row(const float* image, const Convolution& s, int64_t channels, int64_t height, int64_t width,
-                            int64_t b, int64_t h, const Round& round, int8_t* to) {
-  if (s.channels_last) {
-    const float* const from = image + (b * height + h) * width * channels;
-    for (int64_t w = 0; w < width; w++) round.pixel(from + w * channels, channels, to + w * channels);
-  } else {
-    for (int64_t c = 0; c < channels; c++)
-      round.channel(image + ((b * channels + c) * height + h) * width, width, c, to + c * width);
-  }
+FEDHQ_INLINE void round_channels(const float* image, int64_t channels, int64_t pixels, const Round& round, int8_t* to) {
+  for (int64_t c = 0; c < channels; c++) round.channel(image + c * pixels, pixels, c, 0, to + c * pixels);
 }
 
-// A scale for every channel, symmetric.
+// What belongs to each channel, for every pixel of a row again: so a row of few channels is one long loop, too.
+FEDHQ_INLINE float* repeated(const float* by_channel, int64_t channels, int64_t width, float* to) {
+  for (int64_t w = 0; w < width; w++) memcpy(to + w * channels, by_channel, sizeof(float) * channels);
+  return to;
+}
+
+// A scale for every channel, symmetric; `inverses` are those of the channels, for all pixels of a row.
 struct ByChannel {
-  const float* inverse;
+  const float* inverses;
   int shift;
   float highest;
-  FEDHQ_INLINE_MEMBER void pixel(const float* __restrict x, int64_t channels, int8_t* __restrict to) const {
-    for (int64_t c = 0; c < channels; c++) to[c] = static_cast<int8_t>(nearest(x[c] * inverse[c], highest) + shift);
+  template <class Integer>
+  FEDHQ_INLINE_MEMBER void pixels(const float* __restrict x, int64_t size, int offset, Integer* __restrict to) const {
+    for (int64_t i = 0; i < size; i++)
+      to[i] = static_cast<Integer>(nearest(x[i] * inverses[i], highest) + shift + offset);
   }
-  FEDHQ_INLINE_MEMBER void channel(const float* __restrict x, int64_t width, int64_t c, int8_t* __restrict to) const {
-    const float inverse_scale = inverse[c];
-    for (int64_t w = 0; w < width; w++) to[w] = static_cast<int8_t>(nearest(x[w] * inverse_scale, highest) + shift);
+  template <class Integer>
+  FEDHQ_INLINE_MEMBER void channel(const float* __restrict x, int64_t width, int64_t c, int offset,
+                                   Integer* __restrict to) const {
+    const float inverse = inverses[c];
+    for (int64_t w = 0; w < width; w++)
+      to[w] = static_cast<Integer>(nearest(x[w] * inverse, highest) + shift + offset);
   }
 };
 
@@ -72,11 +77,15 @@ FEDHQ_INLINE float highest_of(int32_t zero) { return zero ? HIGHEST : 255.0f; }
 // One grid for the whole image.
 struct OnGrid {
   float inverse, zero_point, lowest, highest;
-  FEDHQ_INLINE_MEMBER void pixel(const float* __restrict x, int64_t size, int8_t* __restrict to) const {
+  template <class Integer>
+  FEDHQ_INLINE_MEMBER void pixels(const float* __restrict x, int64_t size, int offset, Integer* __restrict to) const {
     for (int64_t i = 0; i < size; i++)
-      to[i] = static_cast<int8_t>(static_cast<int32_t>(on_grid(x[i], inverse, zero_point, lowest, highest)));
+      to[i] = static_cast<Integer>(static_cast<int32_t>(on_grid(x[i], inverse, zero_point, lowest, highest)) + offset);
   }
-  FEDHQ_INLINE_MEMBER void channel(const float* x, int64_t width, int64_t, int8_t* to) const { pixel(x, width, to); }
+  template <class Integer>
+  FEDHQ_INLINE_MEMBER void channel(const float* x, int64_t width, int64_t, int offset, Integer* to) const {
+    pixels(x, width, offset, to);
+  }
 };
 
 FEDHQ_INLINE void fill(Row* to, int64_t size, int value) {
@@ -88,13 +97,22 @@ template <class Round>
 FEDHQ_INLINE void round_image(const float* image, const Convolution& s, int64_t channels, int64_t height,
                               int64_t width, int64_t b, const Round& round, int zero, int64_t top, int64_t left,
                               int64_t whole_height, int64_t whole_width, Row* to) {
-  int8_t* const row = static_cast<int8_t*>(scratch(Scratch::rows, 2 * channels * width));
-  int8_t* const pixels = s.channels_last ? row : row + channels * width;
+  const int64_t size = height * width;
+  int8_t* const planes = static_cast<int8_t*>(scratch(Scratch::rows, channels * (size + width) + BEYOND));
+  int8_t* pixels = planes + channels * size;
+  image += b * channels * size;
   fill(to, whole_height * whole_width * channels, zero);
+  if (!s.channels_last) round_channels(image, channels, size, round, planes);
   for (int64_t h = 0; h < height; h++) {
-    round_row(image, s, channels, height, width, b, h, round, row);
-    if (!s.channels_last) transpose_bytes(row, width, channels, width, pixels, channels);
     Row* const line = to + ((top + h) * whole_width + left) * channels;
+    if (s.channels_last) {
+      round.pixels(image + h * width * channels, width * channels, OFFSET, line);
+      continue;
+    }
+    if (channels == 1)
+      pixels = planes + h * width;
+    else
+      transpose_bytes(planes + h * width, size, channels, width, pixels, channels);
     for (int64_t i = 0; i < width * channels; i++) line[i] = static_cast<Row>(pixels[i] + OFFSET);
   }
 }

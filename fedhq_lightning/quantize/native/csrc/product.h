@@ -58,11 +58,13 @@ FEDHQ_INLINE void product(const RowOf& row_of, int64_t num_rows, int64_t row_byt
         const int64_t count = smaller(TILE_ROWS, last - m);
         const Row* rows[TILE_ROWS];
         for (int r = 0; r < TILE_ROWS; r++) rows[r] = row_of(m + (r < count ? r : 0));
-        if (is_wide)
+        if (is_wide) {
           tile<TILE_PANELS>(rows, inner, panels + p * panel_size, panel_size, sums);
-        else
+          finish(m, count, p * PANEL, columns, sums, TILE_PANELS * PANEL);
+        } else {
           tile<1>(rows, inner, panels + p * panel_size, panel_size, sums);
-        finish(m, count, p * PANEL, columns, sums, width);
+          finish(m, count, p * PANEL, columns, sums, PANEL);
+        }
       }
     }
   }
