@@ -194,23 +194,34 @@ FEDHQ_INLINE bool is_met(int64_t place, int64_t kernel, int64_t dilation, int64_
   return false;
 }
 
-// A row of one channel, `left` elements into a row of `phases` phases, each `phase_size` apart; phases that no output
-// meets stay as they are.
-template <class Integer>
-FEDHQ_INLINE void deal_out(const Integer* line, int64_t size, int64_t left, int64_t phases, int64_t phase_size,
-                           const bool* phase_is_met, int offset, Row* to) {
-  for (int64_t phase = 0; phase < phases; phase++) {
-    if (!phase_is_met[phase]) continue;
-    const int64_t first = ((phase - left) % phases + phases) % phases;
-    Row* const line_to = to + phase * phase_size + (left + first) / phases;
-    const int64_t count = first < size ? (size - first + phases - 1) / phases : 0;
-    if (phases == 1)
-      for (int64_t w = 0; w < size; w++) line_to[w] = static_cast<Row>(line[w] + offset);
-    else if (phases == 2)
-      for (int64_t w = 0; w < count; w++) line_to[w] = static_cast<Row>(line[first + 2 * w] + offset);
-    else
-      for (int64_t w = 0; w < count; w++) line_to[w] = static_cast<Row>(line[first + phases * w] + offset);
+// The columns of the padded input that outputs meet one after the other, in one of `stride` phases.
+struct ColumnPhase {
+  int64_t first, count;  // columns of the input: first, first + stride, ...
+  int64_t place;         // where the first one lies, in elements from the beginning of a channel's row
+};
+
+constexpr int64_t SHORT = 16;
+
+// Integers of one row, plus the offset.
+FEDHQ_INLINE void copy_row(const int8_t* from, int64_t size, Row* to) {
+  if (size < SHORT) {
+    for (int64_t w = 0; w < size; w++) to[w] = static_cast<Row>(from[w] + OFFSET);
+    return;
   }
+  // The last piece may overlap the one before.
+  for (int64_t start = 0; start < size; start += SHORT) {
+    const int64_t w = smaller(start, size - SHORT);
+    for (int64_t i = 0; i < SHORT; i++) to[w + i] = static_cast<Row>(from[w + i] + OFFSET);
+  }
+}
+
+FEDHQ_INLINE void copy_phase(const int8_t* from, int64_t count, int64_t stride, Row* to) {
+  if (stride == 1)
+    copy_row(from, count, to);
+  else if (stride == 2)
+    for (int64_t w = 0; w < count; w++) to[w] = static_cast<Row>(from[2 * w] + OFFSET);
+  else
+    for (int64_t w = 0; w < count; w++) to[w] = static_cast<Row>(from[stride * w] + OFFSET);
 }
 
 // A tile's sums in 32 bits, [TILE_ROWS][across], less what the offset added. They are kept in `exact` [columns][size], or
@@ -274,9 +285,14 @@ FEDHQ_INLINE void weight_gradient_of(const float* x, const float* gradient, cons
       scratch(Scratch::rows, rounded_size + s.channels * ordered_width + BEYOND + (room + GROUP) * wide));
   int8_t* const ordered = rounded + rounded_size;
   int8_t* const gradient_pixels = ordered + s.channels * ordered_width + BEYOND;
-  bool* const phase_is_met = static_cast<bool*>(scratch(Scratch::bounds, phases));
-  for (int64_t phase = 0; phase < phases; phase++)
-    phase_is_met[phase] = is_met(phase, s.kernel_width, s.dilation_width, phases);
+  // Phases that no output meets stay as they are.
+  ColumnPhase* const met = static_cast<ColumnPhase*>(scratch(Scratch::bounds, sizeof(ColumnPhase) * phases));
+  int64_t num_met = 0;
+  for (int64_t phase = 0; phase < phases; phase++) {
+    const int64_t first = ((phase - s.left) % phases + phases) % phases;
+    if (first < s.width && is_met(phase, s.kernel_width, s.dilation_width, phases))
+      met[num_met++] = {first, (s.width - first + phases - 1) / phases, phase * phase_size + (s.left + first) / phases};
+  }
   for (int64_t c = 0; c < s.channels; c++)
     for (int64_t i = 0; i < s.kernel_height; i++)
       for (int64_t j = 0; j < s.kernel_width; j++) {
@@ -305,9 +321,11 @@ FEDHQ_INLINE void weight_gradient_of(const float* x, const float* gradient, cons
           round.pixels(x_image + h * s.width * s.channels, s.width * s.channels, 0, rounded);
           transpose_bytes(rounded, s.channels, s.width, s.channels, ordered, ordered_width);
         }
-        for (int64_t c = 0; c < s.channels; c++)
-          deal_out(s.channels_last ? ordered + c * ordered_width : rounded + c * pixels + h * s.width, s.width, s.left,
-                   phases, phase_size, phase_is_met, OFFSET, to + c * plane);
+        for (int64_t c = 0; c < s.channels; c++) {
+          const int8_t* const line = s.channels_last ? ordered + c * ordered_width : rounded + c * pixels + h * s.width;
+          for (int64_t i = 0; i < num_met; i++)
+            copy_phase(line + met[i].first, met[i].count, phases, to + c * plane + met[i].place);
+        }
       }
       if (!s.channels_last_out) round_channels(gradient_image, s.out, positions, round_gradient, rounded);
       for (int64_t h = 0; h < s.out_height; h++) {

@@ -19,6 +19,7 @@
 
 #define FEDHQ_INLINE static inline __attribute__((always_inline))
 #define FEDHQ_INLINE_MEMBER inline __attribute__((always_inline))
+#define FEDHQ_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace fedhq {
 namespace LEVEL {

@@ -14,15 +14,32 @@ FEDHQ_INLINE float if_exceeds(float second, float first, float yes, float no) {
 }
 FEDHQ_INLINE float greater(float first, float second) { return if_exceeds(second, first, second, first); }
 
+constexpr int64_t PIECE = 8;
+
+// Calls `one(i)` for every i below `count`, for some twice: in loops whose length the compiler knows.
+template <class One>
+FEDHQ_INLINE void in_pieces(int64_t count, const One& one) {
+  if (count < PIECE) {
+    for (int64_t i = 0; i < count; i++) one(i);
+    return;
+  }
+  for (int64_t start = 0; start < count; start += PIECE) {
+    const int64_t first = smaller(start, count - PIECE);
+    for (int64_t i = first; i < first + PIECE; i++) one(i);
+  }
+}
+
 // `count` neighbouring outputs of two rows of pixels. With channels last their windows begin one float from each other,
 // and the pixel to the right lies `step` floats away; else they begin two floats from each other, and it is the next one.
 template <bool CHANNELS_LAST>
 FEDHQ_INLINE void greatest(const float* __restrict row, const float* __restrict below, int64_t step, int64_t count,
                            float* __restrict output) {
   const int64_t right = CHANNELS_LAST ? step : 1, apart = CHANNELS_LAST ? 1 : 2;
-  for (int64_t i = 0; i < count; i++)
+  const auto one = [&](int64_t i) FEDHQ_INLINE_LAMBDA {
     output[i] = greater(greater(row[i * apart], row[i * apart + right]),
                         greater(below[i * apart], below[i * apart + right]));
+  };
+  in_pieces(count, one);
 }
 
 // Which of the four was the greatest is found again: so nothing is kept but the input, which most layers before keep too.
@@ -31,7 +48,7 @@ FEDHQ_INLINE void to_greatest(const float* __restrict row, const float* __restri
                               const float* __restrict gradient, int64_t step, int64_t count,
                               float* __restrict row_gradient, float* __restrict below_gradient) {
   const int64_t right = CHANNELS_LAST ? step : 1, apart = CHANNELS_LAST ? 1 : 2;
-  for (int64_t i = 0; i < count; i++) {
+  const auto one = [&](int64_t i) FEDHQ_INLINE_LAMBDA {
     const float a = row[i * apart], b = row[i * apart + right];
     const float c = below[i * apart], d = below[i * apart + right];
     const float value = 0.0f + gradient[i];  // torch adds to zeros: minus zero becomes zero
@@ -41,7 +58,8 @@ FEDHQ_INLINE void to_greatest(const float* __restrict row, const float* __restri
     row_gradient[i * apart + right] = if_exceeds(b, a, above, 0.0f);
     below_gradient[i * apart] = if_exceeds(d, c, 0.0f, beneath);
     below_gradient[i * apart + right] = if_exceeds(d, c, beneath, 0.0f);
-  }
+  };
+  in_pieces(count, one);
 }
 
 // Where the windows of a row of outputs begin: the rows of all images are counted through.
