@@ -167,7 +167,7 @@ static void convolution_scales(const float* x, const Convolution& s, float* scal
   const bool is_signed = has_negative(x, s.batch * s.channels * pixels);
   *zero = is_signed ? 128 : 0;
   for (int64_t c = 0; c < s.channels; c++)
-    scale[c] = at_least(as_float(largest[c]) / highest_of(*zero), SMALLEST_SCALE);
+    scale[c] = at_least(as_float(largest[c]) / static_cast<float>(highest_of(*zero)), SMALLEST_SCALE);
 }
 
 static void int8_convolution_output(const float* x, const float* weight, const float* bias, const Convolution& s,
@@ -232,7 +232,7 @@ static void grid_convolution_output(const float* x, const int8_t* integers, cons
     const Grid grid = asymmetric_grid(x + b * pixels, pixels, lowest, highest);
     x_scale[b] = grid.scale, zero_point[b] = grid.zero_point;
     const int zero = static_cast<int>(grid.zero_point);
-    const OnGrid round{1.0f / grid.scale, grid.zero_point, static_cast<float>(lowest), static_cast<float>(highest)};
+    const OnGrid round{1.0f / grid.scale, zero, lowest, highest};
     round_image(x, s, s.channels, s.height, s.width, b, round, zero, s.top, s.left, height, width, image);
     product([=](int64_t m) { return image + starts[m]; }, positions, s.channels * sizeof(Row), inner, panels, s.out,
             Positions{output + b * s.out * positions, s.out, positions, s.channels_last_out, sums, scales, biases,
@@ -247,7 +247,7 @@ static void grid_image_values(const float* x, const Convolution& s, int bits, co
   Row* const image = static_cast<Row*>(scratch(Scratch::image, sizeof(Row) * size));
   for (int64_t b = 0; b < s.batch; b++) {
     const int zero = static_cast<int>(zero_point[b]);
-    const OnGrid round{1.0f / x_scale[b], zero_point[b], static_cast<float>(lowest), static_cast<float>(highest)};
+    const OnGrid round{1.0f / x_scale[b], zero, lowest, highest};
     round_image(x, s, s.channels, s.height, s.width, b, round, zero, s.top, s.left, height, width, image);
     values_of(image, size, OFFSET + zero, x_scale[b], is_short, values, b * size);
   }

@@ -163,7 +163,7 @@ static void int8_convolution_input_gradient(const float* weight, const float* gr
     round_symmetric(folded, size, 1.0f / filter_scale[c], filters + c * size);
   }
   for (int64_t o = 0; o < s.out; o++) inverse[o] = 1.0f / gradient_scale[o];
-  const ByChannel round{repeated(inverse, s.out, s.out_width, inverse + s.out), 0, HIGHEST};
+  const ByChannel round{repeated(inverse, s.out, s.out_width, inverse + s.out), 0, 127};
   input_gradient(filters, filter_scale, gradient, s, [=](int64_t) { return round; }, nullptr, x_gradient);
 }
 
@@ -390,7 +390,7 @@ static void int8_convolution_weight_gradient(const float* x, const float* gradie
   for (int64_t c = 0; c < s.channels; c++) inverse[c] = 1.0f / x_scale[c];
   for (int64_t o = 0; o < s.out; o++) gradient_inverse[o] = 1.0f / gradient_scale[o];
   const ByChannel round{repeated(inverse, s.channels, s.width, inverses), zero - 128, highest_of(zero)};
-  const ByChannel round_gradient{repeated(gradient_inverse, s.out, s.out_width, gradient_inverses), 0, HIGHEST};
+  const ByChannel round_gradient{repeated(gradient_inverse, s.out, s.out_width, gradient_inverses), 0, 127};
   weight_gradient_of(
       x, gradient, s, [=](int64_t) { return round; }, [=](int64_t) { return round_gradient; },
       [=](int64_t) { return zero - 128; }, x_scale, gradient_scale, weight_gradient);
@@ -402,9 +402,12 @@ static void grid_convolution_weight_gradient(const float* x, const float* gradie
   float* const inverse = static_cast<float*>(scratch(Scratch::values, sizeof(float) * s.out * (1 + s.out_width)));
   for (int64_t o = 0; o < s.out; o++) inverse[o] = 1.0f / channel_scale[o];
   const float* const inverses = repeated(inverse, s.out, s.out_width, inverse + s.out);
-  const float lowest = static_cast<float>(-(1 << (bits - 1))), highest = -lowest - 1.0f;
+  const int32_t lowest = -(1 << (bits - 1)), highest = -lowest - 1;
+  const auto round_of = [=](int64_t b) {
+    return OnGrid{1.0f / x_scale[b], static_cast<int32_t>(zero_point[b]), lowest, highest};
+  };
   weight_gradient_of(
-      x, gradient, s, [=](int64_t b) { return OnGrid{1.0f / x_scale[b], zero_point[b], lowest, highest}; },
+      x, gradient, s, round_of,
       [=](int64_t b) { return FoldedByImage{x_scale[b], inverses}; },
       [=](int64_t b) { return static_cast<int>(zero_point[b]); }, nullptr, channel_scale, weight_gradient);
 }

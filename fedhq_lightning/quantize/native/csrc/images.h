@@ -56,7 +56,7 @@ FEDHQ_INLINE float* repeated(const float* by_channel, int64_t channels, int64_t 
 struct ByChannel {
   const float* inverses;
   int shift;
-  float highest;
+  int32_t highest;
   template <class Integer>
   FEDHQ_INLINE_MEMBER void pixels(const float* __restrict x, int64_t size, int offset, Integer* __restrict to) const {
     for (int64_t i = 0; i < size; i++)
@@ -72,15 +72,16 @@ struct ByChannel {
 };
 
 // Steps to the largest value, by the byte that stands for 0.
-FEDHQ_INLINE float highest_of(int32_t zero) { return zero ? HIGHEST : 255.0f; }
+FEDHQ_INLINE int32_t highest_of(int32_t zero) { return zero ? 127 : 255; }
 
 // One grid for the whole image.
 struct OnGrid {
-  float inverse, zero_point, lowest, highest;
+  float inverse;
+  int32_t zero_point, lowest, highest;
   template <class Integer>
   FEDHQ_INLINE_MEMBER void pixels(const float* __restrict x, int64_t size, int offset, Integer* __restrict to) const {
     for (int64_t i = 0; i < size; i++)
-      to[i] = static_cast<Integer>(static_cast<int32_t>(on_grid(x[i], inverse, zero_point, lowest, highest)) + offset);
+      to[i] = static_cast<Integer>(on_grid(x[i], inverse, zero_point, lowest, highest) + offset);
   }
   template <class Integer>
   FEDHQ_INLINE_MEMBER void channel(const float* x, int64_t width, int64_t, int offset, Integer* to) const {

@@ -153,21 +153,26 @@ static void quantize_gradient(const float* gradient, int64_t rows, int64_t out, 
     folded[n] = 1.0f / column_scale[n];
   }
   if (zero_point) memset(corrections, 0, sizeof(int32_t) * out);
+  const int64_t wide = up(out, PANEL);
+  int8_t* const block = static_cast<int8_t*>(scratch(Scratch::rows, GROUP * wide));
   for (int64_t first = 0; first < rows; first += GROUP) {
-    Row* __restrict to = by_columns + first / GROUP * column_stride;
-    for (int i = 0; i < GROUP; i++) {
-      if (first + i >= rows) {
-        for (int64_t n = 0; n < out; n++) to[n * GROUP + i] = 0;
-        continue;
-      }
+    const int64_t some = smaller(GROUP, rows - first);
+    for (int64_t i = 0; i < some; i++) {
       const float* __restrict from = gradient + (first + i) * out;
+      int8_t* __restrict const integers = block + i * wide;
       const float input_scale = x_scale[first + i];
-      for (int64_t n = 0; n < out; n++)
-        to[n * GROUP + i] = static_cast<Row>(nearest(from[n] * input_scale * folded[n]) + OFFSET);
-      if (!zero_point) continue;
-      const int32_t zero = zero_point[first + i];
-      for (int64_t n = 0; n < out; n++) corrections[n] += (to[n * GROUP + i] - OFFSET) * zero;
+      for (int64_t n = 0; n < out; n++) integers[n] = static_cast<int8_t>(nearest(from[n] * input_scale * folded[n]));
+      if (zero_point) {
+        const int32_t zero = zero_point[first + i];
+        for (int64_t n = 0; n < out; n++) corrections[n] += integers[n] * zero;
+      }
+      if (OFFSET)
+        for (int64_t n = 0; n < out; n++) integers[n] = static_cast<int8_t>(integers[n] + OFFSET);
     }
+    memset(block + some * wide, 0, (GROUP - some) * wide);
+    Row* const to = by_columns + first / GROUP * column_stride;
+    for (int64_t n = 0; n < out; n += PANEL)
+      interleave(block + n, wide, reinterpret_cast<Column*>(to + n * GROUP));
   }
 }
 
@@ -253,9 +258,10 @@ static void round_input_values(const float* x, int64_t rows, int64_t inner, int 
     const float* __restrict from = x + m * inner;
     float* __restrict to = rounded + m * inner;
     const Grid grid = asymmetric_grid(from, inner, lowest, highest);
-    const float inverse = 1.0f / grid.scale, low = static_cast<float>(lowest), high = static_cast<float>(highest);
+    const float inverse = 1.0f / grid.scale;
+    const int32_t zero = static_cast<int32_t>(grid.zero_point);
     for (int64_t k = 0; k < inner; k++)
-      to[k] = (on_grid(from[k], inverse, grid.zero_point, low, high) - grid.zero_point) * grid.scale;
+      to[k] = static_cast<float>(on_grid(from[k], inverse, zero, lowest, highest) - zero) * grid.scale;
   }
 }
 
