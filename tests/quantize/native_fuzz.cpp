@@ -178,7 +178,7 @@ int main(int, char** arguments) {
     s.width = any(1, 20) + s.dilation_width * (s.kernel_width - 1);
     s.out_height = (s.height + 2 * s.top - s.dilation_height * (s.kernel_height - 1) - 1) / s.stride_height + 1;
     s.out_width = (s.width + 2 * s.left - s.dilation_width * (s.kernel_width - 1) - 1) / s.stride_width + 1;
-    s.channels_last = any(0, 1), s.channels_last_out = any(0, 1);
+    s.channels_last = any(0, 1), s.channels_last_out = any(0, 1), s.channels_last_weight = any(0, 1);
     const int64_t size = s.channels * s.kernel_height * s.kernel_width;
     std::vector<int8_t> integers(s.out * size);
     for (int8_t& each : integers) each = static_cast<int8_t>(any(-128, 127));

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -92,16 +93,18 @@ class TestBits:
             torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
 
     @pytest.mark.parametrize(("mode", "backward"), LANES)
-    @pytest.mark.parametrize("channels_last", [False, True])
+    @pytest.mark.parametrize("channels_last", ["nothing", "images", "weight", "all"])
     @pytest.mark.parametrize(("layer", "size"), CONVOLUTIONS, ids=repr)
     def test_convolutions(
-        self, layer: nn.Conv2d, size: tuple[int, int], channels_last: bool, mode: str, backward: str
+        self, layer: nn.Conv2d, size: tuple[int, int], channels_last: str, mode: str, backward: str
     ) -> None:
-        layer = in_lane(layer, mode, backward=backward)
+        layer = in_lane(deepcopy(layer), mode, backward=backward)
+        if channels_last in ("weight", "all"):
+            layer = layer.to(memory_format=torch.channels_last)
         x = torch.randn(3, layer[0].in_channels, *size)
         with torch.no_grad():
             gradient = torch.randn_like(layer(x))
-        if channels_last:
+        if channels_last in ("images", "all"):
             x, gradient = (each.contiguous(memory_format=torch.channels_last) for each in (x, gradient))
         for values in (x, x.relu()):
             expected = without_kernels(lambda values=values: trained(layer, values, gradient))

@@ -81,6 +81,12 @@ FEDHQ_INLINE float* with_room(Scratch which, const float* from, int64_t size) {
   return to;
 }
 
+// Where filter o's tap i of channel c lies in a weight.
+FEDHQ_INLINE int64_t weight_place(const Convolution& s, int64_t o, int64_t c, int64_t i) {
+  const int64_t kernel = s.kernel_height * s.kernel_width;
+  return s.channels_last_weight ? (o * kernel + i) * s.channels + c : (o * s.channels + c) * kernel + i;
+}
+
 // Sums of one image's positions, times a scale for every filter and perhaps one for the image, with a bias.
 struct Positions {
   float* output;  // of this image
@@ -181,8 +187,12 @@ static void int8_convolution_output(const float* x, const float* weight, const f
   int8_t* const filters = static_cast<int8_t*>(scratch(Scratch::filters, s.out * size));
   for (int64_t o = 0; o < s.out; o++) {
     const float* const from = weight + o * size;
-    for (int64_t c = 0; c < s.channels; c++)
-      for (int64_t i = 0; i < kernel; i++) folded[i * s.channels + c] = from[c * kernel + i] * x_scale[c];
+    if (s.channels_last_weight)
+      for (int64_t i = 0; i < size; i += s.channels)
+        for (int64_t c = 0; c < s.channels; c++) folded[i + c] = from[i + c] * x_scale[c];
+    else
+      for (int64_t c = 0; c < s.channels; c++)
+        for (int64_t i = 0; i < kernel; i++) folded[i * s.channels + c] = from[c * kernel + i] * x_scale[c];
     filter_scale[o] = symmetric_scale(largest_magnitude(folded, size));
     round_symmetric(folded, size, 1.0f / filter_scale[o], filters + o * size);
   }
@@ -214,10 +224,13 @@ static void grid_convolution_output(const float* x, const int8_t* integers, cons
   const int64_t height = padded_height(s), width = padded_width(s), positions = s.out_height * s.out_width;
   const int64_t pixels = s.height * s.width * s.channels;
   int8_t* const filters = static_cast<int8_t*>(scratch(Scratch::filters, s.out * size));
-  for (int64_t o = 0; o < s.out; o++)
-    for (int64_t c = 0; c < s.channels; c++)
-      for (int64_t i = 0; i < kernel; i++)
-        filters[o * size + i * s.channels + c] = integers[o * size + c * kernel + i];
+  if (s.channels_last_weight)
+    memcpy(filters, integers, s.out * size);
+  else
+    for (int64_t o = 0; o < s.out; o++)
+      for (int64_t c = 0; c < s.channels; c++)
+        for (int64_t i = 0; i < kernel; i++)
+          filters[o * size + i * s.channels + c] = integers[o * size + c * kernel + i];
   Runs runs;
   find_runs(s.channels, s.kernel_height, s.kernel_width, s.dilation_height, s.dilation_width, width, &runs);
   int32_t* const sums = static_cast<int32_t*>(scratch(Scratch::sums, sizeof(int32_t) * up(s.out, PANEL)));

@@ -152,15 +152,30 @@ static void int8_convolution_input_gradient(const float* weight, const float* gr
                                             const float* gradient_scale, float* x_gradient) {
   const int64_t kernel = s.kernel_height * s.kernel_width, size = s.out * kernel;
   float* const folded = static_cast<float*>(
-      scratch(Scratch::values, sizeof(float) * (size + s.channels + s.out * (1 + s.out_width))));
-  float *const filter_scale = folded + size, *const inverse = filter_scale + s.channels;
+      scratch(Scratch::values, sizeof(float) * ((PANEL + 1) * size + s.channels + s.out * (1 + s.out_width))));
+  float* const factors = repeated(gradient_scale, s.out, kernel, folded + PANEL * size);
+  float *const filter_scale = factors + size, *const inverse = filter_scale + s.channels;
   int8_t* const filters = filters_of_input(s);
-  for (int64_t c = 0; c < s.channels; c++) {
-    for (int64_t o = 0; o < s.out; o++)
+  // Some channels at once, which lie beside each other where channels are last.
+  for (int64_t first = 0; first < s.channels; first += PANEL) {
+    const int64_t some = smaller(PANEL, s.channels - first);
+    const int64_t step = some % 8 ? 1 : 8;  // nothing is read beyond the weight
+    if (s.channels_last_weight)
       for (int64_t i = 0; i < kernel; i++)
-        folded[i * s.out + o] = weight[(o * s.channels + c) * kernel + i] * gradient_scale[o];
-    filter_scale[c] = symmetric_scale(largest_magnitude(folded, size));
-    round_symmetric(folded, size, 1.0f / filter_scale[c], filters + c * size);
+        for (int64_t o = 0; o < s.out; o += step)
+          store_columns(weight + (o * kernel + i) * s.channels + first, smaller(step, s.out - o), some,
+                        kernel * s.channels, folded + i * s.out + o, size);
+    else
+      for (int64_t c = 0; c < some; c++)
+        for (int64_t o = 0; o < s.out; o++)
+          for (int64_t i = 0; i < kernel; i++)
+            folded[c * size + i * s.out + o] = weight[(o * s.channels + first + c) * kernel + i];
+    for (int64_t c = 0; c < some; c++) {
+      float* const filter = folded + c * size;
+      for (int64_t i = 0; i < size; i++) filter[i] *= factors[i];
+      filter_scale[first + c] = symmetric_scale(largest_magnitude(filter, size));
+      round_symmetric(filter, size, 1.0f / filter_scale[first + c], filters + (first + c) * size);
+    }
   }
   for (int64_t o = 0; o < s.out; o++) inverse[o] = 1.0f / gradient_scale[o];
   const ByChannel round{repeated(inverse, s.out, s.out_width, inverse + s.out), 0, 127};
@@ -178,7 +193,7 @@ static void grid_convolution_input_gradient(const int8_t* weight, const float* w
     ones[c] = 1.0f;
     for (int64_t o = 0; o < s.out; o++)
       for (int64_t i = 0; i < kernel; i++)
-        filters[c * size + i * s.out + o] = weight[(o * s.channels + c) * kernel + i];
+        filters[c * size + i * s.out + o] = weight[weight_place(s, o, c, i)];
   }
   const auto round_of = [=](int64_t b) { return FoldedByChannel{factors, 1.0f / image_scale[b]}; };
   input_gradient(filters, ones, gradient, s, round_of, image_scale, x_gradient);
@@ -296,7 +311,7 @@ FEDHQ_INLINE void weight_gradient_of(const float* x, const float* gradient, cons
   for (int64_t c = 0; c < s.channels; c++)
     for (int64_t i = 0; i < s.kernel_height; i++)
       for (int64_t j = 0; j < s.kernel_width; j++) {
-        const int64_t over = j * s.dilation_width, place = (c * s.kernel_height + i) * s.kernel_width + j;
+        const int64_t over = j * s.dilation_width, place = weight_place(s, 0, c, i * s.kernel_width + j);
         rows[place] = c * plane + (over % phases) * phase_size + i * s.dilation_height * phase_width + over / phases;
         row_scale[place] = x_scale ? x_scale[c] : 1.0f;
       }

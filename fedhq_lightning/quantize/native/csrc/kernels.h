@@ -5,11 +5,11 @@
 
 namespace fedhq {
 
-// A convolution over two dimensions, one group. Images lie with channels first or last.
+// A convolution over two dimensions, one group. Images, weights and gradients of weights lie with channels first or last.
 struct Convolution {
   int64_t batch, channels, height, width, out, kernel_height, kernel_width, out_height, out_width;
   int64_t stride_height, stride_width, dilation_height, dilation_width, left, right, top, bottom;
-  bool channels_last, channels_last_out;
+  bool channels_last, channels_last_out, channels_last_weight;
 };
 
 // Images without gaps, channels first or last.
@@ -75,7 +75,7 @@ struct Kernels {
                      const int32_t* zero_point, bool is_short, void* values);
 
   // Convolution of the PTQ lane. A scale for every channel, and the byte that stands for 0: 128, or 0 where no value is
-  // negative. Weights and their gradients are (out, channels, kernel height, kernel width) without gaps.
+  // negative.
   void (*convolution_scales)(const float* x, const Convolution& shape, float* scale, int32_t* zero);
   void (*convolution_gradient_scales)(const float* gradient, const Convolution& shape, float* scale);
   void (*int8_convolution_output)(const float* x, const float* weight, const float* bias, const Convolution& shape,
