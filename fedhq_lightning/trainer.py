@@ -150,7 +150,7 @@ class FederatedTrainer(AfterFit):
             "local_epochs": local_epochs,
             "local_steps": local_steps,
             "scheme": scheme,
-            "lanes": lanes,
+            "lanes": lanes or LaneOptions(),
             "aggregator": aggregator,
             "uplink": uplink,
             "downlink": downlink,

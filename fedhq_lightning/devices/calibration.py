@@ -31,20 +31,20 @@ class Calibration:
         convolution_float: Floating-point products of convolutions.
         linear_int8: int8 products of linear layers.
         convolution_int8: int8 products of convolutions.
-        linear_backward: The bf16 products behind an int8 forward, linear layers.
+        linear_backward: bf16 products behind an int8 forward (`qat_backward: bf16`), linear layers.
         convolution_backward: The same, convolutions.
         product_traffic: Operands and results of products.
         other_traffic: What other layers read and write.
-        int8_traffic: Quantizing and rescaling around int8 products under `ptq`.
-        qat_int8_traffic: The same under `qat`.
+        int8_traffic: Quantizing and rescaling around int8 products, where all three of a layer are.
+        qat_int8_traffic: The same where the forward alone is one.
         fused_traffic: Fused rounding of activations.
         fake_traffic: torchao's rounding of activations.
         weight_traffic: Rounding a weight to the grid.
         search_traffic: What searching its scale adds.
         update_traffic: The optimizer's.
         float_operators: Of one that the plain module calls.
-        ptq_int8_operators: Of a layer that trains in int8, beyond the plain one.
-        qat_int8_operators: Of a layer with an int8 forward, beyond the plain one.
+        ptq_int8_operators: Of a layer that trains in int8, under `ptq` or `qat`, beyond the plain one.
+        qat_int8_operators: Of a layer with an int8 forward alone, beyond the plain one.
         fused_operators: Of a layer with fused fake quantization, beyond the plain one.
         fake_operators: Of a layer with torchao's, beyond the plain one.
         update_operators: Of the update of a layer's parameters.

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from fedhq_lightning.quantize.scheme import LayerScheme
 
 Kernel: TypeAlias = Literal["fp", "int8", "fused", "fake"]
-"""`fp`: as in the plain layer. `int8`: under `ptq` all three products, under `qat` the forward. `fused`: fake
-quantization by our fused kernels. `fake`: torchao's conventional fake quantization of activations."""
+"""`fp`: as in the plain layer. `int8`: all three products, or under `qat` the forward alone. `fused`: fake quantization
+by our fused kernels. `fake`: torchao's conventional fake quantization of activations."""
 
 
 class KernelChoice(NamedTuple):
@@ -55,13 +55,14 @@ class LaneKernels:
         without_integers: Layers whose forward on the grid is not one int8 product (weight-only schemes, groups of
             weights, very wide layers).
         searched: Layers whose weight scales are searched, which costs passes over the weight.
-        integer_backward: Layers whose gradients under `qat` are products of integers where their forward is one.
+        backward_of_values: Layers whose gradients under `qat` are products of values where their forward is one of
+            integers; the others' gradients are products of integers, too.
     """
 
     chosen: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     without_integers: frozenset[str] = frozenset()
     searched: frozenset[str] = frozenset()
-    integer_backward: frozenset[str] = frozenset()
+    backward_of_values: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, module: nn.Module, grids: Mapping[str, LayerScheme], lanes: LaneOptions | None = None) -> LaneKernels:
@@ -85,8 +86,8 @@ class LaneKernels:
             chosen={mode: lanes.kernels_of(mode, list(layers)) if layers else {} for mode in ("ptq", "qat")},
             without_integers=frozenset(set(layers) - whole),
             searched=frozenset(name for name, grid in layers.items() if is_searched(grid.weight_bits)),
-            integer_backward=frozenset(
-                name for name, grid in layers.items() if lanes.qat_backward == "int8" and not grid.static_range
+            backward_of_values=frozenset(
+                name for name, grid in layers.items() if lanes.qat_backward != "int8" or grid.static_range
             ),
         )
 

@@ -12,9 +12,9 @@ What a kernel adds (bytes are those of fp32 tensors; an int8 copy has a quarter 
   scales, one that reads and writes int8), the gradient twice, since its scales run along what each product does not sum
   over; each product's int32 result is read and written rescaled. A convolution's weight gradient is the product of the
   gradient with the patches of the input, which are copied out in int8.
-- `int8` under `qat`: the forward as above, the backward in bf16 where the device is fast at it, whatever the run's
-  precision, else in fp32, on operands that are read as int8 and written in that format. With `qat_backward: int8` all
-  of it as under `ptq`.
+- `int8` under `qat`: as under `ptq`. With `qat_backward: bf16`, and in layers with a static range, the forward alone:
+  the backward is in bf16 where the device is fast at it, whatever the run's precision, else in fp32, on operands that
+  are read as int8 and written in that format.
 - `fused`: products in floating point, and a pass over weight and input that finds the scales and one that rounds.
 - `fake`: the same for the weight; the input takes torchao's eager passes, forward and backward.
 
@@ -226,7 +226,7 @@ class _Machine:
         factors, overhead = self.calibration, self.profile.operator_seconds
         operators = cost.operators * factors.float_operators
         if kernel == "int8":
-            is_whole = self.mode == "ptq" or cost.name in self.kernels.integer_backward
+            is_whole = self.mode == "ptq" or cost.name not in self.kernels.backward_of_values
             by_kernel = self._whole_int8(cost, scale) if is_whole else self._forward_int8(cost, scale)
             if self.mode == "qat":
                 by_kernel = by_kernel + self._searched(cost)

@@ -80,7 +80,6 @@ class RunSettings:
             ),
             "mode_lr": dict(given["mode_lr"] or {}),
             "scheme": None if given["scheme"] is None else QuantScheme.parse(given["scheme"]),
-            "lanes": given["lanes"] or LaneOptions(),
             "aggregator": given["aggregator"] or FedAvg(),
             "allocator": allocator,
         }

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from fedhq_lightning.devices.fleet import is_fleet_file
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.settings import check_settings
 from fedhq_lightning.launch.expanded import FLEETS, RUNS, expanded
-from fedhq_lightning.quantize import QuantScheme
+from fedhq_lightning.quantize import LaneOptions, QuantScheme
 from fedhq_lightning.recipe.errors import check_all_used, check_class_nodes, explain
 from fedhq_lightning.recipe.keys import locate, with_values
 from fedhq_lightning.support.lightnings import AnyModule
@@ -133,6 +133,8 @@ def resolve(name: str, text: str, overrides: Sequence[str] = ()) -> Resolved:
         raise ConfigurationError(explain(error, keys)) from error
     check_all_used(content, base.as_dict())
     values = expanded(values)
+    if values.trainer.lanes is None:
+        values.trainer.lanes = Namespace(asdict(LaneOptions()))  # type: ignore[no-untyped-call]  # untyped in jsonargparse
     header = "".join(line + "\n" for line in takewhile(lambda line: line.startswith("#"), text.splitlines()))
     return Resolved(Recipe(name, header + parser.dump(_rooted(values), skip_unset=False)), parser, values)
 

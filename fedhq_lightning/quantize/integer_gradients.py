@@ -1,4 +1,4 @@
-"""The backward pass of a layer on the deployment grid, in integers: for the QAT lane, if the recipe says so.
+"""The backward pass of a layer on the deployment grid, in integers: of the QAT lane, unless the recipe says otherwise.
 
 As in the linear layers of the PTQ lane (`int8_training.linear_gradients`, which those of this lane call too), a
 gradient takes up the scale that runs along the inner dimension of its product before it is quantized itself, to 8 bits.

@@ -13,6 +13,7 @@ PtqKernel = Literal["auto", "int8", "fp"]
 QatKernel = Literal["auto", "int8", "fake"]
 """`auto` is the same rule, with fused fake quantization where integers do not pay."""
 QatBackward = Literal["int8", "bf16"]
+DEFAULT_QAT_BACKWARD: QatBackward = "int8"
 KERNELS: dict[str, tuple[str, ...]] = {"ptq": get_args(PtqKernel), "qat": get_args(QatKernel)}
 
 
@@ -32,9 +33,9 @@ class LaneOptions:
         layer_kernels: Mode (`ptq`, `qat`) to name pattern (as in fnmatch) to kernel: for `ptq` `auto`, `int8` or `fp`,
             for `qat` `auto`, `int8` or `fake`. The first pattern that matches a layer wins. `fedhq profile RECIPE
             --write` fills it with what is fastest on a host.
-        qat_backward: What QAT's gradients are computed in where its forward is in integers. `bf16`: the values that the
-            integers stand for, in bf16 where the device is fast at it, else in fp32. `int8`: the integers, and the
-            gradient rounded to 8 bits as in PTQ; layers with a static range stay with `bf16`.
+        qat_backward: What QAT's gradients are computed in where its forward is in integers. `int8`: the integers, and
+            the gradient rounded to 8 bits as in PTQ. `bf16`: the values that the integers stand for, in bf16 where the
+            device is fast at it, else in fp32; layers with a static range always do that.
 
     Raises:
         ConfigurationError: A mode, kernel or backward that does not exist, or `range_lr` below 0.
@@ -45,7 +46,7 @@ class LaneOptions:
     bias_correction: bool = False
     layer_kernels: dict[str, dict[str, str]] | None = None
     range_lr: float = 0.01
-    qat_backward: QatBackward = "bf16"
+    qat_backward: QatBackward = DEFAULT_QAT_BACKWARD
 
     def __post_init__(self) -> None:
         """Check everything that needs no module."""

@@ -20,6 +20,7 @@ from fedhq_lightning.quantize.fake_layers import (
 from fedhq_lightning.quantize.int8_convolution import PtqConv1d, PtqConv2d
 from fedhq_lightning.quantize.int8_training import PtqLinear
 from fedhq_lightning.quantize.lane_options import (
+    DEFAULT_QAT_BACKWARD,
     LaneOptions,
     PtqKernel,
     QatBackward,
@@ -87,7 +88,7 @@ class QatTrainingConfig(AOBaseConfig):  # type: ignore[misc]  # torchao ships no
 
     scheme: LayerScheme
     kernel: QatKernel = "auto"
-    qat_backward: QatBackward = "bf16"
+    qat_backward: QatBackward = DEFAULT_QAT_BACKWARD
 
     def __post_init__(self) -> None:
         """Check the kernels."""

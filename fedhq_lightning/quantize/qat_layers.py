@@ -1,8 +1,8 @@
 """Layers of the QAT lane: on the deployment grid forward, straight-through gradients backward.
 
 Where integers are chosen (kernel `int8`, or `auto` and they are faster), the forward is `integer_forward`, which the
-deployed model runs too. The backward takes the values that the integers stand for and computes in bf16 where the
-device is fast at it, else in fp32; if the recipe says so, it takes the integers themselves (`integer_gradients`).
+deployed model runs too. The backward takes the integers themselves (`integer_gradients`); with a static range, or if
+the recipe says so, the values that they stand for, and computes in bf16 where the device is fast at it, else in fp32.
 Elsewhere weights and activations are fake-quantized by fused kernels.
 """
 
@@ -24,7 +24,7 @@ from fedhq_lightning.quantize.integer_convolution import Geometry
 from fedhq_lightning.quantize.integer_forward import Weight, dequantize_rows, image_on_grid
 from fedhq_lightning.quantize.integer_matmul import MAX_INNER_SIZE
 from fedhq_lightning.quantize.kernel_choice import integers_pay_in_convolution, integers_pay_in_linear
-from fedhq_lightning.quantize.lane_options import QatBackward, QatKernel
+from fedhq_lightning.quantize.lane_options import DEFAULT_QAT_BACKWARD, QatBackward, QatKernel
 from fedhq_lightning.quantize.native.lanes import native, takes_images, takes_rows
 from fedhq_lightning.quantize.scheme import LayerScheme, flattened_input_size
 from fedhq_lightning.quantize.static_fake import fake_quantize_static, static_gradients
@@ -40,7 +40,7 @@ def has_integer_forward(layer: nn.Module, scheme: LayerScheme) -> bool:
 
 @cache
 def gradient_dtype(device: torch.device) -> torch.dtype:
-    """What the backward computes in: bf16 on GPUs and on CPUs with instructions for it, else fp32."""
+    """What a backward on values computes in: bf16 on GPUs and on CPUs with instructions for it, else fp32."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     names = ("avx512_bf16", "amx_bf16", "bf16")
@@ -199,7 +199,7 @@ class QatLinear(nn.Linear):
     plain_type: type[nn.Module] = nn.Linear
     scheme: LayerScheme
     kernel: QatKernel = "auto"
-    qat_backward: QatBackward = "bf16"
+    qat_backward: QatBackward = DEFAULT_QAT_BACKWARD
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
@@ -227,7 +227,7 @@ class QatConv1d(nn.Conv1d):
     plain_type: type[nn.Module] = nn.Conv1d
     scheme: LayerScheme
     kernel: QatKernel = "auto"
-    qat_backward: QatBackward = "bf16"
+    qat_backward: QatBackward = DEFAULT_QAT_BACKWARD
 
     def forward(self, input: Tensor) -> Tensor:
         """([batch,] channels, length) to ([batch,] out channels, out length)."""
@@ -240,7 +240,7 @@ class QatConv2d(nn.Conv2d):
     plain_type: type[nn.Module] = nn.Conv2d
     scheme: LayerScheme
     kernel: QatKernel = "auto"
-    qat_backward: QatBackward = "bf16"
+    qat_backward: QatBackward = DEFAULT_QAT_BACKWARD
 
     def forward(self, input: Tensor) -> Tensor:
         """([batch,] channels, height, width) to ([batch,] out channels, out height, out width)."""

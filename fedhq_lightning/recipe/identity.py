@@ -41,6 +41,9 @@ _MOVED = {
     "fedhq_lightning.devices.profile.DeviceProfile": "fedhq_lightning.devices.device_profile.DeviceProfile",
 }
 """Classes that a run of 0.1 may have been described with -> where they are now."""
+_LANES = "trainer.lanes"
+_LANES_BEFORE = {"qat_backward": "bf16"}
+"""Options of `trainer.lanes` whose default has changed -> the old one, which is that of runs that do not say them."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,8 @@ def _changes(
         return
     if name.rpartition(".")[2] == _ARGUMENTS:  # none are as many as those that are not set
         before, now = before or {}, now or {}
+    if name == _LANES or name.endswith(f".{_LANES}"):
+        before, now = ({**_LANES_BEFORE, **_without_class(each or {})} for each in (before, now))
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         made_by = now.get(_CLASS)
         then = before.get(_CLASS)
@@ -162,6 +167,10 @@ def _changes(
             yield from _changes(old, new, _below(name, position), None, free, default_of)
     else:
         yield Change(name, before, now)
+
+
+def _without_class(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if key != _CLASS}
 
 
 def _are_one_file(before: Any, now: Any) -> bool:

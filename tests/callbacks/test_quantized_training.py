@@ -107,8 +107,9 @@ class TestTraining:
         else:
             (module if how == "module.compile" else module.net).compile(backend="eager")
         settings: dict[str, Any] = {"max_epochs": 1, "limit_train_batches": 3, "limit_val_batches": 1}
-        trainer = fit(compiled, [quantized("qat")], num_sanity_val_steps=0, **settings)
-        beside = fit(eager, [quantized("qat")], num_sanity_val_steps=0, **settings)
+        # Of `auto` a tracer gets fake quantization in small layers, whose gradients are of values.
+        trainer = fit(compiled, [quantized("qat", lanes=EVERY_INT8)], num_sanity_val_steps=0, **settings)
+        beside = fit(eager, [quantized("qat", lanes=EVERY_INT8)], num_sanity_val_steps=0, **settings)
         assert floats(trainer.callback_metrics) == pytest.approx(floats(beside.callback_metrics), abs=1e-5)
         assert trainer.callback_metrics["quantized/val_loss"] != trainer.callback_metrics["val_loss"]
         assert is_plain(module)

@@ -118,8 +118,8 @@ def test_a_pattern_that_matches_nothing_is_refused():
         LaneKernels.of(module, QuantScheme("w4a8").for_layers(module), LaneOptions(layer_kernels={"ptq": {"x": "fp"}}))
 
 
-def test_gradients_are_integers_where_the_recipe_says_so_and_the_range_is_not_static() -> None:
+def test_gradients_are_integers_unless_the_recipe_says_otherwise_or_the_range_is_static() -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     grids = {str(i): LayerScheme.parse(text) for i, text in enumerate(("w8a8", "w4a8s", "w4a8"))}
-    assert LaneKernels.of(module, grids).integer_backward == frozenset()
-    assert LaneKernels.of(module, grids, LaneOptions(qat_backward="int8")).integer_backward == {"0", "2"}
+    assert LaneKernels.of(module, grids).backward_of_values == {"1"}
+    assert LaneKernels.of(module, grids, LaneOptions(qat_backward="bf16")).backward_of_values == {"0", "1", "2"}

@@ -1,3 +1,5 @@
+from dataclasses import asdict
+
 import pytest
 import torch
 import yaml
@@ -7,6 +9,7 @@ from fedhq_lightning.data import PartitionedDataModule
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.models import MLP
+from fedhq_lightning.quantize import LaneOptions
 
 from ..small_recipe import changed
 
@@ -33,6 +36,14 @@ def test_initial_weights_come_from_the_seed():
     torch.manual_seed(2)
     assert torch.equal(first, weights())
     assert not torch.equal(first, weights("--trainer.seed=1"))
+
+
+@pytest.mark.parametrize("override", [[], ["--trainer.lanes=null"], ["--trainer.lanes.range_lr=0.1"]])
+def test_a_resolved_recipe_says_how_the_lanes_compute(override):
+    resolved = resolve("mine", text_of(), override)
+    lanes = yaml.safe_load(resolved.recipe.text)["trainer"]["lanes"]
+    assert lanes == asdict(LaneOptions(range_lr=0.1 if "range_lr" in "".join(override) else 0.01))
+    assert asdict(resolved.instantiate()[0].settings.lanes) == lanes
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,10 @@ def inputs(layer: nn.Module, batch: int = 5) -> Tensor:
 
 
 def qat(layer: nn.Module, scheme: str, kernel: str = "int8") -> nn.Module:
-    return prepare(copy.deepcopy(layer), "qat", QuantScheme(scheme, edge_bits=None), LaneOptions(kernel))
+    """`-bf16` after the kernel: with gradients of values."""
+    backward = "bf16" if kernel.endswith("-bf16") else "int8"
+    options = LaneOptions(kernel.removesuffix("-bf16"), qat_backward=backward)
+    return prepare(copy.deepcopy(layer), "qat", QuantScheme(scheme, edge_bits=None), options)
 
 
 def deployed(layer: nn.Module, scheme: str) -> nn.Module:
@@ -148,7 +151,7 @@ def test_gradients_are_straight_through(
 ) -> None:
     """Against fp64, on the values that the integers stand for."""
     monkeypatch.setattr(qat_layers, "gradient_dtype", lambda device: dtype)
-    prepared = qat(layer, scheme)
+    prepared = qat(layer, scheme, "int8-bf16")
     if layer in LARGE:
         x = torch.randn(129, 131) if isinstance(layer, nn.Linear) else torch.randn(9, 5, 23, 21)
     else:
@@ -172,7 +175,7 @@ def test_gradients_are_straight_through(
         assert (prepared.bias.grad.double() - wide_bias.grad).norm() <= 1e-5 * wide_bias.grad.norm()
 
 
-@pytest.mark.parametrize("kernel", ["auto", "fake"])
+@pytest.mark.parametrize("kernel", ["auto-bf16", "fake"])
 @pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[2], LAYERS[5]], ids=repr)
 def test_gradients_of_other_kernels_are_the_same(
     layer: nn.Module, kernel: str, monkeypatch: pytest.MonkeyPatch
@@ -181,7 +184,7 @@ def test_gradients_of_other_kernels_are_the_same(
     monkeypatch.setattr(qat_layers, "gradient_dtype", lambda device: torch.float32)
     x, gradients = inputs(layer), []
     target = torch.randn_like(layer(x))
-    for prepared in (qat(layer, "w3a8"), qat(layer, "w3a8", kernel)):
+    for prepared in (qat(layer, "w3a8", "int8-bf16"), qat(layer, "w3a8", kernel)):
         given = x.clone().requires_grad_()
         prepared(given).backward(target)
         gradients.append([given.grad, prepared.weight.grad, prepared.bias.grad] if layer.bias is not None
@@ -191,7 +194,8 @@ def test_gradients_of_other_kernels_are_the_same(
 
 
 SMALL = [LAYERS[0], LAYERS[2], LAYERS[4]]
-kernels = pytest.mark.parametrize("kernel", ["int8", "auto", "fake"])
+kernels = pytest.mark.parametrize("kernel", ["int8", "int8-bf16", "auto", "fake"])
+backwards = pytest.mark.parametrize("kernel", ["int8", "int8-bf16"])
 
 
 @kernels
@@ -250,11 +254,12 @@ def test_what_is_not_finite_shows(layer: nn.Module, bad: float, kernel: str) -> 
     assert by_channel[1:].isfinite().all()
 
 
+@backwards
 @pytest.mark.parametrize("asked", range(8))
 @pytest.mark.parametrize("layer", SMALL, ids=repr)
-def test_only_the_gradients_asked_for(layer: nn.Module, asked: int) -> None:
-    prepared, x = qat(layer, "w4a8"), inputs(layer)
-    whole = qat(layer, "w4a8")
+def test_only_the_gradients_asked_for(layer: nn.Module, asked: int, kernel: str) -> None:
+    prepared, x = qat(layer, "w4a8", kernel), inputs(layer)
+    whole = qat(layer, "w4a8", kernel)
     given = x.clone().requires_grad_()
     whole(given).square().sum().backward()
     expected = [given.grad, whole.weight.grad, whole.bias.grad]
@@ -270,16 +275,17 @@ def test_only_the_gradients_asked_for(layer: nn.Module, asked: int) -> None:
         assert tensor.grad is None or torch.equal(tensor.grad, expected[i])
 
 
+@backwards
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("weight_layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("x_layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("padding", [1, "same"])
 def test_memory_format_is_the_plain_layers(
-    padding: int | str, x_layout: torch.memory_format, weight_layout: torch.memory_format, batch: int
+    padding: int | str, x_layout: torch.memory_format, weight_layout: torch.memory_format, batch: int, kernel: str
 ) -> None:
     plain = nn.Conv2d(4, 6, 3, padding=padding).to(memory_format=weight_layout)
     x = torch.randn(batch, 4, 8, 7).to(memory_format=x_layout).requires_grad_()
-    prepared = qat(plain, "w4a8")
+    prepared = qat(plain, "w4a8", kernel)
     output = prepared(x)
     assert output.stride() == plain(x).stride()
     output.sum().backward()

@@ -72,6 +72,38 @@ def test_what_is_not_set_counts_as_its_default() -> None:
     assert changes(before, now, default_of=default_of) == [Change("model.init_args.lr", 0.5, 0.7)]
 
 
+class TestADefaultThatHasChanged:
+    """Runs say how their QAT lane's gradients are computed; those from before it was `int8` may not."""
+
+    OLD = ({"trainer": {"lanes": None}}, {"trainer": {"lanes": {}}}, {"trainer": {"lanes": {"class_path": "Lanes"}}})
+
+    @pytest.mark.parametrize("before", OLD)
+    @pytest.mark.parametrize("where", ["", "recipe"])
+    def test_a_run_that_does_not_say_it_had_the_old_one(self, before: dict[str, Any], where: str) -> None:
+        int8, bf16 = ({"trainer": {"lanes": {"qat_backward": each}}} for each in ("int8", "bf16"))
+        if where:
+            before, int8, bf16 = {where: before}, {where: int8}, {where: bf16}
+        name = ".".join([*([where] if where else []), "trainer.lanes.qat_backward"])
+        assert changes(before, int8) == [Change(name, "bf16", "int8")]
+        assert changes(before, bf16) == []
+
+    def test_other_options_count_as_their_defaults(self) -> None:
+        now = {"trainer": {"lanes": {"range_lr": 0.01, "qat_backward": "bf16"}}}
+        asked: list[tuple[str, str]] = []
+
+        def default_of(name: str, owner: str | None, key: str) -> Any:
+            asked.append((name, key))
+            return 0.01
+
+        assert changes({"trainer": {"lanes": None}}, now, default_of=default_of) == []
+        assert asked == [("trainer.lanes", "range_lr")]
+
+    def test_two_that_say_it_are_compared_as_they_are(self) -> None:
+        before, now = ({"trainer": {"lanes": {"qat_backward": each}}} for each in ("int8", "bf16"))
+        assert changes(before, now) == [Change("trainer.lanes.qat_backward", "int8", "bf16")]
+        assert changes(before, before) == []
+
+
 def test_three_changes_are_named() -> None:
     found = [Change(name, 1, 2) for name in "abcde"]
     assert in_words(found) == "a was 1, is now 2; b was 1, is now 2; c was 1, is now 2; and 2 more"

@@ -17,6 +17,7 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import resume
 from fedhq_lightning.federated.aggregators import FedOpt, FedProx
 from fedhq_lightning.federated.callback import RoundCallback
+from fedhq_lightning.quantize import LaneOptions
 from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.trainer import FederatedTrainer
@@ -146,6 +147,15 @@ class TestResume:
         resume._check_same(before, {"trainer": {"lanes": {"qat_kernel": "int8", "range_lr": 0.01}}})
         with pytest.raises(ConfigurationError, match=r"range_lr was 0\.01, is now 0\.1"):
             resume._check_same(before, {"trainer": {"lanes": {"qat_kernel": "int8", "range_lr": 0.1}}})
+
+    def test_a_run_from_before_int8_gradients_were_the_default(self) -> None:
+        now = trainer(scheme="w4a8").described
+        assert now["lanes"]["qat_backward"] == "int8"
+        before = {"described": {"trainer": {**now, "lanes": None}}}
+        with pytest.raises(ConfigurationError, match=r"trainer\.lanes\.qat_backward was 'bf16', is now 'int8'; resume"):
+            resume._check_same(before, {"trainer": now})
+        lanes = LaneOptions(qat_backward="bf16")
+        resume._check_same(before, {"trainer": trainer(scheme="w4a8", lanes=lanes).described})
 
     def test_what_changes_no_bit_may_change(self, tmp_path: Path) -> None:
         done, _ = fit()
