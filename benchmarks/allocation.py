@@ -24,7 +24,7 @@ import grid_files
 import machine
 import results
 import yaml
-from allocation_grids import GRID_SEEDS, GRIDS, Grid
+from allocation_grids import GRID_SEEDS, GRIDS, LANES, Grid
 from allocation_tables import difference_table, spread_table, time_table, wall_table
 
 from fedhq_lightning.experiments.cells import Cell
@@ -238,6 +238,7 @@ def recipe(grid: Grid, model: str, scheme: str, alpha: float) -> str:
         **{"scheme": scheme, "fleet": "mixed", "uplink": "weights", "monitor": "val_accuracy", "round_lr": "cosine"},
         **{"logger": False, "accelerator": "cpu", "checkpoint_every_n_rounds": 5, **grid.trainer},
     }
+    trainer["lanes"] = {**LANES, **trainer.get("lanes", {})}
     content = {
         "model": dict(grid.models[model]),
         "data": {"class_path": "fedhq_lightning.data.PartitionedDataModule", "init_args": data},

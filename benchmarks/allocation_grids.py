@@ -18,6 +18,8 @@ GRID_SEEDS = (100, 101)
 """Those by which `best-fixed` is chosen, whatever seeds are compared."""
 INT8_PTQ = {"layer_kernels": {"ptq": {"*": "int8"}}}
 """`auto` would compute LeNet-5's small layers in fp32, and PTQ would be fp to the last bit."""
+LANES = {"qat_backward": "bf16"}
+"""Of every grid: the cells were run when this was the default."""
 
 DIFFERENCES = tuple(
     ("hybrid", other)

@@ -149,7 +149,7 @@ LANES = {
     "ptq-bf16": Lane("ptq, rest in bf16 autocast", _ours("ptq"), bf16=True),
     "torchao-qat": Lane("torchao QAT w4a8", _torchao_qat, models="linear"),
     "qat": Lane("qat w4a8", _ours("qat")),
-    "qat-int8": Lane("qat w4a8, int8 backward", _ours("qat", LaneOptions(qat_backward="int8"))),
+    "qat-bf16": Lane("qat w4a8, bf16 backward", _ours("qat", LaneOptions(qat_backward="bf16"))),
     "qat-torch": Lane("qat w4a8, torch's kernels", _ours("qat"), own_kernels=False),
     "qat-fake": Lane("qat w4a8, kernel fake", _ours("qat", LaneOptions(qat_kernel="fake"))),
 }

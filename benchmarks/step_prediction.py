@@ -58,6 +58,7 @@ LANE_MODES: dict[str, tuple[Lane, Mode, LaneOptions]] = {
     "fp": (Lane("fp"), "fp", LaneOptions()),
     "ptq": (LANES["ptq"], "ptq", LaneOptions()),
     "qat": (LANES["qat"], "qat", LaneOptions()),
+    "qat bf16": (LANES["qat-bf16"], "qat", LaneOptions(qat_backward="bf16")),
     "qat fake": (LANES["qat-fake"], "qat", LaneOptions(qat_kernel="fake")),
 }
 # Where few models tell two factors apart, traffic and overhead of one kernel, the fit stays near here: what the lanes'

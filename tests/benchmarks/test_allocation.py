@@ -23,10 +23,19 @@ def test_every_setting_is_a_recipe(name):
     model, scheme, alpha = keys[-1]
     content = yaml.safe_load(resolve("setting", allocation.recipe(grid, model, scheme, alpha)).recipe.text)
     assert content["trainer"]["scheme"] == scheme
+    assert content["trainer"]["lanes"]["qat_backward"] == "bf16"
     assert content["trainer"]["fleet"] == grid.trainer.get("fleet", "mixed")
     assert content["data"]["init_args"]["partitioner"]["init_args"]["alpha"] == alpha
     for allocator in set(grid.allocators) - {BEST_FIXED}:
         contestant(allocator)
+
+
+def test_the_cells_that_are_kept_are_of_these_settings(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["allocation.py", "--grid", "delta", "--no-runs", "--print-only"])
+    options = allocation.parse()
+    with allocation.cells_of(options) as folder:
+        kept = allocation.kept_in(options, folder)
+    assert [len(each.cells) for each in kept.values()] == [10, 10, 10]
 
 
 def test_only_some_settings():
