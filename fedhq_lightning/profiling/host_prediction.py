@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -63,7 +64,7 @@ def predict_steps(
             precision=precision,
             linear_slowdown=host.linear_slowdown,
         )
-        for (mode, kernel), kernels in _by_kernel(template, grids).items()
+        for (mode, kernel), kernels in _by_kernel(template, grids, lanes).items()
         for layer in layers
         if layer.name in by_name
         for timing in [layer.timings.get((mode, kernel))]
@@ -74,11 +75,13 @@ def predict_steps(
     return {lane: PredictedStep(each.predicted(shipped), each.predicted(fitted)) for lane, each in whole.items()}
 
 
-def _by_kernel(template: nn.Module, grids: Mapping[str, LayerScheme]) -> dict[tuple[Mode, str], LaneKernels]:
-    """All layers with one kernel."""
+def _by_kernel(
+    template: nn.Module, grids: Mapping[str, LayerScheme], lanes: Mapping[str, tuple[Mode, LaneOptions]]
+) -> dict[tuple[Mode, str], LaneKernels]:
+    """All layers with one kernel, which else computes as the lane of its mode does."""
     modes: tuple[Mode, ...] = ("ptq", "qat")
     return {
-        (mode, kernel): LaneKernels.of(template, grids, LaneOptions(layer_kernels={mode: {"*": kernel}}))
+        (mode, kernel): LaneKernels.of(template, grids, replace(lanes[mode][1], layer_kernels={mode: {"*": kernel}}))
         for mode in modes
         for kernel in KERNELS[mode]
     }

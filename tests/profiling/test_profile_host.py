@@ -19,6 +19,7 @@ from fedhq_lightning.cli.main import main
 from fedhq_lightning.cli.profile_tables import closing, print_profile, profile_text
 from fedhq_lightning.devices import load_profile
 from fedhq_lightning.profiling import host_device, host_profile, profile_host
+from fedhq_lightning.profiling.host_prediction import _by_kernel
 from fedhq_lightning.profiling.host_profile import HostProfile, LayerProfile, PredictedStep, as_patterns, disagreements
 from fedhq_lightning.profiling.profile_host import kernels_that_differ, rule_kernel
 from fedhq_lightning.profiling.timing import TimedBatches, Timing, time_in_turns
@@ -112,6 +113,14 @@ def test_text():
         "  qat, fastest kernels  2.00  2.00x",
         "--write freezes 1 kernel: qat fake in conv.with.a.name.",
     ]
+
+
+@pytest.mark.parametrize("backward", ["int8", "bf16"])
+def test_layers_are_predicted_with_the_gradients_of_the_recipe(backward):
+    module = nn.Sequential(nn.Linear(4, 4))
+    lanes = {mode: (mode, LaneOptions(qat_backward=backward)) for mode in ("ptq", "qat")}
+    found = _by_kernel(module, QuantScheme("w4a8").for_layers(module), lanes)
+    assert all(each.backward_of_values == ({"0"} if backward == "bf16" else set()) for each in found.values())
 
 
 def test_predictions_are_shown_beside_what_was_measured():
