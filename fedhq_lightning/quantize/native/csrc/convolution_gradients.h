@@ -239,6 +239,84 @@ FEDHQ_INLINE void copy_phase(const int8_t* from, int64_t count, int64_t stride, 
     for (int64_t w = 0; w < count; w++) to[w] = static_cast<Row>(from[stride * w] + OFFSET);
 }
 
+// How the input lies for the weight's gradient: channels first, in each row one phase after the other.
+struct Planes {
+  int64_t phase_width, phase_size, plane, image;  // elements; a phase holds all rows, a plane all phases of a channel
+  const ColumnPhase* met;                         // phases that no output meets stay as they are
+  int64_t num_met;
+};
+
+FEDHQ_INLINE Planes planes_of(const Convolution& s) {
+  const int64_t phases = s.stride_width, room = words_of(s.out_width) * GROUP;
+  Planes planes;
+  planes.phase_width = (padded_width(s) + phases - 1) / phases + room;
+  planes.phase_size = padded_height(s) * planes.phase_width;
+  planes.plane = phases * planes.phase_size;
+  planes.image = s.channels * planes.plane;
+  ColumnPhase* const met = static_cast<ColumnPhase*>(scratch(Scratch::bounds, sizeof(ColumnPhase) * phases));
+  planes.met = met;
+  planes.num_met = 0;
+  for (int64_t phase = 0; phase < phases; phase++) {
+    const int64_t first = ((phase - s.left) % phases + phases) % phases;
+    if (first < s.width && is_met(phase, s.kernel_width, s.dilation_width, phases))
+      met[planes.num_met++] = {first, (s.width - first + phases - 1) / phases,
+                               phase * planes.phase_size + (s.left + first) / phases};
+  }
+  return planes;
+}
+
+// Bytes in which an image is rounded on its way to planes or panels.
+FEDHQ_INLINE int64_t rounded_bytes(bool channels_last, int64_t channels, int64_t height, int64_t width) {
+  const int64_t row = channels_last ? channels * up(width, BEYOND) : 0;  // once more, the other way round
+  return channels * (channels_last ? width : height * width) + row + 2 * BEYOND;
+}
+
+// One image to integers in planes, `zero` around it.
+template <class Round>
+FEDHQ_INLINE void round_to_planes(const float* image, const Convolution& s, const Planes& planes, const Round& round,
+                                  int zero, int8_t* rounded, Row* to) {
+  const int64_t pixels = s.height * s.width, ordered_width = up(s.width, BEYOND);
+  int8_t* const ordered = rounded + s.channels * s.width + BEYOND;
+  fill(to, planes.image, zero);
+  if (!s.channels_last) round_channels(image, s.channels, pixels, round, rounded);
+  for (int64_t h = 0; h < s.height; h++) {
+    if (!is_met(s.top + h, s.kernel_height, s.dilation_height, s.stride_height)) continue;
+    if (s.channels_last) {
+      round.pixels(image + h * s.width * s.channels, s.width * s.channels, 0, rounded);
+      transpose_bytes(rounded, s.channels, s.width, s.channels, ordered, ordered_width);
+    }
+    Row* const row = to + (s.top + h) * planes.phase_width;
+    for (int64_t c = 0; c < s.channels; c++) {
+      const int8_t* const line = s.channels_last ? ordered + c * ordered_width : rounded + c * pixels + h * s.width;
+      for (int64_t i = 0; i < planes.num_met; i++)
+        copy_phase(line + planes.met[i].first, planes.met[i].count, s.stride_width,
+                   row + c * planes.plane + planes.met[i].place);
+    }
+  }
+}
+
+// Gradient of one image to panels, `apart` elements from each other. `row` [words * GROUP][wide] holds one row of its
+// pixels, zero beyond the last.
+template <class Round>
+FEDHQ_INLINE void round_to_panels(const float* gradient, const Convolution& s, const Round& round, int8_t* rounded,
+                                  int8_t* row, int64_t wide, Column* to, int64_t apart) {
+  const int64_t positions = s.out_height * s.out_width, words = words_of(s.out_width);
+  if (!s.channels_last_out) round_channels(gradient, s.out, positions, round, rounded);
+  for (int64_t h = 0; h < s.out_height; h++) {
+    if (s.channels_last_out) {
+      int8_t* const line = wide == s.out ? row : rounded;
+      round.pixels(gradient + h * s.out_width * s.out, s.out_width * s.out, 0, line);
+      if (line == rounded)
+        for (int64_t w = 0; w < s.out_width; w++) memcpy(row + w * wide, rounded + w * s.out, s.out);
+    } else {
+      transpose_bytes(rounded + h * s.out_width, positions, s.out, s.out_width, row, wide);
+    }
+    for (int64_t n = 0; n < s.out; n += PANEL)
+      for (int64_t w = 0; w < words; w++)
+        interleave(row + w * GROUP * wide + n, wide, to + n / PANEL * apart + (h * words + w) * PANEL_ELEMENTS);
+  }
+}
+
 // A tile's sums in 32 bits, [TILE_ROWS][across], less what the offset added. They are kept in `exact` [columns][size], or
 // become the gradient, [columns][size], if that is wanted.
 FEDHQ_INLINE void add_tile(const int32_t* found, int64_t across, int64_t rows, int64_t columns, const int64_t* sums,
@@ -260,108 +338,64 @@ FEDHQ_INLINE void add_tile(const int32_t* found, int64_t across, int64_t rows, i
   store_columns(values, rows, columns, across, gradient, size);
 }
 
-// Weight's gradient: rows are positions of the weight over the input with channels first, columns the filters over the
-// gradient's integers. `round_of(b)` and `gradient_round_of(b)` round what belongs to image b, whose integers lie
-// `zero_of(b)` above their values; `x_scale` (or null) is of every channel.
+// Weight's gradient: rows are positions of the weight over the input in planes, columns the filters over the gradient's
+// integers. `round_of(b)` and `gradient_round_of(b)` round what belongs to image b, whose integers lie `zero_of(b)` above
+// their values; `x_scale` (or null) is of every channel.
 template <class RoundOf, class GradientRoundOf, class ZeroOf>
 FEDHQ_INLINE void weight_gradient_of(const float* x, const float* gradient, const Convolution& s,
                                      const RoundOf& round_of, const GradientRoundOf& gradient_round_of,
                                      const ZeroOf& zero_of, const float* x_scale, const float* gradient_scale,
                                      float* weight_gradient) {
   const int64_t kernel = s.kernel_height * s.kernel_width, size = s.channels * kernel;
-  const int64_t positions = s.out_height * s.out_width, words = words_of(s.out_width), room = words * GROUP;
-  const int64_t height = padded_height(s), width = padded_width(s), phases = s.stride_width;
-  // A phase holds the columns that the outputs of one row meet one after the other.
-  const int64_t phase_width = (width + phases - 1) / phases + room;
-  const int64_t phase_size = height * phase_width, plane = phases * phase_size, image_size = s.channels * plane;
+  const int64_t pixels = s.height * s.width, positions = s.out_height * s.out_width, words = words_of(s.out_width);
   const int64_t column = s.out_height * words * PANEL_ELEMENTS;  // a panel of one image
-  const int64_t by_memory = BYTES_OF_PANELS_AT_ONCE / larger(1, column * TILE_PANELS * sizeof(Column));
-  const int64_t within_32_bits = larger(1, MOST_POSITIONS / larger(1, positions));  // images
-  const int64_t some = larger(1, smaller(s.batch, smaller(by_memory, within_32_bits)));
   const int64_t filters = up(s.out, PANEL), panels_count = filters / PANEL;
-  Row* const planes = static_cast<Row*>(scratch(Scratch::image, sizeof(Row) * some * image_size));
+  // Images at once.
+  const int64_t by_memory = BYTES_OF_PANELS_AT_ONCE / larger(1, column * TILE_PANELS * sizeof(Column));
+  const int64_t within_32_bits = larger(1, MOST_POSITIONS / larger(1, positions));
+  const int64_t some = larger(1, smaller(s.batch, smaller(by_memory, within_32_bits)));
+  const Planes layout = planes_of(s);
+  Row* const planes = static_cast<Row*>(scratch(Scratch::image, sizeof(Row) * some * layout.image));
   Column* const panels = static_cast<Column*>(scratch(Scratch::columns, sizeof(Column) * some * column * panels_count));
-  int64_t* const starts = static_cast<int64_t*>(scratch(Scratch::starts, sizeof(int64_t) * some * s.out_height));
+  // Where rows begin, and the words of one row after the other.
   int64_t* const rows = static_cast<int64_t*>(scratch(Scratch::row_starts, sizeof(int64_t) * size));
-  // Sums in 32 bits, tile by tile; what they were when they could have overflowed, in 64; and what is to be taken away.
-  const int64_t tiles = up(size, TILE_ROWS) * filters;
-  int32_t* const partial = static_cast<int32_t*>(scratch(Scratch::partial, sizeof(int32_t) * tiles));
-  int64_t* const totals =
-      static_cast<int64_t*>(scratch(Scratch::totals, sizeof(int64_t) * (2 * filters + size + s.out * size)));
-  int64_t *const sums = totals, *const corrections = sums + filters, *const exact = corrections + filters + size;
-  float* const row_scale = reinterpret_cast<float*>(corrections + filters);
-  const int64_t wide = s.out % PANEL == 0 ? s.out : up(larger(s.out, PANEL), WIDE);
-  // Rounded, in the order in which they come: one image with channels first, or one row with channels last; that row the
-  // other way round; and a row of the gradient with room for whole words, channels last.
-  const int64_t pixels = s.height * s.width, ordered_width = up(s.width, BEYOND);
-  const int64_t rounded_size = larger(s.channels * (s.channels_last ? s.width : pixels),
-                                      s.out * (s.channels_last_out ? s.out_width : positions)) + BEYOND;
-  int8_t* const rounded = static_cast<int8_t*>(
-      scratch(Scratch::rows, rounded_size + s.channels * ordered_width + BEYOND + (room + GROUP) * wide));
-  int8_t* const ordered = rounded + rounded_size;
-  int8_t* const gradient_pixels = ordered + s.channels * ordered_width + BEYOND;
-  // Phases that no output meets stay as they are.
-  ColumnPhase* const met = static_cast<ColumnPhase*>(scratch(Scratch::bounds, sizeof(ColumnPhase) * phases));
-  int64_t num_met = 0;
-  for (int64_t phase = 0; phase < phases; phase++) {
-    const int64_t first = ((phase - s.left) % phases + phases) % phases;
-    if (first < s.width && is_met(phase, s.kernel_width, s.dilation_width, phases))
-      met[num_met++] = {first, (s.width - first + phases - 1) / phases, phase * phase_size + (s.left + first) / phases};
-  }
+  int64_t* const starts = static_cast<int64_t*>(scratch(Scratch::starts, sizeof(int64_t) * some * s.out_height));
+  float* const row_scale = static_cast<float*>(scratch(Scratch::scales, sizeof(float) * size));
   for (int64_t c = 0; c < s.channels; c++)
     for (int64_t i = 0; i < s.kernel_height; i++)
       for (int64_t j = 0; j < s.kernel_width; j++) {
         const int64_t over = j * s.dilation_width, place = weight_place(s, 0, c, i * s.kernel_width + j);
-        rows[place] = c * plane + (over % phases) * phase_size + i * s.dilation_height * phase_width + over / phases;
+        rows[place] = c * layout.plane + over % s.stride_width * layout.phase_size +
+                      i * s.dilation_height * layout.phase_width + over / s.stride_width;
         row_scale[place] = x_scale ? x_scale[c] : 1.0f;
       }
-  memset(gradient_pixels, 0, (room + GROUP) * wide);
+  for (int64_t b = 0; b < some; b++)
+    for (int64_t h = 0; h < s.out_height; h++)
+      starts[b * s.out_height + h] = b * layout.image + h * s.stride_height * layout.phase_width;
+  // Sums in 32 bits, tile by tile; in 64 where those could overflow; and what is to be taken away.
+  int32_t* const partial =
+      static_cast<int32_t*>(scratch(Scratch::partial, sizeof(int32_t) * up(size, TILE_ROWS) * filters));
+  int64_t* const sums =
+      static_cast<int64_t*>(scratch(Scratch::totals, sizeof(int64_t) * (2 * filters + s.out * size)));
+  int64_t *const corrections = sums + filters, *const exact = corrections + filters;
   memset(sums, 0, sizeof(int64_t) * 2 * filters);
+  // Room for rounding: whichever needs more of the two, and a row of the gradient, whose filters fill whole panels.
+  const int64_t rounded_size = larger(rounded_bytes(s.channels_last, s.channels, s.height, s.width),
+                                      rounded_bytes(s.channels_last_out, s.out, s.out_height, s.out_width));
+  const int64_t wide = s.out % PANEL == 0 ? s.out : up(s.out, WIDE), row_size = (words + 1) * GROUP * wide;
+  int8_t* const rounded = static_cast<int8_t*>(scratch(Scratch::rows, rounded_size + row_size));
+  int8_t* const row = rounded + rounded_size;
+  memset(row, 0, row_size);
   bool is_first = true, has_totals = false;
   int64_t added = 0;  // images since the sums in 32 bits began
   for (int64_t from = 0; from < s.batch; from += some) {
     const int64_t count = smaller(some, s.batch - from);
     for (int64_t b = 0; b < count; b++) {
-      Row* const image = planes + b * image_size;
-      const auto round = round_of(from + b);
-      const auto round_gradient = gradient_round_of(from + b);
-      const float* const x_image = x + (from + b) * s.channels * pixels;
-      const float* const gradient_image = gradient + (from + b) * s.out * positions;
-      fill(image, image_size, zero_of(from + b));
-      if (!s.channels_last) round_channels(x_image, s.channels, pixels, round, rounded);
-      for (int64_t h = 0; h < s.height; h++) {
-        if (!is_met(s.top + h, s.kernel_height, s.dilation_height, s.stride_height)) continue;
-        Row* const to = image + (s.top + h) * phase_width;
-        if (s.channels_last) {
-          round.pixels(x_image + h * s.width * s.channels, s.width * s.channels, 0, rounded);
-          transpose_bytes(rounded, s.channels, s.width, s.channels, ordered, ordered_width);
-        }
-        for (int64_t c = 0; c < s.channels; c++) {
-          const int8_t* const line = s.channels_last ? ordered + c * ordered_width : rounded + c * pixels + h * s.width;
-          for (int64_t i = 0; i < num_met; i++)
-            copy_phase(line + met[i].first, met[i].count, phases, to + c * plane + met[i].place);
-        }
-      }
-      if (!s.channels_last_out) round_channels(gradient_image, s.out, positions, round_gradient, rounded);
-      for (int64_t h = 0; h < s.out_height; h++) {
-        starts[b * s.out_height + h] = b * image_size + h * s.stride_height * phase_width;
-        if (s.channels_last_out) {
-          int8_t* const line = wide == s.out ? gradient_pixels : rounded;
-          round_gradient.pixels(gradient_image + h * s.out_width * s.out, s.out_width * s.out, 0, line);
-          if (line == rounded)
-            for (int64_t w = 0; w < s.out_width; w++) memcpy(gradient_pixels + w * wide, rounded + w * s.out, s.out);
-        } else {
-          transpose_bytes(rounded + h * s.out_width, positions, s.out, s.out_width, gradient_pixels, wide);
-        }
-        for (int64_t p = 0; p < panels_count; p++) {
-          Column* const to = panels + (p * count + b) * column + h * words * PANEL_ELEMENTS;
-          for (int64_t w = 0; w < words; w++)
-            interleave(gradient_pixels + w * GROUP * wide + p * PANEL, wide, to + w * PANEL_ELEMENTS);
-        }
-      }
-    }
-    for (int64_t p = 0; p < panels_count; p++)
-      for (int64_t b = 0; b < count; b++) {
+      round_to_planes(x + (from + b) * s.channels * pixels, s, layout, round_of(from + b), zero_of(from + b), rounded,
+                      planes + b * layout.image);
+      round_to_panels(gradient + (from + b) * s.out * positions, s, gradient_round_of(from + b), rounded, row, wide,
+                      panels + b * column, count * column);
+      for (int64_t p = 0; p < panels_count; p++) {
         alignas(64) int32_t of_image[PANEL] = {};
         const Column* const panel = panels + (p * count + b) * column;
         for (int64_t w = 0; w < column; w += PANEL_ELEMENTS) add_words(panel + w, of_image);
@@ -370,9 +404,10 @@ FEDHQ_INLINE void weight_gradient_of(const float* x, const float* gradient, cons
           corrections[p * PANEL + c] += static_cast<int64_t>(zero_of(from + b)) * of_image[c];
         }
       }
+    }
     const Inner inner{starts, count * s.out_height, words, GROUP};
-    product([=](int64_t m) { return planes + rows[m]; }, size, plane * sizeof(Row) / larger(1, kernel), inner, panels,
-            s.out, [=](int64_t m, int64_t, int64_t n, int64_t, const int32_t* found, int64_t across) {
+    product([=](int64_t m) { return planes + rows[m]; }, size, layout.plane * sizeof(Row) / kernel, inner, panels, s.out,
+            [=](int64_t m, int64_t, int64_t n, int64_t, const int32_t* found, int64_t across) {
               int32_t* const tile_sums = partial + up(size, TILE_ROWS) * n + m * across;
               for (int64_t i = 0; i < TILE_ROWS * across; i++)
                 tile_sums[i] = found[i] + (is_first ? 0 : tile_sums[i]);
