@@ -11,6 +11,7 @@ range.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -87,6 +88,30 @@ class ChunkSum:
                 return self._add(values, weight >> _WEIGHT_BITS, scratch.magnitudes(values), scratch, 2**31 - 1)
             return self._add(values, weight, found, scratch)
         return self._add(values, weight, None, scratch)
+
+    @classmethod
+    def of_units(cls, units: Integers, exponent: int, apart: dict[int, int]) -> ChunkSum:
+        """The sum that is `units` multiples of `2**exponent`, and of few values what is `apart`."""
+        one = cls(len(units))
+        one._exponent, one._units, one.apart = exponent, units, apart
+        return one
+
+    def span(self) -> list[int] | None:
+        """What its units are multiples of, as a power of two, and below which magnitude they are.
+
+        Empty where nothing was added; None where digits hold a part of the sum.
+        """
+        if self._digits is not None:
+            return None
+        return [] if self._exponent is None else [self._exponent, self._bound]
+
+    def write_units(self, exponent: int, units: Integers) -> None:
+        """Write the sum, but for what is `apart`, as multiples of `2**exponent`, of which `span` is one."""
+        if self._exponent is None:
+            units[:] = 0
+            return
+        np.subtract(self._units, np.int64(self._shifts()), out=units)
+        units <<= self._exponent - exponent
 
     def add_to(self, digits: Integers) -> None:
         """Add the sum to digits, but for what is `apart`.
@@ -197,6 +222,19 @@ class ChunkSum:
         self._spread_to(own, slice(None))
         self._units[:] = 0
         self._num_shifts = self._bound = 0
+
+
+def common_exponent(spans: Sequence[list[int] | None]) -> int | None:
+    """In which units sums can be added up in one int64 an element; None where they need digits.
+
+    Args:
+        spans: Of every sum, see `ChunkSum.span`.
+    """
+    held = [span for span in spans if span]
+    if None in spans or not held:
+        return None
+    exponent = min(each for each, _ in held)
+    return exponent if sum(bound << (each - exponent) for each, bound in held) < 2**62 else None
 
 
 def add_apart(apart: dict[int, int], digits: Integers) -> None:

@@ -10,14 +10,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedhq_lightning.federated.chunk_loops import CHUNK, Scratch
-from fedhq_lightning.federated.chunk_sum import MAX_VALUE, NUM_DIGITS, ChunkSum, add_apart, mean_of_digits
+from fedhq_lightning.federated.chunk_sum import (
+    MAX_VALUE,
+    NUM_DIGITS,
+    ChunkSum,
+    Integers,
+    add_apart,
+    common_exponent,
+    mean_of_digits,
+)
 from fedhq_lightning.quantize.native.lanes import native
 from fedhq_lightning.quantize.packed_weight import PackedWeight
 from fedhq_lightning.support.collectives import Processes
@@ -107,26 +115,35 @@ class ExactMean:
                 sums[number] = ChunkSum(0)
                 yield pieces, values
             return
-        groups = [
-            range(first, min(first + _CHUNKS_TO_SEND, len(sums))) for first in range(0, len(sums), _CHUNKS_TO_SEND)
-        ]
-        places = processes.gather([_span([sums[number].places() for number in group]) for group in groups])
-        apart = processes.gather([[number, list(one.apart.items())] for number, one in enumerate(sums) if one.apart])
-        others: dict[int, list[Any]] = {}
-        for number, items in (each for part in apart for each in part):
-            others.setdefault(number, []).append(items)
-        for group, spans in zip(groups, zip(*places, strict=True), strict=True):
-            sizes = [sums[number].size for number in group]
-            together = np.zeros((NUM_DIGITS, sum(sizes)), np.int64)
-            parts = np.split(together, np.cumsum(sizes)[:-1], axis=1)
+        spans = zip(*processes.gather([one.span() for one in sums]), strict=True)
+        found = {number: common_exponent(each) for number, each in enumerate(spans)}
+        exponents = {number: each for number, each in found.items() if each is not None}
+        apart: list[dict[int, int]] = [{} for _ in sums]
+        for part in processes.gather([[number, list(one.apart.items())] for number, one in enumerate(sums)]):
+            for number, items in part:
+                for place, total in items:
+                    apart[number][place] = apart[number].get(place, 0) + total
+        for group in _batches(list(exponents)):
+            units = np.empty(sum(sums[number].size for number in group), np.int64)
+            parts = _split(units, [sums[number].size for number in group])
+            for number, own in zip(group, parts, strict=True):
+                sums[number].write_units(exponents[number], own)
+                sums[number] = ChunkSum(0)
+            units[:] = processes.sum_integers(torch.from_numpy(units)).numpy()
+            for number, all_units in zip(group, parts, strict=True):
+                whole = ChunkSum.of_units(all_units, exponents[number], apart[number])
+                yield self._chunks[number], whole.mean(total_weight, self._scratch)
+        for group in _batches([number for number in found if number not in exponents]):
+            places = processes.gather(_span([sums[number].places() for number in group]))
+            together = np.zeros((NUM_DIGITS, sum(sums[number].size for number in group)), np.int64)
+            parts = _split(together, [sums[number].size for number in group])
             for number, digits in zip(group, parts, strict=True):
                 sums[number].add_to(digits)
                 sums[number] = ChunkSum(0)
-            begin, end = _span([range(*span) for span in spans])
+            begin, end = _span([range(*span) for span in places])
             together[begin:end] = processes.sum_integers(torch.from_numpy(together[begin:end])).numpy()
             for number, digits in zip(group, parts, strict=True):
-                for items in others.get(number, []):
-                    add_apart(dict(items), digits)
+                add_apart(apart[number], digits)
                 yield self._chunks[number], torch.from_numpy(mean_of_digits(digits, total_weight))
 
     def _joined(self, flat: Mapping[str, Tensor | PackedWeight], pieces: Sequence[_Piece]) -> Tensor:
@@ -144,6 +161,16 @@ class ExactMean:
     def _take_shapes(self, shapes: dict[str, list[int]]) -> None:
         self._shapes, self._chunks = shapes, _cut(shapes)
         self._sums = [ChunkSum(sum(end - begin for _, begin, end in pieces)) for pieces in self._chunks]
+
+
+def _batches(numbers: list[int]) -> Iterator[list[int]]:
+    for first in range(0, len(numbers), _CHUNKS_TO_SEND):
+        yield numbers[first : first + _CHUNKS_TO_SEND]
+
+
+def _split(together: Integers, sizes: list[int]) -> list[Integers]:
+    """Views of an array (..., sum of sizes)."""
+    return np.split(together, np.cumsum(sizes)[:-1], axis=-1)
 
 
 def _cut(shapes: Mapping[str, Sequence[int]]) -> list[list[_Piece]]:

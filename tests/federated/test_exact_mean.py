@@ -256,6 +256,30 @@ def test_an_ordinary_model_in_chunks(weights: list[int]) -> None:
             assert_nearest(value.reshape(-1)[place].item(), exact([each[place].item() for each in flat], weights))
 
 
+def test_what_processes_send_is_one_integer_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    summed = Together.sum_integers
+
+    def counted(self: Together, tensor: Tensor) -> Tensor:
+        sent.append(tensor.numel())
+        return summed(self, tensor)
+
+    monkeypatch.setattr(Together, "sum_integers", counted)
+    # Sums in other units on every process: their first updates are of other magnitudes.
+    states = [
+        {"weight": torch.randn(300, generator=torch.Generator().manual_seed(seed)) * 4.0**seed} for seed in range(3)
+    ]
+    expected = mean_of(states, [7, 7, 7])
+    assert all(same_bits(found, expected) for found in mean_of_all([accumulate([each], [7]) for each in states]))
+    assert sent == [300] * 3
+    # Digits only where one integer cannot hold it.
+    sent.clear()
+    states[0]["weight"] *= 2.0**-100
+    expected = mean_of(states, [7, 7, 7])
+    assert all(same_bits(found, expected) for found in mean_of_all([accumulate([each], [7]) for each in states]))
+    assert min(sent) > 300
+
+
 GRIDS = {"large": LayerScheme(4, 8, None), "norm.weight": LayerScheme(8, None, 16), "running_var": LayerScheme(3, 8, 2)}
 
 
