@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.quantize.lane_options import default_of_option
 from fedhq_lightning.recipe.identity import changes, in_words
 from fedhq_lightning.support.atomic_files import told_to_user
 from fedhq_lightning.support.paths import expand_if_given
@@ -220,7 +221,7 @@ def _attributes_of(study: Study) -> dict[str, Any]:
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse another design; the message names the part of it and what differs."""
-    if found := changes(before, now):
+    if found := changes(before, now, default_of=default_of_option):
         raise ConfigurationError(
             f"its study is of another {found[0].name.partition('.')[0]}: {in_words(found)}; go on with what it was "
             "made with, or give another --storage"

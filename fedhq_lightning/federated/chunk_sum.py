@@ -230,10 +230,10 @@ def common_exponent(spans: Sequence[list[int] | None]) -> int | None:
     Args:
         spans: Of every sum, see `ChunkSum.span`.
     """
-    held = [span for span in spans if span]
-    if None in spans or not held:
+    if None in spans:
         return None
-    exponent = min(each for each, _ in held)
+    held = [span for span in spans if span]
+    exponent = min((each for each, _ in held), default=0)  # all zeros fit any
     return exponent if sum(bound << (each - exponent) for each, bound in held) < 2**62 else None
 
 

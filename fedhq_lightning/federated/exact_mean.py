@@ -119,7 +119,8 @@ class ExactMean:
         found = {number: common_exponent(each) for number, each in enumerate(spans)}
         exponents = {number: each for number, each in found.items() if each is not None}
         apart: list[dict[int, int]] = [{} for _ in sums]
-        for part in processes.gather([[number, list(one.apart.items())] for number, one in enumerate(sums)]):
+        few = [[number, list(one.apart.items())] for number, one in enumerate(sums) if one.apart]
+        for part in processes.gather(few):
             for number, items in part:
                 for place, total in items:
                     apart[number][place] = apart[number].get(place, 0) + total

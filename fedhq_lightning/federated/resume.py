@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.settings import RunSettings
-from fedhq_lightning.quantize import LaneOptions
+from fedhq_lightning.quantize.lane_options import default_of_option
 from fedhq_lightning.recipe.edit import with_value
 from fedhq_lightning.recipe.identity import SETTINGS_THAT_CHANGE_NO_BIT, check_same
 from fedhq_lightning.run.directory import RunDirectory, load_checkpoint
@@ -149,13 +149,7 @@ def _check_same(saved: Mapping[str, Any], described: Mapping[str, Any]) -> None:
         # It tells more than objects tell about themselves.
         parts = [name for name in _PARTS_BESIDE_RECIPE if name in before]
         before, now = ({**each["recipe"], **{name: each.get(name) for name in parts}} for each in (before, now))
-    check_same(before, now, _FREE, _default_of)
-
-
-def _default_of(name: str, owner: str | None, key: str) -> Any:
-    """The default of a lane's option that the package has gained since the run began."""
-    defaults = {each.name: each.default for each in fields(LaneOptions)} if name == "trainer.lanes" else {}
-    return defaults.get(key)
+    check_same(before, now, _FREE, default_of_option)
 
 
 def _is_as_with(saved: Mapping[str, Any], max_rounds: int) -> bool:

@@ -1,6 +1,6 @@
 """How the lanes compute, as a recipe says it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
@@ -95,6 +95,18 @@ def check_kernel(mode: str, kernel: object, name: str) -> None:
     allowed = KERNELS[mode]
     if kernel not in allowed:
         raise ConfigurationError(f"{name} {kernel!r}: allowed are {', '.join(allowed)}{nearest(str(kernel), allowed)}")
+
+
+def default_of_option(name: str, owner: str | None, key: str) -> Any:
+    """The default of a lane's option that the package has gained since settings were written; None of anything else.
+
+    Args:
+        name: Dotted name of what holds it, such as `trainer.lanes` or `recipe.trainer.lanes`.
+        owner: Not used; see `recipe.identity.changes`.
+        key: The option.
+    """
+    is_lanes = name == "trainer.lanes" or name.endswith(".trainer.lanes")
+    return next((each.default for each in fields(LaneOptions) if is_lanes and each.name == key), None)
 
 
 def check_backward(backward: object) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import sqlite3
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.experiments.objectives import Objective
 from fedhq_lightning.experiments.study_storage import STUDY_NAME, default_place, join, load
+from fedhq_lightning.quantize.lane_options import LaneOptions
 
 OBJECTIVES = (Objective("metric_fp", "max"),)
 DESIGN = {"recipe": {"name": "mine", "model": {"lr": 0.1}}, "search": {"model.lr": [0.1, 0.2]}, "seed": 0}
@@ -50,6 +52,17 @@ def test_another_study_is_refused(change, words):
     open_study("study.log")
     with pytest.raises(ConfigurationError, match=f"^storage study.log: its study is of {words}.*another --storage$"):
         open_study("study.log", DESIGN | change)
+
+
+def test_a_study_from_before_recipes_said_the_lanes_options_goes_on_with_what_they_were():
+    def design(lanes):
+        return DESIGN | {"recipe": {"name": "mine", "trainer": {"lanes": lanes}}}
+
+    said = dataclasses.asdict(LaneOptions(qat_backward="bf16"))
+    open_study("study.log", design(None))
+    open_study("study.log", design(said))
+    with pytest.raises(ConfigurationError, match=r"recipe.trainer.lanes.qat_backward was 'bf16', is now 'int8'; go on"):
+        open_study("study.log", design(said | {"qat_backward": "int8"}))
 
 
 def test_what_others_wrote_is_refused(monkeypatch):

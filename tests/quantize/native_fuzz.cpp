@@ -173,11 +173,11 @@ int main(int, char** arguments) {
     s.batch = any(1, 3), s.channels = any(1, 40), s.out = any(1, 40), s.kernel_height = any(1, 5);
     s.kernel_width = any(1, 5), s.stride_height = any(1, 3), s.stride_width = any(1, 3);
     s.dilation_height = any(1, 2), s.dilation_width = any(1, 2);
-    s.left = s.right = any(0, 2), s.top = s.bottom = any(0, 2);
+    s.left = any(0, 2), s.right = any(0, 2), s.top = any(0, 2), s.bottom = any(0, 2);
     s.height = any(1, 12) + s.dilation_height * (s.kernel_height - 1);
     s.width = any(1, 20) + s.dilation_width * (s.kernel_width - 1);
-    s.out_height = (s.height + 2 * s.top - s.dilation_height * (s.kernel_height - 1) - 1) / s.stride_height + 1;
-    s.out_width = (s.width + 2 * s.left - s.dilation_width * (s.kernel_width - 1) - 1) / s.stride_width + 1;
+    s.out_height = (s.height + s.top + s.bottom - s.dilation_height * (s.kernel_height - 1) - 1) / s.stride_height + 1;
+    s.out_width = (s.width + s.left + s.right - s.dilation_width * (s.kernel_width - 1) - 1) / s.stride_width + 1;
     s.channels_last = any(0, 1), s.channels_last_out = any(0, 1), s.channels_last_weight = any(0, 1);
     const int64_t size = s.channels * s.kernel_height * s.kernel_width;
     std::vector<int8_t> integers(s.out * size);

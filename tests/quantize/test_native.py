@@ -111,6 +111,14 @@ class TestBits:
             for ours, theirs in zip(trained(layer, values, gradient), expected, strict=True):
                 torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
 
+    @pytest.mark.parametrize(("mode", "backward"), [("ptq", "int8"), ("qat", "int8")])
+    def test_a_batch_of_more_positions_than_sums_in_32_bits_take(self, mode: str, backward: str) -> None:
+        layer = in_lane(nn.Conv2d(1, 2, 3, padding=1), mode, backward=backward)
+        x, gradient = torch.rand(5, 1, 130, 190), torch.rand(5, 2, 130, 190)  # two images fit, in each of three parts
+        expected = without_kernels(lambda: trained(layer, x, gradient))
+        for ours, theirs in zip(trained(layer, x, gradient), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
+
     @pytest.mark.parametrize(
         "layer", [nn.Linear(20, 9), nn.Conv2d(4, 9, (2, 3), padding="same"), nn.Conv1d(4, 9, 3, padding=1)], ids=repr
     )

@@ -169,12 +169,13 @@ def _computed() -> list[Tensor]:
     for batch, channels, size, out, kernel, stride in ((2, 1, 9, 6, 5, 1), (3, 16, 8, 33, 3, 2), (2, 20, 7, 16, 3, 1)):
         x, weight, bias = random(batch, channels, size, size), random(out, channels, kernel, kernel), random(out)
         edge = (size + 2 - kernel) // stride + 1
-        gradient, geometry = random(batch, out, edge, edge), ([stride] * 2, [1] * 4, [1] * 2, False)
-        for image in (x, x.relu().contiguous(memory_format=torch.channels_last)):
-            given = image, weight, bias
-            results += _trained(ops.int8_convolution, given, gradient, *geometry)
+        gradient = random(batch, out, edge, edge)
+        for layout, values in ((torch.contiguous_format, x), (torch.channels_last, x.relu())):
+            image, filters, upper = (each.contiguous(memory_format=layout) for each in (values, weight, gradient))
+            given, geometry = (image, filters, bias), ([stride] * 2, [1] * 4, [1] * 2, layout is torch.channels_last)
+            results += _trained(ops.int8_convolution, given, upper, *geometry)
             for arguments in ((2, 8, torch.float32), (4, 8, torch.bfloat16), (8, 4, torch.int8)):
-                results += _trained(ops.grid_convolution, given, gradient, *arguments, *geometry)
+                results += _trained(ops.grid_convolution, given, upper, *arguments, *geometry)
             results += _trained(ops.max_pool, (image,), random(batch, channels, size // 2, size // 2))
     for channels, groups in ((6, 3), (40, 8)):
         shape = (2, channels, 5, 9)

@@ -47,7 +47,7 @@ FEDHQ_INLINE void store_columns(const float* values, int64_t rows, int64_t colum
     for (int64_t c = 0; c < columns; c += 8) {
       __m256 a[8], b[8];
       for (int i = 0; i < 8; i++) a[i] = _mm256_loadu_ps(values + i * width + c);
-      // Three times the first half interleaved with the second, of pairs within halves of a vector and then across.
+      // Rows are interleaved with their neighbours, then with the second next, then the halves of vectors change places.
       for (int i = 0; i < 8; i += 2) {
         b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
         b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
@@ -72,7 +72,7 @@ FEDHQ_INLINE void store_columns(const float* values, int64_t rows, int64_t colum
     for (int64_t r = 0; r < rows; r++) to[c * stride + r] = values[r * width + c];
 }
 
-// The same with room up to whole panels; null stays null.
+// A copy with room up to whole panels; null stays null.
 FEDHQ_INLINE float* with_room(Scratch which, const float* from, int64_t size) {
   if (!from) return nullptr;
   float* const to = static_cast<float*>(scratch(which, sizeof(float) * up(size, PANEL)));

@@ -200,7 +200,7 @@ static void grid_convolution_input_gradient(const int8_t* weight, const float* w
 }
 
 constexpr int64_t MOST_POSITIONS = 65536;  // whose products stay within 32 bits
-constexpr int64_t BYTES_OF_PANELS_AT_ONCE = 32 * 1024;  // that stay in the first-level cache over all rows
+constexpr int64_t BYTES_OF_PANELS_AT_ONCE = 32 * 1024;  // of which most stay in the first-level cache over all rows
 
 // Whether a row (or column) of the padded input meets any output.
 FEDHQ_INLINE bool is_met(int64_t place, int64_t kernel, int64_t dilation, int64_t stride) {
@@ -215,25 +215,25 @@ struct ColumnPhase {
   int64_t place;         // where the first one lies, in elements from the beginning of a channel's row
 };
 
-constexpr int64_t SHORT = 16;
+constexpr int64_t PIECE_OF_ROW = 16;
 
 // Integers of one row, plus the offset.
 FEDHQ_INLINE void copy_row(const int8_t* from, int64_t size, Row* to) {
-  if (size < SHORT) {
+  if (size < PIECE_OF_ROW) {
     for (int64_t w = 0; w < size; w++) to[w] = static_cast<Row>(from[w] + OFFSET);
     return;
   }
   // The last piece may overlap the one before.
-  for (int64_t start = 0; start < size; start += SHORT) {
-    const int64_t w = smaller(start, size - SHORT);
-    for (int64_t i = 0; i < SHORT; i++) to[w + i] = static_cast<Row>(from[w + i] + OFFSET);
+  for (int64_t start = 0; start < size; start += PIECE_OF_ROW) {
+    const int64_t w = smaller(start, size - PIECE_OF_ROW);
+    for (int64_t i = 0; i < PIECE_OF_ROW; i++) to[w + i] = static_cast<Row>(from[w + i] + OFFSET);
   }
 }
 
 FEDHQ_INLINE void copy_phase(const int8_t* from, int64_t count, int64_t stride, Row* to) {
   if (stride == 1)
     copy_row(from, count, to);
-  else if (stride == 2)
+  else if (stride == 2)  // a stride that the compiler knows makes vectors
     for (int64_t w = 0; w < count; w++) to[w] = static_cast<Row>(from[2 * w] + OFFSET);
   else
     for (int64_t w = 0; w < count; w++) to[w] = static_cast<Row>(from[stride * w] + OFFSET);
@@ -253,7 +253,7 @@ FEDHQ_INLINE Planes planes_of(const Convolution& s) {
   planes.phase_size = padded_height(s) * planes.phase_width;
   planes.plane = phases * planes.phase_size;
   planes.image = s.channels * planes.plane;
-  ColumnPhase* const met = static_cast<ColumnPhase*>(scratch(Scratch::bounds, sizeof(ColumnPhase) * phases));
+  ColumnPhase* const met = static_cast<ColumnPhase*>(scratch(Scratch::phases, sizeof(ColumnPhase) * phases));
   planes.met = met;
   planes.num_met = 0;
   for (int64_t phase = 0; phase < phases; phase++) {

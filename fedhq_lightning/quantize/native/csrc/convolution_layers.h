@@ -21,6 +21,7 @@ Convolution shape_of(const Tensor& x, at::IntArrayRef kernel, at::IntArrayRef st
   s.channels_last = !x.is_contiguous();
   s.channels_last_out = channels_last_out;
   s.channels_last_weight = channels_last_weight;
+  TORCH_CHECK(s.batch > 0, "no images");
   TORCH_CHECK(s.out_height > 0 && s.out_width > 0, "the kernel is larger than the padded input");
   return s;
 }

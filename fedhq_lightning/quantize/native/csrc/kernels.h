@@ -54,8 +54,8 @@ struct Kernels {
 
   // Gradient (rows, out) in the two forms that its products take: `by_rows` (or null) with the weight's scale in it and
   // a scale for every row, as rows of `row_stride` elements; `by_columns` (or null) with the input's scale in it and a
-  // scale for every column, as words [rows / group][column_stride / group]. `corrections` (out) are what the input's
-  // zero points add to the sums of `by_columns`; both null where it has none.
+  // scale for every column, as words [rows / group][column_stride / group], each row with room for a multiple of 16.
+  // `corrections` (out) are what the input's zero points add to the sums of `by_columns`; both null where it has none.
   void (*quantize_gradient)(const float* gradient, int64_t rows, int64_t out, const float* weight_scale,
                             const float* x_scale, const int32_t* zero_point, void* by_rows, int64_t row_stride,
                             float* row_scale, void* by_columns, int64_t column_stride, float* column_scale,

@@ -91,7 +91,8 @@ FEDHQ_INLINE Grid asymmetric_grid(const float* x, int64_t size, int lowest, int 
 
 // A value's integer on a grid.
 FEDHQ_INLINE int32_t on_grid(float value, float inverse, int32_t zero_point, int32_t lowest, int32_t highest) {
-  return bounded(__builtin_irintf(value * inverse) + zero_point, lowest, highest);
+  // Bounds first: the integer of what is no number may be the smallest there is.
+  return bounded(__builtin_irintf(value * inverse), lowest - zero_point, highest - zero_point) + zero_point;
 }
 
 FEDHQ_INLINE void round_asymmetric(const float* __restrict x, int64_t size, Grid grid, int lowest, int highest,

@@ -6,7 +6,7 @@ namespace fedhq {
 
 enum class Scratch : int {
   rows, values, bounds, input, gradient, columns, filters, image, runs, starts, row_starts, sums, totals, partial, scales,
-  bias, count
+  bias, phases, count
 };
 
 // At least `bytes` bytes and some that may be read beyond, aligned to 64; what they held is lost.
