@@ -31,7 +31,9 @@ struct Results {
   bool operator==(const Results& other) const {
     if (floats.size() != other.floats.size() || integers != other.integers) return false;
     for (size_t i = 0; i < floats.size(); i++)
-      if (memcmp(floats[i].data(), other.floats[i].data(), floats[i].size() * sizeof(float))) return false;
+      if (!floats[i].empty() &&
+          memcmp(floats[i].data(), other.floats[i].data(), floats[i].size() * sizeof(float)))
+        return false;
     return true;
   }
 };
