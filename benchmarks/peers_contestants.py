@@ -332,14 +332,14 @@ def ours(job: Job, report: Report, mode: str, cifar10: str | None = None, seed: 
                 report.value(**{name: record.metrics[f"{name}/accuracy"] for name in ("fp", "quantized")})
 
     torch.manual_seed(seed)
-    module, modes = Module(), {each: each for each in ("fp", "ptq", "qat")}
-    allocation: Mode = modes[mode]  # type: ignore[assignment]  # one of the three
+    module = Module()
+    modes: dict[str, Mode] = {"fp": "fp", "ptq": "ptq", "qat": "qat"}
     trainer = FederatedTrainer(
         max_rounds=1 + shape.rounds,
         clients_per_round=shape.cohort,
         local_epochs=shape.epochs,
         scheme=None if mode == "fp" and cifar10 is None else shared.SCHEME,
-        callbacks=[FixedAllocator(allocation), Clock()],
+        callbacks=[FixedAllocator(modes[mode]), Clock()],
         logger=False,
         accelerator="cpu",
         devices=job.processes,
