@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""What ends a run in one sentence instead of a traceback."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -9,6 +9,14 @@ class ConfigurationError(ValueError):
 
     The message says what was given, what is allowed and what to do. The command line prints it as one line and
     exits with code 2; `--debug` adds the traceback.
+    """
+
+
+class RunError(RuntimeError):
+    """A run cannot go on, though what it was given may be right: its clients failed, or a process is gone.
+
+    The message says what happened and what to do. The command line prints it as one line and exits with code 1;
+    `--debug` adds the traceback.
     """
 
 

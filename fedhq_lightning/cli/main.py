@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from fedhq_lightning.cli import COMMANDS, shell
 from fedhq_lightning.cli.own_code import told_from_own_lines
 from fedhq_lightning.cli.parser import Function, Parser, complain
-from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.errors import ConfigurationError, RunError
 from fedhq_lightning.support.first_process import is_first_process
 from fedhq_lightning.support.quiet import say_line, show_warnings
 from fedhq_lightning.version import __version__
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Those of the command line unless given.
 
     Returns:
-        0; 1 for a mistake in the user's own code; 2 for something else that the user can mend; 130 after Ctrl-C.
+        0; 1 for a mistake in the user's own code, or a run that cannot go on; 2 for something else that the user can mend; 130 after Ctrl-C.
 
     Raises:
         Exception: What is neither, or anything with `--debug`.
@@ -65,13 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             show_warnings(_warn)
             known.function(known, rest)
-    except ConfigurationError as error:
+    except (ConfigurationError, RunError) as error:
         if known.debug:
             traceback.print_exception(error)
             _first_has_ended()
         else:
             _tell(error)
-        return 2
+        return 2 if isinstance(error, ConfigurationError) else 1
     except KeyboardInterrupt as interruption:
         if not is_first_process():
             # A failure here would make Lightning kill the first process, which may still be closing its files; and
