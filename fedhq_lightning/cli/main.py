@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Those of the command line unless given.
 
     Returns:
-        0; 1 for a mistake in the user's own code, or a run that cannot go on; 2 for something else that the user can mend; 130 after Ctrl-C.
+        0; 1 for a mistake in the user's own code, or a run that cannot go on; 2 for something else that the user can
+        mend; 130 after Ctrl-C.
 
     Raises:
         Exception: What is neither, or anything with `--debug`.
