@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import yaml
 
 from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.data import FederatedDataModule
@@ -47,6 +46,7 @@ from fedhq_lightning.support.memory import keep_freed_memory
 from fedhq_lightning.support.paths import expand_if_given
 from fedhq_lightning.support.phase_clock import PhaseClock
 from fedhq_lightning.support.views import users_view
+from fedhq_lightning.support.yaml_text import parse_yaml
 from fedhq_lightning.tracking import check_logger
 from fedhq_lightning.tracking.callback import Tracking
 from fedhq_lightning.types import MonitorMode
@@ -340,7 +340,7 @@ class FederatedTrainer(AfterFit):
             described["compiled_kernels"] = has_compiler()
             described["native_kernels"] = native_level() is not None
         if self.recipe is not None:
-            described["recipe"] = yaml.safe_load(self.recipe.text)
+            described["recipe"] = parse_yaml(self.recipe.text)
         return described
 
     def _states_of_callbacks(self) -> dict[str, Any]:

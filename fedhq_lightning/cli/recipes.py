@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 
 from fedhq_lightning.cli import completers
-from fedhq_lightning.cli.parser import AddCommand, completed_by, find_own_modules, naming, path
+from fedhq_lightning.cli.parser import AddCommand, complain, completed_by, find_own_modules, naming, path
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.recipe import files as recipe_files
 
@@ -22,6 +23,10 @@ _SHOW_EPILOG = """examples:
   fedhq show digits-smoke                          every key with its value, defaults included
   fedhq show digits-smoke --trainer.scheme=w8a8    with another value
   fedhq show digits-smoke > mine.yaml              the whole of it as a recipe of your own
+  fedhq show mine.yaml --trust                     with the defaults of classes of your own
+
+Nothing of a recipe is run, and no module imported but this package's, torch's, Lightning's and torchmetrics'. --trust
+imports the others that it names, which runs their code; modules in the current directory are found.
 """
 
 
@@ -35,6 +40,7 @@ def add(add_command: AddCommand) -> None:
     )
     show = add_command("show", _show, "Print a recipe with every default filled in; it can be run.", _SHOW_EPILOG)
     add_recipe(show)
+    show.add_argument("--trust", action="store_true", help="import whatever it names, which runs that code")
 
 
 def add_recipe(command: argparse.ArgumentParser, nargs: str | None = None, default: str = "") -> None:
@@ -65,10 +71,18 @@ def _copy(known: argparse.Namespace, rest: list[str]) -> None:
 
 def _show(known: argparse.Namespace, rest: list[str]) -> None:
     name, text = recipe_files.find(known.recipe)
-    find_own_modules()
+    if known.trust:
+        find_own_modules()
     with naming(f"recipe {name}"):
-        from fedhq_lightning.launch.resolve import resolve
+        from fedhq_lightning.launch.import_policy import UntrustedImportError, only_trusted_imports
+        from fedhq_lightning.launch.resolve import as_written, resolve
 
-        resolved = resolve(name, text, rest)
+        try:
+            with nullcontext() if known.trust else only_trusted_imports():
+                resolved = resolve(name, text, rest)
+        except UntrustedImportError as error:
+            complain(f"recipe {name}: {error}, so defaults are missing; --trust imports it, and so runs its code")
+            print(as_written(text, rest), end="")
+            return
         resolved.check_trainer()
         print(resolved.recipe.text, end="")

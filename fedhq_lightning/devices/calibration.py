@@ -15,7 +15,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from fedhq_lightning.devices.device_profile import read_yaml
+from fedhq_lightning.devices.device_profile import read_mapping
 from fedhq_lightning.errors import ConfigurationError, nearest
 
 
@@ -111,5 +111,5 @@ def shipped_calibration() -> Calibration:
     Raises:
         ConfigurationError: The file is broken.
     """
-    content = read_yaml(files("fedhq_lightning.devices") / "calibration.yaml")
+    content = read_mapping(files("fedhq_lightning.devices") / "calibration.yaml")
     return Calibration.of(content.get("factors") or {})

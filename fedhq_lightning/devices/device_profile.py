@@ -25,10 +25,9 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.support.paths import expand_if_given
+from fedhq_lightning.support.yaml_text import parse_yaml, read_yaml
 
 _FLOPS = {"FLOP/s": 1.0, "MFLOP/s": 1e6, "GFLOP/s": 1e9, "TFLOP/s": 1e12}
 _BYTES_PER_SECOND = {"B/s": 1.0, "MB/s": 1e6, "GB/s": 1e9}
@@ -128,7 +127,7 @@ def load_profile(name_or_path: str | Path) -> DeviceProfile:
     """
     name_or_path = expand_if_given(name_or_path, "device")
     if is_path(name_or_path):
-        return _parse(read_yaml(Path(name_or_path)), str(name_or_path))
+        return _parse(read_mapping(Path(name_or_path)), str(name_or_path))
     name = str(name_or_path)
     allowed = available_profiles()
     if name not in allowed:
@@ -136,7 +135,7 @@ def load_profile(name_or_path: str | Path) -> DeviceProfile:
             f"unknown device {name!r}; shipped are {', '.join(allowed)}, and any path to a .yaml file works"
             f"{nearest(name, allowed)}"
         )
-    return _parse(read_yaml(shipped_file(name)), name)
+    return _parse(read_mapping(shipped_file(name)), name)
 
 
 def device_file(device: str | Path, folder: Path) -> str | Path:
@@ -155,16 +154,16 @@ def shipped_file(name: str) -> Traversable:
     return files("fedhq_lightning.devices") / f"{name}.yaml"
 
 
-def read_yaml(file: Path | Traversable) -> dict[str, Any]:
-    """Read a YAML file that must hold a mapping.
+def read_mapping(file: Path | Traversable) -> dict[str, Any]:
+    """Read a YAML file that must hold a mapping: a user's, or a shipped one.
 
     Raises:
         ConfigurationError: It cannot be read, is not YAML, or holds something else.
     """
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"cannot read {file}: {str(error).splitlines()[0]}") from error
+        content = read_yaml(file) if isinstance(file, Path) else parse_yaml(file.read_text(encoding="utf-8"))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"cannot read {error}") from error
     if not isinstance(content, dict):
         raise ConfigurationError(f"{file}: expected a mapping at the top, found {type(content).__name__}")
     return content

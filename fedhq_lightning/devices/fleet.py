@@ -17,7 +17,7 @@ from fedhq_lightning.devices.device_profile import (
     device_file,
     is_path,
     load_profile,
-    read_yaml,
+    read_mapping,
     shipped_file,
     shipped_names,
 )
@@ -108,7 +108,7 @@ class Fleet:
             path = Path(name_or_path)
             if path.suffix == _CSV:
                 return TracedFleet.of(path.stem, read_csv_trace(path), seed)
-            content, name, folder = read_yaml(path), path.stem, path.parent
+            content, name, folder = read_mapping(path), path.stem, path.parent
         else:
             name, folder = str(name_or_path), Path()
             allowed = available_fleets()
@@ -117,7 +117,7 @@ class Fleet:
                     f"unknown fleet {name!r}; shipped are {', '.join(allowed)}; a path to a .yaml file or a list of "
                     f"devices works too{nearest(name, allowed)}"
                 )
-            content = read_yaml(shipped_file(FLEET_PREFIX + name))
+            content = read_mapping(shipped_file(FLEET_PREFIX + name))
         if "clients" in content:
             return TracedFleet.of(name, parse_yaml_trace(content, name, folder), seed)
         profiles = content.get("profiles")

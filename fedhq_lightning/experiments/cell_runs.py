@@ -21,6 +21,7 @@ from fedhq_lightning.experiments.workers import Workers
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.recipe.identity import without_free
 from fedhq_lightning.run.run import Run
+from fedhq_lightning.support.yaml_text import parse_yaml
 from fedhq_lightning.tracking import labelled
 
 
@@ -129,7 +130,7 @@ def shared_settings(name: str, text: str) -> dict[str, Any]:
     Raises:
         ConfigurationError: The recipe has no scheme.
     """
-    content = without_free(yaml.safe_load(text))
+    content = without_free(parse_yaml(text))
     trainer = content["trainer"]
     if trainer.get("scheme") is None:
         raise ConfigurationError(
@@ -153,7 +154,7 @@ def cell_recipe(text: str, contestant: Contestant, seed: int, root: Path, refere
         root: Where its run directory is made.
         reference: The cell that a random allocator is matched to.
     """
-    content: dict[str, Any] = yaml.safe_load(text)
+    content: dict[str, Any] = parse_yaml(text)
     trainer = content["trainer"]
     init_args = copy.deepcopy(dict(contestant.init_args))
     if reference is not None:

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.support.paths import expand
+from fedhq_lightning.support.yaml_text import read_yaml
 
 _CALLBACKS = "fedhq_lightning.callbacks"
 BEST_FIXED = "best-fixed"
@@ -181,10 +180,9 @@ def _own(text: str) -> Contestant:
         return Contestant(name, source)
     source = expand(source, f"allocator {name}")
     try:
-        content = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise ConfigurationError(f"allocator {text!r}: {source}: {reason}") from error
+        content = read_yaml(Path(source))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"allocator {text!r}: {error}") from error
     allowed = {"class_path", "init_args", "trainer"}
     if not isinstance(content, dict) or "class_path" not in content or not set(content) <= allowed:
         raise ConfigurationError(

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 
 from fedhq_lightning.errors import ConfigurationError, nearest
@@ -21,6 +20,7 @@ from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.support.atomic_files import write_atomically
 from fedhq_lightning.support.quiet import say_line
+from fedhq_lightning.support.yaml_text import parse_yaml
 
 
 def compare_recipe(known: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -64,7 +64,7 @@ def compare_recipe(known: argparse.Namespace, overrides: Sequence[str]) -> None:
         at_once = f", {workers} at a time" if workers > 1 and len(missing) > 1 else ""
         runs = f"{len(missing)} run{'s' if len(missing) > 1 else ''} of {name}"
         say_line(f"{runs}: {', '.join(names)}; seeds {', '.join(known.seeds)}{at_once}", sys.stdout)
-    max_rounds = yaml.safe_load(resolved.recipe.text)["trainer"]["max_rounds"]
+    max_rounds = parse_yaml(resolved.recipe.text)["trainer"]["max_rounds"]
     try:
         with rounds_under_way.shown(compared.missing_runs(), max_rounds, Console()):
             compared.run(workers, limit, on_end)

@@ -26,6 +26,7 @@ from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.recipe.identity import without_free
 from fedhq_lightning.support.quiet import say_line
+from fedhq_lightning.support.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -97,7 +98,7 @@ def _prepare(
     """Everything that can be checked before there is a study."""
     name, text = recipe_files.find(recipe)
     resolved = resolve(name, text, overrides)
-    content: dict[str, Any] = yaml.safe_load(resolved.recipe.text)
+    content: dict[str, Any] = parse_yaml(resolved.recipe.text)
     given = read_section(text, search)
     with _naming_section(search):
         section = parse_section(given, trials)

@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.experiments.objectives import DEFAULT
 from fedhq_lightning.experiments.pruning import PruningRule
 from fedhq_lightning.support.paths import expand
+from fedhq_lightning.support.yaml_text import parse_yaml, read_yaml
 
 KEYS = ("search", "objectives", "trials", "sampler", "seed", "pruning")
 _TRIALS = 20
@@ -61,7 +60,7 @@ def read_section(text: str, search_file: str | None) -> Any:
         ConfigurationError: There is none.
     """
     if search_file is None:
-        section = yaml.safe_load(text).get("tune")
+        section = parse_yaml(text).get("tune")
         if section is None:
             raise ConfigurationError(
                 "it has no tune section; add one (see docs/tuning.md), or give a file of its own by --search FILE"
@@ -69,14 +68,9 @@ def read_section(text: str, search_file: str | None) -> Any:
         return section
     search_file = expand(search_file, "--search")
     try:
-        content = yaml.safe_load(Path(search_file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigurationError(f"--search {search_file}: {reason}") from error
-    except yaml.YAMLError as error:
-        raise ConfigurationError(
-            f"--search {search_file}: not readable as YAML: {' '.join(str(error).split())}"
-        ) from error
+        content = read_yaml(Path(search_file))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"--search {error}") from error
     return content.get("tune", content) if isinstance(content, Mapping) else content
 
 

@@ -23,9 +23,10 @@ from fedhq_lightning.federated.settings import check_settings
 from fedhq_lightning.launch.expanded import FLEETS, RUNS, expanded
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
 from fedhq_lightning.recipe.errors import check_all_used, check_class_nodes, explain
-from fedhq_lightning.recipe.keys import locate, with_values
+from fedhq_lightning.recipe.keys import locate, with_overrides, with_values
 from fedhq_lightning.support.lightnings import AnyModule
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
+from fedhq_lightning.support.yaml_text import check_texts, parse_yaml
 from fedhq_lightning.trainer import FederatedTrainer, Recipe
 
 _INTO_LIST = re.compile(r"--(trainer\.callbacks\.(?:\d+|[A-Z]\w*)\.[^=]+)=(.*)", re.DOTALL)
@@ -118,12 +119,13 @@ def resolve(name: str, text: str, overrides: Sequence[str] = ()) -> Resolved:
     content.pop("tune", None)
     keys = [action.dest for action in parser._actions if action.dest.rpartition(".")[2] != "help"]
     check_class_nodes(content)
+    check_texts([content, *(override.partition("=")[2] for override in overrides)])
     try:
         base = parser.parse_object(content)
         own, rest = _split(overrides)
         if own:
             resolved = base.as_dict()
-            placed = {locate(resolved, key): yaml.safe_load(value) for key, value in own}
+            placed = {locate(resolved, key): parse_yaml(value) for key, value in own}
             base = parser.parse_object(with_values(resolved, placed))
         values = parser.parse_args(rest, namespace=base) if rest else base
     except ConfigurationError:
@@ -135,8 +137,27 @@ def resolve(name: str, text: str, overrides: Sequence[str] = ()) -> Resolved:
     values = expanded(values)
     if values.trainer.lanes is None:
         values.trainer.lanes = Namespace(asdict(LaneOptions()))  # type: ignore[no-untyped-call]  # untyped in jsonargparse
-    header = "".join(line + "\n" for line in takewhile(lambda line: line.startswith("#"), text.splitlines()))
-    return Resolved(Recipe(name, header + parser.dump(_rooted(values), skip_unset=False)), parser, values)
+    return Resolved(Recipe(name, _header(text) + parser.dump(_rooted(values), skip_unset=False)), parser, values)
+
+
+def as_written(text: str, overrides: Sequence[str] = ()) -> str:
+    """A recipe with overrides put into it, and nothing else: no class looked up, no default filled in.
+
+    Args:
+        text: As `resolve` takes it.
+        overrides: `--KEY=VALUE`.
+
+    Raises:
+        ConfigurationError: Unreadable, or an override that cannot be put in.
+    """
+    content = with_overrides(_read(text), overrides)
+    content.pop("tune", None)
+    return _header(text) + str(yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
+
+
+def _header(text: str) -> str:
+    """The comment that a recipe begins with."""
+    return "".join(line + "\n" for line in takewhile(lambda line: line.startswith("#"), text.splitlines()))
 
 
 def _split(overrides: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -187,19 +208,18 @@ def _rooted_runs(value: Any) -> Any:
 
 
 def _read(text: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigurationError(f"not readable as YAML{line}: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"not readable as YAML: {' '.join(str(error).split())}") from error
+    content = parse_yaml(text)
     if not isinstance(content, dict):
         found = "nothing" if content is None else f"a {type(content).__name__}"
         raise ConfigurationError(f"holds {found}; a recipe has the keys model, data and trainer")
     for part in ("model", "data"):
         if content.get(part) is None:
             raise ConfigurationError(f"{part} is missing; give it by class_path and init_args")
+    for part in ("model", "data", "trainer"):
+        # A text would be taken for the name of a file with the rest of the recipe.
+        if isinstance(content.get(part), str):
+            how = "its settings, one a line" if part == "trainer" else "class_path and init_args"
+            raise ConfigurationError(f"{part} is text, {content[part]!r}; give {how}")
     return content
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import yaml
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.support.yaml_text import parse_yaml
 
 _KERNELS = ("trainer", "lanes", "layer_kernels")
 _NOTE = "  # measured by fedhq profile on one host"
+_NOT_SAFELY = "its YAML cannot be changed safely"
 
 
 def with_layer_kernels(text: str, kernels: Mapping[str, Mapping[str, str]]) -> str:
@@ -24,7 +26,7 @@ def with_layer_kernels(text: str, kernels: Mapping[str, Mapping[str, str]]) -> s
     Raises:
         ConfigurationError: The text is written so that it cannot be changed safely, such as with `trainer` in braces.
     """
-    content = yaml.safe_load(text)
+    content = parse_yaml(text)
     if _value_at(content, _KERNELS) in (None, {}) and not kernels:
         return text
     return with_value(text, _KERNELS, {mode: dict(chosen) for mode, chosen in kernels.items()} or None)
@@ -41,17 +43,19 @@ def with_value(text: str, place: tuple[str, ...], value: Any) -> str:
     Raises:
         ConfigurationError: The text is written so that it cannot be changed safely, such as with `trainer` in braces.
     """
-    content = yaml.safe_load(text)
+    content = parse_yaml(text)
     wanted = copy.deepcopy(content)
     node = wanted
-    for key in place[:-1]:
-        node[key] = node.get(key) or {}
-        node = node[key]
-    node[place[-1]] = value
+    for key in place:
+        if not isinstance(node, dict):
+            raise ConfigurationError(_NOT_SAFELY)
+        parent, node = node, node.get(key) or {}
+        parent[key] = node
+    parent[place[-1]] = value
     edited = _edited(text, content, wanted, place)
     # Anchors, merge keys and odd layouts: whatever the edit did not foresee shows here.
     if edited is None or not _holds(edited, wanted):
-        raise ConfigurationError("its YAML cannot be changed safely")
+        raise ConfigurationError(_NOT_SAFELY)
     return edited
 
 
@@ -123,6 +127,6 @@ def _value_at(content: Any, path: tuple[str, ...]) -> Any:
 
 def _holds(text: str, wanted: Any) -> bool:
     try:
-        return bool(yaml.safe_load(text) == wanted)
-    except yaml.YAMLError:
+        return bool(parse_yaml(text) == wanted)
+    except ConfigurationError:
         return False

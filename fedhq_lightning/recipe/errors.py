@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 import traceback
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
@@ -222,7 +223,7 @@ def _sentence(found: list[_Finding], known_keys: Sequence[str]) -> str:
 
 def _about_class(text: str) -> str | None:
     if match := _NO_ATTRIBUTE.search(text):
-        module = import_module(match[1])
+        module = sys.modules.get(match[1])
         names = getattr(module, "__all__", dir(module))
         return f"{match[1]} has no {match[2]!r}{nearest(match[2], names)}"
     if match := _NO_MODULE.search(text):
@@ -249,9 +250,13 @@ def _unknown_option(where: str, option: str, classes: tuple[str, ...], known_key
         head = option.partition(".")[0]
         return unknown_key(f"{where}.{option}" if where else head, known_keys)
     module_name, _, class_name = classes[-1].rpartition(".")
-    allowed = list(_parameters(getattr(import_module(module_name), class_name)))
+    named = getattr(sys.modules.get(module_name), class_name, None)
     option = option.partition(".")[0]
-    return f"{where}: {class_name} has no {option!r}; it takes {', '.join(allowed)}{nearest(option, allowed)}"
+    said = f"{where}: {class_name} has no {option!r}"
+    if not callable(named):  # a recipe's own text looked like an error's
+        return said
+    allowed = list(_parameters(named))
+    return f"{said}; it takes {', '.join(allowed)}{nearest(option, allowed)}"
 
 
 def _parameters(function: Any) -> Iterator[str]:

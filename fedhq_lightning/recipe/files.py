@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.support.paths import expand_path
+from fedhq_lightning.support.untrusted_files import MOST_TEXT_BYTES, read_text
 
 STARTED_FROM_PYTHON = "# Started from Python"
 """How `recipe.yaml` begins in a run that no recipe describes."""
@@ -47,10 +48,9 @@ def read(path: Path) -> str:
         ConfigurationError: It cannot be read, or is no text.
     """
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigurationError(f"recipe file {path}: {reason}") from error
+        return read_text(path, MOST_TEXT_BYTES)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"recipe file {error}") from error
 
 
 def path_of(name_or_file: str) -> Path | None:

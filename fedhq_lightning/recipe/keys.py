@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from fedhq_lightning.errors import ConfigurationError, nearest
+from fedhq_lightning.support.yaml_text import parse_yaml
 
 Place: TypeAlias = tuple[str | int, ...]
 """Keys and list positions from a recipe's root to a value."""
@@ -14,15 +15,16 @@ Place: TypeAlias = tuple[str | int, ...]
 _CLASS_KEYS = ("class_path", "init_args")
 
 
-def locate(content: Mapping[str, Any], key: str) -> Place:
+def locate(content: Mapping[str, Any], key: str, is_resolved: bool = True) -> Place:
     """Where a key points to.
 
     `init_args` may be left out. In a list, such as `trainer.callbacks`, a part is a position (`0`), the name of a class
     (`HybridAllocator`), or an argument that one class of the list has. What is null so far may be given parts.
 
     Args:
-        content: A resolved recipe: every default filled in.
+        content: A recipe.
         key: Such as `model.lr` or `trainer.callbacks.HybridAllocator.boundary.slack`.
+        is_resolved: Every default is filled in, so that there is no key that it does not have.
 
     Raises:
         ConfigurationError: There is no such key, or it names several places.
@@ -38,7 +40,7 @@ def locate(content: Mapping[str, Any], key: str) -> Place:
         if isinstance(node, Mapping) and "class_path" in node and part not in _CLASS_KEYS:
             place, node = (*place, "init_args"), node.get("init_args") or {}
         if isinstance(node, Mapping):
-            if part not in node and _is_closed(place):
+            if is_resolved and part not in node and _is_closed(place):
                 raise ConfigurationError(
                     f"unknown key {key!r}: {_dotted(place) or 'a recipe'} has {', '.join(map(str, node))}"
                     f"{nearest(part, map(str, node))}"
@@ -52,6 +54,25 @@ def locate(content: Mapping[str, Any], key: str) -> Place:
                 "whole, or write it as a mapping in the recipe"
             )
     return place
+
+
+def with_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of a recipe as it is written, with values of the command line in it, and no default filled in.
+
+    Args:
+        content: The recipe.
+        overrides: `--KEY=VALUE`; the values are YAML.
+
+    Raises:
+        ConfigurationError: An override is written otherwise, or its key leads through what has no parts.
+    """
+    changed = dict(content)
+    for override in overrides:
+        key, separator, value = override.removeprefix("--").partition("=")
+        if not (separator and override.startswith("--")):
+            raise ConfigurationError(f"unknown argument {override!r}: a value is changed by --KEY=VALUE")
+        changed = with_values(changed, {locate(changed, key, is_resolved=False): parse_yaml(value)})
+    return changed
 
 
 def value_at(content: Any, place: Place) -> Any:

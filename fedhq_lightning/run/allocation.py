@@ -10,6 +10,7 @@ from typing import Any
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.recipe import files as recipe_files
+from fedhq_lightning.support.yaml_text import parse_yaml
 from fedhq_lightning.types import MODES, ClientId
 
 
@@ -195,13 +196,11 @@ def _optional(value: Any) -> float | None:
 
 def _deadline(path: Path) -> float | None:
     """The recipe's `round_deadline`, where there is a recipe and it sets one."""
-    import yaml
-
     if not path.is_file():
         return None
     try:
-        recipe = yaml.safe_load(recipe_files.read(path))
-    except (ConfigurationError, yaml.YAMLError):
+        recipe = parse_yaml(recipe_files.read(path))
+    except ConfigurationError:
         return None
     trainer = recipe.get("trainer") if isinstance(recipe, dict) else None
     return _optional(trainer.get("round_deadline")) if isinstance(trainer, dict) else None

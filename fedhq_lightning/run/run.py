@@ -7,8 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import yaml
-
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.run.allocation import Allocation, read_allocation
@@ -16,6 +14,7 @@ from fedhq_lightning.run.client_history import ClientHistory, split
 from fedhq_lightning.run.logged_rows import LoggedHistory, logged_values, make_history
 from fedhq_lightning.run.records import RoundRecord, read_rounds, tier_figures
 from fedhq_lightning.support.paths import expand_path
+from fedhq_lightning.support.yaml_text import parse_yaml
 from fedhq_lightning.types import MODES, ClientId
 
 Clock: TypeAlias = Literal["wall", "virtual", "round"]
@@ -85,8 +84,8 @@ class Run:
             ConfigurationError: It is damaged.
         """
         try:
-            found = yaml.safe_load(self.recipe)
-        except yaml.YAMLError as error:
+            found = parse_yaml(self.recipe)
+        except ConfigurationError as error:
             raise ConfigurationError(f"{self.folder / 'recipe.yaml'} is damaged: {error}") from error
         return found if isinstance(found, dict) else {}
 

@@ -369,7 +369,7 @@ UNREADABLE = {
     "tab": ("model:\n\tclass_path: x\n", "recipe bad: not readable as YAML, line 2: ..."),
     "empty": ("# only a comment\n", "recipe bad: holds nothing; a recipe has the keys model, data and trainer"),
     "list": ("- 1\n", "recipe bad: holds a list; a recipe has the keys model, data and trainer"),
-    "not text": (b"\xff\xfe\x00", "recipe file bad.yaml: not UTF-8 text"),
+    "not text": (b"\xff\xfe\x00", "recipe file bad.yaml: not UTF-8 text (byte 0)"),
 }
 
 
