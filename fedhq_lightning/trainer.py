@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ from fedhq_lightning.support.lightnings import AnyLogger
 from fedhq_lightning.support.memory import keep_freed_memory
 from fedhq_lightning.support.paths import expand_if_given
 from fedhq_lightning.support.phase_clock import PhaseClock
+from fedhq_lightning.support.quiet import say_line
+from fedhq_lightning.support.signals import NOTHING_TO_RESUME, Stopped, exit_code_of, stoppable, words_for
 from fedhq_lightning.support.views import users_view
 from fedhq_lightning.support.yaml_text import parse_yaml
 from fedhq_lightning.tracking import check_logger
@@ -202,6 +205,11 @@ class FederatedTrainer(AfterFit):
         return self.settings.allocator
 
     @property
+    def can_resume(self) -> bool:
+        """Whether the run directory holds a checkpoint to go on from."""
+        return bool(RunDirectory(self.run_dir).saved_checkpoints())
+
+    @property
     def is_global_zero(self) -> bool:
         """Whether this process prints and writes."""
         return self.fabric.is_global_zero
@@ -227,10 +235,21 @@ class FederatedTrainer(AfterFit):
         Raises:
             ConfigurationError: Whatever can be known to be wrong before round 1, with nothing left of a new run; a run
                 directory that cannot be written; another process in the run to go on from.
+            SystemExit: SIGTERM or SIGHUP came, and the script has no handler of its own for it; the round under way is
+                lost.
         """
         keep_freed_memory()
-        with reproducible(self.settings.threads, self.fabric.device):
-            self._fit(module, datamodule, ckpt_path)
+        with stoppable(second_ends=is_first_process()) as is_ours:
+            try:
+                with reproducible(self.settings.threads, self.fabric.device):
+                    self._fit(module, datamodule, ckpt_path)
+            except Stopped as stopped:
+                if not is_ours:
+                    raise
+                if self.is_global_zero:
+                    again = f"; go on with: fit(module, datamodule, ckpt_path={str(self.run_dir)!r})"
+                    say_line(f"{words_for(stopped)}{again if self.can_resume else NOTHING_TO_RESUME}", sys.stderr)
+                raise SystemExit(exit_code_of(stopped)) from None
 
     def _fit(
         self, module: L.LightningModule, datamodule: FederatedDataModule | None, ckpt_path: str | Path | None
@@ -238,6 +257,7 @@ class FederatedTrainer(AfterFit):
         """Set up, open the run directory, launch, and run."""
         clock = PhaseClock("set_up")
         self.monitored, self.summary, self._listeners = Monitored(), {}, []
+        self.run_dir = self.default_root_dir
         datamodule = setup.check_types(module, datamodule)
         settings, described = self.settings, self._describe_run(module, datamodule)
         with ExitStack() as until_the_end:

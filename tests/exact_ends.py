@@ -14,11 +14,13 @@ class Ends(RoundCallback):
     """At the end of round 2, on the first process.
 
     Args:
-        how: Ctrl-C of a terminal, which reaches the whole process group; SIGINT to this process alone; or the run's
-            folder is moved away.
+        how: Ctrl-C of a terminal, which reaches the whole process group, as do SIGTERM and SIGHUP to "all"; a signal to
+            this process alone; or the run's folder is moved away.
     """
 
-    def __init__(self, how: Literal["ctrl-c", "sigint", "folder gone"]) -> None:
+    def __init__(
+        self, how: Literal["ctrl-c", "sigint", "SIGTERM", "SIGHUP", "SIGTERM to all", "SIGHUP to all", "folder gone"]
+    ) -> None:
         self.how = how
 
     @override
@@ -29,5 +31,9 @@ class Ends(RoundCallback):
             os.killpg(0, signal.SIGINT)
         elif self.how == "sigint":
             signal.raise_signal(signal.SIGINT)
+        elif self.how.endswith(" to all"):
+            os.killpg(0, signal.Signals[self.how.removesuffix(" to all")])
+        elif self.how.startswith("SIG"):
+            signal.raise_signal(signal.Signals[self.how])
         else:
             trainer.run_dir.rename("gone")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import time
 import traceback
@@ -17,6 +16,7 @@ from fedhq_lightning.cli.parser import Function, Parser, complain
 from fedhq_lightning.errors import ConfigurationError, RunError
 from fedhq_lightning.support.first_process import is_first_process
 from fedhq_lightning.support.quiet import say_line, show_warnings
+from fedhq_lightning.support.signals import exit_code_of, stoppable, words_for
 from fedhq_lightning.version import __version__
 
 _EPILOG = """examples:
@@ -33,7 +33,6 @@ _EPILOG = """examples:
 
 fedhq COMMAND --help tells more.
 """
-_INTERRUPTED = 130
 _LONGEST_WAIT_SECONDS = 30
 
 
@@ -45,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0; 1 for a mistake in the user's own code, or a run that cannot go on; 2 for something else that the user can
-        mend; 130 after Ctrl-C.
+        mend; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
 
     Raises:
         Exception: What is neither, or anything with `--debug`.
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rest and not (known.command and known.takes_overrides):
             command = f"fedhq {known.command}" if known.command else "fedhq"
             raise ConfigurationError(f"unknown argument {rest[0]!r}; see {command} --help")
-        with warnings.catch_warnings():
+        with stoppable(ctrl_c=True, second_ends=is_first_process()), warnings.catch_warnings():
             show_warnings(_warn)
             known.function(known, rest)
     except (ConfigurationError, RunError) as error:
@@ -75,12 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, ConfigurationError) else 1
     except KeyboardInterrupt as interruption:
         if not is_first_process():
-            # A failure here would make Lightning kill the first process, which may still be closing its files; and
-            # the first passes the interruption on, which may be the second one to arrive.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            # A failure here would make Lightning kill the first process, which may still be closing its files.
             return 0
-        complain(f"interrupted{interruption}")
-        return _INTERRUPTED
+        complain(f"{words_for(interruption)}{interruption}")
+        return exit_code_of(interruption)
     except Exception as error:
         own = None if known.debug else told_from_own_lines(error)
         if own is None:

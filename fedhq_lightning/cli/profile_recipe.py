@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
@@ -20,6 +18,7 @@ from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.recipe.edit import block, with_layer_kernels
 from fedhq_lightning.report.final_table import on_terminal
 from fedhq_lightning.support.atomic_files import told_to_user, write_atomically
+from fedhq_lightning.support.signals import check_stopped
 
 
 def profile_recipe(recipe: str, overrides: Sequence[str] = (), write: bool = False) -> None:
@@ -37,15 +36,15 @@ def profile_recipe(recipe: str, overrides: Sequence[str] = (), write: bool = Fal
     name, text = recipe_files.find(recipe)
     resolved = resolve(name, text, overrides)
     target = _target(recipe, name) if write else None
-    with resolved.keys_named(), _interruptible() as check, _progress() as show:
+    with resolved.keys_named(), _progress() as show:
 
         def on_progress(text: str) -> None:
-            check()
+            check_stopped()
             show(text)
 
         trainer, module, datamodule = resolved.instantiate()
         profile = profile_host(trainer.settings, trainer.fabric, module, datamodule, on_progress)
-        check()
+        check_stopped()
     print_profile(profile, name)
     if target is not None:
         _write(target, name, text, profile.layer_kernels, overrides)
@@ -116,30 +115,6 @@ def _shown(target: Path) -> str:
         return f"./{target.absolute().relative_to(Path.cwd())}"
     except ValueError:
         return str(target)
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], None]]:
-    """What raises KeyboardInterrupt where Ctrl-C was pressed and a library has swallowed it, as compilers do."""
-    pressed = False
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        pressed = True
-        raise KeyboardInterrupt
-
-    def check() -> None:
-        if pressed:
-            raise KeyboardInterrupt
-
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield check  # whoever has set another handler, or ignores it, means it
-        return
-    signal.signal(signal.SIGINT, remember)
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

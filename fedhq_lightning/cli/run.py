@@ -15,6 +15,7 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.support.first_process import is_first_process
 from fedhq_lightning.support.setup_notice import clear_notice, setting_up
+from fedhq_lightning.support.signals import NOTHING_TO_RESUME
 
 if TYPE_CHECKING:
     from fedhq_lightning.trainer import FederatedTrainer
@@ -66,11 +67,12 @@ def fit_recipe(subject: str, name: str, text: str, overrides: list[str], ckpt_pa
                 clear_notice()  # nothing else would, before the end
             try:
                 trainer.fit(model, data, ckpt_path)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as interruption:
                 # Ctrl-C reaches every process, but a signal to the first one alone does not.
                 for process in getattr(trainer.fabric.strategy.launcher, "procs", []):
                     process.send_signal(signal.SIGINT)
-                raise KeyboardInterrupt(_how_to_go_on(trainer)) from None
+                interruption.args = (_how_to_go_on(trainer),)
+                raise
     if trainer.is_global_zero:
         from fedhq_lightning.report.final_table import print_final
 
@@ -85,6 +87,6 @@ def fit_recipe(subject: str, name: str, text: str, overrides: list[str], ckpt_pa
 
 
 def _how_to_go_on(trainer: FederatedTrainer) -> str:
-    if any((trainer.run_dir / "checkpoints").glob("round-*.ckpt")):
+    if trainer.can_resume:
         return f"; go on with: fedhq resume {shlex.quote(str(trainer.run_dir))}"
-    return " before the first checkpoint: there is nothing to resume"
+    return NOTHING_TO_RESUME

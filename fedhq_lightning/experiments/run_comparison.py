@@ -68,8 +68,9 @@ def compare_recipe(known: argparse.Namespace, overrides: Sequence[str]) -> None:
     try:
         with rounds_under_way.shown(compared.missing_runs(), max_rounds, Console()):
             compared.run(workers, limit, on_end)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"; finished cells are in {folder}: the same command goes on from there") from None
+    except KeyboardInterrupt as interruption:
+        interruption.args = (f"; finished cells are in {folder}: the same command goes on from there",)
+        raise
     kept = compared.kept()
     if kept.missing:
         more = f" and {len(kept.missing) - 3} more" if len(kept.missing) > 3 else ""

@@ -56,7 +56,7 @@ def tune_recipe(
     Raises:
         ConfigurationError: What can be known before the first trial to be wrong with recipe, search or storage; or
             every trial failed.
-        KeyboardInterrupt: Ctrl-C; the message says how to go on.
+        KeyboardInterrupt: Ctrl-C, or another signal to end; the message says how to go on.
     """
     if workers < 1:
         raise ConfigurationError(f"--workers {workers} must be 1 or more")
@@ -71,11 +71,12 @@ def tune_recipe(
             run_trials(job)
         else:
             _run_workers(job, workers)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         _write(job, name, space)
         again = ["fedhq", "tune", recipe, *(["--search", search] if search else []), *overrides]
         again += [*(["--trials", str(trials)] if trials else []), "--storage", place.storage]
-        raise KeyboardInterrupt(f"; go on with: {shlex.join(again)}") from None
+        interruption.args = (f"; go on with: {shlex.join(again)}",)
+        raise
     done = _write(job, name, space)
     if not complete_trials(done):
         failed = [trial for trial in done if "reason" in trial.user_attrs]

@@ -19,13 +19,15 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from fedhq_lightning.support.quiet import say_line, show_warnings
+from fedhq_lightning.support.signals import exit_code_of, stoppable
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 _SECONDS_BETWEEN_LOOKS = 2.0
-INTERRUPTED = 130
-"""Exit code of a process that was told to stop, as a shell has it for Ctrl-C."""
+_MOST_SECONDS_TO_END = 20.0
+INTERRUPTED = 128 + signal.SIGTERM
+"""Exit code of a process that was told to stop, as a shell has it."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,9 @@ class Ended(Generic[Job, Result]):
 class Workers(Generic[Job, Result]):
     """Processes that run one call for job after job; a context manager, and when it is left they have ended.
 
-    They start afresh (spawn), show this package's warnings and no others, and end when this process does. Ctrl-C is
-    left to this process: when the block is left by an error, every job under way is interrupted, as Ctrl-C would.
+    They start afresh (spawn), show this package's warnings and no others, and end when this process does. Ctrl-C and
+    SIGHUP are left to this process: when the block is left by an error, every job under way is interrupted by SIGTERM,
+    as Ctrl-C would, and killed where it does not end of that.
 
     Args:
         call: A function of a module; what it takes and returns is sent between the processes.
@@ -74,7 +77,8 @@ class Workers(Generic[Job, Result]):
         for worker in [*self._idle, *self._busy]:
             worker.dismiss(is_urgent=error is not None)
         for worker in [*self._idle, *self._busy]:
-            worker.process.join()
+            worker.process.join(None if error is None else _MOST_SECONDS_TO_END)
+            worker.process.kill()
 
     @property
     def num_idle(self) -> int:
@@ -131,17 +135,17 @@ class _Worker:
 
 def _run_calls(pipe: Connection, parent: int) -> None:
     """What a process does: it gets the call, then job after job, until no more can come."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     show_warnings(lambda line: say_line(f"fedhq: {line}", sys.stderr))
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
-        with suppress(EOFError, BrokenPipeError):
+        with stoppable(second_ends=False), suppress(EOFError, BrokenPipeError):
             call = pipe.recv()
             while True:
                 pipe.send(_answer(call, pipe.recv()))
-    except KeyboardInterrupt:
-        raise SystemExit(INTERRUPTED) from None
+    except KeyboardInterrupt as interruption:
+        raise SystemExit(exit_code_of(interruption)) from None
 
 
 def _answer(call: Callable[[Any], Any], job: Any) -> tuple[Any, Exception | None]:
@@ -154,10 +158,6 @@ def _answer(call: Callable[[Any], Any], job: Any) -> tuple[Any, Exception | None
         except Exception:  # whatever a class of errors does when it is copied
             return None, RuntimeError(f"{type(error).__name__}: {error}")
         return None, error
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _end_with(parent: int) -> None:
