@@ -41,7 +41,8 @@ from fedhq_lightning.federated.update_directions import UpdateDirections, sketch
 from fedhq_lightning.models import LeNet5
 from fedhq_lightning.quantize import LaneOptions, convert
 from fedhq_lightning.risk import Coverage, DivergenceMeasure, LabelStatistics, SensitivityMeasure
-from fedhq_lightning.run.directory import RunDirectory, load_checkpoint
+from fedhq_lightning.run.checkpoint_file import load_checkpoint
+from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.types import ClientId, Mode, StateDict
 
@@ -190,7 +191,7 @@ def measure(scheme: str, alpha: float, seed: int, rounds: int) -> Group:
             default_root_dir=folder,
         )
         trainer.fit(module, data)
-        checkpoint = RunDirectory.of_checkpoint(trainer.run_dir)[1]
+        checkpoint = RunDirectory(trainer.run_dir).saved_checkpoints()[-1]
         state: StateDict = load_checkpoint(checkpoint)["state"]["global_state"]
     images = base.read()[1]
     held_out = images.__getitems__(list(range(len(images))))

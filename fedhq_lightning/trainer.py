@@ -22,7 +22,7 @@ from fedhq_lightning.federated.aggregators import Aggregator
 from fedhq_lightning.federated.callback import Monitored, RoundCallback, split_callbacks
 from fedhq_lightning.federated.fabric import make_fabric
 from fedhq_lightning.federated.lightning_habits import plain_precision, with_lightning_names
-from fedhq_lightning.federated.resume import find_run, read_same
+from fedhq_lightning.federated.resume import Resumed, begin_anew, check_same_from_start, find_run, read_same
 from fedhq_lightning.federated.rounds import RoundLoop
 from fedhq_lightning.federated.settings import RunSettings, check_settings
 from fedhq_lightning.federated.wire import Downlink, Uplink
@@ -263,15 +263,21 @@ class FederatedTrainer(AfterFit):
         with ExitStack() as until_the_end:
             recipe = self.recipe or Recipe(type(module).__name__.lower(), text_of(described))
             resumed, directory = None, RunDirectory(self.default_root_dir)
-            if place := None if ckpt_path is None else find_run(ckpt_path, self.default_root_dir / recipe.name):
+            place = None if ckpt_path is None else find_run(ckpt_path, self.default_root_dir / recipe.name)
+            if place is not None:
                 directory, file = RunDirectory.of_checkpoint(place)
                 if is_first_process():
                     until_the_end.enter_context(directory.locked())
-                resumed = read_same(directory, file, described, settings)
+                if file is None:
+                    check_same_from_start(directory, recipe.text)
+                else:
+                    resumed = read_same(directory, file, described, settings, module)
             job = setup.set_up(settings, self.fabric, module, datamodule, resumes=resumed is not None)
             self.monitored = job.monitored
             check_logger(self.logger)
-            if resumed is None and is_first_process():
+            if resumed is not None:
+                resumed.check_model(job.initial_state())
+            if place is None and is_first_process():
                 directory = RunDirectory.create(self.default_root_dir, recipe.name)
                 until_the_end.callback(directory.remove_if_without_rounds)
                 write_atomically(directory.recipe, recipe.text)
@@ -286,11 +292,12 @@ class FederatedTrainer(AfterFit):
                 # What was measured or read at set-up need not be the same to the last bit on every process.
                 job.allocator.load_state_dict(processes.broadcast(job.allocator.state_dict()))
                 settings.aggregator.load_state_dict({})
+                if place is not None and self.is_global_zero:
+                    until_the_end.enter_context(begin_anew(directory, recipe.text, settings.max_rounds))
             else:
                 state = resumed.state
-                self._load_parts(resumed.saved, job.allocator)
-                evaluator.load_state_dict(resumed.saved.get("evaluator", {}))  # not in checkpoints of 0.2.0
-                clock.add(resumed.saved.get("wall_phases", {}))  # likewise
+                self._load_parts(resumed, job.allocator, evaluator)
+                clock.add(resumed.saved["wall_phases"])
                 processes.barrier()  # all have read the rounds
                 if self.is_global_zero:
                     until_the_end.enter_context(resumed.take_up(job.template, recipe.text, settings.max_rounds))
@@ -366,12 +373,15 @@ class FederatedTrainer(AfterFit):
     def _states_of_callbacks(self) -> dict[str, Any]:
         return {callback.state_key: callback.state_dict() for callback in self.callbacks}
 
-    def _load_parts(self, saved: Mapping[str, Any], allocator: Allocator) -> None:
-        self.settings.aggregator.load_state_dict(saved["aggregator"])
-        allocator.load_state_dict(saved["allocator"])
-        for callback in self.callbacks:
-            if callback.state_key in saved["callbacks"]:
-                callback.load_state_dict(saved["callbacks"][callback.state_key])
+    def _load_parts(self, resumed: Resumed, allocator: Allocator, evaluator: Evaluator) -> None:
+        saved = resumed.saved
+        parts: list[tuple[Any, Any]] = [(self.settings.aggregator, saved["aggregator"])]
+        parts += [(allocator, saved["allocator"]), (evaluator, saved["evaluator"])]
+        parts += [(each, saved["callbacks"].get(each.state_key)) for each in self.callbacks]
+        for part, state in parts:
+            if state is not None:
+                with resumed.taken_up_by(part):
+                    part.load_state_dict(state)
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,7 @@ def _resume(known: argparse.Namespace, rest: list[str]) -> None:
     run_dir = recipe_files.run_of(given)
     recipe = run_dir / "recipe.yaml"
     if not recipe.is_file():
-        found = "no recipe.yaml there" if run_dir.is_dir() else "no such folder"
-        raise ConfigurationError(f"resume {run_dir}: {found}; give the directory of a run, such as runs/RECIPE/RUN")
+        raise ConfigurationError(f"resume {run_dir}: {recipe_files.why_no_run(run_dir)}")
     text = recipe_files.read(recipe)
     if text.startswith(recipe_files.STARTED_FROM_PYTHON):
         raise ConfigurationError(

@@ -16,7 +16,7 @@ from fedhq_lightning.deploy import ExportError, export_program, model_readme, sa
 from fedhq_lightning.deploy.deployment import Deployment
 from fedhq_lightning.deploy.export import first_samples, packed_size
 from fedhq_lightning.quantize import QuantScheme
-from fedhq_lightning.support.atomic_files import told_to_user, write_atomically
+from fedhq_lightning.support.atomic_files import remove_leftovers, told_to_user, write_atomically
 from fedhq_lightning.types import StateDict
 
 PROGRAM = "model.pt2"
@@ -102,9 +102,7 @@ def _as_bytes(state: StateDict) -> bytes:
 def _remove_litter(folder: Path) -> None:
     for path in folder.glob(".export-*"):
         shutil.rmtree(path, ignore_errors=True)
-    for file in (WEIGHTS, PACKED, STATISTICS, LOADER, README):
-        for path in folder.glob(f".{file}.*"):
-            path.unlink(missing_ok=True)
+    remove_leftovers(folder)
 
 
 def _write_model(

@@ -21,6 +21,7 @@ from fedhq_lightning.local.module_checks import check_is_lightning_module
 from fedhq_lightning.local.template import set_up_template
 from fedhq_lightning.run.lightning_checkpoint import weights_of
 from fedhq_lightning.run.records import RoundRecord
+from fedhq_lightning.run.round_checkpoint import difference
 from fedhq_lightning.support.arithmetic import reproducible
 from fedhq_lightning.support.collectives import launch
 from fedhq_lightning.support.tensors import same_values
@@ -146,7 +147,14 @@ class AfterFit(LightningAttributes):
         check_is_lightning_module(module)
         template = set_up_template(module, self.settings.fit_options)
         if ckpt_path is not None:
-            return template, weights_of(ckpt_path, self.run_dir)
+            weights = weights_of(ckpt_path, self.run_dir)
+            found = difference(users_view(weights), template.state_dict(), in_types=False)
+            if found is not None and template.strict_loading:
+                raise ConfigurationError(
+                    f"ckpt_path {str(ckpt_path)!r}: holds other weights than those of {type(module).__name__}: "
+                    f"{found}; give a checkpoint of this module"
+                )
+            return template, weights
         return template, self._with_statistics(template.state_dict())
 
     def _with_statistics(self, weights: StateDict) -> StateDict:

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.quantize.lane_options import default_of_option
+from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.recipe.edit import with_value
 from fedhq_lightning.recipe.identity import SETTINGS_THAT_CHANGE_NO_BIT, check_same
-from fedhq_lightning.run.directory import RunDirectory, load_checkpoint
+from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.run.lightning_checkpoint import for_lightning
 from fedhq_lightning.run.records import RoundRecord
+from fedhq_lightning.run.round_checkpoint import check_model, read_round
 from fedhq_lightning.run.state import RunState
 from fedhq_lightning.support.paths import expand_path
+from fedhq_lightning.support.text import first_line
+from fedhq_lightning.types import StateDict
 
 _PARTS_BESIDE_RECIPE = ("device", "compiled_kernels", "native_kernels", "virtual_fleet")
 _FREE = SETTINGS_THAT_CHANGE_NO_BIT | {"trainer.max_rounds"}
@@ -32,11 +39,13 @@ class Resumed:
 
     Attributes:
         directory: Of the run.
-        saved: The checkpoint's content.
+        file: The checkpoint.
+        saved: Its content.
         records: Of the rounds done, without clients.
     """
 
     directory: RunDirectory
+    file: Path
     saved: Mapping[str, Any]
     records: Sequence[RoundRecord]
 
@@ -49,6 +58,34 @@ class Resumed:
     def state(self) -> RunState:
         """Where the run stood."""
         return RunState.from_checkpoint(self.saved["state"], self.records)
+
+    def check_model(self, initial: StateDict) -> None:
+        """Refuse a checkpoint whose models are not those of this module.
+
+        Args:
+            initial: The module's state at the start of a run.
+
+        Raises:
+            ConfigurationError: Names, shapes or types differ.
+        """
+        check_model(self.file, self.saved, initial)
+
+    @contextmanager
+    def taken_up_by(self, who: object) -> Iterator[None]:
+        """For what takes up its part of the checkpoint in the block.
+
+        Raises:
+            ConfigurationError: It cannot; whatever it raised is the cause.
+        """
+        try:
+            yield
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            raise ConfigurationError(
+                f"{self.file}: {type(who).__name__} cannot take up what it holds of it ({type(error).__name__}: "
+                f"{first_line(error)}); resume with the classes that the run began with, or start a new run"
+            ) from error
 
     def take_up(self, module: L.LightningModule, recipe_text: str, max_rounds: int) -> AbstractContextManager[None]:
         """Make the files say where the run goes on from; on the first process, within `RunDirectory.locked`.
@@ -76,7 +113,7 @@ def find_run(ckpt_path: str | Path, runs: Path) -> Path | None:
     """The run directory or checkpoint that is meant.
 
     Args:
-        ckpt_path: A path, or "last" for the newest run that has a checkpoint.
+        ckpt_path: A path, or "last" for the newest run.
         runs: Folder of the recipe's runs.
 
     Returns:
@@ -92,22 +129,29 @@ def find_run(ckpt_path: str | Path, runs: Path) -> Path | None:
         )
     if ckpt_path != "last":
         return expand_path(ckpt_path, "ckpt_path")
-    found = [path for path in runs.glob("*") if RunDirectory(path).saved_checkpoints()]
+    found = [path for path in runs.glob("*") if RunDirectory(path).can_go_on()]
     if found:
         return max(found, key=lambda path: path.name)  # they begin with the time
-    rank_zero_warn(f"ckpt_path 'last': no run with a checkpoint is in {runs}, so a new one begins")
+    rank_zero_warn(f"ckpt_path 'last': no run to go on with is in {runs}, so a new one begins")
     return None
 
 
-def read_same(directory: RunDirectory, file: Path, described: Mapping[str, Any], settings: RunSettings) -> Resumed:
+def read_same(
+    directory: RunDirectory,
+    file: Path,
+    described: Mapping[str, Any],
+    settings: RunSettings,
+    module: L.LightningModule,
+) -> Resumed:
     """A checkpoint of a run that was started with the same settings but for what changes no bit, and `max_rounds`.
 
     Args:
         directory: Of the run.
-        file: The checkpoint; where it is the newest and its round would be another with this `max_rounds`, an older
-            one is taken.
+        file: The checkpoint; where it is the newest and damaged, or its round would be another with this `max_rounds`,
+            an older one is taken.
         described: This run.
         settings: This run's.
+        module: The user's; of what its state holds that is no number, none is asked for.
 
     Raises:
         ConfigurationError: Another run, no checkpoint to go on from, or more rounds done than `max_rounds`.
@@ -115,20 +159,55 @@ def read_same(directory: RunDirectory, file: Path, described: Mapping[str, Any],
     candidates = [file]
     if file in (saved := directory.saved_checkpoints())[-1:]:
         candidates = saved[::-1]
-    chosen, now = _read(candidates[0]), settings.max_rounds
+    odd = {name for name, value in module.state_dict().items() if _is_odd(value)}
+    intact = _intact(candidates, odd)
+    (chosen_file, chosen), now = next(intact), settings.max_rounds
     _check_same(chosen, described)
     if chosen["state"]["round"] > now:
         raise ConfigurationError(
             f"max_rounds {now}: {directory.path} has done {chosen['state']['round']} rounds; give that many or more, "
             "or start a new run"
         )
-    for older in candidates[1:]:
-        if _is_as_with(chosen, now):
-            break
-        chosen = _read(older)
-    resumed = Resumed(directory, chosen, directory.rounds_until(chosen["state"]["round"]))
+    while not _is_as_with(chosen, now) and (older := next(intact, None)):
+        chosen_file, chosen = older
+    resumed = Resumed(directory, chosen_file, chosen, directory.rounds_until(chosen["state"]["round"]))
     _tell_what_changes(resumed, settings)
     return resumed
+
+
+def check_same_from_start(directory: RunDirectory, recipe_text: str) -> None:
+    """See that a run which was stopped before its first checkpoint can begin anew in its directory.
+
+    Args:
+        directory: Of the run; its `recipe.yaml` tells what it was started with.
+        recipe_text: What this run would write there.
+
+    Raises:
+        ConfigurationError: Another run, or one that did rounds and lost its checkpoints.
+    """
+    if sum(1 for _ in directory.stream_rounds()) > 1:
+        raise ConfigurationError(
+            f"{directory.path}: nothing to resume from: its rounds are in rounds.jsonl, but its checkpoints are gone; "
+            "put them back, or start a new run"
+        )
+    before, now = (_settings_of(text) for text in (recipe_files.read(directory.recipe), recipe_text))
+    check_same(before, now, _FREE, default_of_option)
+
+
+def begin_anew(directory: RunDirectory, recipe_text: str, max_rounds: int) -> AbstractContextManager[None]:
+    """Leave no round in a directory that `check_same_from_start` has seen; on the first process, within `locked`.
+
+    Args:
+        directory: Of the run.
+        recipe_text: The recipe as it is now.
+        max_rounds: Rounds in all now.
+
+    Returns:
+        To be entered for as long as the run goes on.
+    """
+    directory.rewind(-1)
+    text = _with_max_rounds(directory.recipe, recipe_text, max_rounds)
+    return nullcontext() if text == recipe_files.read(directory.recipe) else directory.rewrite_recipe(text)
 
 
 def best_checkpoint(module: L.LightningModule, state: RunState) -> dict[str, Any]:
@@ -136,11 +215,39 @@ def best_checkpoint(module: L.LightningModule, state: RunState) -> dict[str, Any
     return {"round": state.best_round, "state": state.deployed, **for_lightning(module, state.deployed)}
 
 
-def _read(file: Path) -> dict[str, Any]:
-    saved = load_checkpoint(file)
-    if "described" not in saved:
-        raise ConfigurationError(f"{file}: one round's model, not where a run stood; give a run directory")
-    return saved
+def _intact(candidates: Sequence[Path], odd: Collection[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Checkpoints that a run can go on from, in turn, and one line for those that were passed over.
+
+    Raises:
+        ConfigurationError: There is none among the candidates; each is named, and why.
+    """
+    refusals: list[str] = []
+    has_one = False
+    for file in candidates:
+        try:
+            saved = read_round(file, odd)
+        except ConfigurationError as error:
+            refusals.append(str(error))
+            continue
+        if refusals and not has_one:
+            rank_zero_warn(f"{'; '.join(refusals)}: passed over, the run goes on from {file.name}")
+        has_one = True
+        yield file, saved
+    if not has_one:
+        more = "" if len(refusals) == 1 else "; there is no other: put one back, or start a new run"
+        raise ConfigurationError("; ".join(refusals) + more)
+
+
+def _is_odd(value: Any) -> bool:
+    return isinstance(value, Tensor) and not is_lazy(value) and value.is_floating_point() and not value.isfinite().all()
+
+
+def _settings_of(recipe_text: str) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(recipe_text)
+    except yaml.YAMLError:
+        settings = None
+    return settings if isinstance(settings, dict) else {}
 
 
 def _check_same(saved: Mapping[str, Any], described: Mapping[str, Any]) -> None:

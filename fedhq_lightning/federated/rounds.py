@@ -296,7 +296,6 @@ class RoundLoop:
 
     def _save_checkpoint(self) -> None:
         parts = {
-            "format_version": 1,
             "state": self._state.to_checkpoint(),
             "aggregator": self._settings.aggregator.state_dict(),
             "allocator": self._job.allocator.state_dict(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -12,6 +14,8 @@ from fedhq_lightning.support.untrusted_files import MOST_TEXT_BYTES, read_text
 
 STARTED_FROM_PYTHON = "# Started from Python"
 """How `recipe.yaml` begins in a run that no recipe describes."""
+_RUN_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
+"""Name of a run's directory: when it began, and what tells it from others of that second."""
 
 
 def shipped() -> dict[str, Traversable]:
@@ -65,6 +69,15 @@ def run_of(path: Path) -> Path:
     if folder.name in ("", ".."):
         folder = folder.resolve()
     return folder.parent if path.suffix == ".ckpt" or folder.name == "checkpoints" else path
+
+
+def why_no_run(path: Path) -> str:
+    """What a path is that should be a run's directory and has no recipe, and what to do."""
+    if not path.is_dir():
+        return "no such folder; give the directory of a run, such as runs/RECIPE/RUN"
+    if _RUN_NAME.fullmatch(path.name) and not any(each.is_file() and each.name[0] != "." for each in path.rglob("*")):
+        return f"it was stopped before it had begun; remove it: rm -r {shlex.quote(str(path))}"
+    return "no recipe.yaml there; give the directory of a run, such as runs/RECIPE/RUN"
 
 
 def description(text: str) -> str:

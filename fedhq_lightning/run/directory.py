@@ -18,12 +18,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import torch
-
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.recipe import files as recipe_files
+from fedhq_lightning.run.checkpoint_file import to_bytes
 from fedhq_lightning.run.records import ClientRecord, RoundRecord, read_rounds
-from fedhq_lightning.support.atomic_files import told_to_user, whole_file, write_atomically
+from fedhq_lightning.support.atomic_files import (
+    remove_leftovers,
+    sync_folder,
+    told_to_user,
+    whole_file,
+    write_atomically,
+)
 
 _CHECKPOINT_NAME = re.compile(r"round-(\d+)\.ckpt")
 _ROWS_AT_ONCE = 50_000
@@ -58,6 +63,7 @@ class RunDirectory:
             path.mkdir(parents=True)
             directory = cls(path)
             directory.checkpoints.mkdir()
+            sync_folder(path.parent)
         except OSError as error:
             reason = error.strerror or str(error)
             raise ConfigurationError(
@@ -67,8 +73,11 @@ class RunDirectory:
         return directory
 
     @classmethod
-    def of_checkpoint(cls, ckpt_path: Path) -> tuple[RunDirectory, Path]:
+    def of_checkpoint(cls, ckpt_path: Path) -> tuple[RunDirectory, Path | None]:
         """The run and the checkpoint that `ckpt_path` names: a run directory (its newest) or a checkpoint file.
+
+        Returns:
+            The run, and the checkpoint; None where the run was stopped before its first one.
 
         Raises:
             ConfigurationError: Nothing there to resume from, or a checkpoint that is in no run directory.
@@ -83,11 +92,16 @@ class RunDirectory:
                 )
             return directory, ckpt_path
         directory = cls(recipe_files.run_of(ckpt_path) if ckpt_path.is_dir() else ckpt_path)
-        saved = directory.saved_checkpoints()
-        if not saved:
-            found = "it holds no checkpoint yet" if ckpt_path.is_dir() else "there is no such folder or checkpoint"
-            raise ConfigurationError(f"{ckpt_path}: nothing to resume from: {found}; give a run directory")
-        return directory, saved[-1]
+        if not directory.can_go_on():
+            found = "there is no such folder or checkpoint; give a run directory"
+            if ckpt_path.is_dir():
+                found = recipe_files.why_no_run(directory.path)
+            raise ConfigurationError(f"{ckpt_path}: nothing to resume from: {found}")
+        return directory, next(reversed(directory.saved_checkpoints()), None)
+
+    def can_go_on(self) -> bool:
+        """Whether a run has what to go on from: a checkpoint, or the recipe, where it was stopped before one."""
+        return self.recipe.is_file() or bool(self.saved_checkpoints())
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -127,20 +141,26 @@ class RunDirectory:
 
     def save_checkpoint(self, round_number: int, state: dict[str, Any], keep: int) -> None:
         """Write `checkpoints/round-N.ckpt` whole, then drop all but the newest `keep`."""
-        write_atomically(self.checkpoints / f"round-{round_number:06d}.ckpt", _to_bytes(state))
+        write_atomically(self.checkpoints / f"round-{round_number:06d}.ckpt", to_bytes(state))
+        with told_to_user(self.checkpoints):
+            sync_folder(self.checkpoints)  # the new name is on the disk before an old one goes
         for path in self.saved_checkpoints()[:-keep]:
             path.unlink(missing_ok=True)
 
     def save_best(self, state: dict[str, Any]) -> None:
         """Write `checkpoints/best.ckpt` whole."""
-        write_atomically(self.best, _to_bytes(state))
+        write_atomically(self.best, to_bytes(state))
 
     def append_round(self, record: RoundRecord) -> None:
         """Add one round to `rounds.jsonl`; it is on the disk before the checkpoint that counts on it."""
-        with told_to_user(self.rounds_file), self.rounds_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record.to_json(), allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with told_to_user(self.rounds_file):
+            is_first = not self.rounds_file.exists()
+            with self.rounds_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record.to_json(), allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            if is_first:
+                sync_folder(self.path)
 
     def stream_rounds(self) -> Iterator[RoundRecord]:
         """The records of `rounds.jsonl`, one at a time; none where it is not there yet."""
@@ -165,14 +185,26 @@ class RunDirectory:
         return kept
 
     def rewind(self, round_number: int) -> None:
-        """Forget rounds after `round_number`, which a resumed run will run again; `rounds_until` finds those before."""
-        for path in self.saved_checkpoints():
-            if round_of(path) > round_number:  # newer than those to come, so that these would be dropped
-                path.unlink(missing_ok=True)
-        with told_to_user(self.rounds_file), self.rounds_file.open("r+b") as file:
-            for _ in range(round_number + 1):
-                file.readline()
-            file.truncate(file.tell())
+        """Forget rounds after `round_number`, which a resumed run will run again; `rounds_until` finds those before.
+
+        What a killed process left half written goes too.
+
+        Args:
+            round_number: Of the last round that is kept; -1 for none, where the run begins anew.
+        """
+        with told_to_user(self.path):
+            for folder in (self.path, self.checkpoints):
+                remove_leftovers(folder)
+            for path in self.saved_checkpoints():
+                if round_of(path) > round_number:  # newer than those to come, so that these would be dropped
+                    path.unlink(missing_ok=True)
+            if round_number < 0:
+                self.rounds_file.unlink(missing_ok=True)
+                return
+            with self.rounds_file.open("r+b") as file:
+                for _ in range(round_number + 1):
+                    file.readline()
+                file.truncate(file.tell())
 
     def rewrite_recipe(self, text: str) -> AbstractContextManager[None]:
         """Replace `recipe.yaml` within `locked`; to be entered, since the file takes its lock along."""
@@ -217,27 +249,6 @@ class RunDirectory:
 def round_of(checkpoint: Path) -> int:
     """The round after which `round-N.ckpt` was written."""
     return int(checkpoint.stem.removeprefix("round-"))
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Tensors and plain values of a checkpoint; nothing in it is executed.
-
-    Raises:
-        ConfigurationError: Not a readable checkpoint.
-    """
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ConfigurationError(f"{path}: no such checkpoint") from None
-    except Exception as error:
-        raise ConfigurationError(f"{path}: not a readable checkpoint ({type(error).__name__})") from error
-    return state
-
-
-def _to_bytes(state: dict[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
 
 
 def _client_row(client: ClientRecord) -> dict[str, Any]:

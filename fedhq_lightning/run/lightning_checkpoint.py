@@ -10,7 +10,9 @@ import lightning as L
 import torch
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.run.directory import RunDirectory, load_checkpoint
+from fedhq_lightning.run.checkpoint_file import load_checkpoint
+from fedhq_lightning.run.directory import RunDirectory
+from fedhq_lightning.run.round_checkpoint import is_model
 from fedhq_lightning.support.paths import expand_path
 from fedhq_lightning.support.views import as_deployed, deployed_statistics, users_view
 from fedhq_lightning.types import StateDict
@@ -83,15 +85,16 @@ def weights_of(ckpt_path: str | Path, run_dir: Path) -> StateDict:
         path = directory.best if ckpt_path != "last" and directory.best.is_file() else rounds[-1]
     held = load_checkpoint(path)
     if "state_dict" in held:
-        weights: StateDict = held["state_dict"]
-        return weights | as_deployed(held.get(_STATISTICS, {}))
-    state = held.get("state")  # of version 0.2, without Lightning's entries
-    if not isinstance(state, dict):
+        weights, statistics = held["state_dict"], held.get(_STATISTICS, {})
+        if is_model(weights) and is_model(statistics):
+            return dict(weights) | as_deployed(statistics)
+    state: Any = held.get("state")  # of version 0.2, without Lightning's entries
+    if isinstance(state, dict) and "global_state" in state:
+        averaged = state.get("averaged_state")
+        state = state["global_state"] if averaged is None else averaged
+    if not is_model(state):
         raise ConfigurationError(f"{path}: holds no weights of a module; give a checkpoint or a run directory")
-    if "global_state" in state:
-        averaged: StateDict | None = state["averaged_state"]
-        return state["global_state"] if averaged is None else averaged
-    return state
+    return dict(state)
 
 
 def _is_plain(value: Any) -> bool:

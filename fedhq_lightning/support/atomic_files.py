@@ -1,6 +1,7 @@
 """Files that are either whole or not there."""
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,8 +9,11 @@ from pathlib import Path
 
 from fedhq_lightning.errors import ConfigurationError
 
+_LEFTOVER = re.compile(r"\.(.+)\.[a-z0-9_]{8}")
+"""Name of a file that is being written, as `tempfile` completes it, with the name that it will have."""
 
-def write_atomically(path: Path, data: bytes | str) -> None:
+
+def write_atomically(path: Path, data: bytes | memoryview | str) -> None:
     """Write a file so that a reader, or a crash at any moment, sees the old content or the new, never a part.
 
     Args:
@@ -43,6 +47,22 @@ def whole_file(path: Path) -> Iterator[Path]:
             raise
         finally:
             os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote have left in a folder; nobody may be writing there."""
+    for path in folder.glob(".*"):
+        if _LEFTOVER.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk, as a file's `fsync` has its content there."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -560,7 +560,8 @@ def test_resuming_without_a_checkpoint(capsys, finished_run):
     for checkpoint in (finished_run / "checkpoints").iterdir():
         checkpoint.unlink()
     check(
-        "resume ...: nothing to resume from: it holds no checkpoint yet; give a run directory",
+        "resume ...: ...: nothing to resume from: its rounds are in rounds.jsonl, but its checkpoints are gone; "
+        "put them back, or start a new run",
         refusal(capsys, "resume", str(finished_run)),
     )
 
@@ -569,7 +570,8 @@ def test_resuming_from_a_damaged_checkpoint(capsys, finished_run):
     for checkpoint in (finished_run / "checkpoints").glob("round-*.ckpt"):
         checkpoint.write_bytes(checkpoint.read_bytes()[:200])
     check(
-        "resume ...: .../round-000001.ckpt: not a readable checkpoint (...)",
+        "resume ...: .../round-000001.ckpt: damaged, or no checkpoint (BadZipFile: ...); .../round-000000.ckpt: "
+        "damaged, ...; there is no other: put one back, or start a new run",
         refusal(capsys, "resume", str(finished_run)),
     )
 

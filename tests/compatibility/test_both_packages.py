@@ -18,7 +18,7 @@ from fedhq_lightning.drop_in.trainer_callback import TrainerCallback
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.quantize import QuantScheme
-from fedhq_lightning.run.directory import load_checkpoint
+from fedhq_lightning.run.checkpoint_file import load_checkpoint
 
 from .. import small_federation
 from ..beside_lightning import without_advice

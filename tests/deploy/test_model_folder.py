@@ -190,7 +190,7 @@ write(__import__("pathlib").Path(sys.argv[1]), SmallModule())
     left = files(folder)
     assert {name for name in left if not name.startswith(".export-")} == {"weights.safetensors", "mine.txt"}
     assert len(left) == 3
-    (folder / ".weights.safetensors.half").touch()
+    (folder / ".weights.safetensors.h4lf_way").touch()
     write(folder, SmallModule())
     assert files(folder) == {"model.pt2", "load_model.py", "weights.safetensors", "README.md", "mine.txt"}
 

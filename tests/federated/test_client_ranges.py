@@ -26,7 +26,7 @@ from fedhq_lightning.federated.wire import Link
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.quantize import LaneOptions, QuantScheme, attach_ranges, convert, prepare
 from fedhq_lightning.quantize.activation_ranges import best_range, is_calibrated
-from fedhq_lightning.run.directory import load_checkpoint
+from fedhq_lightning.run.checkpoint_file import load_checkpoint
 from fedhq_lightning.support.views import is_range
 from fedhq_lightning.types import ClientId, FitOptions, StateDict
 

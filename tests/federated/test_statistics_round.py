@@ -13,7 +13,7 @@ from torch import nn
 from fedhq_lightning.allocation import FixedAllocator
 from fedhq_lightning.federated.statistics_round import pooled
 from fedhq_lightning.quantize import QuantScheme, convert
-from fedhq_lightning.run.directory import load_checkpoint
+from fedhq_lightning.run.checkpoint_file import load_checkpoint
 from fedhq_lightning.run.state import RunState
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.views import deployed_view, float_view

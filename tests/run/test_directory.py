@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.run.directory import RunDirectory, load_checkpoint
+from fedhq_lightning.run.checkpoint_file import load_checkpoint
+from fedhq_lightning.run.directory import RunDirectory
 
 from ..small_run import small_rounds
 
@@ -85,7 +86,9 @@ def test_rounds_reach_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     run, synced = directory(tmp_path), []
     monkeypatch.setattr(os, "fsync", synced.append)
     run.append_round(ROUNDS[0])
-    assert len(synced) == 1
+    assert len(synced) == 2, "the line, and the new file's name"
+    run.append_round(ROUNDS[1])
+    assert len(synced) == 3
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
@@ -153,26 +156,44 @@ def test_a_checkpoint_file_names_its_run(tmp_path: Path) -> None:
 
 
 def test_nothing_to_resume_from(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="it holds no checkpoint yet"):
-        RunDirectory.of_checkpoint(directory(tmp_path).path)
+    run = directory(tmp_path)
+    with pytest.raises(ConfigurationError, match=rf"it was stopped before it had begun; remove it: rm -r {run.path}$"):
+        RunDirectory.of_checkpoint(run.path)
+    run.rounds_file.touch()
+    with pytest.raises(ConfigurationError, match=r"no recipe\.yaml there; give the directory of a run"):
+        RunDirectory.of_checkpoint(run.path)
     with pytest.raises(ConfigurationError, match="there is no such folder"):
         RunDirectory.of_checkpoint(tmp_path / "nowhere")
 
 
-class _Unplain:
-    pass
+def test_a_run_before_its_first_checkpoint(tmp_path: Path) -> None:
+    run = directory(tmp_path)
+    run.recipe.touch()
+    found, path = RunDirectory.of_checkpoint(run.path)
+    assert (found.path, path) == (run.path, None)
 
 
-def test_unreadable_checkpoints(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="no such checkpoint"):
-        load_checkpoint(tmp_path / "gone.ckpt")
-    broken = tmp_path / "broken.ckpt"
-    broken.write_bytes(b"not a checkpoint")
-    with pytest.raises(ConfigurationError, match="not a readable checkpoint"):
-        load_checkpoint(broken)
-    torch.save({"code": _Unplain()}, broken)
-    with pytest.raises(ConfigurationError, match="not a readable checkpoint"):
-        load_checkpoint(broken)
+def test_what_killed_processes_left_goes_with_the_rounds_that_are_forgotten(tmp_path: Path) -> None:
+    run = directory(tmp_path)
+    kept = [
+        run.path / ".hidden",
+        run.path / ".notes.txt",
+        run.checkpoints / ".x.ckpt.UPPERCAS",
+        run.path / "a.b12345678",
+    ]
+    left = [run.path / ".metrics.csv.ab_12xyz", run.checkpoints / ".round-000002.ckpt.00000000"]
+    for path in (*kept, *left):
+        path.touch()
+    for record in ROUNDS[:2]:
+        run.append_round(record)
+        run.save_checkpoint(record.round, {}, keep=2)
+    run.rewind(0)
+    assert [path for path in (*kept, *left) if path.exists()] == kept
+    assert run.read_rounds() == ROUNDS[:1]
+    assert [path.name for path in run.saved_checkpoints()] == ["round-000000.ckpt"]
+    run.rewind(-1)
+    assert run.read_rounds() == run.saved_checkpoints() == []
+    run.append_round(ROUNDS[0])
 
 
 def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

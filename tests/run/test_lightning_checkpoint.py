@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.run.directory import load_checkpoint
+from fedhq_lightning.run.checkpoint_file import load_checkpoint
 from fedhq_lightning.run.lightning_checkpoint import for_lightning
 
 from ..small_federation import SmallData, SmallModule, same_bits, trainer

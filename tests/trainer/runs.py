@@ -7,7 +7,8 @@ from typing import Any
 import lightning as L
 
 from fedhq_lightning.federated.callback import RoundCallback
-from fedhq_lightning.run.directory import RunDirectory, load_checkpoint
+from fedhq_lightning.run.checkpoint_file import load_checkpoint
+from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.run.records import ClientRecord, RoundRecord
 from fedhq_lightning.trainer import FederatedTrainer
 from fedhq_lightning.types import Plan, StateDict

@@ -11,7 +11,8 @@ from torch import nn
 from fedhq_lightning.allocation import FixedAllocator
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.risk import SensitivityMeasure
-from fedhq_lightning.run.directory import RunDirectory, load_checkpoint
+from fedhq_lightning.run.checkpoint_file import load_checkpoint
+from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.run.records import ClientRecord
 from fedhq_lightning.types import ClientId
 

@@ -18,7 +18,8 @@ from fedhq_lightning.cli.main import main
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.aggregators import FedOpt
 from fedhq_lightning.launch.resolve import resolve
-from fedhq_lightning.run.directory import RunDirectory, load_checkpoint
+from fedhq_lightning.run.checkpoint_file import load_checkpoint
+from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.trainer import FederatedTrainer
 from fedhq_lightning.types import Plan
@@ -247,8 +248,8 @@ class TestWhatChangesIsTold:
 
 
 class TestWhichRun:
-    def test_last_is_the_newest_that_has_a_checkpoint(self) -> None:
-        with pytest.warns(match="ckpt_path 'last': no run with a checkpoint is in runs/smallmodule, so a new one"):
+    def test_last_is_the_newest(self) -> None:
+        with pytest.warns(match="ckpt_path 'last': no run to go on with is in runs/smallmodule, so a new one"):
             first = ran("last", max_rounds=1)
         second = ran(max_rounds=1)
         names = sorted(path.name for path in first.run_dir.parent.iterdir())

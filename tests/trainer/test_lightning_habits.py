@@ -12,7 +12,8 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.callback import RoundCallback
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.recipe.lightning_names import ARGUMENTS, ATTRIBUTES
-from fedhq_lightning.run.directory import RunDirectory, load_checkpoint
+from fedhq_lightning.run.checkpoint_file import load_checkpoint
+from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.trainer import FederatedTrainer
 
 from ..beside_lightning import lightning_trainer, without_advice

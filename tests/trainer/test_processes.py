@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from fedhq_lightning.cli.main import main
-from fedhq_lightning.run.directory import RunDirectory, load_checkpoint
+from fedhq_lightning.run.checkpoint_file import load_checkpoint
+from fedhq_lightning.run.directory import RunDirectory
 
 from ..programs import Program
 from ..small_federation import same_bits

@@ -18,6 +18,7 @@ from fedhq_lightning.federated import resume
 from fedhq_lightning.federated.aggregators import FedOpt, FedProx
 from fedhq_lightning.federated.callback import RoundCallback
 from fedhq_lightning.quantize import LaneOptions
+from fedhq_lightning.run.checkpoint_file import to_bytes
 from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.trainer import FederatedTrainer
@@ -168,7 +169,7 @@ class TestResume:
         path = RunDirectory.of_checkpoint(done.run_dir)[1]
         saved = checkpoint(done)
         saved["described"]["device"] = "cuda"
-        torch.save(saved, path)
+        path.write_bytes(to_bytes(saved))
         with pytest.raises(ConfigurationError, match="device was 'cuda', is now 'cpu'"):
             fit(ckpt_path=done.run_dir)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedhq_lightning.callbacks import FixedAllocator
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.run.directory import load_checkpoint
+from fedhq_lightning.run.checkpoint_file import load_checkpoint
 from fedhq_lightning.trainer import FederatedTrainer
 
 from ..small_federation import NUM_FEATURES, SmallData, SmallModule, same_bits, trainer
