@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.parameter import is_lazy
@@ -27,6 +26,7 @@ from fedhq_lightning.run.round_checkpoint import check_model, read_round
 from fedhq_lightning.run.state import RunState
 from fedhq_lightning.support.paths import expand_path
 from fedhq_lightning.support.text import first_line
+from fedhq_lightning.support.yaml_text import parse_yaml
 from fedhq_lightning.types import StateDict
 
 _PARTS_BESIDE_RECIPE = ("device", "compiled_kernels", "native_kernels", "virtual_fleet")
@@ -190,7 +190,9 @@ def check_same_from_start(directory: RunDirectory, recipe_text: str) -> None:
             f"{directory.path}: nothing to resume from: its rounds are in rounds.jsonl, but its checkpoints are gone; "
             "put them back, or start a new run"
         )
-    before, now = (_settings_of(text) for text in (recipe_files.read(directory.recipe), recipe_text))
+    before, now = (parse_yaml(text) for text in (recipe_files.read(directory.recipe), recipe_text))
+    if not isinstance(before, dict):
+        raise ConfigurationError(f"{directory.recipe}: no recipe of a run; start a new run")
     check_same(before, now, _FREE, default_of_option)
 
 
@@ -240,14 +242,6 @@ def _intact(candidates: Sequence[Path], odd: Collection[str]) -> Iterator[tuple[
 
 def _is_odd(value: Any) -> bool:
     return isinstance(value, Tensor) and not is_lazy(value) and value.is_floating_point() and not value.isfinite().all()
-
-
-def _settings_of(recipe_text: str) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(recipe_text)
-    except yaml.YAMLError:
-        settings = None
-    return settings if isinstance(settings, dict) else {}
 
 
 def _check_same(saved: Mapping[str, Any], described: Mapping[str, Any]) -> None:
