@@ -281,7 +281,9 @@ class FederatedAveraging(SiloCallback):
         if not self._is_fitting:
             return
         received = checkpoint["state_dict"]
-        self._extras = silo_checkpoint.take_part(checkpoint, trainer.global_rank, trainer.world_size)
+        self._extras = silo_checkpoint.take_part(
+            checkpoint, trainer.global_rank, trainer.world_size, getattr(trainer.strategy, "weights_only", None)
+        )
         if self._extras:
             self._extras["received"] = received
             pl_module.load_state_dict(self._extras["model"], strict=False)

@@ -123,7 +123,10 @@ class FedOpt(Aggregator):
 
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._server, self._restored = None, state.get("optimizer")
+        restored = state.get("optimizer")
+        if restored is not None and not {"state", "param_groups"} <= set(restored):
+            raise ValueError("`optimizer` is no state of an optimizer")
+        self._server, self._restored = None, restored
 
     def _build(self, values: Mapping[str, Tensor]) -> Optimizer:
         self._parameters = {name: nn.Parameter(value.clone()) for name, value in values.items()}

@@ -26,7 +26,7 @@ from fedhq_lightning.run.round_checkpoint import check_model, read_round
 from fedhq_lightning.run.state import RunState
 from fedhq_lightning.support.paths import expand_path
 from fedhq_lightning.support.text import first_line
-from fedhq_lightning.support.yaml_text import parse_yaml
+from fedhq_lightning.support.yaml_text import parse_yaml, read_yaml
 from fedhq_lightning.types import StateDict
 
 _PARTS_BESIDE_RECIPE = ("device", "compiled_kernels", "native_kernels", "virtual_fleet")
@@ -190,7 +190,7 @@ def check_same_from_start(directory: RunDirectory, recipe_text: str) -> None:
             f"{directory.path}: nothing to resume from: its rounds are in rounds.jsonl, but its checkpoints are gone; "
             "put them back, or start a new run"
         )
-    before, now = (parse_yaml(text) for text in (recipe_files.read(directory.recipe), recipe_text))
+    before, now = read_yaml(directory.recipe), parse_yaml(recipe_text)
     if not isinstance(before, dict):
         raise ConfigurationError(f"{directory.recipe}: no recipe of a run; start a new run")
     check_same(before, now, _FREE, default_of_option)

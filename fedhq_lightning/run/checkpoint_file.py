@@ -101,6 +101,8 @@ def check_whole(path: Path, file: BinaryIO) -> bool:
             parts = archive.infolist()
             if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
                 raise ConfigurationError(f"{path}: not a checkpoint: it is compressed, which torch does not do")
+            if min((part.header_offset for part in parts), default=0):  # an archive that is held by a larger one
+                raise ConfigurationError(f"{path}: damaged: its end is missing")
             if sum(part.file_size for part in parts) > size:
                 raise ConfigurationError(f"{path}: damaged: its parts are larger than the file")
             damaged = None if is_sealed else archive.testzip()

@@ -9,6 +9,7 @@ agreed on, see `silo_results`.
 
 from __future__ import annotations
 
+import pickle
 import sys
 import warnings
 from collections import Counter
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -33,8 +35,10 @@ from typing_extensions import override
 
 from fedhq_lightning.drop_in.trainer_parts import AveragesResults, callbacks_of
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.run.checkpoint_file import check_whole
 from fedhq_lightning.silos.batch_examples import examples_in
 from fedhq_lightning.silos.silo_callback import SiloCallback
+from fedhq_lightning.silos.silo_checkpoint import unreadable
 from fedhq_lightning.silos.silo_connector import connect
 from fedhq_lightning.silos.silo_monitors import monitored_values, refuse_own_values
 from fedhq_lightning.silos.silo_results import agree
@@ -102,6 +106,7 @@ class SiloStrategy(AveragesResults, _Ddp):
         self._examples: dict[bool, Counter[int | None]] = {True: Counter(), False: Counter()}
         self._replaced_hook: tuple[pl.LightningModule, Any] | None = None
         self._new_loaders = 0
+        self.weights_only: bool | None = None
 
     @property
     def is_alone(self) -> bool:
@@ -192,6 +197,23 @@ class SiloStrategy(AveragesResults, _Ddp):
         for examples in self._examples.values():
             examples.clear()
         self._watch_metrics(trainer)
+
+    @override
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """As in DDP, once the file is seen to be as it was written.
+
+        Raises:
+            ConfigurationError: It is damaged, or holds what is executed, and `weights_only=False` was not given.
+        """
+        self.weights_only, path = weights_only, Path(checkpoint_path)
+        if path.is_file():
+            with path.open("rb") as file:
+                if file.read(2) == b"PK":  # else it is not of torch, but of a CheckpointIO of the user's
+                    check_whole(path, file)
+        try:
+            return super().load_checkpoint(checkpoint_path, weights_only)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise unreadable(str(checkpoint_path), error) from error
 
     @override
     def configure_ddp(self) -> None:

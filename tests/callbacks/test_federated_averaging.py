@@ -281,6 +281,45 @@ class TestOneSilo:
         with pytest.raises(ConfigurationError, match="of 3 silos, this run has 1; resume with devices=3"):
             pl.Trainer(**silo, callbacks=[averaging()]).fit(SmallModule(), loader(), ckpt_path="last.ckpt")
 
+    def test_a_damaged_checkpoint_is_refused(self, silo: dict[str, Any]) -> None:
+        trainer = pl.Trainer(**silo, callbacks=[averaging()])
+        trainer.fit(SmallModule(), loader())
+        trainer.save_checkpoint("last.ckpt")
+        sound = bytearray(Path("last.ckpt").read_bytes())
+        place = sound.index(trainer.lightning_module.net[0].weight.detach().numpy().tobytes())
+        flipped = sound[:place] + bytes([sound[place] ^ 16]) + sound[place + 1 :]
+        for data, said in (
+            (flipped, r"last\.ckpt: damaged: the checksum of its part"),
+            (sound[:-100], r"last\.ckpt: damaged: its end is missing"),  # that of the silo's part is there
+            (b"nothing of torch's", "last.ckpt holds more than tensors and plain values, or is damaged"),
+        ):
+            Path("last.ckpt").write_bytes(data)
+            with pytest.raises(ConfigurationError, match=said):
+                pl.Trainer(**silo, callbacks=[averaging()]).fit(SmallModule(), loader(), ckpt_path="last.ckpt")
+
+    def test_objects_in_a_checkpoint_are_made_only_where_it_is_trusted(self, silo: dict[str, Any]) -> None:
+        class Keeps(pl.Callback):
+            kept: object = None
+
+            def state_dict(self) -> dict[str, Any]:
+                return {"kept": Path("here")}
+
+            def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+                self.kept = state_dict["kept"]
+
+        silo["max_epochs"] = 3
+        trainer = pl.Trainer(**silo | {"max_epochs": 2}, callbacks=[averaging(), Keeps()])
+        trainer.fit(SmallModule(), loader())
+        trainer.save_checkpoint("last.ckpt")
+        keeps = Keeps()
+        again = pl.Trainer(**silo, callbacks=[averaging(), keeps])
+        with pytest.raises(ConfigurationError, match=r"last\.ckpt holds more .* if you trust it, fit\("):
+            again.fit(SmallModule(), loader(), ckpt_path="last.ckpt")
+        assert keeps.kept is None
+        again = pl.Trainer(**silo, callbacks=[averaging(), keeps])
+        again.fit(SmallModule(), loader(), ckpt_path="last.ckpt", weights_only=False)
+        assert keeps.kept == Path("here")
+
     def test_a_rehearsal_writes_nothing(self, silo: dict[str, Any], tmp_path: Any) -> None:
         trainer = pl.Trainer(**silo, fast_dev_run=True, callbacks=[averaging(export=True), HybridAllocator()])
         trainer.fit(SmallModule(), loader(), loader())

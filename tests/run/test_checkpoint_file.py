@@ -73,6 +73,13 @@ def test_zeroed_and_cut_off(path: Path) -> None:
     assert refusal(written(path, data + b"more")) == "damaged: its checksum is gone"
 
 
+def test_a_checkpoint_within_another_is_not_taken_for_it(path: Path) -> None:
+    within = torch.frombuffer(bytearray(of_torch(STATE)), dtype=torch.uint8)
+    data = of_torch({"round": 3, "parts": [within]})
+    assert load_checkpoint(written(path, data))["round"] == 3
+    assert refusal(written(path, data[: data.index(b"PK\x05\x06") + 22])) == "damaged: its end is missing"
+
+
 @pytest.mark.parametrize("version", [{}, {"format_version": 1}])
 def test_files_without_a_seal_are_held_to_zips_checksums(path: Path, version: dict[str, int]) -> None:
     data = of_torch({**version, **STATE})

@@ -1,7 +1,9 @@
 """Parts of a federation of silos, without processes."""
 
+import io
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -190,7 +192,36 @@ class TestCheckpoint:
 
     def test_another_number_of_silos_is_refused(self) -> None:
         with pytest.raises(ConfigurationError, match="is of 1 silos, this run has 2"):
-            silo_checkpoint.take_part({silo_checkpoint.KEY: [torch.zeros(1)]}, 0, 2)
+            silo_checkpoint.take_part({silo_checkpoint.KEY: [torch.zeros(1, dtype=torch.uint8)]}, 0, 2)
+
+    @pytest.mark.parametrize("parts", [3, {}, [b"x"], [torch.zeros(3)], "text"])
+    def test_no_parts_of_silos(self, parts: Any) -> None:
+        with pytest.raises(ConfigurationError, match="holds no parts of silos under 'fedhq_silos'"):
+            silo_checkpoint.take_part({silo_checkpoint.KEY: parts}, 0, 1)
+
+    @pytest.mark.parametrize(
+        "part", [[1], {"callbacks": 3}, {silo_checkpoint.KEY: "x"}, {silo_checkpoint.KEY: {"model": {}}}]
+    )
+    def test_a_part_that_no_silo_wrote(self, part: Any) -> None:
+        buffer = io.BytesIO()
+        torch.save(part, buffer)
+        checkpoint: dict[str, Any] = {}
+        silo_checkpoint.add_parts(checkpoint, [b"x", buffer.getvalue()])
+        with pytest.raises(ConfigurationError, match="the part of silo 1 in the checkpoint is not what a silo writes"):
+            silo_checkpoint.take_part(checkpoint, 1, 2)
+        with pytest.raises(
+            ConfigurationError, match=r"the part of silo 0 in the checkpoint holds more than .* or is damaged"
+        ):
+            silo_checkpoint.take_part(checkpoint, 0, 2)
+
+    def test_objects_in_a_part_are_made_only_where_it_is_trusted(self) -> None:
+        checkpoint: dict[str, Any] = {}
+        silo_checkpoint.add_parts(checkpoint, [silo_checkpoint.packed({"callbacks": {"Mine": Path("here")}})])
+        for told in (None, True):
+            with pytest.raises(ConfigurationError, match=r"the part of silo 0 .*fit\(\.\.\., weights_only=False\)"):
+                silo_checkpoint.take_part(dict(checkpoint), 0, 1, told)
+        silo_checkpoint.take_part(checkpoint, 0, 1, False)
+        assert checkpoint["callbacks"] == {"Mine": Path("here")}
 
 
 class TestData:
