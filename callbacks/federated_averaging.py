@@ -17,6 +17,7 @@ from fedhq_lightning.drop_in.quantized_callback import plain_scheme
 from fedhq_lightning.drop_in.trainer_parts import training_loaders
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.federated.aggregators import Aggregator, FedAvg
+from fedhq_lightning.federated.update_checks import check_norm_ratio
 from fedhq_lightning.federated.wire import Uplink
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
 from fedhq_lightning.silos import silo_checkpoint
@@ -27,6 +28,7 @@ from fedhq_lightning.silos.silo_results import epoch_values
 from fedhq_lightning.silos.silo_run import SiloRun
 from fedhq_lightning.silos.silo_settings import SiloSettings
 from fedhq_lightning.silos.silo_strategy import SiloStrategy, register
+from fedhq_lightning.support.paths import expand_if_given
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
 
 
@@ -50,6 +52,10 @@ class FederatedAveraging(SiloCallback):
         fleet: Devices of the silos, for virtual seconds and for the allocator: a name, a file or a list of profiles.
         retake_batch_statistics: Have BatchNorm statistics taken anew by the silos at the end of every round, of the
             float32 and of the deployed view of the global model; False: the silos' running ones are averaged.
+        max_norm_ratio: How many times the silos' median norm an update may have; one that has more is quarantined. None
+            for any. Of two silos none is told from the other.
+        keys: Folder with this silo's private key `RANK.key` and all silos' public ones, `RANK.pub`, where the silos do
+            not trust the network between them: see `federated.seals`. None: payloads are not signed.
         export: Write the deployed model when `fit` ends.
         dirpath: Its folder; None is `model` beside ModelCheckpoint's `checkpoints`.
 
@@ -78,6 +84,8 @@ class FederatedAveraging(SiloCallback):
         aggregator: Aggregator | None = None,
         fleet: FleetSpec = "uniform",
         retake_batch_statistics: bool = True,
+        max_norm_ratio: float | None = 20.0,
+        keys: str | Path | None = None,
         export: bool = True,
         dirpath: str | Path | None = None,
     ) -> None:
@@ -92,6 +100,7 @@ class FederatedAveraging(SiloCallback):
                 "lanes.bias_correction needs a batch that a client keeps apart, as FederatedTrainer has it; leave it "
                 "out of FederatedAveraging"
             )
+        check_norm_ratio(max_norm_ratio)
         super().__init__(None if scheme is None else QuantScheme.parse(scheme), export, dirpath)
         register()  # with what is imported by now
         self.every_n_epochs = every_n_epochs
@@ -100,6 +109,8 @@ class FederatedAveraging(SiloCallback):
         self.aggregator = aggregator or FedAvg()
         self.fleet = fleet
         self.retake_batch_statistics = retake_batch_statistics
+        self.max_norm_ratio = max_norm_ratio
+        self.keys = expand_if_given(keys, "keys")
         self._run: SiloRun | None = None
         self._restored: dict[str, Any] = {}
         self._extras: dict[str, Any] | None = None
@@ -129,7 +140,8 @@ class FederatedAveraging(SiloCallback):
             self._statistics.load_state_dict(state_dict["statistics"])
         if not self._is_fitting:
             return
-        self._refuse_other_settings({"retake_batch_statistics": True} | state_dict, self._kept_on_resume())
+        before = {"retake_batch_statistics": True, "max_norm_ratio": self.max_norm_ratio}  # of earlier versions
+        self._refuse_other_settings(before | state_dict, self._kept_on_resume())
         self._restored = state_dict
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -297,6 +309,8 @@ class FederatedAveraging(SiloCallback):
             self.aggregator,
             self.fleet,
             self.retake_batch_statistics,
+            self.max_norm_ratio,
+            None if self.keys is None else Path(self.keys),
         )
 
     def _kept_on_resume(self) -> dict[str, Any]:
@@ -305,6 +319,7 @@ class FederatedAveraging(SiloCallback):
             "every_n_epochs": self.every_n_epochs,
             "uplink": self.uplink,
             "retake_batch_statistics": self.retake_batch_statistics,
+            "max_norm_ratio": self.max_norm_ratio,
             **plain_scheme(self.scheme),
         }
 

@@ -20,6 +20,7 @@ from fedhq_lightning.federated import setup
 from fedhq_lightning.federated.after_fit import AfterFit
 from fedhq_lightning.federated.aggregators import Aggregator
 from fedhq_lightning.federated.callback import Monitored, RoundCallback, split_callbacks
+from fedhq_lightning.federated.client_errors import OnClientError
 from fedhq_lightning.federated.fabric import make_fabric
 from fedhq_lightning.federated.lightning_habits import plain_precision, with_lightning_names
 from fedhq_lightning.federated.resume import Resumed, begin_anew, check_same_from_start, find_run, read_same
@@ -85,6 +86,12 @@ class FederatedTrainer(AfterFit):
         round_lr: Learning rate over rounds: "constant", "cosine", "linear", or a factor per round.
         mode_lr: Factor on every learning rate of the clients in a mode, such as {"qat": 0.3}; 1 for the others.
         round_deadline: Virtual seconds after which a round ends without the clients that are late.
+        on_client_error: What follows when a client's code raises: "quarantine", the round goes on without it; "retry",
+            it tries once more before; "raise", the run ends. Without memory for its mode it is tried in fp before.
+        min_clients: Usable updates that a round takes to move the model. Three rounds in a row without end the run.
+        max_norm_ratio: How many times the cohort's median norm an update may have; one that has more is quarantined.
+            None for any.
+        sit_out_rounds: Rounds that a client sits out which was quarantined three times in a row.
         ema_decay: Evaluate and deploy an exponential moving average of the global models with this decay.
         retake_batch_statistics: Have BatchNorm statistics taken anew by the cohort, of the float32 and of the deployed
             view of every evaluated model and of the last; False: clients' running statistics are averaged.
@@ -138,6 +145,10 @@ class FederatedTrainer(AfterFit):
         round_lr: Literal["constant", "cosine", "linear"] | float = "constant",
         mode_lr: Mapping[str, float] | None = None,
         round_deadline: float | None = None,
+        on_client_error: OnClientError = "quarantine",
+        min_clients: int = 1,
+        max_norm_ratio: float | None = 20.0,
+        sit_out_rounds: int = 10,
         ema_decay: float | None = None,
         retake_batch_statistics: bool = True,
         eval_every_n_rounds: int = 1,
@@ -173,6 +184,10 @@ class FederatedTrainer(AfterFit):
             "round_lr": round_lr,
             "mode_lr": mode_lr,
             "round_deadline": round_deadline,
+            "on_client_error": on_client_error,
+            "min_clients": min_clients,
+            "max_norm_ratio": max_norm_ratio,
+            "sit_out_rounds": sit_out_rounds,
             "ema_decay": ema_decay,
             "retake_batch_statistics": retake_batch_statistics,
             "eval_every_n_rounds": eval_every_n_rounds,

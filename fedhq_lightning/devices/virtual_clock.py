@@ -120,6 +120,10 @@ class VirtualClock:
             upload_seconds=upload_seconds,
         )
 
+    def num_examples(self, client_id: ClientId) -> int:
+        """Training examples of the client."""
+        return self._num_examples(client_id)
+
     def trains(self, client_id: ClientId) -> bool:
         """Whether the client has a batch to train on: `drop_last` leaves one with few examples none."""
         return bool(self._batches(client_id))

@@ -14,6 +14,7 @@ from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.local.batch_statistics import are_as_made
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.local.module_state import load_weights, reset_metrics, restore_buffers
+from fedhq_lightning.local.pristine import Pristine
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
 from fedhq_lightning.risk.sensitivity import SensitivityMeasure, quantization_sensitivity
 from fedhq_lightning.support.seeds import generators_kept
@@ -50,7 +51,7 @@ class ClientAnalyst:
         self._datamodule = datamodule
         self._device = device
         self._autocast = autocast
-        self._trainer: ClientTrainer | None = None
+        self._resident: tuple[ClientTrainer, Pristine] | None = None
 
     def sensitivity(
         self, client_id: ClientId, measure: SensitivityMeasure, state: StateDict | None = None
@@ -84,11 +85,14 @@ class ClientAnalyst:
             )
 
     def _loaded(self, state: StateDict) -> ClientTrainer:
-        if self._trainer is None:
+        if self._resident is None:
             module = copy.deepcopy(self._template).to(self._device)
-            self._trainer = ClientTrainer(module, self._options, self._device, self._autocast, self._datamodule)
-        module = self._trainer.lightning_module
+            trainer = ClientTrainer(module, self._options, self._device, self._autocast, self._datamodule)
+            self._resident = trainer, Pristine(module)
+        trainer, pristine = self._resident
+        pristine.restore()
+        module = trainer.lightning_module
         restore_buffers(module, self._template, self._device)
         load_weights(module, state)
         reset_metrics(module)
-        return self._trainer
+        return trainer

@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import lightning as L
@@ -17,13 +17,16 @@ from fedhq_lightning.devices.virtual_clock import VirtualClock
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.aggregators import Aggregator
 from fedhq_lightning.federated.client_analysis import ClientAnalyst
+from fedhq_lightning.federated.client_errors import ClientError, OnClientError, free_memory, is_clients
 from fedhq_lightning.federated.client_ranges import ClientRanges
 from fedhq_lightning.federated.wire import Link
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.local.module_state import load_weights, reset_metrics, restore_buffers, restore_requires_grad
+from fedhq_lightning.local.pristine import Pristine
 from fedhq_lightning.quantize import LaneOptions, QuantScheme, RangeLearner, correct_bias, prepare
 from fedhq_lightning.risk.sensitivity import SensitivityMeasure, check_sensitivity_measure
 from fedhq_lightning.run.records import ClientRecord, Status
+from fedhq_lightning.support.process_state import process_state_kept
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
 from fedhq_lightning.types import ClientId, FitOptions, Mode, StateDict
 
@@ -37,7 +40,7 @@ class Update:
 
     Attributes:
         record: For the log; holds the number of examples, its weight.
-        payload: Bytes on the wire; empty where the client was late or idle.
+        payload: Bytes on the wire; empty where the client was late or idle, or failed.
     """
 
     record: ClientRecord
@@ -51,7 +54,10 @@ class _LocalFit:
     num_steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     payload: bytes = b""
-    idle_reason: str = ""
+    reason: str = ""
+    sensitivity: float | None = None
+    error: ClientError | None = None
+    mode: Mode | None = None
 
 
 class ClientFitter:
@@ -72,6 +78,10 @@ class ClientFitter:
         wanted_sensitivity: What every client measures on the model it received, before it trains, or None. The forward
             passes for it cost the client virtual time, which counts for the deadline too.
         batch_norms: Layers whose statistics are taken anew, for the calibration of static activation ranges.
+        on_error: What happens when a client's code raises.
+
+    Attributes:
+        first_error: What the first client's code raised in round 1, until somebody has looked.
 
     Raises:
         ConfigurationError: A sensitivity is wanted, but there is no scheme to be sensitive to; or unknown measure.
@@ -92,6 +102,7 @@ class ClientFitter:
         autocast: Callable[[], AbstractContextManager[Any]],
         wanted_sensitivity: SensitivityMeasure | None = None,
         batch_norms: Mapping[str, Sequence[str]] | None = None,
+        on_error: OnClientError = "raise",
     ) -> None:
         self._template = template
         self._scheme = scheme
@@ -104,7 +115,9 @@ class ClientFitter:
         self._seed = seed
         self._device = device
         self._autocast = autocast
-        self._lanes: dict[Mode, ClientTrainer] = {}
+        self._lanes: dict[Mode, tuple[ClientTrainer, Pristine]] = {}
+        self._on_error: OnClientError = on_error
+        self.first_error: BaseException | None = None
         self._wanted_sensitivity = wanted_sensitivity
         self._ranges: ClientRanges | None = None
         if scheme is not None and scheme.has_static_ranges:
@@ -137,7 +150,8 @@ class ClientFitter:
 
         A client whose virtual time passes the deadline is late: its work would be thrown away, so it is not done.
         One that takes no optimizer step is idle: it has nothing to send, and no virtual time passes for it after the
-        download and what it measures for the allocator.
+        download and what it measures for the allocator. One whose code raises is quarantined, unless errors shall end
+        the run: it sends nothing either. Without memory for its mode it trains in `fp`, which takes least.
 
         Args:
             round_number: From 1.
@@ -153,33 +167,62 @@ class ClientFitter:
         seconds = self._clock.time(client_id, mode, is_first, work)
         analysis_seconds = self._analysis_seconds(client_id)
         late = deadline is not None and seconds.total + analysis_seconds > deadline
-        done, sensitivity = _LocalFit(), None
-        if not late and self._analyst is not None and self._wanted_sensitivity is not None:
-            sensitivity = self._analyst.sensitivity(client_id, self._wanted_sensitivity, received)
-        started = time.perf_counter()
+        done, started = _LocalFit(), time.perf_counter()
         if not late:
-            done = self._train(round_number, client_id, mode, received, learning_rate_scale, work)
-        status: Status = "late" if late else "ok" if done.num_steps else "idle"
+            done = self._tried(round_number, client_id, mode, received, learning_rate_scale, work)
+        status: Status = "late" if late else "quarantined" if done.error else "ok" if done.num_steps else "idle"
         record = ClientRecord(
             round=round_number,
             client_id=client_id,
             tier=self._clock.profile(client_id).name,
-            mode=mode,
+            mode=done.mode or mode,
             status=status,
-            num_examples=int(self._datamodule.num_examples(client_id)),
+            num_examples=self._clock.num_examples(client_id),
             num_steps=done.num_steps,
             metrics=done.metrics,
             fit_wall_seconds=time.perf_counter() - started,
             download_seconds=seconds.download_seconds,
             compute_seconds=0.0 if status == "idle" else seconds.compute_seconds,
-            upload_seconds=0.0 if status == "idle" else seconds.upload_seconds,
+            upload_seconds=0.0 if status == "idle" or done.error else seconds.upload_seconds,
             uplink_bytes=len(done.payload),
             downlink_bytes=downlink_bytes,
-            reason=done.idle_reason,
+            reason=done.error.reason if done.error else done.reason,
             analysis_seconds=analysis_seconds,
-            sensitivity=sensitivity,
+            sensitivity=done.sensitivity,
+            traceback=done.error.traceback if done.error else "",
         )
         return Update(record, done.payload)
+
+    def _tried(
+        self,
+        round_number: int,
+        client_id: ClientId,
+        mode: Mode,
+        received: StateDict,
+        learning_rate_scale: float,
+        work: float,
+    ) -> _LocalFit:
+        """A local fit; a second one where the first found no memory, or where each client has another try."""
+        lane, reason = mode, ""
+        for is_last in (False, True):
+            try:
+                with process_state_kept():
+                    done = self._train(round_number, client_id, lane, received, learning_rate_scale, work)
+                return replace(done, mode=lane, reason=done.reason or reason)
+            except BaseException as error:
+                if self._on_error == "raise" or not is_clients(error):
+                    raise
+                failed = ClientError.of(error)
+                if round_number == 1 and self.first_error is None:
+                    error.add_note(f"while client {client_id} trained in {mode}, in round 1")
+                    self.first_error = error
+            if failed.is_out_of_memory:
+                self._lanes.pop(lane, None)
+                free_memory()
+                lane, reason = "fp", f"trained in fp: no memory was left in {mode}"
+            if is_last or not (failed.is_out_of_memory or self._on_error == "retry"):
+                break
+        return _LocalFit(error=failed)
 
     def _train(
         self,
@@ -190,11 +233,13 @@ class ClientFitter:
         learning_rate_scale: float,
         work: float,
     ) -> _LocalFit:
-        trainer = self._lane(mode)
-        module = trainer.lightning_module
-        ranges, start = self._ranges, received
+        ranges, start, sensitivity = self._ranges, received, None
+        if self._analyst is not None and self._wanted_sensitivity is not None:
+            sensitivity = self._analyst.sensitivity(client_id, self._wanted_sensitivity, received)
         if ranges is not None and mode == "qat":
             start = ranges.completed(received, client_id)
+        trainer = self._lane(mode)
+        module = trainer.lightning_module
         restore_buffers(module, self._template, self._device)
         restore_requires_grad(module, self._template)
         load_weights(module, start)
@@ -211,13 +256,14 @@ class ClientFitter:
             learner.finish()
         self._check_frozen(module)
         if not num_steps:
-            return _LocalFit(idle_reason=_SKIPPED if len(loader) else _NO_BATCH)
+            return _LocalFit(reason=_SKIPPED if len(loader) else _NO_BATCH, sensitivity=sensitivity)
         state = module.state_dict()
         if ranges is not None and mode != "qat":
             state = state | ranges.calibrated(state, client_id)
         if mode == "ptq" and self._lane_options.bias_correction:
             state = self._corrected(state, client_id)
-        return _LocalFit(num_steps, metrics, self._link.up(state, received, round_number, client_id))
+        payload = self._link.up(state, received, round_number, client_id)
+        return _LocalFit(num_steps, metrics, payload, sensitivity=sensitivity)
 
     def _check_frozen(self, module: L.LightningModule) -> None:
         """Refuse a fit that trained what no client sends."""
@@ -244,10 +290,14 @@ class ClientFitter:
         return 0.0 if self._analyst is None else self._clock.analysis_seconds(client_id)
 
     def _lane(self, mode: Mode) -> ClientTrainer:
+        """The resident module of a mode, as no client has touched it but for weights and buffers."""
         if mode not in self._lanes:
             module = copy.deepcopy(self._template)
             if mode != "fp" and self._scheme is not None:
                 module = prepare(module, mode, self._scheme, self._lane_options)
             module.to(self._device)
-            self._lanes[mode] = ClientTrainer(module, self._options, self._device, self._autocast, self._datamodule)
-        return self._lanes[mode]
+            trainer = ClientTrainer(module, self._options, self._device, self._autocast, self._datamodule)
+            self._lanes[mode] = trainer, Pristine(module)
+        trainer, pristine = self._lanes[mode]
+        pristine.restore()
+        return trainer

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
 from torch.utils.data import SequentialSampler
 
 from fedhq_lightning.data import FederatedDataModule
@@ -60,9 +61,12 @@ def num_examples(datamodule: FederatedDataModule, client_id: ClientId) -> int:
     return found
 
 
-def empty_positions(datamodule: FederatedDataModule, client_ids: Sequence[ClientId]) -> frozenset[int]:
-    """Positions of clients without training examples."""
-    return frozenset(i for i, client_id in enumerate(client_ids) if num_examples(datamodule, client_id) == 0)
+def client_sizes(datamodule: FederatedDataModule, client_ids: Sequence[ClientId]) -> NDArray[np.int64]:
+    """Training examples of every client, by its position.
+
+    They are asked for once: what a client claims later would be its weight in the average, of its own choice.
+    """
+    return np.fromiter((num_examples(datamodule, each) for each in client_ids), np.int64, len(client_ids))
 
 
 def client_to_probe(datamodule: FederatedDataModule, client_ids: Sequence[ClientId]) -> ClientId:

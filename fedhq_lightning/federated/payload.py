@@ -4,60 +4,44 @@ A tensor with a grid travels as two entries, `NAME|integers` (packed to the grid
 tensor is an entry as it is. A payload is a safetensors file in memory with one flat tensor per dtype, widest first: the
 entries of that dtype in the order of their names. The header's metadata hold format version, kind, round, client, the
 layout (dtype and shape of every entry, compressed: as header lines they would be 3% of a small model's payload) and a
-checksum over all of it, which tells damage, not forgery. Nothing is pickled.
+checksum over layout and data, which tells damage, not forgery (for that: `seals.py`). Nothing is pickled.
+
+Whoever receives knows every byte of the header beforehand, but for the checksum. So nothing of what arrives is parsed,
+unless to say why it is refused, and then no more of it than a header is long.
 
 Writing copies every value once, into the payload; reading copies none that needs no decoding.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import warnings
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, TypeAlias
 
 import torch
 import xxhash
 from torch import Tensor
 
-from fedhq_lightning.quantize import LayerScheme, packed_bytes
+from fedhq_lightning.federated.payload_layout import (
+    INTEGERS,
+    SCALES,
+    Layout,
+    Places,
+    expected_layout,
+    places_of,
+    why_not_as,
+)
+from fedhq_lightning.quantize import LayerScheme
 from fedhq_lightning.quantize.packed_weight import PackedWeight, pack_weight
 from fedhq_lightning.types import ClientId, StateDict
 
 FORMAT_VERSION = "3"
-_INTEGERS, _SCALES = "|integers", "|scales"
-_LARGEST_LAYOUT_BYTES = 2**26
-"""A hostile client must not fill the server's memory with a few compressed bytes."""
 PackedState: TypeAlias = dict[str, Tensor | PackedWeight]
 """A state of which the weights with a grid are still packed."""
-_Entry: TypeAlias = tuple[torch.dtype, tuple[int, ...]]
-"""Dtype and shape."""
-_Layout: TypeAlias = tuple[tuple[str, _Entry], ...]
-"""Of every entry."""
-_DTYPES = {
-    "complex64": "C64",
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint64": "U64",
-    "uint32": "U32",
-    "uint16": "U16",
-    "uint8": "U8",
-    "bool": "BOOL",
-}
-"""torch's names to safetensors'."""
 
 
 class PayloadError(ValueError):
@@ -78,6 +62,15 @@ class Header:
     round: int
     client: ClientId
 
+    def metadata(self) -> dict[str, str]:
+        """As the header of a payload has it."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "kind": self.kind,
+            "round": str(self.round),
+            "client": json.dumps(self.client),
+        }
+
 
 def encode(
     state: Mapping[str, Tensor],
@@ -97,17 +90,23 @@ def encode(
     for name, tensor in state.items():
         base = None if bases is None or bases[name].shape != tensor.shape else bases[name]
         if name in grids:
-            entries[name + _INTEGERS], entries[name + _SCALES] = pack_weight(tensor, grids[name], base)
+            entries[name + INTEGERS], entries[name + SCALES] = pack_weight(tensor, grids[name], base)
         else:
             value = tensor.detach() if base is None else tensor.detach() - base.to(tensor.device)
             entries[name] = value.cpu().contiguous()
-    return _write(
-        entries,
-        format_version=FORMAT_VERSION,
-        kind=header.kind,
-        round=str(header.round),
-        client=json.dumps(header.client),
-    )
+    return _write(entries, header.metadata())
+
+
+def num_payload_bytes(template: Mapping[str, Tensor], grids: Mapping[str, LayerScheme], header: Header) -> int:
+    """Length of what `encode` makes of a state; whoever takes payloads from afar need not read more.
+
+    Args:
+        template: A state with the names, shapes and dtypes.
+        grids: As for `encode`.
+        header: As for `encode`.
+    """
+    places = places_of(expected_layout(template, grids))
+    return len(_head(places, header.metadata(), _checksum("", ()))) + places.num_bytes
 
 
 def decode(
@@ -147,32 +146,21 @@ def open_payload(
         header: What the sender should have said.
 
     Raises:
-        PayloadError: Not readable; another format, checksum, sender or round; names, shapes or dtypes unlike the
-            template's.
+        PayloadError: Not what `encode` writes of such a state: another length, format, checksum, sender or round;
+            names, shapes or dtypes unlike the template's.
     """
-    head, data = _split(payload)
-    metadata = _metadata(head)
-    expected = {"format_version": FORMAT_VERSION, "kind": header.kind, "round": str(header.round)}
-    expected["client"] = json.dumps(header.client)
-    for key, value in expected.items():
-        if metadata.get(key) != value:
-            raise PayloadError(f"{key} is {metadata.get(key)!r}, expected {value!r}")
-    text = metadata.get("layout", "")
-    if metadata.get("checksum") != _checksum(text, [data]):
-        raise PayloadError("checksum does not match: the payload was damaged on the way")
-    layout = _expected_layout(template, grids)
-    plan = _plan(layout)
-    if text != plan.text:
-        _compare(_read_layout(text), dict(layout))
-    del head["__metadata__"]
-    if head != plan.bundles or len(data) != plan.num_bytes:
-        raise PayloadError("its tensors do not hold what its layout says")
-    first = len(payload) - len(data)
-    entries = {name: _view(payload, first + plan.places[name], *entry) for name, entry in layout}
+    layout = expected_layout(template, grids)
+    places, metadata = places_of(layout), header.metadata()
+    head = _head(places, metadata, _checksum("", ()))
+    if len(payload) == len(head) + places.num_bytes:
+        head = _head(places, metadata, _checksum(places.text, [memoryview(payload)[len(head) :]]))
+    if len(payload) != len(head) + places.num_bytes or payload[: len(head)] != head:
+        raise PayloadError(_why_refused(payload, layout, metadata, len(head)))
+    entries = {name: _view(payload, len(head) + places.begins[name], *entry) for name, entry in layout}
     state: PackedState = {}
     for name, like in template.items():
         if name in grids:
-            packed, scales = entries[name + _INTEGERS], entries[name + _SCALES]
+            packed, scales = entries[name + INTEGERS], entries[name + SCALES]
             state[name] = PackedWeight(packed, scales, grids[name].weight_bits, like.shape, like.dtype)
         else:
             state[name] = entries[name]
@@ -185,100 +173,50 @@ def read_metadata(payload: bytes) -> dict[str, str]:
     Raises:
         PayloadError: Not a safetensors header.
     """
-    return _metadata(_split(payload)[0])
-
-
-def _split(payload: bytes) -> tuple[dict[str, Any], memoryview]:
-    """The header, and all that follows it."""
+    start = 8 + int.from_bytes(payload[:8], "little")
     try:
-        start = 8 + int.from_bytes(payload[:8], "little")
-        return dict(json.loads(payload[8:start])), memoryview(payload)[start:]
-    except (ValueError, TypeError, RecursionError) as error:
+        return dict(json.loads(payload[8:start])["__metadata__"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise PayloadError("no safetensors header with metadata") from error
 
 
-def _metadata(head: Mapping[str, Any]) -> dict[str, str]:
+def _why_refused(payload: bytes, layout: Layout, expected: Mapping[str, str], num_head_bytes: int) -> str:
+    """Why a payload is not the one that is expected; of what arrived, no more is read than a header may be long."""
+    places = places_of(layout)
+    num_bytes = num_head_bytes + places.num_bytes
+    declared = 8 + int.from_bytes(payload[:8], "little")
+    if declared > 2 * num_head_bytes + 4096:
+        return f"a header of {declared} bytes, expected {num_head_bytes}"
     try:
-        return dict(head["__metadata__"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise PayloadError("no safetensors header with metadata") from error
+        metadata = read_metadata(payload[:declared])
+    except PayloadError as error:
+        return str(error)
+    for key, value in expected.items():
+        if metadata.get(key) != value:
+            return f"{key} is {metadata.get(key)!r}, expected {value!r}"
+    text = str(metadata.get("layout", ""))
+    if text != places.text and (reason := why_not_as(layout, text)):
+        return reason
+    if len(payload) != num_bytes:
+        return f"{len(payload)} bytes, expected {num_bytes}"
+    if metadata.get("checksum") != _checksum(text, [memoryview(payload)[declared:]]):
+        return "checksum does not match: the payload was damaged on the way"
+    return "its header is not spelled as one of ours"
 
 
-def _write(entries: Mapping[str, Tensor], **metadata: str) -> bytes:
+def _write(entries: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """A payload of these entries, contiguous on the CPU, in which nothing is checked but what it says is true."""
-    plan = _plan(tuple((name, (entry.dtype, tuple(entry.shape))) for name, entry in entries.items()))
-    data = [entries[name].reshape(-1).view(torch.uint8).numpy().data for name in plan.places]
-    metadata = {"layout": plan.text} | metadata
-    metadata = {"checksum": _checksum(metadata["layout"], data)} | metadata
-    head = json.dumps({"__metadata__": metadata, **plan.bundles}, separators=(",", ":")).encode()
+    places = places_of(tuple((name, (entry.dtype, tuple(entry.shape))) for name, entry in entries.items()))
+    data = [entries[name].reshape(-1).view(torch.uint8).numpy().data for name in places.begins]
+    return b"".join([_head(places, metadata, _checksum(places.text, data)), *data])
+
+
+def _head(places: Places, metadata: Mapping[str, str], checksum: str) -> bytes:
+    """What comes before the data."""
+    whole: dict[str, Any] = {"__metadata__": {"checksum": checksum, "layout": places.text, **metadata}}
+    head = json.dumps(whole | places.bundles, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
-    return b"".join([len(head).to_bytes(8, "little"), head, *data])
-
-
-def _expected_layout(template: Mapping[str, Tensor], grids: Mapping[str, LayerScheme]) -> _Layout:
-    layout: list[tuple[str, _Entry]] = []
-    for name, like in template.items():
-        if name in grids:
-            grid, rows, columns = grids[name], like.shape[0], math.prod(like.shape[1:])
-            layout.append((name + _INTEGERS, (torch.uint8, (packed_bytes(like.numel(), grid.weight_bits),))))
-            layout.append((name + _SCALES, (torch.float32, (rows, columns // (grid.group_size or columns)))))
-        else:
-            layout.append((name, (like.dtype, tuple(like.shape))))
-    return tuple(layout)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What follows from a layout.
-
-    Attributes:
-        text: It, compressed.
-        bundles: Header lines of the flat tensors, by dtype.
-        places: Where each entry begins in the data, in order.
-        num_bytes: Of the data.
-    """
-
-    text: str
-    bundles: dict[str, dict[str, Any]]
-    places: dict[str, int]
-    num_bytes: int
-
-
-@lru_cache(maxsize=8)
-def _plan(layout: _Layout) -> _Plan:
-    """The layout of a run's payloads is the same for every client."""
-    bundles, places, end = dict[str, dict[str, Any]](), dict[str, int](), 0
-    for name, (dtype, shape) in sorted(layout, key=lambda entry: (-entry[1][0].itemsize, str(entry[1][0]), entry[0])):
-        count = math.prod(shape)
-        line = {"dtype": _DTYPES[_dtype_name(dtype)], "shape": [0], "data_offsets": [end, end]}
-        bundle = bundles.setdefault(_dtype_name(dtype), line)
-        places[name], end = end, end + count * dtype.itemsize
-        bundle["shape"][0] += count
-        bundle["data_offsets"][1] = end
-    written = json.dumps({name: (_dtype_name(dtype), shape) for name, (dtype, shape) in layout})
-    text = base64.b85encode(zlib.compress(written.encode(), level=9)).decode()
-    return _Plan(text, bundles, places, end)
-
-
-def _read_layout(text: str) -> dict[str, tuple[str, list[int]]]:
-    try:
-        written = zlib.decompressobj().decompress(base64.b85decode(text), _LARGEST_LAYOUT_BYTES)
-        return {str(name): (str(dtype), list(shape)) for name, (dtype, shape) in json.loads(written).items()}
-    except (ValueError, TypeError, AttributeError, RecursionError, zlib.error) as error:
-        raise PayloadError("no readable layout") from error
-
-
-def _compare(layout: Mapping[str, tuple[str, list[int]]], expected: Mapping[str, _Entry]) -> None:
-    for name, (dtype, shape) in expected.items():
-        if name not in layout:
-            raise PayloadError(f"tensor {name!r} is missing")
-        if layout[name] != (_dtype_name(dtype), list(shape)):
-            found_dtype, found_shape = layout[name]
-            raise PayloadError(
-                f"{name}: {found_dtype} of shape {tuple(found_shape)}, expected {_dtype_name(dtype)} of {shape}"
-            )
-    if unknown := sorted(layout.keys() - expected.keys()):
-        raise PayloadError(f"unknown tensors: {', '.join(unknown)}")
+    return len(head).to_bytes(8, "little") + head
 
 
 def _view(payload: bytes, place: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
@@ -297,24 +235,8 @@ def _allow_views() -> None:
         torch.frombuffer(b"0", dtype=torch.uint8)
 
 
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _checksum(layout: str, data: Iterable[memoryview]) -> str:
     digest = xxhash.xxh3_128(layout.encode())
     for part in data:
         digest.update(part)
     return digest.hexdigest()
-
-
-def is_finite(state: Mapping[str, Tensor | PackedWeight]) -> bool:
-    """Whether every float value is finite."""
-    return all(
-        value.is_finite() if isinstance(value, PackedWeight) else _has_finite_values(value) for value in state.values()
-    )
-
-
-def _has_finite_values(tensor: Tensor) -> bool:
-    # A sum is finite only where all terms are, and much faster; where it is not, it may itself have overflown.
-    return not tensor.is_floating_point() or bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

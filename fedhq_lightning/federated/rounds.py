@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.errors import ConfigurationError, RunError
 from fedhq_lightning.federated.callback import RoundControl
 from fedhq_lightning.federated.client_fit import ClientFitter, Update
+from fedhq_lightning.federated.client_warnings import ClientWarnings
+from fedhq_lightning.federated.failing_clients import after_round, check_fruitful, check_has_model, sitting_out
 from fedhq_lightning.federated.resume import best_checkpoint
 from fedhq_lightning.federated.sampling import share_of
-from fedhq_lightning.federated.server import Server, ServerRound
+from fedhq_lightning.federated.server import Aggregated, Server, ServerRound
 from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.federated.setup import Job
 from fedhq_lightning.federated.statistics_round import Retaken, StatisticsRound
+from fedhq_lightning.federated.update_checks import Norms
 from fedhq_lightning.local.evaluation import Evaluator
 from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.run.lightning_checkpoint import for_lightning
@@ -78,17 +80,18 @@ class RoundLoop:
         self._statistics = statistics
         self._clock = clock
         self._saved_parts = saved_parts
-        self._warned_of_sensitivity = False
-        self._warned_of_idle = False
+        self._warnings = ClientWarnings(job.allocator.wanted_sensitivity, settings.sit_out_rounds)
 
     def run(self) -> None:
         """All rounds that are still to be done; before the first, an evaluation that counts as round 0."""
-        state, control = self._state, self._control
+        state, control, clients = self._state, self._control, list[ClientRecord]()
+        min_clients = self._settings.min_clients
         if not state.records:
             self._observe(0, Plan({}), [], self._clock.read())
         while state.round < self._settings.max_rounds and not control.should_stop:
             before = self._clock.read()
-            at_server = self._server.open_round(state.round + 1, float_view(state.global_state))
+            usual = None if state.usual_norms is None else Norms(*state.usual_norms)
+            at_server = self._server.open_round(state.round + 1, float_view(state.global_state), usual)
             plan = self._plan(at_server.number)
             updates = self._fit(at_server, plan)  # one at a time, as they are aggregated
             clients = self._aggregate(at_server, updates)
@@ -97,9 +100,13 @@ class RoundLoop:
                 state.stopped = True
                 self._retake(at_server.number, clients)
                 self._processes.from_first(self._save_checkpoint)
+            check_fruitful(state.records, clients, min_clients)
+        check_has_model(state.records, clients, min_clients)
 
     def _plan(self, round_number: int) -> Plan:
-        cohort = self._job.sampler.cohort(round_number, self._state.virtual_seconds)
+        state = self._state
+        without = sitting_out(state.offences, round_number)
+        cohort = self._job.sampler.cohort(round_number, state.virtual_seconds, without)
         allocator = self._job.allocator
         with self._clock.phase("allocate"):
             plan = allocator.propose(round_number, cohort)
@@ -113,10 +120,7 @@ class RoundLoop:
         scale = learning_rate_scale(settings.round_lr, at_server.number, settings.max_rounds)
         in_round = f"in round {at_server.number}"
         notes = {each: f"while client {each} trained in {mode}, {in_round}" for each, mode in plan.modes.items()}
-        work = []
-        for client_id in cohort:
-            with noted(notes[client_id]):
-                work.append(float(self._job.datamodule.num_examples(client_id)))
+        work = [float(self._job.clock.num_examples(client_id)) for client_id in cohort]
         newcomers = self._newcomers(cohort)
         for client_id in share_of(self._processes, cohort, work):
             mode = plan.modes[client_id]
@@ -148,60 +152,47 @@ class RoundLoop:
 
     def _aggregate(self, at_server: ServerRound, updates: Iterable[Update]) -> list[ClientRecord]:
         """Give the server this process's updates, and step; every client's record, in fixed order."""
+        state, settings, number = self._state, self._settings, at_server.number
         with self._clock.phase("aggregate"):
             records = [_received(at_server, update) for update in updates]
             found = at_server.close()
-        self._state.global_state = self._state.global_state | found.state
-        self._state.has_statistics = False
+        everyone = self._everyones(records, found)
+        if number == 1:
+            self._check_first_round(everyone)
+        state.global_state = state.global_state | found.state
+        state.has_statistics = False
+        state.usual_norms = found.usual_norms.parameters, found.usual_norms.buffers
+        if settings.ema_decay is not None:
+            state.average(settings.ema_decay)
+        placed = [(self._job.clock.position(record.client_id), record) for record in everyone]
+        state.offences, sit_out = after_round(state.offences, placed, number, settings.sit_out_rounds)
+        self._warnings.of_round(everyone, sit_out)
         if not found.total_weight:
-            rank_zero_warn(f"round {at_server.number}: no usable update arrived; the global model stays as it is")
-        if self._settings.ema_decay is not None:
-            self._state.average(self._settings.ema_decay)
-        records = [
+            too_few = _too_few(found.num_updates, settings.min_clients)
+            rank_zero_warn(f"round {number}: {too_few}; the global model stays as it is")
+        return everyone
+
+    def _everyones(self, records: Sequence[ClientRecord], found: Aggregated) -> list[ClientRecord]:
+        """The records of all processes' clients, with what the server found."""
+        mine = [
             replace(record, status="quarantined", reason=found.refused[record.client_id])
             if record.client_id in found.refused
             else replace(record, update_divergence=found.divergences.get(record.client_id))
             for record in records
         ]
-        parts = self._processes.gather([record.to_json() for record in records])
+        parts = self._processes.gather([record.to_json() for record in mine])
         everyone = [ClientRecord.from_json(record) for part in parts for record in part]
-        self._warn_of_idle(everyone)
-        self._warn_of_sensitivity(everyone)
-        for record in everyone:
-            if record.status == "quarantined":
-                rank_zero_warn(f"round {at_server.number}: client {record.client_id} is quarantined: {record.reason}")
         return sorted(everyone, key=lambda record: self._job.clock.position(record.client_id))
 
-    def _warn_of_idle(self, records: Sequence[ClientRecord]) -> None:
-        """Once a run: how many clients took no step, and why."""
-        idle = [record for record in records if record.status == "idle"]
-        if not idle or self._warned_of_idle:
-            return
-        self._warned_of_idle = True
-        reasons = Counter(record.reason for record in idle)
-        names = ", ".join(str(record.client_id) for record in idle[:5])
-        rank_zero_warn(
-            f"round {idle[0].round}: {len(idle)} of {len(records)} clients took no step, so they send nothing and "
-            f"count nothing: {names} ({'; '.join(f'{count}: {reason}' for reason, count in sorted(reasons.items()))}; "
-            "said once a run, rounds.jsonl and summary.json have them all under `idle`)"
-        )
-
-    def _warn_of_sensitivity(self, records: Sequence[ClientRecord]) -> None:
-        """Once a run: that clients measured a sensitivity, and it is no number."""
-        wanted = self._job.allocator.wanted_sensitivity
-        if wanted is None or self._warned_of_sensitivity:
-            return
-        unmeasured = [
-            str(record.client_id)
-            for record in records
-            if record.status not in ("late", "idle") and record.sensitivity is None
-        ]
-        if unmeasured:
-            self._warned_of_sensitivity = True
-            rank_zero_warn(
-                f"round {records[0].round}: the sensitivity ({wanted}) of {len(unmeasured)} clients is not finite, "
-                f"so the allocator goes without: {', '.join(unmeasured[:5])} (said once a run)"
-            )
+    def _check_first_round(self, records: Sequence[ClientRecord]) -> None:
+        """End a run in whose first round every client failed: then the module is wrong, not a client."""
+        error, self._fitter.first_error = self._fitter.first_error, None
+        if len(records) > 1 and all(record.traceback for record in records):
+            said = f"all {len(records)} clients failed in round 1"
+            if error is None:  # on another process
+                raise RunError(f"{said}; client {records[0].client_id}: {records[0].reason}")
+            error.add_note(said)
+            raise error
 
     def _observe(self, round_number: int, plan: Plan, clients: list[ClientRecord], before: Mapping[str, float]) -> None:
         settings, control, state = self._settings, self._control, self._state
@@ -313,6 +304,12 @@ def _received(at_server: ServerRound, update: Update) -> ClientRecord:
     if record.status == "ok":
         at_server.receive(record.client_id, update.payload, record.num_examples)
     return record
+
+
+def _too_few(num_updates: int, min_clients: int) -> str:
+    if not num_updates:
+        return "no usable update arrived"
+    return f"{num_updates} usable updates arrived, fewer than min_clients {min_clients}"
 
 
 def _check(plan: Plan, cohort: Sequence[ClientId], allocator: str) -> None:

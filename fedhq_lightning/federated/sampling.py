@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 
+import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
 from fedhq_lightning.devices import Availability
@@ -57,25 +58,36 @@ class CohortSampler:
             return self._client_ids
         return [self._client_ids[position] for position in self._positions]
 
-    def cohort(self, round_number: int, virtual_seconds: float | None = None) -> list[ClientId]:
+    def cohort(
+        self, round_number: int, virtual_seconds: float | None = None, without: frozenset[int] = frozenset()
+    ) -> list[ClientId]:
         """The round's clients, in the order of `client_ids`: fewer than `cohort_size` where fewer are there.
 
         Args:
             round_number: From 1.
             virtual_seconds: When the round begins, in virtual seconds since the start of the run. Where nobody is there
                 by then, the round waits `wait_seconds` for the next who comes. None draws as if everybody were there.
+            without: Positions of clients that sit out; others are drawn in their place. Where nobody else is left, they
+                do not.
         """
         generator = random.Random(derive_seed(self._seed, "cohort", round_number))
         if virtual_seconds is None or self._availability is None:
-            positions = sorted(generator.sample(self._positions, self.cohort_size))
+            positions = sorted(self._drawn(generator, without))
         else:
             present = self._availability.present(virtual_seconds)
+            rest = present[~np.isin(present, list(without))] if without else present
+            present = rest if len(rest) else present
             self._warn_if_short(round_number, len(present))
             # By rank, so that no list of everybody is made; where all are there, the draw is that of a run without a
             # trace.
             drawn = generator.sample(range(len(present)), min(self.cohort_size, len(present)))
             positions = present[sorted(drawn)].tolist()
         return [self._client_ids[position] for position in positions]
+
+    def _drawn(self, generator: random.Random, without: frozenset[int]) -> list[int]:
+        """Positions, in no order."""
+        drawn = generator.sample(self._positions, min(self.cohort_size + len(without), len(self._positions)))
+        return [each for each in drawn if each not in without][: self.cohort_size] or drawn[: self.cohort_size]
 
     def wait_seconds(self, virtual_seconds: float) -> float:
         """Virtual seconds that a round waits for its first client; 0 where somebody is there.

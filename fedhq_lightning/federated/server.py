@@ -6,7 +6,9 @@ each of which receives everybody's and computes the same global model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,12 +17,15 @@ from torch import Tensor
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.aggregators import Aggregator
 from fedhq_lightning.federated.exact_mean import ExactMean
-from fedhq_lightning.federated.payload import PackedState, PayloadError
+from fedhq_lightning.federated.held_updates import HeldUpdate, HeldUpdates
+from fedhq_lightning.federated.payload import PackedState, PayloadError, decoded
+from fedhq_lightning.federated.update_checks import Norms, check_norms, check_values, limits_of, norms_of
 from fedhq_lightning.federated.update_directions import UpdateDirections
-from fedhq_lightning.federated.wire import Link, check_finite
+from fedhq_lightning.federated.wire import Link
 from fedhq_lightning.risk.update_sketch import Sketcher
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.tensors import same_values
+from fedhq_lightning.support.text import shortened
 from fedhq_lightning.types import ClientId, StateDict
 
 ServerTransform = Callable[[ClientId, StateDict], StateDict]
@@ -60,6 +65,10 @@ class Server:
         transforms: Applied to each decoded update, in order.
         accumulator: Makes an empty one for each round.
         sketcher: Where the directions of updates are wanted.
+        max_norm_ratio: How many times the median norm an update may have, see `limits_of`; None for any.
+        typical_examples: Of a client. The norm of one with more is taken for as many, since a longer fit goes farther.
+        unseal: Takes the seal off what a client sent, or raises `PayloadError`; None where nothing is sealed.
+        min_updates: How many a step takes, 1 or more; the model stays where fewer came.
     """
 
     link: Link
@@ -69,16 +78,21 @@ class Server:
     transforms: tuple[ServerTransform, ...] = ()
     accumulator: Callable[[], Accumulator] = ExactMean
     sketcher: Sketcher | None = None
+    max_norm_ratio: float | None = None
+    typical_examples: float = math.inf
+    unseal: Callable[[ClientId, bytes], bytes] | None = None
+    min_updates: int = 1
 
-    def open_round(self, round_number: int, current: StateDict) -> ServerRound:
+    def open_round(self, round_number: int, current: StateDict, usual_norms: Norms | None = None) -> ServerRound:
         """Begin a round: encode the global model as every client of the round receives it.
 
         Args:
             round_number: From 1.
             current: The global model.
+            usual_norms: What the round before found, if there was one.
         """
         received, num_bytes = self.link.down(current, round_number)
-        return ServerRound(self, round_number, current, received, num_bytes)
+        return ServerRound(self, round_number, current, received, num_bytes, usual_norms)
 
 
 @dataclass(frozen=True)
@@ -87,15 +101,19 @@ class Aggregated:
 
     Attributes:
         state: The next global model.
-        total_weight: Sum of the weights of the updates that count; 0 where none did, and the model stayed.
+        total_weight: Sum of the weights of the updates that count; 0 where too few did, and the model stayed.
+        num_updates: How many were usable.
         refused: Client to why its update was left out, of those that this process received.
         divergences: 1 - cosine with the mean of each update that this process received, where asked for.
+        usual_norms: Median norms of the round's updates, which tell in the next round what is usual.
     """
 
     state: StateDict
     total_weight: int
+    num_updates: int
     refused: Mapping[ClientId, str]
     divergences: Mapping[ClientId, float | None]
+    usual_norms: Norms
 
 
 class ServerRound:
@@ -107,67 +125,116 @@ class ServerRound:
         current: The global model.
         received: What every client of the round received.
         downlink_bytes: Size of the round's payload, for one client.
+        usual_norms: Median norms of the updates of the round before, see `Aggregated.usual_norms`.
     """
 
     def __init__(
-        self, server: Server, round_number: int, current: StateDict, received: StateDict, downlink_bytes: int = 0
+        self,
+        server: Server,
+        round_number: int,
+        current: StateDict,
+        received: StateDict,
+        downlink_bytes: int = 0,
+        usual_norms: Norms | None = None,
     ) -> None:
         self.number = round_number
         self.received = received
         self.downlink_bytes = downlink_bytes
         self._server = server
         self._current = current
+        self._usual_norms = usual_norms
         self._sum = server.accumulator()
+        self._seen: set[ClientId] = set()
+        self._norms: list[Norms] = []
+        self._held = HeldUpdates()
+        self._num_added = 0
         self._refused: dict[ClientId, str] = {}
         self._directions: UpdateDirections | None = None
         if server.sketcher is not None:
             self._directions = UpdateDirections(server.link.uplink, server.sketcher, server.parameter_names, received)
 
-    def receive(self, client_id: ClientId, payload: bytes, num_examples: int) -> None:
+    def receive(self, client_id: ClientId, payload: bytes, num_examples: int, most_examples: int | None = None) -> None:
         """Check one client's update and add it up, or leave it out and note why.
+
+        One that moves the model by much more than updates usually do waits until all have come: the others tell whether
+        it is too much. In the first round all wait.
 
         Args:
             client_id: Who should have sent it.
             payload: What arrived.
             num_examples: Its weight.
+            most_examples: That it can have, where the weight is of its own choice.
+
+        Raises:
+            PayloadError: The client's second in this round, which changes nothing.
         """
-        try:
+        if client_id in self._seen:
+            raise PayloadError(f"client {client_id} has sent an update in round {self.number} before")
+        self._seen.add(client_id)
+        with self._refusing(client_id):
             if num_examples < 1:
                 raise PayloadError("it saw no example in this round")
-            if isinstance(self._sum, ExactMean) and not self._server.transforms and self._directions is None:
-                self._add_unseen(self._sum, self._server.link.open(payload, self.number, client_id), num_examples)
-                return
-            update = self._server.link.receive(payload, self.number, client_id)
-            for transform in self._server.transforms:
-                update = transform(client_id, update)
-            self._sum.add(update, num_examples)
-        except (PayloadError, ValueError) as error:
-            self._refused[client_id] = str(error)
-            return
-        if self._directions is not None:
-            self._directions.add(client_id, update)
-
-    @staticmethod
-    def _add_unseen(total: ExactMean, update: PackedState, num_examples: int) -> None:
-        """Add an update that nobody else looks at: from payload to sum in one pass, which finds out what is wrong."""
-        try:
-            total.add(update, num_examples)
-        except ValueError:
-            check_finite(update)
-            raise
+            if most_examples is not None and num_examples > most_examples:
+                raise PayloadError(f"it claims {num_examples} examples, and can have {most_examples} at most")
+            server = self._server
+            if server.unseal is not None:
+                payload = server.unseal(client_id, payload)
+            update = server.link.open(payload, self.number, client_id)
+            is_model = server.link.uplink == "weights"
+            norms = norms_of(update, self.received if is_model else None, server.parameter_names)
+            norms = norms.over(max(1.0, num_examples / server.typical_examples))
+            check_values(update, None if is_model else self.received)
+            self._norms.append(norms)
+            if server.max_norm_ratio is None or self._is_usual(norms, server.max_norm_ratio):
+                self._add(client_id, update, num_examples)
+            else:
+                self._held.add(HeldUpdate(client_id, num_examples, norms), payload)
 
     def close(self) -> Aggregated:
         """Bring together what all processes received, step, and let go of the sum, which is large."""
         server = self._server
+        everyone = [Norms(*each) for part in server.processes.gather(self._norms) for each in part]
+        limits, usual_norms = limits_of(everyone, self._usual_norms, server.max_norm_ratio or math.inf)
+        for held, payload in self._held.take():
+            with self._refusing(held.client_id):
+                check_norms(held.norms, limits)
+                update = server.link.open(payload, self.number, held.client_id)
+                self._add(held.client_id, update, held.num_examples)
+        num_updates = sum(server.processes.gather(self._num_added))
+        if num_updates < server.min_updates:
+            self._sum = server.accumulator()
+            return Aggregated(self._current, 0, num_updates, self._refused, {}, usual_norms)
         decoded_mean, total_weight = self._sum.mean(server.processes)
         self._sum = server.accumulator()
-        if not total_weight:
-            return Aggregated(self._current, 0, self._refused, {})
         divergences = {} if self._directions is None else self._directions.divergences(decoded_mean)
         mean = server.link.combine(decoded_mean, self.received)
         state = server.aggregator.step(self._current, mean, server.parameter_names)
         _check_fixed(server, self._current, state)
-        return Aggregated(state, total_weight, self._refused, divergences)
+        return Aggregated(state, total_weight, num_updates, self._refused, divergences, usual_norms)
+
+    def _add(self, client_id: ClientId, update: PackedState, num_examples: int) -> None:
+        """Transform an update that has passed all checks, and add it up."""
+        if isinstance(self._sum, ExactMean) and not self._server.transforms and self._directions is None:
+            self._sum.add(update, num_examples)  # from payload to sum in one pass
+        else:
+            state = decoded(update)
+            for transform in self._server.transforms:
+                state = transform(client_id, state)
+            self._sum.add(state, num_examples)
+            if self._directions is not None:
+                self._directions.add(client_id, state)
+        self._num_added += 1
+
+    def _is_usual(self, norms: Norms, ratio: float) -> bool:
+        usual = self._usual_norms
+        return usual is not None and all(norm <= ratio * most for norm, most in zip(norms, usual, strict=True))
+
+    @contextmanager
+    def _refusing(self, client_id: ClientId) -> Iterator[None]:
+        try:
+            yield
+        except (PayloadError, ValueError) as error:
+            self._refused[client_id] = shortened(str(error))
 
 
 def _check_fixed(server: Server, before: StateDict, after: StateDict) -> None:

@@ -11,6 +11,8 @@ from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.devices import FleetSpec
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.federated.aggregators import Aggregator, FedAvg
+from fedhq_lightning.federated.client_errors import OnClientError
+from fedhq_lightning.federated.update_checks import check_norm_ratio
 from fedhq_lightning.federated.wire import Downlink, Uplink
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
 from fedhq_lightning.types import MODES, FitOptions, MonitorMode
@@ -28,6 +30,7 @@ _CHOICES = {
     "uplink": ("weights", "delta"),
     "downlink": ("fp32", "scheme"),
     "precision": ("32-true", "bf16-mixed"),
+    "on_client_error": ("quarantine", "retry", "raise"),
 }
 
 
@@ -55,6 +58,10 @@ class RunSettings:
     round_lr: Literal["constant", "cosine", "linear"] | float
     mode_lr: Mapping[str, float]
     round_deadline: float | None
+    on_client_error: OnClientError
+    min_clients: int
+    max_norm_ratio: float | None
+    sit_out_rounds: int
     ema_decay: float | None
     retake_batch_statistics: bool
     eval_every_n_rounds: int
@@ -117,6 +124,10 @@ def check_settings(given: Mapping[str, Any]) -> None:
     for mode, factor in (given["mode_lr"] or {}).items():
         _check_choice("mode_lr", mode, MODES)
         _check_positive(f"mode_lr: {mode}", factor)
+    check_norm_ratio(given["max_norm_ratio"])
+    for name, least in (("min_clients", 1), ("sit_out_rounds", 0)):
+        if not (_is_number(given[name]) and isinstance(given[name], int) and given[name] >= least):
+            raise ConfigurationError(f"{name} {given[name]!r}: must be a whole number, {least} or more")
     if decay is not None and not (_is_number(decay) and 0 < decay < 1):
         raise ConfigurationError(f"ema_decay {decay!r}: must be between 0 and 1")
 

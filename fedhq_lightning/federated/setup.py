@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import lightning as L
+import numpy as np
 from lightning.fabric import Fabric
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -23,10 +24,9 @@ from fedhq_lightning.federated.client_analysis import ClientAnalyst
 from fedhq_lightning.federated.client_fit import ClientFitter
 from fedhq_lightning.federated.clients import (
     check_last_batches,
+    client_sizes,
     client_to_probe,
-    empty_positions,
     num_batches,
-    num_examples,
     plain_client_ids,
     warn_of_examples_never_drawn,
 )
@@ -70,6 +70,7 @@ class Job:
         clock: Virtual seconds.
         allocator: Proposes plans, set up.
         monitored: What is watched.
+        typical_examples: Median over the clients that hold any.
     """
 
     template: L.LightningModule
@@ -81,6 +82,7 @@ class Job:
     clock: VirtualClock
     allocator: Allocator
     monitored: Monitored
+    typical_examples: float
 
     @cached_property
     def validation_loaders(self) -> list[Any]:
@@ -121,10 +123,16 @@ def set_up(
     seed_generators(derive_seed(settings.seed, "set up"))
     prepare_data(datamodule, "fit")
     client_ids = plain_client_ids(datamodule.client_ids)
-    empty = empty_positions(datamodule, client_ids)
+    sizes = client_sizes(datamodule, client_ids)
+    empty = frozenset(np.flatnonzero(sizes == 0).tolist())
     fleet = Fleet.resolve(settings.fleet, settings.seed)
     fleet.check_size(len(client_ids))
     sampler = CohortSampler(client_ids, settings.clients_per_round, settings.seed, empty, fleet.availability)
+    if settings.min_clients > sampler.cohort_size:
+        raise ConfigurationError(
+            f"min_clients {settings.min_clients}: a cohort has {sampler.cohort_size} clients, so no round could ever "
+            "have as many usable updates; lower it, or raise clients_per_round"
+        )
     with_data = sampler.with_data()
 
     client_id = client_to_probe(datamodule, with_data)
@@ -154,7 +162,7 @@ def set_up(
         client_ids,
         found.costs,
         found.batch_size,
-        partial(num_examples, datamodule),
+        lambda client_id: int(sizes[clock.position(client_id)]),
         settings.fit_options,
         download_bytes=download_bytes,
         upload_bytes=len(link.up(state, received, 0, client_id)),
@@ -187,7 +195,8 @@ def set_up(
     if empty:
         names = ", ".join(str(client_ids[position]) for position in sorted(empty)[:5])
         rank_zero_warn(f"{len(empty)} of {len(client_ids)} clients hold no examples and are left out: {names}")
-    return Job(template, datamodule, sampler, found, grids, link, clock, allocator, monitored)
+    typical_examples = float(np.median(sizes[sizes > 0]))
+    return Job(template, datamodule, sampler, found, grids, link, clock, allocator, monitored, typical_examples)
 
 
 def check_types(module: Any, datamodule: Any) -> FederatedDataModule:
@@ -264,6 +273,7 @@ def fitter_of(settings: RunSettings, fabric: Fabric, job: Job) -> ClientFitter:
         fabric.autocast,
         job.allocator.wanted_sensitivity,
         job.probe.batch_norms if settings.retake_batch_statistics else {},
+        settings.on_client_error,
     )
 
 
@@ -294,13 +304,24 @@ def statistics_of(
     layers = job.probe.batch_norms
     if not layers or not settings.retake_batch_statistics:
         return None
-    return StatisticsRound(layers, evaluator, settings.fit_options, job.datamodule, job.clock, processes)
+    return StatisticsRound(
+        layers, evaluator, settings.fit_options, job.datamodule, job.clock, processes, settings.on_client_error
+    )
 
 
 def server_of(settings: RunSettings, job: Job, processes: Processes) -> Server:
     """The part that makes the next global model of clients' updates."""
     sketcher = sketcher_of(settings.seed) if job.allocator.wants_update_divergence else None
-    return Server(job.link, settings.aggregator, job.parameter_names, processes, sketcher=sketcher)
+    return Server(
+        job.link,
+        settings.aggregator,
+        job.parameter_names,
+        processes,
+        sketcher=sketcher,
+        max_norm_ratio=settings.max_norm_ratio,
+        typical_examples=job.typical_examples,
+        min_updates=settings.min_clients,
+    )
 
 
 def _sensitivity(

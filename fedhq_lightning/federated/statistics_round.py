@@ -14,14 +14,17 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.devices.virtual_clock import VirtualClock
+from fedhq_lightning.federated.client_errors import ClientError, OnClientError, is_clients
 from fedhq_lightning.federated.exact_mean import ExactMean
 from fedhq_lightning.federated.payload import Header, encode
 from fedhq_lightning.federated.sampling import share_of
 from fedhq_lightning.local.batch_statistics import TooFewValuesError, batch_moments
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.local.evaluation import Evaluator
+from fedhq_lightning.local.pristine import Pristine
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.notes import noted
+from fedhq_lightning.support.process_state import process_state_kept
 from fedhq_lightning.support.seeds import generators_kept
 from fedhq_lightning.support.views import DEPLOYED, as_deployed
 from fedhq_lightning.types import ClientId, FitOptions, Mode, StateDict
@@ -63,6 +66,7 @@ class StatisticsRound:
         datamodule: Gives each client's batch.
         clock: Virtual seconds.
         processes: Those that share the clients.
+        on_error: What happens when a client's code raises: unless that ends the run, it goes on without its statistics.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class StatisticsRound:
         datamodule: FederatedDataModule,
         clock: VirtualClock,
         processes: Processes,
+        on_error: OnClientError = "raise",
     ) -> None:
         self._layers = layers
         self._evaluator = evaluator
@@ -80,6 +85,7 @@ class StatisticsRound:
         self._datamodule = datamodule
         self._clock = clock
         self._processes = processes
+        self._on_error = on_error
         self._warned = False
 
     def retake(self, round_number: int, state: StateDict, client_ids: Sequence[ClientId]) -> Retaken:
@@ -91,14 +97,16 @@ class StatisticsRound:
             client_ids: Who takes them, in one order on all processes; one whose batch is too small is passed over.
         """
         views = self._views(state)
+        pristine = [Pristine(trainer.lightning_module) for trainer in views.values()]
         received, weights = dict[ClientId, StateDict](), dict[ClientId, int]()
         seconds, sent = 0.0, 0
         for client_id in share_of(self._processes, client_ids, [1.0] * len(client_ids)):
-            with noted(f"while client {client_id} took batch statistics, after round {round_number}"):
-                moments = self._moments(views, client_id)
+            moments = self._told_by(client_id, views, round_number)
+            for each in pristine:
+                each.restore()
             if moments is None:
                 continue
-            received[client_id], weights[client_id] = moments, int(self._datamodule.num_examples(client_id))
+            received[client_id], weights[client_id] = moments, self._clock.num_examples(client_id)
             num_bytes = len(encode(moments, {}, Header("statistics", round_number, client_id)))
             sent += num_bytes
             seconds = max(seconds, self._clock.statistics_seconds(client_id, num_bytes, list(views)))
@@ -124,6 +132,18 @@ class StatisticsRound:
             mode: ClientTrainer(module, self._options, module.device, autocast[mode], self._datamodule)
             for mode, module in modules.items()
         }
+
+    def _told_by(self, client_id: ClientId, views: Mapping[Mode, ClientTrainer], round_number: int) -> StateDict | None:
+        """What a client sends; None where it has nothing to tell, or its code raises."""
+        where = f"while client {client_id} took batch statistics, after round {round_number}"
+        try:
+            with noted(where), process_state_kept():
+                return self._moments(views, client_id)
+        except BaseException as error:
+            if self._on_error == "raise" or not is_clients(error):
+                raise
+            rank_zero_warn(f"{where}: {ClientError.of(error).reason}; the others' are taken")
+            return None
 
     def _moments(self, views: Mapping[Mode, ClientTrainer], client_id: ClientId) -> StateDict | None:
         """What the client sends; None where its batch tells nothing."""
@@ -195,8 +215,11 @@ def _exact_mean(states: Mapping[Any, StateDict], weights: Mapping[Any, int], pro
 
 
 def are_usable(moments: StateDict, num_layers: int) -> bool:
-    """Whether there are two tensors for every layer, finite and of a size that can be added exactly."""
-    return len(moments) == 2 * num_layers and all(bool((each.abs() < _LIMIT).all()) for each in moments.values())
+    """Whether there are two tensors for every layer, of a size that can be added exactly, and no variance below 0."""
+    least = {name: 0.0 if name.endswith(VARIANCE) else -_LIMIT for name in moments}
+    return len(moments) == 2 * num_layers and all(
+        bool(((each >= least[name]) & (each < _LIMIT)).all()) for name, each in moments.items()
+    )
 
 
 def under_all_names(statistics: StateDict, layers: Mapping[str, Sequence[str]]) -> StateDict:

@@ -17,9 +17,10 @@ from fedhq_lightning.federated.payload import (
     decode,
     decoded,
     encode,
-    is_finite,
+    num_payload_bytes,
     open_payload,
 )
+from fedhq_lightning.federated.update_checks import is_finite
 from fedhq_lightning.quantize import LayerScheme
 from fedhq_lightning.types import ClientId, StateDict
 
@@ -117,10 +118,14 @@ class Link:
         state, bases = {name: local[name] for name in self._sent}, received if self.uplink == "delta" else None
         return encode(state, self._grids, Header(self.uplink, round_number, client_id), bases)
 
+    def num_payload_bytes(self, round_number: int, client_id: ClientId) -> int:
+        """Length of a client's payload: whoever takes payloads from afar need not read more."""
+        return num_payload_bytes(self._sent, self._grids, Header(self.uplink, round_number, client_id))
+
     def open(self, payload: bytes, round_number: int, client_id: ClientId) -> PackedState:
         """The tensors of one payload, as they lie in it, to be averaged; they must not be changed in place.
 
-        Whether they are finite shows when they are added up (`ExactMean.add`), or is asked of `check_finite`.
+        Whether their values can be, `update_checks` tells.
 
         Raises:
             PayloadError: Damaged, or of another round, client or model.
@@ -134,7 +139,8 @@ class Link:
             PayloadError: As `open`, or not finite.
         """
         state = self.open(payload, round_number, client_id)
-        check_finite(state)
+        if not is_finite(state):
+            raise PayloadError("the update holds values that are not finite")
         return decoded(state)
 
     def combine(self, mean: StateDict, received: StateDict) -> StateDict:
@@ -155,16 +161,6 @@ class Link:
 
     def _with_tied(self, state: StateDict) -> StateDict:
         return state | {name: state[other] for name, other in self._tied.items() if other in state}
-
-
-def check_finite(update: PackedState) -> None:
-    """Refuse an update with values that are none.
-
-    Raises:
-        PayloadError: One is not finite.
-    """
-    if not is_finite(update):
-        raise PayloadError("the update holds values that are not finite")
 
 
 def _copied(state: StateDict) -> StateDict:

@@ -17,9 +17,9 @@ def restore_buffers(module: L.LightningModule, template: L.LightningModule, devi
     # Duplicates stay in, here and below: to find them torch hashes every part, and a Metric's hash is that of all its
     # states.
     for path, original in template.named_modules(remove_duplicate=False):
-        if not original._buffers:
-            continue
         part, absent = module.get_submodule(path), original._non_persistent_buffers_set
+        for name in [each for each in part._buffers if each not in original._buffers]:
+            del part._buffers[name]
         for name, buffer in original._buffers.items():
             value = None if buffer is None else buffer.to(device, copy=True)
             part.register_buffer(name, value, persistent=name not in absent)

@@ -21,6 +21,11 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.local.trainer_surface import TrainerSurface
 from fedhq_lightning.support.lightnings import AnyModule, is_overridden, lightnings_own
 
+
+class StepResultError(ConfigurationError):
+    """A training step returned something from which there is no way to gradients."""
+
+
 _OPTIONS = ("on_step", "on_epoch", "reduce_fx", "add_dataloader_idx", "batch_size")
 
 
@@ -122,14 +127,14 @@ def step_result(output: Any, num_batches: int) -> tuple[Tensor | None, dict[str,
         num_batches: To one optimizer step, by which the loss is divided.
 
     Raises:
-        ConfigurationError: Neither a loss, nor a dict with one, nor None.
+        StepResultError: Neither a loss, nor a dict with one, nor None.
     """
     if num_batches == 1 and isinstance(output, Tensor):  # as below, without a division by one
         return output, {"loss": output.detach().clone()}
     try:
         result = ClosureResult.from_training_step_output(output, num_batches)
     except MisconfigurationException as error:
-        raise ConfigurationError(
+        raise StepResultError(
             f"training_step returned {type(output).__name__}; return the loss tensor, a dict with 'loss', or None"
         ) from error
     return result.closure_loss, {} if result.loss is None else result.asdict()

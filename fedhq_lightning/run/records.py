@@ -68,10 +68,11 @@ class ClientRecord:
         upload_seconds: Virtual seconds to send the update.
         uplink_bytes: Payload sent.
         downlink_bytes: Payload received.
-        reason: Why it was quarantined or idle, else empty.
+        reason: Why it was quarantined or idle, or why it trained in another mode than planned; else empty. One line.
         analysis_seconds: Virtual seconds of what the client measured for the allocator.
         sensitivity: How much rounding the model it received harms it on its own data; None where not asked for.
         update_divergence: 1 - cosine of its update with the mean update, 0 to 2; None where not asked for.
+        traceback: The last frames of what its code raised, a line each; else empty.
     """
 
     round: int
@@ -92,6 +93,7 @@ class ClientRecord:
     analysis_seconds: float = 0.0
     sensitivity: float | None = None
     update_divergence: float | None = None
+    traceback: str = ""
 
     @property
     def virtual_seconds(self) -> float:
@@ -234,6 +236,11 @@ class RoundRecord:
             statistics_uplink_bytes=statistics_uplink_bytes,
             statistics_downlink_bytes=statistics_downlink_bytes,
         )
+
+    @property
+    def usable(self) -> int:
+        """How many clients sent an update that passed all checks."""
+        return sum(self.mode_counts.values()) - self.quarantined - self.late - self.idle
 
     @property
     def monitored(self) -> float | None:

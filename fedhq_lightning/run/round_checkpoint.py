@@ -57,6 +57,17 @@ def _are_states(value: Any) -> bool:
     return _is_named(value) and all(_is_named(each) for each in value.values())
 
 
+def _are_norms(value: Any) -> bool:
+    return type(value) is tuple and len(value) == 2 and all(type(each) is float and each >= 0 for each in value)
+
+
+def _are_offences(value: Any) -> bool:
+    return type(value) is dict and all(
+        _is_count(position) and type(held) is tuple and len(held) == 2 and all(map(_is_count, held))
+        for position, held in value.items()
+    )
+
+
 _Parts: TypeAlias = Mapping[str, tuple[Callable[[Any], bool], str]]
 """By name: whether a value can be that part, and in words what it has to be."""
 
@@ -85,9 +96,16 @@ _STATE: _Parts = {
     "best_state": _MODEL_OR_NONE,
     "stopped": _BOOL,
     "reached": (_are_positions, "whole numbers in one row"),
+    "usual_norms": (_or_none(_are_norms), "two numbers from 0, or nothing"),
+    "offences": (_are_offences, "two whole numbers from 0 by position"),
     "has_statistics": _BOOL,
 }
-_STATE_SINCE: Mapping[str, Any] = {"reached": torch.empty(0, dtype=torch.int64), "has_statistics": False}
+_STATE_SINCE: Mapping[str, Any] = {
+    "reached": torch.empty(0, dtype=torch.int64),
+    "usual_norms": None,
+    "offences": {},
+    "has_statistics": False,
+}
 _DESCRIBED: _Parts = {"trainer": _NAMED, "recipe": _NAMED}
 _TRAINER: _Parts = {
     "max_rounds": _COUNT,

@@ -28,6 +28,8 @@ class RunState:
         stopped: Whether a callback ended the run.
         reached: Positions of the clients that have what no round changes, in the order in which they got it; not kept
             where every round changes all.
+        usual_norms: Median norms of the last round's updates; None before the first.
+        offences: What is held against clients, see `federated.offenders`.
         has_statistics: Whether batch statistics are those of the model that is served; False once a round has moved it.
         records: One record a round, round 0 first, without clients: those are in `rounds.jsonl`, for they may be many.
     """
@@ -40,6 +42,8 @@ class RunState:
     best_state: StateDict | None = None
     stopped: bool = False
     reached: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    usual_norms: tuple[float, float] | None = None
+    offences: dict[int, tuple[int, int]] = field(default_factory=dict)
     has_statistics: bool = False
     records: list[RoundRecord] = field(default_factory=list)
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from fedhq_lightning.federated.aggregators import Aggregator
 from fedhq_lightning.federated.server import Aggregated, Server, ServerRound
+from fedhq_lightning.federated.update_checks import Norms
 from fedhq_lightning.federated.wire import Link, Uplink
 from fedhq_lightning.quantize import LayerScheme
 from fedhq_lightning.risk.update_sketch import Sketcher
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.tensors import same_values
-from fedhq_lightning.types import StateDict
+from fedhq_lightning.types import ClientId, StateDict
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,30 @@ class Work:
     allocator_seconds: float = 0.0
     is_idle: bool = False
     changed: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What updates of silos are measured by, see `federated.server`.
+
+    Attributes:
+        max_norm_ratio: How many times the median norm one may have; None for any.
+        most_examples: That each silo can have seen in a round, by rank.
+    """
+
+    max_norm_ratio: float | None
+    most_examples: Sequence[int]
+
+    @classmethod
+    def of(cls, max_norm_ratio: float | None, examples: Sequence[int], num_epochs: int) -> Limits:
+        """From what the silos told before round 1.
+
+        Args:
+            max_norm_ratio: See there.
+            examples: Of an epoch, by rank, as a batch and their number tell it: so there may be twice as many.
+            num_epochs: To a round.
+        """
+        return cls(max_norm_ratio, [2 * num_epochs * each for each in examples])
 
 
 class SiloRound:
@@ -104,6 +131,9 @@ class SiloRound:
         work: Sequence[Work],
         aggregator: Aggregator,
         sketcher: Sketcher | None = None,
+        limits: Limits | None = None,
+        usual_norms: Sequence[float] | None = None,
+        unseal: Callable[[ClientId, bytes], bytes] | None = None,
     ) -> Aggregated:
         """Take the server's step, which every silo takes alike.
 
@@ -113,14 +143,22 @@ class SiloRound:
             work: What each silo did, by rank.
             aggregator: Makes the next global model.
             sketcher: Where the directions of updates are wanted.
+            limits: What updates are measured by; None for nothing.
+            usual_norms: What the round before found.
+            unseal: Takes the seals off the payloads; None where they have none.
         """
         names, alone = trained_names(module, self._frozen(module)), Processes(None)  # it has everybody's payloads
-        server = Server(self._link(module), aggregator, names, alone, sketcher=sketcher)
-        at_server = ServerRound(server, self.number, self.received, self.received)
+        server = Server(self._link(module), aggregator, names, alone, sketcher=sketcher, unseal=unseal)
+        most: Sequence[int | None] = [None] * len(work)
+        if limits is not None:
+            most = limits.most_examples
+            server = replace(server, max_norm_ratio=limits.max_norm_ratio, typical_examples=median(most) / 2)
+        usual = None if usual_norms is None else Norms(*usual_norms)
+        at_server = ServerRound(server, self.number, self.received, self.received, usual_norms=usual)
         for rank, payload in enumerate(payloads):
             if work[rank].is_idle:
                 continue
-            at_server.receive(rank, payload, work[rank].num_examples)
+            at_server.receive(rank, payload, work[rank].num_examples, most[rank])
         return at_server.close()
 
     def _link(self, module: nn.Module) -> Link:
@@ -161,3 +199,18 @@ def frozen_names(module: nn.Module) -> frozenset[str]:
 def trained_names(module: nn.Module, frozen: frozenset[str]) -> frozenset[str]:
     """The other parameters, likewise."""
     return frozenset(name for name, _ in module.named_parameters(remove_duplicate=False)) - frozen
+
+
+def with_ties(pl_module: nn.Module, state: StateDict) -> StateDict:
+    """A loaded state in which tensors that the module holds under several names are one tensor again."""
+    held = snapshot(pl_module)
+    first: dict[int, str] = {}
+    return {name: state[first.setdefault(id(value), name)] for name, value in held.items()}
+
+
+def forget_what_is_not_finite(optimizers: Iterable[Optimizer]) -> None:
+    """Let a silo that was quarantined train on: an optimizer's average of values that are not finite never heals."""
+    for optimizer in optimizers:
+        tensors = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+        if not all(bool(value.isfinite().all()) for value in tensors if value.is_floating_point()):
+            optimizer.state.clear()

@@ -19,10 +19,8 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.payload import Header, encode
 from fedhq_lightning.federated.server import Aggregated
 from fedhq_lightning.federated.statistics_round import MEAN, Retaken, pooled, under_all_names
-from fedhq_lightning.federated.update_directions import sketcher_of
 from fedhq_lightning.federated.wire import warn_of_lost_changes
 from fedhq_lightning.local.batch_statistics import tracked_layers
-from fedhq_lightning.risk.update_sketch import Sketcher
 from fedhq_lightning.run.logged_rows import logged_values
 from fedhq_lightning.run.records import ClientRecord, RoundRecord
 from fedhq_lightning.silos.first_weights import share_first_weights
@@ -35,9 +33,18 @@ from fedhq_lightning.silos.silo_context import (
     own_facts,
     warn_of_same_data,
 )
+from fedhq_lightning.silos.silo_exchange import SiloExchange
 from fedhq_lightning.silos.silo_logs import SiloLogs
 from fedhq_lightning.silos.silo_monitors import watched_metric
-from fedhq_lightning.silos.silo_rounds import SiloRound, Work, frozen_names, put, snapshot
+from fedhq_lightning.silos.silo_rounds import (
+    SiloRound,
+    Work,
+    forget_what_is_not_finite,
+    frozen_names,
+    put,
+    snapshot,
+    with_ties,
+)
 from fedhq_lightning.silos.silo_settings import SiloSettings
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.tensors import same_values
@@ -88,15 +95,15 @@ class SiloRun:
         scheme = settings.scheme
         self._grids = {} if scheme is None else {f"{k}.weight": v for k, v in scheme.for_layers(pl_module).items()}
         warn_of_lost_changes(settings.uplink, self._grids)
-        received = _with_ties(pl_module, extras["received"]) if extras else snapshot(pl_module)
+        received = with_ties(pl_module, extras["received"]) if extras else snapshot(pl_module)
         self.round = SiloRound(self.round_number + 1, received, frozen_names(pl_module), self._grids, settings.uplink)
         self._pending: RoundRecord | None = None
         self._warned_of_idle = False
-        self._sketcher: Sketcher | None = None
         self._logs = SiloLogs(None if is_rehearsal(trainer) else folder, trainer.is_global_zero)
         self._logs.rewind(self.round_number)
         self._monitor, mode = watched_metric(trainer)
         self._probe = SiloProbe(trainer, pl_module, scheme, settings.lanes)
+        self._exchange = SiloExchange(settings, self.processes, self.seed, state.get("usual_norms"))
         self._begin(trainer, pl_module, mode)
 
     @property
@@ -119,6 +126,7 @@ class SiloRun:
             "seed": self.seed,
             "plan": plan,
             "seconds": dict(self._seconds),
+            "usual_norms": self._exchange.usual_norms,
             "aggregator": self._aggregator.state_dict(),
         }
 
@@ -185,14 +193,11 @@ class SiloRun:
         mine = replace(local.work(needs_loss=pl_module.automatic_optimization), changed=self.round.changed(pl_module))
         work = [Work(**each) for each in self.processes.gather(asdict(mine))]
         self.round.agree(work)
-        payloads = self.processes.gather_bytes(b"" if mine.is_idle else self.round.encode(pl_module, rank))
-        if self._allocator is not None and self._allocator.wants_update_divergence:
-            self._sketcher = self._sketcher or sketcher_of(self.seed)
-        found = self.round.aggregate(pl_module, payloads, work, self._aggregator, self._sketcher)
+        payloads, found = self._exchange.run(self.round, pl_module, work, self._allocator)
         put(pl_module, found.state)
         retaken = self._retake(pl_module, found, work)
         if rank in found.refused:
-            _forget_what_is_not_finite(trainer)
+            forget_what_is_not_finite(trainer.optimizers)
         exchanged = self.processes.broadcast(time.perf_counter() - started)
         self.round_number, self.epochs_in_round = self.round.number, 0
         self._pending = self._record(payloads, work, found, exchanged, retaken)
@@ -278,6 +283,7 @@ class SiloRun:
         tells_labels = allocator is not None and allocator.wants_label_divergence
         facts = gather_facts(self.processes, own_facts(trainer, self._probe, self._grids, measures, tells_labels))
         warn_of_same_data(facts)
+        self._exchange.begin(facts)
         size = len(self.round.encode(pl_module, self.processes.rank))
         self._clock = clock_of(
             facts,
@@ -383,18 +389,3 @@ class SiloRun:
             )
         if not found.total_weight:
             rank_zero_warn(f"round {record.round}: no usable update arrived; the global model stays as it is")
-
-
-def _with_ties(pl_module: pl.LightningModule, state: StateDict) -> StateDict:
-    """A loaded state in which tensors that the module holds under several names are one tensor again."""
-    held = snapshot(pl_module)
-    first: dict[int, str] = {}
-    return {name: state[first.setdefault(id(value), name)] for name, value in held.items()}
-
-
-def _forget_what_is_not_finite(trainer: pl.Trainer) -> None:
-    """Let a silo that was quarantined train on: an optimizer's average of values that are not finite never heals."""
-    for optimizer in trainer.optimizers:
-        tensors = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
-        if not all(bool(value.isfinite().all()) for value in tensors if value.is_floating_point()):
-            optimizer.state.clear()

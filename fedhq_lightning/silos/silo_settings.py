@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from fedhq_lightning.devices import FleetSpec
 from fedhq_lightning.federated.aggregators import Aggregator
@@ -21,3 +22,5 @@ class SiloSettings:
     aggregator: Aggregator
     fleet: FleetSpec
     retake_batch_statistics: bool
+    max_norm_ratio: float | None
+    keys: Path | None

@@ -618,9 +618,10 @@ def test_a_mistake_of_a_later_process_alone_is_told(capsys, tmp_path, monkeypatc
 def test_a_mistake_in_the_rounds_names_round_and_client(capsys, tmp_path):
     write_recipe(tmp_path / "mine.yaml", {"model": user("BreaksInRounds")})
     assert main(["run", "mine.yaml"]) == 1
-    *_, raised, where = capsys.readouterr().err.splitlines()
+    *_, raised, where, who = capsys.readouterr().err.splitlines()
     assert raised == "ZeroDivisionError: a mistake that the first batch does not show"
     assert re.fullmatch(r"while client \d+ trained in (ptq|qat), in round 1", where)
+    assert who == "all 2 clients failed in round 1"
 
 
 def test_debug_raises_a_mistake_in_user_code(tmp_path):
@@ -648,5 +649,9 @@ def test_a_module_of_ones_own_that_cannot_be_imported(capsys, tmp_path, monkeypa
 def test_a_run_that_used_no_update_is_no_success(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_recipe(Path("mine.yaml"), {"model": user("Diverges")})
-    assert main(["run", "mine.yaml"]) == 2
-    assert "fedhq: no update was ever used, so the model is the initial one" in capsys.readouterr().err
+    assert main(["run", "mine.yaml"]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(
+        r"fedhq: none of \d+ rounds had 1 usable updates, so the model is untrained and not written; .*", said
+    )
+    assert not list(Path().rglob("model"))

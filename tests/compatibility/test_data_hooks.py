@@ -185,6 +185,6 @@ def test_told_of_an_exception() -> None:
 
     data = Late()
     with pytest.raises(OSError, match="the disk is gone") as raised:
-        trainer(callbacks=Breaks()).fit(SmallModule(), data)
+        trainer(callbacks=Breaks(), on_client_error="raise").fit(SmallModule(), data)
     assert data.seen[-1] == ("exception", "OSError")
     assert raised.value.__notes__ == ["while client a trained in fp, in round 2"]

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedhq_lightning.errors import RunError
+
 from ..small_federation import SmallModule
 from ..trainer.runs import fit, records
 
@@ -42,9 +44,8 @@ def test_a_buffer_that_a_client_replaced_is_the_templates_for_the_next(way: str)
     assert {client.status for client in records(done)[2].clients} == {"ok"}
 
 
-@pytest.mark.filterwarnings("ignore:round 1. no usable update")
 def test_a_table_that_travels_may_not_grow() -> None:
-    """Its clients are left out, each with a reason; the run goes on."""
+    """Its clients are left out, each with a reason."""
 
     class Grows(SmallModule):
         def __init__(self) -> None:
@@ -55,6 +56,8 @@ def test_a_table_that_travels_may_not_grow() -> None:
             self.table = torch.zeros(len(inputs))
             return super().forward(inputs)
 
-    with pytest.warns(UserWarning, match="table: .* expected"):
-        done, _ = fit(Grows(), max_rounds=1)
-    assert done.summary["quarantined"] == 4
+    with (
+        pytest.warns(UserWarning, match=r"table: .* expected|no usable update"),
+        pytest.raises(RunError, match=r"the model is untrained and not written; client 0: table: .* expected"),
+    ):
+        fit(Grows(), max_rounds=1)

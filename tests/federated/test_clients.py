@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.clients import (
     check_last_batches,
+    client_sizes,
     client_to_probe,
-    empty_positions,
     num_examples,
     plain_client_ids,
     warn_of_examples_never_drawn,
@@ -91,9 +91,9 @@ def test_counts_that_are_refused(given: Any) -> None:
         num_examples(Counts(lambda client_id: given), "a")
 
 
-def test_empty_positions() -> None:
+def test_client_sizes() -> None:
     data = SmallData({"a": 3, "b": 0, "c": 1, "d": 0})
-    assert empty_positions(data, data.client_ids) == {1, 3}
+    assert client_sizes(data, data.client_ids).tolist() == list(data.sizes.values())
 
 
 def test_the_largest_client_is_probed() -> None:

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from fedhq_lightning.federated.aggregators import FedAvg
+from fedhq_lightning.federated.held_updates import HeldUpdates
+from fedhq_lightning.federated.payload import PayloadError
 from fedhq_lightning.federated.server import Aggregated, Server, ServerRound
+from fedhq_lightning.federated.update_checks import Norms
 from fedhq_lightning.federated.update_directions import sketcher_of
 from fedhq_lightning.federated.wire import Link
 from fedhq_lightning.quantize import LayerScheme
@@ -66,6 +69,7 @@ def test_who_comes_first_changes_no_bit() -> None:
         (payload("a", 1e12), 3, "magnitude"),
         (payload("a", 0.5), 2**29 + 1, "weight"),
         (payload("a", 0.5), 0, "it saw no example in this round"),
+        (payload("a", 1e25), 3, "magnitude"),
     ],
 )
 def test_what_fails_a_check_is_left_out_with_its_reason(sent: bytes, examples: int, words: str) -> None:
@@ -165,3 +169,84 @@ def test_directions_are_found_where_a_sketcher_is_given() -> None:
     found = step(server(sketcher=sketcher_of(0)).open_round(1, GLOBAL), moved).divergences
     assert found["a"] == pytest.approx(0, abs=1e-6)
     assert found["c"] == pytest.approx(2, abs=1e-6)
+
+
+class TestNorms:
+    """Weights are 12 numbers, all moved by as much: the norm is that times the root of 12."""
+
+    def test_far_beyond_the_median_does_not_count(self) -> None:
+        honest = {"b": 0.5, "c": 0.4, "d": 0.3, "e": 0.2}
+        for at, moved in enumerate((5.0, -5.0, 100.0, 1e9)):
+            given = [*honest.items()]
+            given.insert(at, ("a", moved))  # whoever comes when
+            found = step(server(max_norm_ratio=10).open_round(1, GLOBAL), dict(given))
+            assert list(found.refused) == ["a"]
+            assert "it moves the parameters by a norm of" in found.refused["a"]
+            assert same_bits(found.state, step(server(max_norm_ratio=10).open_round(1, GLOBAL), honest).state)
+            assert found.num_updates == 4
+
+    def test_what_was_usual_lets_updates_go_before_the_others_have_come(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        held: list[ClientId] = []
+        monkeypatch.setattr(HeldUpdates, "add", lambda self, update, payload: held.append(update.client_id))
+        step(server(max_norm_ratio=10).open_round(1, GLOBAL), {"a": 1.0, "b": 2.0})
+        assert held == ["a", "b"]
+        held.clear()
+        usual = Norms(1.0, 1.0)
+        step(server(max_norm_ratio=10).open_round(2, GLOBAL, usual), {})
+        at_server = server(max_norm_ratio=10).open_round(2, GLOBAL, usual)
+        for client_id, moved in {"a": 2.0, "b": 2.8, "c": 3.0}.items():
+            at_server.receive(client_id, payload(client_id, moved, round_number=2), 3)
+        assert held == ["c"], "3 times the root of 12 is 10.4"
+
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_waiting_changes_no_bit(self, order: int) -> None:
+        moved = dict(list({0: 0.1, 1: -3e-7, 2: 2.0, 3: 0.7, 4: 0.3}.items())[::order])
+        wanted = step(server().open_round(1, GLOBAL), moved)
+        for usual in (None, Norms(0.5, 0.0), Norms(1e9, 0.0)):
+            found = step(server(max_norm_ratio=20).open_round(1, GLOBAL, usual), moved)
+            assert same_bits(found.state, wanted.state)
+            assert not found.refused
+
+    def test_many_examples_may_go_far(self) -> None:
+        given: dict[ClientId, tuple[float, int]] = {"a": (30.0, 300), "b": (0.5, 3), "c": (0.5, 3), "d": (0.5, 1)}
+        refused = []
+        for typical in (3.0, float("inf")):
+            at_server = server(max_norm_ratio=10, typical_examples=typical).open_round(1, GLOBAL)
+            for client_id, (moved, examples) in given.items():
+                at_server.receive(client_id, payload(client_id, moved), examples)
+            refused.append(list(at_server.close().refused))
+        assert refused == [[], ["a"]]
+
+
+def test_a_client_counts_once() -> None:
+    at_server = server().open_round(1, GLOBAL)
+    at_server.receive("a", payload("a", 0.5), 3)
+    for again in (payload("a", 0.5), b"", payload("a", 9.0)):
+        with pytest.raises(PayloadError, match="client a has sent an update in round 1 before"):
+            at_server.receive("a", again, 3)
+    found = at_server.close()
+    assert same_bits(found.state, step(server().open_round(1, GLOBAL), {"a": 0.5}).state)
+    assert not found.refused
+
+
+def test_a_client_claims_no_more_examples_than_it_can_have() -> None:
+    at_server = server().open_round(1, GLOBAL)
+    at_server.receive("a", payload("a", 0.5), 2**29, 100)
+    at_server.receive("b", payload("b", 0.5), 100, 100)
+    assert at_server.close().refused == {"a": "it claims 536870912 examples, and can have 100 at most"}
+
+
+def test_too_few_updates_leave_the_model() -> None:
+    for count in (0, 1, 2, 3):
+        found = step(server(min_updates=3).open_round(1, GLOBAL), {number: 0.5 for number in range(count)})
+        assert found.num_updates == count
+        assert bool(found.total_weight) == (count == 3)
+        assert same_bits(found.state, GLOBAL) == (count < 3)
+
+
+def test_reasons_are_short_and_can_be_printed() -> None:
+    at_server = server().open_round(1, GLOBAL)
+    at_server.receive("a", LINK.up(GLOBAL, GLOBAL, 1, "\x1b[2J" + "x" * 300), 3)
+    reason = at_server.close().refused["a"]
+    assert len(reason) == 200
+    assert reason.isprintable()

@@ -291,8 +291,9 @@ def fit(folder: Path, name: str, module: pl.LightningModule, **settings: Any) ->
 
 def by_hand(folder: Path) -> None:
     """fp and FedAvg, which the test computes by hand; and a silo whose update is lost."""
-    for name in ("first", "again"):
-        fit(folder, name, Plain(), callbacks=[FederatedAveraging(retake_batch_statistics=False)], shuffle=False)
+    for name, keys in (("first", None), ("again", folder / "keys"), ("forged", folder / "wrong-keys")):
+        averaging = FederatedAveraging(retake_batch_statistics=False, keys=keys)
+        fit(folder, name, Plain(), callbacks=[averaging], shuffle=False)
     fit(folder, "breaks", BreaksOnce(), callbacks=[FederatedAveraging(uplink="delta")], shuffle=False)
     fit(folder, "skips", Skips(), callbacks=[FederatedAveraging(retake_batch_statistics=False)], shuffle=False)
     stopping = EarlyStopping("train_loss", patience=1, mode="max", check_on_train_epoch_end=True)

@@ -20,7 +20,7 @@ from fedhq_lightning.silos import silo_checkpoint, silo_strategy
 from fedhq_lightning.silos.batch_examples import examples_in
 from fedhq_lightning.silos.first_weights import share_first_weights
 from fedhq_lightning.silos.silo_context import SiloFacts, drawn_examples, label_counts, warn_of_same_data
-from fedhq_lightning.silos.silo_rounds import SiloRound, Work, frozen_names, put, snapshot
+from fedhq_lightning.silos.silo_rounds import Limits, SiloRound, Work, frozen_names, put, snapshot
 from fedhq_lightning.support.collectives import Processes
 
 from ..small_federation import same_bits
@@ -48,6 +48,10 @@ def work(*examples: int) -> list[Work]:
     return [Work(count, 1, 0.1) for count in examples]
 
 
+def idle(given: list[Work]) -> list[Work]:
+    return [replace(each, is_idle=not each.num_examples) for each in given]
+
+
 def changed(by: float) -> Tied:
     module = Tied()
     with torch.no_grad():
@@ -66,6 +70,25 @@ def a_round(**settings: Any) -> SiloRound:
 
 
 class TestRound:
+    def test_a_silo_counts_with_no_more_examples_than_it_can_have(self) -> None:
+        this_round = a_round()
+        payloads = [this_round.encode(changed(by), rank) for rank, by in enumerate((0.3, 0.2, 0.1))]
+        limits = Limits.of(20.0, [50, 50, 50], num_epochs=2)
+        found = this_round.aggregate(Tied(), payloads, work(100, 2**29, 100), FedAvg(), limits=limits)
+        assert found.refused == {1: "it claims 536870912 examples, and can have 200 at most"}
+        honest = this_round.aggregate(Tied(), [payloads[0], b"", payloads[2]], idle(work(100, 0, 100)), FedAvg())
+        assert same_bits(found.state, honest.state)
+
+    def test_a_silo_that_goes_too_far_is_left_out(self) -> None:
+        this_round = a_round()
+        payloads = [this_round.encode(changed(by), rank) for rank, by in enumerate((0.3, 0.2, 0.1, 90.0))]
+        given = [Tied(), payloads, work(100, 100, 100, 100), FedAvg()]
+        found = this_round.aggregate(*given, limits=Limits.of(20.0, [100] * 4, 1))
+        assert list(found.refused) == [3]
+        assert not this_round.aggregate(*given, limits=Limits.of(None, [100] * 4, 1)).refused
+        usual = [found.usual_norms.parameters * 100, found.usual_norms.buffers * 100]
+        assert not this_round.aggregate(*given, limits=Limits.of(20.0, [100] * 4, 1), usual_norms=usual).refused
+
     @pytest.mark.parametrize("uplink", ["weights", "delta"])
     def test_is_the_exact_weighted_mean(self, uplink: str) -> None:
         silos, this_round = [changed(0.3), changed(-0.7)], a_round(uplink=uplink)

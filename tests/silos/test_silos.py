@@ -13,10 +13,12 @@ from torch.utils.data import DataLoader
 
 from fedhq_lightning.federated.exact_mean import ExactMean
 from fedhq_lightning.federated.payload import read_metadata
+from fedhq_lightning.federated.seals import NUM_SEAL_BYTES
 from fedhq_lightning.run.records import read_rounds
 from fedhq_lightning.silos import silo_checkpoint
 from fedhq_lightning.support.collectives import Processes
 
+from ..keys import write_keys
 from ..logs_everywhere import Note
 from ..small_federation import same_bits
 from .logged_by_hand import expected, last_of
@@ -27,6 +29,9 @@ from .silo_script import SIZES, Plain, examples
 @pytest.fixture(scope="module")
 def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("by_hand")
+    write_keys(folder / "keys", (0, 1))
+    write_keys(folder / "wrong-keys", (0, 1))
+    (folder / "wrong-keys" / "1.key").write_bytes((folder / "keys" / "1.key").read_bytes())
     done = run_script(folder, str(folder), "by_hand")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
@@ -73,9 +78,19 @@ class TestByHand:
             for key, value in momenta[rank].items():
                 assert torch.equal(found["optimizer"]["state"][key]["momentum_buffer"], value["momentum_buffer"])
 
-    def test_two_runs_are_alike(self, by_hand: Path) -> None:
+    def test_two_runs_are_alike_sealed_or_not(self, by_hand: Path) -> None:
         for first, again in zip(left(by_hand, "first"), left(by_hand, "again"), strict=True):
             assert same_bits(dict(first["state"]), dict(again["state"]))
+
+        sent = [list(read_rounds(by_hand / name / "rounds.jsonl")) for name in ("first", "again")]
+        for plain, sealed in zip(*sent, strict=True):
+            assert sealed.uplink_bytes == plain.uplink_bytes + 2 * NUM_SEAL_BYTES
+
+    def test_a_silo_whose_seal_is_wrong_is_left_out(self, by_hand: Path) -> None:
+        for record in read_rounds(by_hand / "forged" / "rounds.jsonl"):
+            first, second = record.clients
+            assert (first.status, second.status) == ("ok", "quarantined")
+            assert second.reason == "its seal is not one of client 1 for this run"
 
     def test_a_silo_that_is_not_finite_is_left_out_and_heals(self, by_hand: Path) -> None:
         first, second = left(by_hand, "breaks")

@@ -7,10 +7,10 @@ import pytest
 from torch.utils.data import DataLoader
 
 from fedhq_lightning.callbacks import FixedAllocator
-from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.errors import ConfigurationError, RunError
 
-from ..small_federation import SmallData, SmallModule, same_bits
-from .runs import fit, records
+from ..small_federation import SmallData, SmallModule, same_bits, trainer
+from .runs import checkpoint, fit, records
 
 
 class _Poisons(SmallModule):
@@ -34,7 +34,7 @@ class TestBadClients:
     @pytest.mark.parametrize("scheme", [None, "w4a8"])
     def test_an_update_that_is_not_finite_is_quarantined(self, scheme: str | None) -> None:
         settings: dict[str, Any] = {"scheme": scheme, "callbacks": FixedAllocator("qat" if scheme else "fp")}
-        with pytest.warns(UserWarning, match=r"round \d: client 2 is quarantined: .*not finite"):
+        with pytest.warns(UserWarning, match=r"round \d: client 2 is quarantined: .*(not finite|not above 0)"):
             done, state = fit(_Poisons(), _PoisonedData(), **settings)
         assert done.summary["quarantined"] == 2
         statuses = {each.client_id: each.status for each in records(done)[1].clients}
@@ -57,9 +57,15 @@ class TestBadClients:
             def training_step(self, batch: Any, batch_idx: int) -> Any:
                 return super().training_step(batch, batch_idx) * math.nan
 
-        with pytest.warns(UserWarning, match="quarantined|no usable update") as caught:  # either
-            _, state = fit(AllPoisoned())
+        module, there = AllPoisoned(), trainer(max_rounds=2)
+        with (
+            pytest.warns(UserWarning, match="quarantined|no usable update") as caught,  # either
+            pytest.raises(RunError, match="none of 2 rounds had 1 usable updates, so the model is untrained"),
+        ):
+            there.fit(module, SmallData())
         assert sum("no usable update arrived" in str(warning.message) for warning in caught) == 2
+        assert not (there.run_dir / "model").exists()
+        state = checkpoint(there)["state"]["global_state"]
         assert same_bits(state, SmallModule().state_dict())
 
     def test_an_empty_client_is_left_out_with_a_warning(self) -> None:

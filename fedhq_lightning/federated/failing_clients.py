@@ -1,0 +1,90 @@
+"""What follows when clients fail: they sit out for a while, and a run that gets nothing from them any more ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+from fedhq_lightning.errors import RunError
+from fedhq_lightning.run.records import ClientRecord, RoundRecord
+
+Offences: TypeAlias = dict[int, tuple[int, int]]
+"""Client's position -> how often in a row it was quarantined, and the last round that it sits out; 0 for none."""
+
+CHANCES = 3
+"""Quarantines in a row after which a client sits out."""
+_MOST_FRUITLESS = 3
+
+
+def sitting_out(offences: Offences, round_number: int) -> frozenset[int]:
+    """Positions of the clients that a round does without."""
+    return frozenset(position for position, (_, until) in offences.items() if round_number <= until)
+
+
+def after_round(
+    offences: Offences, records: Iterable[tuple[int, ClientRecord]], round_number: int, sit_out_rounds: int
+) -> tuple[Offences, list[ClientRecord]]:
+    """What is held against clients after a round, and which of them begin to sit out.
+
+    Args:
+        offences: Before it.
+        records: Of the round's clients, with their positions.
+        round_number: Its number.
+        sit_out_rounds: For how many rounds; 0 for none.
+    """
+    after, begin = dict(offences), list[ClientRecord]()
+    for position, record in records:
+        if record.status == "ok":
+            after.pop(position, None)
+        elif record.status == "quarantined" and sit_out_rounds:
+            times = after.get(position, (0, 0))[0] + 1
+            is_enough = times >= CHANCES
+            # Once back, a client has as many chances as before.
+            after[position] = (0, round_number + sit_out_rounds) if is_enough else (times, 0)
+            if is_enough:
+                begin.append(record)
+    return after, begin
+
+
+def check_fruitful(records: Sequence[RoundRecord], clients: Sequence[ClientRecord], min_clients: int) -> None:
+    """End a run whose clients fail round after round.
+
+    Args:
+        records: Of all rounds so far.
+        clients: Of the last one.
+        min_clients: Usable updates that move the model.
+
+    Raises:
+        RunError: Three rounds in a row had too few, and quarantined clients.
+    """
+    last = records[-_MOST_FRUITLESS:]
+    if len(last) == _MOST_FRUITLESS and all(each.quarantined and each.usable < min_clients for each in last):
+        raise RunError(
+            f"rounds {last[0].round} to {last[-1].round} had fewer than {min_clients} usable updates each, so the run "
+            f"ends with the model as it was before; {_told(clients)}. Mend that and go on with fedhq resume, or see "
+            "the whole traceback with on_client_error: raise"
+        )
+
+
+def check_has_model(records: Sequence[RoundRecord], clients: Sequence[ClientRecord], min_clients: int) -> None:
+    """Refuse to deploy a model that nobody has trained.
+
+    Args:
+        records: Of all rounds.
+        clients: Of the last one, as far as this process knows.
+        min_clients: Usable updates that move the model.
+
+    Raises:
+        RunError: No round moved it, and clients were quarantined.
+    """
+    rounds = [each for each in records if each.round]
+    if any(each.quarantined for each in rounds) and all(each.usable < min_clients for each in rounds):
+        raise RunError(
+            f"none of {len(rounds)} rounds had {min_clients} usable updates, so the model is untrained and not "
+            f"written; {_told(clients)}"
+        )
+
+
+def _told(clients: Sequence[ClientRecord]) -> str:
+    failed = next((each for each in clients if each.status == "quarantined"), None)
+    return "rounds.jsonl says why" if failed is None else f"client {failed.client_id}: {failed.reason}"

@@ -1,0 +1,91 @@
+"""Clients that are quarantined again and again, and runs that get nothing from them."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fedhq_lightning.errors import RunError
+from fedhq_lightning.federated.failing_clients import (
+    Offences,
+    after_round,
+    check_fruitful,
+    check_has_model,
+    sitting_out,
+)
+from fedhq_lightning.run.records import ClientRecord, RoundRecord, Status
+from fedhq_lightning.testing.made_rounds import made_context, made_record
+from fedhq_lightning.types import Plan
+
+CONTEXT = made_context(range(6), 10)
+
+
+def _client(round_number: int, **changes: Any) -> ClientRecord:
+    return replace(made_record(round_number, Plan({2: "fp"}), CONTEXT).clients[0], **changes)
+
+
+def _after(statuses: list[Status], sit_out_rounds: int = 4) -> tuple[Offences, list[int]]:
+    """What is held against a client after such rounds, and the rounds after which it began to sit out."""
+    offences, began = Offences(), list[int]()
+    for number, status in enumerate(statuses, start=1):
+        record = _client(number, status=status)
+        offences, out = after_round(offences, [(7, record)], number, sit_out_rounds)
+        began += [number] * len(out)
+    return offences, began
+
+
+class TestSittingOut:
+    def test_three_times_in_a_row(self) -> None:
+        offences, began = _after(["quarantined"] * 3)
+        assert began == [3]
+        assert [bool(sitting_out(offences, number)) for number in range(3, 10)] == [True] * 5 + [False] * 2
+
+    def test_a_usable_update_between_forgives(self) -> None:
+        assert _after(["quarantined", "quarantined", "ok", "quarantined", "quarantined"])[1] == []
+        assert _after(["quarantined", "ok"])[0] == {}
+
+    def test_being_late_or_idle_is_no_offence_and_no_merit(self) -> None:
+        assert _after(["quarantined", "late", "quarantined", "idle", "quarantined"])[1] == [5]
+        assert _after(["late", "idle"])[0] == {}
+
+    def test_once_back_it_has_three_chances_again(self) -> None:
+        assert _after(["quarantined"] * 8, sit_out_rounds=1)[1] == [3, 6]
+
+    def test_it_can_be_turned_off(self) -> None:
+        assert _after(["quarantined"] * 8, sit_out_rounds=0) == ({}, [])
+
+
+def _round(number: int, quarantined: int, late: int = 0) -> RoundRecord:
+    """Of six clients."""
+    plan = Plan(dict.fromkeys(range(6), "fp"))
+    return made_record(number, plan, CONTEXT, quarantined=quarantined, late=late)
+
+
+class TestFruitlessRounds:
+    @pytest.mark.parametrize(
+        ("quarantined", "min_clients", "ends"),
+        [
+            ([6, 6, 6], 1, True),
+            ([6, 5, 6], 1, False),
+            ([5, 5, 5], 2, True),
+            ([0, 6, 6, 6], 1, True),
+            ([6, 6], 1, False),
+        ],
+    )
+    def test_three_in_a_row_end_the_run(self, quarantined: list[int], min_clients: int, ends: bool) -> None:
+        records = [_round(number, count) for number, count in enumerate(quarantined, start=1)]
+        failed = _client(3, status="quarantined", reason="RuntimeError: boom")
+        if not ends:
+            check_fruitful(records, [failed], min_clients)
+            return
+        with pytest.raises(RunError, match=r"usable updates each, so the run ends .* client 2: RuntimeError: boom"):
+            check_fruitful(records, [failed], min_clients)
+
+    def test_rounds_whose_clients_are_late_do_not(self) -> None:
+        check_fruitful([_round(number, 0, late=6) for number in (1, 2, 3)], [], 1)
+
+    def test_a_run_that_nobody_helped_has_no_model(self) -> None:
+        with pytest.raises(RunError, match="none of 2 rounds had 1 usable updates, so the model is untrained"):
+            check_has_model([_round(0, 0), _round(1, 6), _round(2, 6)], [], 1)
+        check_has_model([_round(0, 0), _round(1, 6), _round(2, 5)], [], 1)
+        check_has_model([_round(0, 0), _round(1, 0, late=6)], [], 1)
