@@ -56,9 +56,9 @@ class EarlyStopping(RoundCallback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` gave."""
-        self.best = state["best"]
-        self.evaluations_without_improvement = state["evaluations_without_improvement"]
-        self.reason = state["reason"]
+        self.best = None if state["best"] is None else float(state["best"])
+        self.evaluations_without_improvement = int(state["evaluations_without_improvement"])
+        self.reason = str(state["reason"])
         self._resumes = True
 
     def on_fit_start(self, trainer: RoundControl) -> None:

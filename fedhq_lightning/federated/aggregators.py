@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.support.text import first_line
 from fedhq_lightning.types import StateDict
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
@@ -132,6 +133,12 @@ class FedOpt(Aggregator):
         self._parameters = {name: nn.Parameter(value.clone()) for name, value in values.items()}
         self._server = self.optimizer(list(self._parameters.values()))
         if self._restored is not None:
-            self._server.load_state_dict(dict(self._restored))
+            try:
+                self._server.load_state_dict(dict(self._restored))
+            except Exception as error:  # torch has many for what is not its own
+                raise ConfigurationError(
+                    f"FedOpt: what the checkpoint holds is no state of this optimizer ({first_line(error)}); resume "
+                    "with the one that the run began with"
+                ) from error
             self._restored = None
         return self._server

@@ -22,7 +22,7 @@ from fedhq_lightning.recipe.identity import SETTINGS_THAT_CHANGE_NO_BIT, check_s
 from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.run.lightning_checkpoint import for_lightning
 from fedhq_lightning.run.records import RoundRecord
-from fedhq_lightning.run.round_checkpoint import check_model, read_round
+from fedhq_lightning.run.round_checkpoint import check_model, read_round, unfit
 from fedhq_lightning.run.state import RunState
 from fedhq_lightning.support.paths import expand_path
 from fedhq_lightning.support.text import first_line
@@ -162,7 +162,12 @@ def read_same(
     odd = {name for name, value in module.state_dict().items() if _is_odd(value)}
     intact = _intact(candidates, odd)
     (chosen_file, chosen), now = next(intact), settings.max_rounds
-    _check_same(chosen, described)
+    try:
+        _check_same(chosen, described)
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        raise unfit(chosen_file, f"its settings are none ({type(error).__name__})") from error
     if chosen["state"]["round"] > now:
         raise ConfigurationError(
             f"max_rounds {now}: {directory.path} has done {chosen['state']['round']} rounds; give that many or more, "

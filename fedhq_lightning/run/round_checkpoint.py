@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -37,6 +39,10 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
+def _is_duration(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < math.inf
+
+
 def _is_bool(value: Any) -> bool:
     return type(value) is bool
 
@@ -50,7 +56,7 @@ def _are_positions(value: Any) -> bool:
 
 
 def _are_seconds(value: Any) -> bool:
-    return _is_named(value) and all(_is_number(each) for each in value.values())
+    return _is_named(value) and all(_is_duration(each) for each in value.values())
 
 
 def _are_states(value: Any) -> bool:
@@ -85,7 +91,7 @@ _PARTS: _Parts = {
     "evaluator": _NAMED,
     "wall_phases": (_are_seconds, "seconds by name"),
 }
-_SINCE: Mapping[str, Mapping[str, Any]] = {"evaluator": {}, "wall_phases": {}}
+_SINCE: Mapping[str, Any] = {"evaluator": {}, "wall_phases": {}}
 """What checkpoints of earlier versions lack -> what it was then."""
 _STATE: _Parts = {
     "global_state": _MODEL,
@@ -127,12 +133,12 @@ def read_round(file: Path, odd: Collection[str] = ()) -> dict[str, Any]:
     saved = load_checkpoint(file)
     if "described" not in saved:
         raise ConfigurationError(f"{file}: one round's model, not where a run stood; give a run directory")
-    saved = {**_SINCE, **saved}
+    saved = {**copy.deepcopy(_SINCE), **saved}
     _check(file, "", saved, _PARTS)
-    saved["state"] = {**_STATE_SINCE, **saved["state"]}
+    saved["state"] = {**copy.deepcopy(_STATE_SINCE), **saved["state"]}
     _check(file, "state.", saved["state"], _STATE)
     if unknown := saved["state"].keys() - _STATE.keys():
-        raise _unfit(file, f"it holds {', '.join(sorted(unknown))} in state, which this version does not know")
+        raise unfit(file, f"it holds {', '.join(sorted(unknown))} in state, which this version does not know")
     _check(file, "described.", {"recipe": {}, **saved["described"]}, _DESCRIBED)
     _check(file, "described.trainer.", saved["described"]["trainer"], _TRAINER)
     for part in ("global_state", "averaged_state"):
@@ -183,21 +189,22 @@ def difference(model: StateDict, initial: StateDict, *, in_types: bool = True) -
 def _check(file: Path, prefix: str, held: Mapping[str, Any], parts: _Parts) -> None:
     for name, (fits, words) in parts.items():
         if name not in held:
-            raise _unfit(file, f"{prefix}{name} is missing")
+            raise unfit(file, f"{prefix}{name} is missing")
         if not fits(held[name]):
-            raise _unfit(file, f"{prefix}{name} must be {words}, not {type(held[name]).__name__}")
+            raise unfit(file, f"{prefix}{name} must be {words}, not {type(held[name]).__name__}")
 
 
 def _check_values(file: Path, model: StateDict, odd: Collection[str]) -> None:
     for name, value in model.items():
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise _unfit(file, f"{name} is larger than what the file holds of it")
+            raise unfit(file, f"{name} is larger than what the file holds of it")
     floats = {name: value for name, value in model.items() if name not in odd and value.is_floating_point()}
     if names := [name for name, value in floats.items() if not value.isfinite().all()]:
-        raise _unfit(file, f"its global model holds values that are no numbers, in {_some(names)}")
+        raise unfit(file, f"its global model holds values that are no numbers, in {_some(names)}")
 
 
-def _unfit(file: Path, what: str) -> ConfigurationError:
+def unfit(file: Path, what: str) -> ConfigurationError:
+    """What to say of a checkpoint that is whole, and still nothing to go on from."""
     return ConfigurationError(f"{file}: not fit to go on from: {what}")
 
 

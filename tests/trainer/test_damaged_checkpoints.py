@@ -220,6 +220,10 @@ class TestContent:
         with pytest.raises(ConfigurationError, match=r"FedOpt cannot take up .*no state of an optimizer"):
             fit(max_rounds=2, ckpt_path=run.path, **settings)
         newest.write_bytes(sound)
+        rewrite(newest, lambda saved: saved["aggregator"]["optimizer"].update({"param_groups": [{"params": [0]}]}))
+        with pytest.raises(ConfigurationError, match="FedOpt: what the checkpoint holds is no state of this optimizer"):
+            fit(max_rounds=3, ckpt_path=run.path, **settings)
+        newest.write_bytes(sound)
         rewrite(newest, lambda saved: saved.update({"allocator": {"x": 1}}))
         with pytest.raises(ConfigurationError, match="FixedAllocator keeps no state, but the checkpoint holds x"):
             fit(max_rounds=2, ckpt_path=run.path, **settings)
