@@ -216,6 +216,8 @@ class ClientFitter:
                 if round_number == 1 and self.first_error is None:
                     error.add_note(f"while client {client_id} trained in {mode}, in round 1")
                     self.first_error = error
+                else:  # of an exception that a module keeps, or raises again and again
+                    error.__traceback__ = None
             if failed.is_out_of_memory:
                 self._lanes.pop(lane, None)
                 free_memory()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +10,12 @@ import torch
 
 from fedhq_lightning.callbacks import FixedAllocator
 from fedhq_lightning.errors import ConfigurationError, RunError
-from fedhq_lightning.run.records import ClientRecord
+from fedhq_lightning.run.checkpoint_file import load_checkpoint
+from fedhq_lightning.run.records import ClientRecord, read_rounds
 from fedhq_lightning.types import ClientId, StateDict
 
 from ..small_federation import same_bits, trainer
+from ..three_ways import NORMED, run_three_ways
 from ..trainer.runs import checkpoint, records
 from .bad_clients import ALL_KINDS, CONTAINED, LEFT_OUT, Arm, Bad, BadData, BadModule
 
@@ -202,3 +205,26 @@ class TestPolicy:
         _, rounds = run({2: "step raises"}, range(7), "fp", max_rounds=9, clients_per_round=6, sit_out_rounds=50)
         assert [len(clients) for clients in rounds] == [6] * 9
         assert not any(each.client_id == 2 for clients in rounds[-3:] for each in clients)
+
+
+@pytest.mark.usefixtures("no_program")
+def test_two_processes_and_a_resumed_run_leave_out_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = NORMED | {
+        "model.class_path": "tests.normed_module.Flaky",
+        "data.init_args.partitioner.init_args.num_partitions": 12,
+        "trainer.clients_per_round": 8,
+        "trainer.local_steps": 3,
+        "trainer.max_rounds": 5,
+        "trainer.sit_out_rounds": 1,
+    }
+    states, told = [], []
+    for folder in run_three_ways(tmp_path, changes, monkeypatch):
+        states.append(load_checkpoint(folder / "checkpoints" / "round-000005.ckpt")["state"])
+        clients = [each for record in read_rounds(folder / "rounds.jsonl") for each in record.clients]
+        told.append([(each.round, each.client_id, each.mode, each.status, each.reason) for each in clients])
+    assert told[0] == told[1] == told[2]
+    assert len({reason[:12] for *_, status, reason in told[0] if status == "quarantined"}) >= 3
+    for state in states[1:]:
+        assert same_bits(state["global_state"], states[0]["global_state"])
+        assert state["usual_norms"] == states[0]["usual_norms"]
+        assert state["offences"] == states[0]["offences"]
