@@ -12,7 +12,7 @@ the bound is fixed; the median as reference is ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median_high
 from typing import Any, NamedTuple
 
@@ -40,6 +40,7 @@ class Norms(NamedTuple):
 
 _FEWEST = 3
 """Of fewer updates none can be told to be unlike the others."""
+_SMALL = CHUNK // 16
 _ROUNDING = 2.0**-20
 """A variance of next to zero may be that much of what was received below it, by rounding."""
 
@@ -83,11 +84,11 @@ def norms_of(update: PackedState, bases: Mapping[str, Tensor] | None, parameter_
     Raises:
         PayloadError: They are no numbers, because values are none or too large.
     """
-    squares = [0.0, 0.0]
-    scratch = torch.empty(CHUNK)
-    for name, value in update.items():
-        base = None if bases is None else bases[name].reshape(-1)
-        squares[name not in parameter_names] += _squares(value, base, scratch)
+    squares, scratch = [0.0, 0.0], torch.empty(CHUNK)
+    for is_buffer in (False, True):
+        names = [name for name in update if (name not in parameter_names) == is_buffer]
+        for values, base in _pieces(update, names, bases, scratch):
+            squares[is_buffer] += _square_norm(values if base is None else values - base)
     if not math.isfinite(sum(squares)):
         too_large = f"it holds a magnitude of {MAX_VALUE:.0f} and more"
         raise PayloadError(too_large if is_finite(update) else "the update holds values that are not finite")
@@ -144,18 +145,29 @@ def check_norms(norms: Norms, limits: Norms) -> None:
             )
 
 
-def _squares(value: Tensor | PackedWeight, base: Tensor | None, scratch: Tensor) -> float:
-    if isinstance(value, PackedWeight):
-        if native(scratch, value.scales) is not None:
-            total, count = 0.0, math.prod(value.shape)
-            for begin in range(0, count, CHUNK):
+def _pieces(
+    update: PackedState, names: Sequence[str], bases: Mapping[str, Tensor] | None, scratch: Tensor
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Some tensors of an update in one row, a piece at a time, each until the next; with what is taken off it."""
+    small: list[str] = []
+    for name in names:
+        value = update[name]
+        base = None if bases is None else bases[name].reshape(-1)
+        if isinstance(value, Tensor):
+            if value.numel() < _SMALL:
+                small.append(name)  # a call for each would take longer than all the rest
+            else:
+                yield value.reshape(-1), base
+        elif native(scratch, value.scales) is None:
+            yield value.decoded().reshape(-1), base
+        else:
+            for begin in range(0, count := math.prod(value.shape), CHUNK):
                 part = scratch[: min(CHUNK, count - begin)]
                 value.read(begin, part)
-                total += _square_norm(part if base is None else part.sub_(base[begin : begin + len(part)]))
-            return total
-        value = value.decoded()
-    flat = value.reshape(-1)
-    return _square_norm(flat if base is None else flat - base)
+                yield part, None if base is None else base[begin : begin + len(part)]
+    if small:
+        bases_of_small = None if bases is None else torch.cat([bases[name].reshape(-1) for name in small])
+        yield torch.cat([update[name].reshape(-1) for name in small]), bases_of_small  # type: ignore[union-attr]
 
 
 def _square_norm(values: Tensor) -> float:

@@ -42,7 +42,9 @@ class Pristine:
             id(each): each for part in parts.values() for each in part._parameters.values() if each is not None
         }
         self._parameters = [(each, each.detach()) for each in parameters.values()]
-        self._containers: dict[int, tuple[Any, list[Any]]] = {}
+        self._empty: list[Any] = []
+        self._containers: list[tuple[Any, list[Any]]] = []
+        self._seen: set[int] = set()
         self._tensors: list[tuple[Tensor, int, Tensor]] = []
         for _, _, names, values in self._parts:
             # Buffers are made anew for each client, and their names are put back with them.
@@ -57,7 +59,10 @@ class Pristine:
                 held.update(zip(names, values, strict=True))
             if type(part) is not kind:
                 part.__class__ = kind
-        for container, items in self._containers.values():
+        if any(map(len, self._empty)):  # nearly all containers: a layer's hooks
+            for container in self._empty:
+                container.clear()
+        for container, items in self._containers:
             if len(container) != len(items) or not all(map(operator.is_, _items(container), items)):
                 _refill(container, items)
         for parameter, value in self._parameters:
@@ -73,9 +78,14 @@ class Pristine:
     def _remember(self, values: Iterable[Any]) -> None:
         for value in values:
             if isinstance(value, _CONTAINERS):
-                if id(value) not in self._containers and len(value) <= _MOST_ITEMS:
-                    self._containers[id(value)] = value, list(_items(value))
+                if id(value) in self._seen or len(value) > _MOST_ITEMS:
+                    continue
+                self._seen.add(id(value))
+                if value:
+                    self._containers.append((value, list(_items(value))))
                     self._remember(value.values() if isinstance(value, dict) else value)
+                else:
+                    self._empty.append(value)
             elif isinstance(value, tuple) and len(value) <= _MOST_ITEMS:
                 self._remember(value)
             elif _is_plain_tensor(value):
