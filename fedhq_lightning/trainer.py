@@ -25,6 +25,7 @@ from fedhq_lightning.federated.fabric import make_fabric
 from fedhq_lightning.federated.lightning_habits import plain_precision, with_lightning_names
 from fedhq_lightning.federated.resume import Resumed, begin_anew, check_same_from_start, find_run, read_same
 from fedhq_lightning.federated.rounds import RoundLoop
+from fedhq_lightning.federated.same_everywhere import check_same_everywhere
 from fedhq_lightning.federated.settings import RunSettings, check_settings
 from fedhq_lightning.federated.wire import Downlink, Uplink
 from fedhq_lightning.finish.complete import complete
@@ -39,9 +40,10 @@ from fedhq_lightning.report.progress import ProgressDisplay
 from fedhq_lightning.run.description import describe, text_of
 from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.run.state import RunState
+from fedhq_lightning.support import process_group
 from fedhq_lightning.support.arithmetic import reproducible
 from fedhq_lightning.support.atomic_files import write_atomically
-from fedhq_lightning.support.collectives import Processes, launch
+from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.first_process import is_first_process
 from fedhq_lightning.support.lightnings import AnyLogger
 from fedhq_lightning.support.memory import keep_freed_memory
@@ -79,6 +81,8 @@ class FederatedTrainer(AfterFit):
         devices: Processes on this node, as in Lightning.
         num_nodes: Machines that run this script, each with `devices` processes.
         strategy: One of Lightning Fabric's that start processes by running the script again; it never wraps a module.
+        process_timeout: Seconds after which a process that does not answer, because it is stopped, killed or cut off,
+            ends the others; one that computes answers.
         precision: "32-true" or "bf16-mixed".
         threads: Torch threads of each process. Part of the recipe, because bits may depend on it.
         gradient_clip_val: Norm to which local gradients are clipped.
@@ -138,6 +142,7 @@ class FederatedTrainer(AfterFit):
         devices: int | str | list[int] = 1,
         num_nodes: int = 1,
         strategy: str = "auto",
+        process_timeout: float = process_group.DEFAULT_SECONDS,
         precision: Literal["32-true", "bf16-mixed"] = "32-true",
         threads: int = 1,
         gradient_clip_val: float | None = None,
@@ -177,6 +182,7 @@ class FederatedTrainer(AfterFit):
             "devices": devices,
             "num_nodes": num_nodes,
             "strategy": strategy,
+            "process_timeout": process_timeout,
             "precision": plain_precision(precision),
             "threads": threads,
             "gradient_clip_val": gradient_clip_val,
@@ -250,6 +256,7 @@ class FederatedTrainer(AfterFit):
         Raises:
             ConfigurationError: Whatever can be known to be wrong before round 1, with nothing left of a new run; a run
                 directory that cannot be written; another process in the run to go on from.
+            RunError: Another process has ended, or does not answer.
             SystemExit: SIGTERM or SIGHUP came, and the script has no handler of its own for it; the round under way is
                 lost.
         """
@@ -258,8 +265,9 @@ class FederatedTrainer(AfterFit):
             try:
                 with reproducible(self.settings.threads, self.fabric.device):
                     self._fit(module, datamodule, ckpt_path)
-            except Stopped as stopped:
-                if not is_ours:
+            except BaseException as stopped:
+                process_group.end(stopped)
+                if not (is_ours and isinstance(stopped, Stopped)):
                     raise
                 if self.is_global_zero:
                     again = f"; go on with: fit(module, datamodule, ckpt_path={str(self.run_dir)!r})"
@@ -298,7 +306,10 @@ class FederatedTrainer(AfterFit):
                 write_atomically(directory.recipe, recipe.text)
                 until_the_end.enter_context(directory.locked())
 
-            processes = launch(self.fabric)
+            processes = process_group.launch(self.fabric, settings.process_timeout)
+            until_the_end.enter_context(process_group.ends_with_the_others(processes, settings.process_timeout))
+            done = 0 if resumed is None else resumed.saved["state"]["round"]
+            check_same_everywhere(processes, described, job.datamodule, job.sampler.with_data(), done)
             self.run_dir = Path(processes.broadcast(str(directory.path)))
             directory = RunDirectory(self.run_dir)
             evaluator = setup.evaluator_of(settings, self.fabric, job.template, processes, job.datamodule)
@@ -363,6 +374,7 @@ class FederatedTrainer(AfterFit):
             self.call("on_fit_end")
             release_data(job.datamodule, "fit")
         except BaseException as error:
+            processes.stand_down()
             unwrapped(job.datamodule).on_exception(error)
             self.call("on_exception", error)
             raise

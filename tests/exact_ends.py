@@ -2,31 +2,38 @@
 
 import os
 import signal
-from typing import Literal
+import time
 
 from typing_extensions import override
 
+from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.callback import RoundCallback, RoundControl
 from fedhq_lightning.run.records import RoundRecord
 
 
 class Ends(RoundCallback):
-    """At the end of round 2, on the first process.
+    """At the end of round 2, on one process, the first time that the run comes to it.
 
     Args:
-        how: Ctrl-C of a terminal, which reaches the whole process group, as do SIGTERM and SIGHUP to "all"; a signal to
-            this process alone; or the run's folder is moved away.
+        how: "ctrl-c" of a terminal, which reaches the whole process group; "SIGTERM" or another signal to this process
+            alone, "SIGTERM to all"; "folder gone", "raises", "refuses"; or "slow", of which nothing ends.
+        rank: Of the process.
+        seconds: How long a slow one takes.
     """
 
-    def __init__(
-        self, how: Literal["ctrl-c", "sigint", "SIGTERM", "SIGHUP", "SIGTERM to all", "SIGHUP to all", "folder gone"]
-    ) -> None:
+    def __init__(self, how: str, rank: int = 0, seconds: float = 0.0) -> None:
         self.how = how
+        self.rank = rank
+        self.seconds = seconds
 
     @override
     def on_round_end(self, trainer: RoundControl, record: RoundRecord) -> None:
-        if record.round != 2 or not trainer.is_global_zero:
+        if record.round != 2 or os.environ.get("LOCAL_RANK", "0") != str(self.rank):
             return
+        happened = trainer.run_dir / "happened"
+        if happened.exists():
+            return
+        happened.touch()
         if self.how == "ctrl-c":
             os.killpg(0, signal.SIGINT)
         elif self.how == "sigint":
@@ -34,6 +41,12 @@ class Ends(RoundCallback):
         elif self.how.endswith(" to all"):
             os.killpg(0, signal.Signals[self.how.removesuffix(" to all")])
         elif self.how.startswith("SIG"):
-            signal.raise_signal(signal.Signals[self.how])
-        else:
+            os.kill(os.getpid(), signal.Signals[self.how])
+        elif self.how == "folder gone":
             trainer.run_dir.rename("gone")
+        elif self.how == "raises":
+            raise ZeroDivisionError("one process's own")
+        elif self.how == "refuses":
+            raise ConfigurationError("the disk of one process")
+        else:
+            time.sleep(self.seconds)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -33,7 +32,6 @@ _EPILOG = """examples:
 
 fedhq COMMAND --help tells more.
 """
-_LONGEST_WAIT_SECONDS = 30
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         Exception: What is neither, or anything with `--debug`.
     """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what goes wrong between processes is told by us
     parser = make_parser()
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete
@@ -66,23 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             show_warnings(_warn)
             known.function(known, rest)
     except (ConfigurationError, RunError) as error:
-        if known.debug:
-            traceback.print_exception(error)
-            _first_has_ended()
-        else:
-            _tell(error)
+        _tell(error, error, known.debug)
         return 2 if isinstance(error, ConfigurationError) else 1
     except KeyboardInterrupt as interruption:
-        if not is_first_process():
-            # A failure here would make Lightning kill the first process, which may still be closing its files.
-            return 0
         complain(f"{words_for(interruption)}{interruption}")
         return exit_code_of(interruption)
     except Exception as error:
         own = None if known.debug else told_from_own_lines(error)
         if own is None:
             raise
-        _tell(f"your own code failed; --debug shows the whole traceback\n{own}")
+        _tell(error, f"your own code failed; --debug shows the whole traceback\n{own}")
         return 1
     return 0
 
@@ -92,33 +84,27 @@ def _warn(line: str) -> None:
     if is_first_process():
         complain(line)
     else:
-        say_line(f"fedhq: process {os.environ.get('LOCAL_RANK')}: {line}", sys.stderr)
+        say_line(f"fedhq: process {_rank()}: {line}", sys.stderr)
 
 
-def _tell(message: object) -> None:
+def _tell(error: Exception, message: object, with_traceback: bool = False) -> None:
     """Say what went wrong: the first process for all, another one where the mistake is its alone."""
-    complain(message)
-    if not _first_has_ended():
-        say_line(f"fedhq: process {os.environ.get('LOCAL_RANK')}: {message}", sys.stderr)
+    if not is_first_process() or "fedhq_lightning.support.process_group" in sys.modules:
+        from fedhq_lightning.support import process_group  # which loads torch
+
+        process_group.end(error)
+        if not process_group.is_to_tell():
+            return
+    if with_traceback:
+        traceback.print_exception(error)
+    elif is_first_process():
+        complain(message)
+    else:
+        say_line(f"fedhq: process {_rank()}: {message}", sys.stderr)
 
 
-def _first_has_ended() -> bool:
-    """Let the first process end first, where it is ending of the same mistake and tells of it.
-
-    Where Lightning started this process, it kills the first one as soon as it finds that this one has failed, be the
-    message told or not. Other launchers (RANK is set by torchrun and its kin) do not.
-
-    Returns:
-        False where another process is the first and goes on, so that this mistake is this process's alone.
-    """
-    if is_first_process() or "RANK" in os.environ:
-        return True
-    first, started = os.getppid(), time.monotonic()
-    while os.getppid() == first:
-        if time.monotonic() - started > _LONGEST_WAIT_SECONDS:
-            return False
-        time.sleep(0.05)
-    return True
+def _rank() -> str | None:
+    return os.environ.get("RANK") or os.environ.get("LOCAL_RANK")
 
 
 def make_parser() -> Parser:

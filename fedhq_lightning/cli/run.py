@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import signal
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedhq_lightning.cli.parser import AddCommand, find_own_modules, naming
 from fedhq_lightning.cli.recipes import add_recipe
-from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.errors import ConfigurationError, RunError
 from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.support.first_process import is_first_process
 from fedhq_lightning.support.setup_notice import clear_notice, setting_up
@@ -68,10 +67,10 @@ def fit_recipe(subject: str, name: str, text: str, overrides: list[str], ckpt_pa
             try:
                 trainer.fit(model, data, ckpt_path)
             except KeyboardInterrupt as interruption:
-                # Ctrl-C reaches every process, but a signal to the first one alone does not.
-                for process in getattr(trainer.fabric.strategy.launcher, "procs", []):
-                    process.send_signal(signal.SIGINT)
                 interruption.args = (_how_to_go_on(trainer),)
+                raise
+            except RunError as error:
+                error.args = (f"{error}{_how_to_go_on(trainer, '; there is no checkpoint to go on from')}",)
                 raise
     if trainer.is_global_zero:
         from fedhq_lightning.report.final_table import print_final
@@ -86,7 +85,7 @@ def fit_recipe(subject: str, name: str, text: str, overrides: list[str], ckpt_pa
         )
 
 
-def _how_to_go_on(trainer: FederatedTrainer) -> str:
+def _how_to_go_on(trainer: FederatedTrainer, otherwise: str = NOTHING_TO_RESUME) -> str:
     if trainer.can_resume:
         return f"; go on with: fedhq resume {shlex.quote(str(trainer.run_dir))}"
-    return NOTHING_TO_RESUME
+    return otherwise

@@ -23,7 +23,7 @@ from fedhq_lightning.run.lightning_checkpoint import weights_of
 from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.run.round_checkpoint import difference
 from fedhq_lightning.support.arithmetic import reproducible
-from fedhq_lightning.support.collectives import launch
+from fedhq_lightning.support.process_group import launch
 from fedhq_lightning.support.tensors import same_values
 from fedhq_lightning.support.views import users_view
 from fedhq_lightning.types import StateDict

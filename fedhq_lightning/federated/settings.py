@@ -54,6 +54,7 @@ class RunSettings:
     monitor: str | None
     monitor_mode: MonitorMode | None
     precision: Literal["32-true", "bf16-mixed"]
+    process_timeout: float
     threads: int
     round_lr: Literal["constant", "cosine", "linear"] | float
     mode_lr: Mapping[str, float]
@@ -104,7 +105,7 @@ def check_settings(given: Mapping[str, Any]) -> None:
     """
     for name in _WHOLE:
         _check_whole(name, given[name])
-    for name in ("round_deadline", "gradient_clip_val"):
+    for name in ("round_deadline", "gradient_clip_val", "process_timeout"):
         _check_positive(name, given[name])
     for name, allowed in _CHOICES.items():
         _check_choice(name, given[name], allowed)

@@ -21,6 +21,7 @@ TRAINER_SETTINGS_THAT_CHANGE_NO_BIT = (
     "devices",
     "num_nodes",
     "strategy",
+    "process_timeout",
     "logger",
     "default_root_dir",
     "enable_progress_bar",

@@ -79,8 +79,13 @@ def summarize(
         "seed": seed,
         "compiled_kernels": has_compiler(),
         "native_kernels": None if scheme is None else native_level(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Those of Python and of the packages that bits may depend on."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
 
 
 def monitored_on_test_data(summary: Mapping[str, Any]) -> tuple[str, float | None, float | None] | None:

@@ -42,8 +42,9 @@ from fedhq_lightning.silos.silo_checkpoint import unreadable
 from fedhq_lightning.silos.silo_connector import connect
 from fedhq_lightning.silos.silo_monitors import monitored_values, refuse_own_values
 from fedhq_lightning.silos.silo_results import agree
-from fedhq_lightning.support.collectives import Processes, leave_group_at_exit
+from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.lightnings import as_of, both
+from fedhq_lightning.support.process_group import leave_group_at_exit
 
 NAME = "fedhq"
 _LONGEST_WAIT = timedelta(days=1)

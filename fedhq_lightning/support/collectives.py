@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import atexit
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.fabric import Fabric
 from torch import Tensor
 
-from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.errors import ConfigurationError, RunError
+from fedhq_lightning.support.process_watch import Watch
 from fedhq_lightning.support.quiet import libraries_quiet
 
 
@@ -27,29 +28,8 @@ def lightning_quiet() -> Iterator[None]:
         yield
 
 
-def launch(fabric: Fabric) -> Processes:
-    """Start the processes that are not running yet; what they say to each other."""
-    with lightning_quiet():
-        fabric.launch()
-    leave_group_at_exit()
-    return Processes(fabric.device if fabric.world_size > 1 else None)
-
-
-def leave_group_at_exit() -> None:
-    """Have gloo's threads end before the interpreter does.
-
-    Else they may abort the process, whatever its exit code was to be. Lightning sees to it with nccl alone.
-    """
-    atexit.unregister(_leave_group)
-    atexit.register(_leave_group)
-
-
-def _leave_group() -> None:
-    if _is_in_group():
-        dist.destroy_process_group()
-
-
-def _is_in_group() -> bool:
+def is_in_group() -> bool:
+    """Whether this process belongs to a process group."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -61,42 +41,38 @@ class Processes:
     Args:
         device: Where the group's backend wants its tensors: the process's own device; None for a process that
             computes alone, whatever group it belongs to.
+        watch: Tells who of the others is gone, where it is known.
+
+    Raises:
+        RunError: By every method that asks the others: one of them has ended, or does not answer.
+        ConfigurationError: Likewise, where another process was refused something.
     """
 
-    def __init__(self, device: torch.device | None) -> None:
-        is_alone = device is None or not _is_in_group()
+    def __init__(self, device: torch.device | None, watch: Watch | None = None) -> None:
+        is_alone = device is None or not is_in_group()
         self.rank = 0 if is_alone else dist.get_rank()
         self.count = 1 if is_alone else dist.get_world_size()
+        self.watch = None if is_alone else watch
         self._device = device
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
-        """The bytes of every process, by rank, on every process.
-
-        Raises:
-            RuntimeError: Another process has ended.
-        """
+        """The bytes of every process, by rank, on every process."""
         if self.count == 1:
             return [data]
         sizes, sent = self._announced(data)
         if not any(sizes):
             return [b"" for _ in sizes]
         rows = [torch.empty_like(sent) for _ in sizes]
-        with self._others_may_have_ended():
-            dist.all_gather(rows, sent)
+        self._finish(dist.all_gather(rows, sent, async_op=True))
         return _cut(rows, sizes)
 
     def gather_bytes_on_first(self, data: bytes) -> list[bytes]:
-        """The bytes of every process, by rank, on process 0; nothing elsewhere, so that only process 0 needs the room.
-
-        Raises:
-            RuntimeError: Another process has ended.
-        """
+        """The bytes of every process, by rank, on process 0; nothing elsewhere, so that only it needs the room."""
         if self.count == 1:
             return [data]
         sizes, sent = self._announced(data)
         rows = [torch.empty_like(sent) for _ in sizes] if self.rank == 0 else None
-        with self._others_may_have_ended():
-            dist.gather(sent, rows, dst=0)
+        self._finish(dist.gather(sent, rows, dst=0, async_op=True))
         return [] if rows is None else _cut(rows, sizes)
 
     def gather(self, value: Any) -> list[Any]:
@@ -131,8 +107,7 @@ class Processes:
         if self.count == 1:
             return tensor
         summed = tensor.to(self._device, copy=True)
-        with self._others_may_have_ended():
-            dist.all_reduce(summed)
+        self._finish(dist.all_reduce(summed, async_op=True))
         return summed.cpu()
 
     def copy_from_first(self, tensor: Tensor) -> None:
@@ -141,8 +116,7 @@ class Processes:
             return
         raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).to(self._device)
         raw = raw.clone() if raw.data_ptr() == tensor.data_ptr() else raw
-        with self._others_may_have_ended():
-            dist.broadcast(raw, src=0)
+        self._finish(dist.broadcast(raw, src=0, async_op=True))
         with torch.no_grad():
             tensor.copy_(raw.to(tensor.device).view(tensor.dtype).reshape(tensor.shape))
 
@@ -150,26 +124,69 @@ class Processes:
         """Wait for all."""
         self.gather(None)
 
+    def stand_down(self) -> None:
+        """Look after the others no more: this process ends."""
+        if self.watch is not None:
+            self.watch.stand_down()
+
     def _announced(self, data: bytes) -> tuple[list[int], Tensor]:
         """How many bytes every process will send, by rank; and this one's, filled up to the most of them."""
         mine = torch.tensor([len(data)], device=self._device)
         told = [torch.empty_like(mine) for _ in range(self.count)]
-        with self._others_may_have_ended():
-            dist.all_gather(told, mine)
+        self._finish(dist.all_gather(told, mine, async_op=True))
         sizes = [int(each) for each in told]
         padded = torch.zeros(max(sizes), dtype=torch.uint8)
         if data:
             padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         return sizes, padded.to(self._device)
 
-    @contextmanager
-    def _others_may_have_ended(self) -> Iterator[None]:
+    def _finish(self, work: Any) -> None:
+        """Wait until the others have done their part, and see now and then whether they are still there."""
+        is_done = _is_done_on_cpu if self._device is None or self._device.type == "cpu" else _is_done
+        not_taken_down.append(work)
         try:
-            yield
+            while not is_done(work):
+                if self.watch is not None:
+                    self.watch.check()
+        except RunError:
+            raise
         except RuntimeError as error:
-            raise RuntimeError(
-                f"process {self.rank} waited for the others, and one of them has ended; see what it said ({error})"
-            ) from error
+            if self.watch is not None:
+                self.watch.find_lost()
+            raise RunError(f"process {self.rank} waited for the others, and one of them has ended") from error
+        not_taken_down.pop()
+
+
+_SECONDS_BETWEEN_LOOKS = timedelta(seconds=1)
+not_taken_down: list[Any] = []
+"""Collectives that have not ended well: to take one down may be to wait for it, for ever."""
+
+
+def _is_done_on_cpu(work: Any) -> bool:
+    """Wait a second for a collective of gloo; whether it has ended.
+
+    Raises:
+        RuntimeError: It has failed.
+    """
+    try:
+        work.wait(_SECONDS_BETWEEN_LOOKS)
+    except RuntimeError:
+        if not work.is_completed():
+            return False
+        work.wait()  # raises what it failed by, unless it has ended just now
+    return True
+
+
+def _is_done(work: Any) -> bool:
+    """The same of NCCL, which takes the whole group down where a wait of its own does not end in time."""
+    started, pause = time.monotonic(), 2e-5
+    while not work.is_completed():
+        if time.monotonic() - started > _SECONDS_BETWEEN_LOOKS.total_seconds():
+            return False
+        time.sleep(pause)
+        pause = min(2 * pause, 0.01)
+    work.wait()
+    return True
 
 
 def _cut(rows: Sequence[Tensor], sizes: Sequence[int]) -> list[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -33,6 +33,12 @@ class Stopped(KeyboardInterrupt):
 
 _received: list[int] = []
 """The signal that has come, until the block of `stoppable` that handled it is left."""
+
+
+_handlers: list[Any] = []
+"""Those of the blocks of `stoppable` that are open."""
+_asked: list[Callable[[], None]] = []
+"""What the first thread shall call at the next SIGTERM, which is this process's own."""
 
 
 def words_for(interruption: KeyboardInterrupt) -> str:
@@ -67,6 +73,9 @@ def stoppable(*, ctrl_c: bool = False, second_ends: bool = True) -> Iterator[boo
     terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
     def stop(number: int, frame: FrameType | None) -> None:
+        if _asked:
+            _asked.pop()()
+            return
         for each in own:
             # Not SIG_IGN: Python prints a traceback where it is set while a signal is on its way.
             signal.signal(each, signal.SIG_DFL if second_ends else lambda *_: None)
@@ -80,14 +89,30 @@ def stoppable(*, ctrl_c: bool = False, second_ends: bool = True) -> Iterator[boo
 
     for number in own:
         signal.signal(number, stop)
+        _handlers.append(stop)
     try:
         yield bool(own)
     finally:
+        del _handlers[len(_handlers) - len(own) :]
         for number in own:
             if second_ends or not _received:
                 signal.signal(number, _DEFAULTS[number])
         if own:
             _received.clear()
+            _asked.clear()
+
+
+def raise_in_first_thread(action: Callable[[], None]) -> None:
+    """Have the first thread call what raises, wherever it computes or waits, from another thread.
+
+    Only within `stoppable`, and where SIGTERM is handled by it.
+
+    Args:
+        action: Called soon, by the first thread.
+    """
+    if signal.getsignal(signal.SIGTERM) in _handlers:
+        _asked.append(action)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 def check_stopped() -> None:

@@ -608,7 +608,6 @@ def test_a_mistake_in_user_code_is_told_from_its_own_lines(capsys, tmp_path):
 )
 def test_a_mistake_of_a_later_process_alone_is_told(capsys, tmp_path, monkeypatch, changes, code, words):
     """The first one goes on, waiting for it; this test's own parent stands for it."""
-    monkeypatch.setattr("fedhq_lightning.cli.main._LONGEST_WAIT_SECONDS", 0)
     monkeypatch.setenv("LOCAL_RANK", "1")
     write_recipe(tmp_path / "mine.yaml", changes)
     assert main(["run", "mine.yaml"]) == code

@@ -74,7 +74,6 @@ def test_gives_way_to_an_error(
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"LOCAL_RANK": "1"}])
 def test_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, environment: dict[str, str]) -> None:
     terminal = on_a_terminal(monkeypatch)
-    monkeypatch.setattr("fedhq_lightning.cli.main._LONGEST_WAIT_SECONDS", 0)  # there is no first process to wait for
     write_recipe(tmp_path / "mine.yaml")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
