@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, TypeVar, get_args
+
+from annotated_types import Interval
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,6 +17,12 @@ ClientId: TypeAlias = int | str
 
 Mode: TypeAlias = Literal["fp", "ptq", "qat"]
 """How one client trains in one round."""
+
+Count: TypeAlias = Annotated[int, Interval(ge=0, le=2**63 - 1)]
+"""How many; of what is read from files too."""
+
+Seconds: TypeAlias = Annotated[float, Interval(ge=0, le=1e15)]
+"""A time that was measured or modelled: a number, and no more than 30 million years."""
 
 StateDict: TypeAlias = "dict[str, Tensor]"
 """What `module.state_dict()` holds: name to tensor."""

@@ -1,16 +1,22 @@
 """What an allocator has to beat: QAT wherever it is free, and QAT at random in the same measure."""
 
-import json
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+from typing_extensions import TypedDict
 
 from fedhq_lightning.allocation.protocol import AllocationContext, Allocator
 from fedhq_lightning.errors import ConfigurationError, nearest
+from fedhq_lightning.run.records import MOST_LINE_BYTES
 from fedhq_lightning.support.paths import expand
+from fedhq_lightning.support.typed_json import parse_json
+from fedhq_lightning.support.untrusted_files import read_bytes, read_lines
 from fedhq_lightning.types import ClientId, Mode, Plan
 
+_MOST_BYTES = 2**28
+"""Of a cell, which has 20 bytes for every client and round."""
 Per: TypeAlias = Literal["total", "tier"]
 """Where the number of QAT fits is matched: over the whole run, or in every round and tier."""
 
@@ -160,12 +166,10 @@ def read_fits(reference: Path) -> dict[int, dict[str, Fit]]:
             f"MatchedRandomAllocator: reference {file}: no such file; give the directory of a run, it holds "
             "rounds.jsonl"
         )
-    text = file.read_text(encoding="utf-8")
     try:
-        # A line without its end is one that a killed run left unfinished.
-        found = _of_run(text[: text.rfind("\n") + 1]) if file.suffix == ".jsonl" else _of_cell(text)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ConfigurationError(f"MatchedRandomAllocator: reference {file} is damaged: {error!r}") from error
+        found = _of_run(file) if file.suffix == ".jsonl" else _of_cell(file)
+    except (ConfigurationError, IndexError) as error:
+        raise ConfigurationError(f"MatchedRandomAllocator: reference {file} is damaged: {error}") from error
     if not any(found.values()):
         raise ConfigurationError(
             f"MatchedRandomAllocator: reference {file} tells of no client's mode; give the directory of a run"
@@ -173,17 +177,33 @@ def read_fits(reference: Path) -> dict[int, dict[str, Fit]]:
     return {number: {str(fit.client_id): fit for fit in fits} for number, fits in found.items()}
 
 
-def _of_run(text: str) -> dict[int, list[Fit]]:
-    records: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
-    return {
-        int(record["round"]): [Fit(each["client_id"], each["tier"], each["mode"]) for each in record["clients"]]
-        for record in records
-        if record["round"] > 0
-    }
+def _of_run(file: Path) -> dict[int, list[Fit]]:
+    found: dict[int, list[Fit]] = {}
+    for line in read_lines(file, MOST_LINE_BYTES):
+        # A line without its end is one that a killed run left unfinished.
+        if line.endswith(b"\n") and (record := parse_json(line, _Round))["round"] > 0:
+            found[record["round"]] = [Fit(each["client_id"], each["tier"], each["mode"]) for each in record["clients"]]
+    return found
 
 
-def _of_cell(text: str) -> dict[int, list[Fit]]:
-    cell = json.loads(text)
+class _Client(TypedDict):
+    client_id: ClientId
+    tier: str
+    mode: str
+
+
+class _Round(TypedDict):
+    round: int
+    clients: list[_Client]
+
+
+class _Cell(TypedDict, total=False):
+    tiers: list[str]
+    clients: list[list[tuple[ClientId, int, str]]]
+
+
+def _of_cell(file: Path) -> dict[int, list[Fit]]:
+    cell = parse_json(read_bytes(file, _MOST_BYTES), _Cell)
     tiers = cell.get("tiers", [])
     return {
         round_number: [Fit(client_id, tiers[tier], mode) for client_id, tier, mode in clients]

@@ -9,21 +9,30 @@ import inspect
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
+
+from typing_extensions import TypedDict
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.quantize import LaneOptions
 from fedhq_lightning.recipe.identity import changes, in_words
 from fedhq_lightning.run.records import LEFT_OUT
-from fedhq_lightning.run.run import Clock, Run, curve
+from fedhq_lightning.run.run import COLUMNS, Clock, Run, curve
+from fedhq_lightning.run.summary_form import Summary
 from fedhq_lightning.support.atomic_files import write_atomically
+from fedhq_lightning.support.typed_json import read_json
 from fedhq_lightning.trainer import FederatedTrainer
+from fedhq_lightning.types import MODES, ClientId, Mode
 
 FILE_NAME = "comparison.json"
 FORMAT_VERSION = 1
+_MOST_BYTES = 2**28
+"""Of a file: a cell has 20 bytes for every client and round."""
+_NUMBERS = ("wall_seconds", "virtual_seconds", "uplink_bytes", "downlink_bytes")
+_ALWAYS_KNOWN = [name for name in COLUMNS if not name.startswith("metric_")]
 _SUMMARY = (
     *("rounds", "best_round", "metric_fp", "metric_quantized", "test_metrics", "scheme"),
     *("wall_seconds", "fit_wall_seconds", "virtual_seconds", "allocator_seconds"),
@@ -45,9 +54,9 @@ class Cell:
         metric_name: What is monitored.
         larger_is_better: Whether more of it is better.
         summary: The better part of the run's `summary.json`.
-        rounds: `Run.columns`, as strict JSON holds them.
+        rounds: `Run.columns`.
         tiers: Names of the device tiers.
-        clients: Per round from 1, `[client_id, position in tiers, mode]` of each client; random allocators are matched
+        clients: Per round from 1, `(client_id, position in tiers, mode)` of each client; random allocators are matched
             to them.
     """
 
@@ -60,7 +69,7 @@ class Cell:
     summary: Mapping[str, Any]
     rounds: Mapping[str, Sequence[Any]]
     tiers: Sequence[str]
-    clients: Sequence[Sequence[Any]]
+    clients: Sequence[Sequence[tuple[ClientId, int, Mode]]]
 
     def curve(self, clock: Clock) -> tuple[list[float], list[float]]:
         """When each evaluation was there, and its quantized metric; round 0 first."""
@@ -94,10 +103,10 @@ def keep_settings(folder: Path, name: str, settings: Mapping[str, Any]) -> dict[
             )
         write_atomically(path, json.dumps({"recipe": name, "settings": settings}, indent=1) + "\n")
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        before: dict[str, Any] = kept["settings"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(f"{path} is damaged: {error!r}; name another --folder") from error
+        kept = read_json(path, _Settings, _MOST_BYTES)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error}; name another --folder") from error
+    before = kept["settings"]
     if found := changes(before, json.loads(json.dumps(settings)), default_of=_default):
         raise ConfigurationError(
             f"{folder} is the folder of another comparison (recipe {kept.get('recipe')}): {in_words(found)}; name "
@@ -140,7 +149,7 @@ def cell_of_run(
         )
     tiers: dict[str, int] = {}
     clients = [
-        [[each.client_id, tiers.setdefault(each.tier, len(tiers)), each.mode] for each in record.clients]
+        [(each.client_id, tiers.setdefault(each.tier, len(tiers)), each.mode) for each in record.clients]
         for record in run.stream()
         if record.round > 0
     ]
@@ -151,20 +160,18 @@ def cell_of_run(
         described,
         run.metric_name,
         larger_is_better,
-        {name: _kept(name, run.summary[name]) for name in _SUMMARY if name in run.summary},
-        {name: [_kept(name, value) for value in values] for name, values in columns.items()},
+        {name: run.summary[name] for name in _SUMMARY if name in run.summary},
+        {name: _rounded(name, values) for name, values in columns.items()},
         list(tiers),
         clients,
     )
 
 
-def _kept(name: str, value: Any) -> Any:
-    """What strict JSON holds: a value that is not finite as text. Of what allocators log six digits are enough."""
-    if not isinstance(value, float):
-        return value
-    if not math.isfinite(value):
-        return str(value)
-    return float(f"{value:.6g}") if name.startswith("allocation/") else value
+def _rounded(name: str, values: Sequence[Any]) -> list[Any]:
+    """Of what allocators log six digits are enough."""
+    if not name.startswith("allocation/"):
+        return list(values)
+    return [float(f"{value:.6g}") if isinstance(value, float) else value for value in values]
 
 
 def write_cell(cell: Cell, path: Path) -> None:
@@ -174,8 +181,15 @@ def write_cell(cell: Cell, path: Path) -> None:
         ConfigurationError: The file cannot be written.
     """
     content = {"format_version": FORMAT_VERSION, **asdict(cell)}
+    content["summary"] = {name: _as_json(value) for name, value in cell.summary.items()}
+    content["rounds"] = {name: [_as_json(value) for value in values] for name, values in cell.rounds.items()}
     lines = [f"{json.dumps(key)}: {_dumped(value)}" for key, value in content.items()]
     write_atomically(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def _as_json(value: Any) -> Any:
+    """What strict JSON holds: a value that is not finite as text."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _dumped(value: Any) -> str:
@@ -189,16 +203,57 @@ def read_cell(path: Path) -> Cell:
         ConfigurationError: The file is damaged, or of another format.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = content.pop("format_version")
+        version = read_json(path, _Versioned, _MOST_BYTES)["format_version"]
         if version == FORMAT_VERSION:
-            names = [field.name for field in fields(Cell)]
-            return Cell(**{name: content[name] for name in names})
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ConfigurationError(f"{path} is damaged: {error!r}; remove it to run the cell again") from error
+            return _checked(Cell(**read_json(path, _WrittenCell, _MOST_BYTES)))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error}; remove it to run the cell again") from error
     raise ConfigurationError(
         f"{path} has format {version!r}, this version reads {FORMAT_VERSION}; remove it to run the cell again"
     )
+
+
+class _Settings(TypedDict):
+    recipe: str
+    settings: dict[str, Any]
+
+
+class _Versioned(TypedDict):
+    format_version: Any
+
+
+class _WrittenCell(TypedDict):
+    allocator: str
+    seed: int
+    fingerprint: str
+    described: dict[str, Any]
+    metric_name: str
+    larger_is_better: bool
+    summary: Summary
+    rounds: dict[str, list[int | float | None]]
+    tiers: list[str]
+    clients: list[list[tuple[ClientId, int, Mode]]]
+
+
+def _checked(cell: Cell) -> Cell:
+    """A cell that can be compared.
+
+    Raises:
+        ConfigurationError: Its rounds or its summary lack something, or its clients have no tier.
+    """
+    lacking = [name for name in _NUMBERS if cell.summary.get(name) is None]
+    lacking += [name for name in (*COLUMNS, *MODES) if name not in cell.rounds]
+    if lacking:
+        raise ConfigurationError(f"it is damaged: it has no {lacking[0]}")
+    if len({len(values) for values in cell.rounds.values()}) > 1:
+        raise ConfigurationError("it is damaged: its rounds are columns of several lengths")
+    if all(value is None for value in cell.rounds["metric_quantized"][1:]):
+        raise ConfigurationError("it is damaged: no round of it was evaluated")
+    if any(None in cell.rounds[name] for name in (*_ALWAYS_KNOWN, *MODES)):
+        raise ConfigurationError("it is damaged: a round lacks something")
+    if any(not 0 <= tier < len(cell.tiers) for clients in cell.clients for _, tier, _ in clients):
+        raise ConfigurationError("it is damaged: a client has a tier that is not there")
+    return cell
 
 
 def _default(name: str, owner: str | None, key: str) -> Any:

@@ -15,6 +15,7 @@ import yaml
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.experiments.objectives import Direction, parse_objectives
 from fedhq_lightning.experiments.search_space import Space, make_space
+from fedhq_lightning.experiments.study_check import check_trials
 from fedhq_lightning.experiments.study_results import complete_trials, front_table, write_results
 from fedhq_lightning.experiments.study_section import Section, parse_section, pruning_as_json, read_section
 from fedhq_lightning.experiments.study_storage import default_place, join, load, told
@@ -63,6 +64,8 @@ def tune_recipe(
     job, name = _prepare(recipe, overrides, search, trials, storage)
     space = job.space()
     study, place = join(job.place, _design(job, name), job.objectives)
+    with told(place.storage):
+        check_trials(study.get_trials(deepcopy=False), space, len(job.objectives))
     job = StudyJob(job.content, job.section, job.objectives, place, job.seed)
     _enqueue_own_values(study, space, job)
     print(f"study {place.folder.name}: {_plan(job, study)}; storage {place.storage}", flush=True)

@@ -18,6 +18,7 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.experiments.objectives import Objective
 from fedhq_lightning.experiments.pruning import Progress, TrialReporter
 from fedhq_lightning.experiments.search_space import Space, make_space
+from fedhq_lightning.experiments.study_check import ROUND
 from fedhq_lightning.experiments.study_results import describe_parameters, describe_values
 from fedhq_lightning.experiments.study_section import Section
 from fedhq_lightning.experiments.study_storage import StudyPlace, load, told
@@ -32,8 +33,6 @@ from fedhq_lightning.tracking import labelled
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
-
-_ROUND = "round "
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ class _Worker:
             known[number] = dict(values)
             if all(math.isfinite(value) for value in values.values()):  # JSON knows no other numbers
                 with told(self._job.place.storage):
-                    trial.set_user_attr(f"{_ROUND}{number}", dict(values))
+                    trial.set_user_attr(f"{ROUND}{number}", dict(values))
 
         def judge(max_rounds: int) -> str:
             rule = self._job.section.pruning
@@ -189,7 +188,7 @@ class _Worker:
 def progress_of(trial: FrozenTrial, objectives: tuple[Objective, ...]) -> Progress:
     """What the study holds of a trial's rounds."""
     rounds = {
-        int(name.removeprefix(_ROUND)): values for name, values in trial.user_attrs.items() if name.startswith(_ROUND)
+        int(name.removeprefix(ROUND)): values for name, values in trial.user_attrs.items() if name.startswith(ROUND)
     }
     values = dict(zip([each.name for each in objectives], trial.values or [], strict=False))
     return Progress(trial.number, dict(sorted(rounds.items())), values)

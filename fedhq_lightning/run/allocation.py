@@ -1,17 +1,23 @@
 """What an allocator left in the run directory about its boundary: `allocation.json`, read back."""
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Required
+
+from typing_extensions import TypedDict
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.recipe import files as recipe_files
+from fedhq_lightning.support.typed_json import parse_json
+from fedhq_lightning.support.untrusted_files import read_bytes
 from fedhq_lightning.support.yaml_text import parse_yaml
-from fedhq_lightning.types import MODES, ClientId
+from fedhq_lightning.types import ClientId, Mode
+
+_MOST_BYTES = 2**24
+"""Of the file: 2,000 clients, and a sentence for each of 30,000 rounds."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,40 @@ class Allocation:
         return [asdict(boundary) for boundary in self.boundaries]
 
 
+class _WrittenClient(TypedDict, total=False):
+    client_id: Required[ClientId]
+    tier: Required[str]
+    ptq_seconds: Required[float]
+    qat_seconds: Required[float | None]
+    least_qat_seconds: float | None
+    risk: Required[float]
+    mode: Required[Mode]
+    divergence: float | None
+    sensitivity: float | None
+    can_qat: bool
+
+
+class _WrittenBoundary(TypedDict, total=False):
+    round: Required[int]
+    slack: Required[float]
+    share: Required[float]
+    seconds: Required[float]
+    risk: Required[float]
+    trial: int | None
+    incumbent: int | None
+    objective: float | None
+    judged: int | None
+    reason: str | None
+    qat: bool
+    work: float
+
+
+class _Written(TypedDict, total=False):
+    explanation: str | None
+    clients: Required[list[_WrittenClient]]
+    boundaries: Required[list[_WrittenBoundary]]
+
+
 def read_allocation(run_dir: Path) -> Allocation | None:
     """Read `allocation.json`; None where the allocator left none.
 
@@ -135,16 +175,15 @@ def read_allocation(run_dir: Path) -> Allocation | None:
     if not path.is_file():
         return None
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return Allocation(
-            explanation=str(data.get("explanation") or ""),
-            clients=[_client(each) for each in data["clients"]],
-            boundaries=[_boundary(each) for each in data["boundaries"]],
-            round_deadline=_deadline(run_dir / "recipe.yaml"),
-        )
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise ConfigurationError(f"{path} is damaged, or not of HybridAllocator's form: {what}") from error
+        data = parse_json(read_bytes(path, _MOST_BYTES), _Written)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path} is damaged, or not of HybridAllocator's form: {error}") from error
+    return Allocation(
+        explanation=data.get("explanation") or "",
+        clients=[_client(each) for each in data["clients"]],
+        boundaries=[_boundary(each) for each in data["boundaries"]],
+        round_deadline=_deadline(run_dir / "recipe.yaml"),
+    )
 
 
 def trial_windows(boundaries: Sequence[RoundBoundary]) -> list[list[RoundBoundary]]:
@@ -152,46 +191,37 @@ def trial_windows(boundaries: Sequence[RoundBoundary]) -> list[list[RoundBoundar
     return [list(window) for _, window in groupby(boundaries, key=lambda each: each.trial)]
 
 
-def _client(data: Mapping[str, Any]) -> AllottedClient:
-    mode = str(data["mode"])
-    if mode not in MODES:
-        raise ValueError(f"mode {mode!r} of client {data['client_id']!r} is none of {', '.join(MODES)}")
+def _client(data: _WrittenClient) -> AllottedClient:
     least = data.get("least_qat_seconds", data["qat_seconds"])
     return AllottedClient(
         client_id=data["client_id"],
-        tier=str(data["tier"]),
-        ptq_seconds=float(data["ptq_seconds"]),
-        qat_seconds=math.inf if least is None else float(least),
-        risk=float(data["risk"]),
-        mode=mode,
-        divergence=_optional(data.get("divergence")),
-        sensitivity=_optional(data.get("sensitivity")),
-        can_qat=bool(data.get("can_qat", True)),
+        tier=data["tier"],
+        ptq_seconds=data["ptq_seconds"],
+        qat_seconds=math.inf if least is None else least,
+        risk=data["risk"],
+        mode=data["mode"],
+        divergence=data.get("divergence"),
+        sensitivity=data.get("sensitivity"),
+        can_qat=data.get("can_qat", True),
     )
 
 
-def _boundary(data: Mapping[str, Any]) -> RoundBoundary:
-    trial, judged = data.get("trial"), data.get("judged")
-    number = 0 if trial is None else int(trial)
-    incumbent = data.get("incumbent")
+def _boundary(data: _WrittenBoundary) -> RoundBoundary:
+    number, incumbent = data.get("trial") or 0, data.get("incumbent")
     return RoundBoundary(
-        round=int(data["round"]),
-        slack=float(data["slack"]),
-        share=float(data["share"]),
-        seconds=float(data["seconds"]),
-        risk=float(data["risk"]),
+        round=data["round"],
+        slack=data["slack"],
+        share=data["share"],
+        seconds=data["seconds"],
+        risk=data["risk"],
         trial=number,
-        incumbent=number if incumbent is None else int(incumbent),
-        objective=_optional(data.get("objective")),
-        judged=None if judged is None else int(judged),
-        reason=str(data.get("reason") or ""),
-        qat=bool(data.get("qat", float(data["seconds"]) > 0)),
-        work=float(data.get("work", 1.0)),
+        incumbent=number if incumbent is None else incumbent,
+        objective=data.get("objective"),
+        judged=data.get("judged"),
+        reason=data.get("reason") or "",
+        qat=data.get("qat", data["seconds"] > 0),
+        work=data.get("work", 1.0),
     )
-
-
-def _optional(value: Any) -> float | None:
-    return None if value is None else float(value)
 
 
 def _deadline(path: Path) -> float | None:
@@ -203,4 +233,5 @@ def _deadline(path: Path) -> float | None:
     except ConfigurationError:
         return None
     trainer = recipe.get("trainer") if isinstance(recipe, dict) else None
-    return _optional(trainer.get("round_deadline")) if isinstance(trainer, dict) else None
+    deadline = trainer.get("round_deadline") if isinstance(trainer, dict) else None
+    return float(deadline) if isinstance(deadline, int | float) else None

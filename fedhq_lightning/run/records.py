@@ -1,20 +1,22 @@
 """What a client and a round leave behind: plain records, one line of `rounds.jsonl` a round."""
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
-from functools import cache
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.types import MODES, ClientId, Mode, Plan
+from fedhq_lightning.support.typed_json import parse_json, typed
+from fedhq_lightning.support.untrusted_files import read_lines
+from fedhq_lightning.types import MODES, ClientId, Count, Mode, Plan, Seconds
 
 Status: TypeAlias = Literal["ok", "late", "idle", "quarantined"]
 """`ok`: aggregated. The others are left out: `late`: past the round's deadline; `idle`: it took no optimizer step, so
 there is nothing to send; `quarantined`: its update failed a check."""
 
+MOST_LINE_BYTES = 2**27
+"""Of `rounds.jsonl`: a round with 300,000 clients."""
 LEFT_OUT: tuple[Literal["late", "idle", "quarantined"], ...] = ("late", "idle", "quarantined")
 """Why a client's update may be missing from the average; `RoundRecord` counts each."""
 
@@ -26,27 +28,6 @@ def _encode(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _encode(item) for key, item in value.items()}
     return value
-
-
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in values.items()}
-
-
-@cache
-def _field_names(record: type) -> tuple[frozenset[str], frozenset[str]]:
-    """Every field of a record, and those that have to be given; a long run asks for them a million times."""
-    required = {field.name for field in fields(record) if field.default is MISSING and field.default_factory is MISSING}
-    return frozenset(field.name for field in fields(record)), frozenset(required)
-
-
-def _known_fields(record: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    """The record's own fields out of `data`; keys of a later version are left aside."""
-    names, required = _field_names(record)
-    if missing := sorted(required - data.keys()):
-        raise ValueError(
-            f"{record.__name__}: missing {', '.join(missing)}; given {', '.join(sorted(data)) or 'nothing'}"
-        )
-    return {name: value for name, value in data.items() if name in names}
 
 
 @dataclass(frozen=True)
@@ -75,22 +56,22 @@ class ClientRecord:
         traceback: The last frames of what its code raised, a line each; else empty.
     """
 
-    round: int
+    round: Count
     client_id: ClientId
     tier: str
     mode: Mode
     status: Status
-    num_examples: int
-    num_steps: int
+    num_examples: Count
+    num_steps: Count
     metrics: dict[str, float]
-    fit_wall_seconds: float
-    download_seconds: float
-    compute_seconds: float
-    upload_seconds: float
-    uplink_bytes: int
-    downlink_bytes: int
+    fit_wall_seconds: Seconds
+    download_seconds: Seconds
+    compute_seconds: Seconds
+    upload_seconds: Seconds
+    uplink_bytes: Count
+    downlink_bytes: Count
     reason: str = ""
-    analysis_seconds: float = 0.0
+    analysis_seconds: Seconds = 0.0
     sensitivity: float | None = None
     update_divergence: float | None = None
     traceback: str = ""
@@ -106,17 +87,12 @@ class ClientRecord:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ClientRecord":
-        """The record that `to_json` wrote.
+        """The record that `to_json` wrote; keys of a later version are left aside.
 
         Raises:
-            ValueError: A field is missing.
+            ConfigurationError: A field is missing, or of another type.
         """
-        values = _known_fields(cls, data)
-        values["metrics"] = _numbers(values["metrics"])
-        values.update({name: float(value) for name, value in values.items() if name.endswith("_seconds")})
-        for name in ("sensitivity", "update_divergence"):
-            values[name] = None if values.get(name) is None else float(values[name])
-        return cls(**values)
+        return typed(data, cls)
 
 
 @dataclass(frozen=True)
@@ -150,29 +126,29 @@ class RoundRecord:
         statistics_downlink_bytes: Bytes sent for that, part of `downlink_bytes`.
     """
 
-    round: int
+    round: Count
     metrics: dict[str, float]
     metric_fp: float | None
     metric_quantized: float | None
-    wall_seconds: float
-    fit_wall_seconds: float
-    allocator_seconds: float
-    virtual_seconds: float
-    total_wall_seconds: float
-    total_virtual_seconds: float
-    uplink_bytes: int
-    downlink_bytes: int
-    mode_counts: dict[str, int]
-    quarantined: int
-    late: int
+    wall_seconds: Seconds
+    fit_wall_seconds: Seconds
+    allocator_seconds: Seconds
+    virtual_seconds: Seconds
+    total_wall_seconds: Seconds
+    total_virtual_seconds: Seconds
+    uplink_bytes: Count
+    downlink_bytes: Count
+    mode_counts: dict[str, Count]
+    quarantined: Count
+    late: Count
     clients: tuple[ClientRecord, ...]
     reason: str = ""
     allocation: dict[str, float] = field(default_factory=dict)
-    wait_seconds: float = 0.0
-    idle: int = 0
-    statistics_seconds: float = 0.0
-    statistics_uplink_bytes: int = 0
-    statistics_downlink_bytes: int = 0
+    wait_seconds: Seconds = 0.0
+    idle: Count = 0
+    statistics_seconds: Seconds = 0.0
+    statistics_uplink_bytes: Count = 0
+    statistics_downlink_bytes: Count = 0
 
     @classmethod
     def of_clients(
@@ -254,20 +230,12 @@ class RoundRecord:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "RoundRecord":
-        """The record that `to_json` wrote.
+        """The record that `to_json` wrote; keys of a later version are left aside.
 
         Raises:
-            ValueError: A field is missing, here or in one of the clients.
+            ConfigurationError: A field is missing, or of another type, here or in one of the clients.
         """
-        values = _known_fields(cls, data)
-        values["metrics"] = _numbers(values["metrics"])
-        values["mode_counts"] = dict(values["mode_counts"])
-        values["allocation"] = _numbers(values.get("allocation", {}))
-        values["clients"] = tuple(ClientRecord.from_json(client) for client in values["clients"])
-        values.update({name: float(value) for name, value in values.items() if name.endswith("_seconds")})
-        for name in ("metric_fp", "metric_quantized"):
-            values[name] = None if values[name] is None else float(values[name])
-        return cls(**values)
+        return typed(data, cls)
 
 
 def read_rounds(path: Path) -> Iterator[RoundRecord]:
@@ -280,15 +248,14 @@ def read_rounds(path: Path) -> Iterator[RoundRecord]:
     """
     if not path.is_file():
         raise ConfigurationError(f"{path}: no such file; give the folder of a run, it holds rounds.jsonl")
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.endswith("\n"):
-                return
-            try:
-                record = RoundRecord.from_json(json.loads(line))
-            except ValueError as error:
-                raise ConfigurationError(f"{path}: line {number} is damaged: {error}") from error
-            yield record
+    for number, line in enumerate(read_lines(path, MOST_LINE_BYTES), start=1):
+        if not line.endswith(b"\n"):
+            return
+        try:
+            record = parse_json(line, RoundRecord)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{path}: line {number} is damaged: {error}") from error
+        yield record
 
 
 def distinct_clients(rounds: Iterable[RoundRecord]) -> Iterator[ClientId]:

@@ -1,6 +1,5 @@
 """A run read back from its folder: the one reader for reports, comparisons, studies and warm starts."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -13,16 +12,18 @@ from fedhq_lightning.run.allocation import Allocation, read_allocation
 from fedhq_lightning.run.client_history import ClientHistory, split
 from fedhq_lightning.run.logged_rows import LoggedHistory, logged_values, make_history
 from fedhq_lightning.run.records import RoundRecord, read_rounds, tier_figures
+from fedhq_lightning.run.summary_form import read_summary
 from fedhq_lightning.support.paths import expand_path
 from fedhq_lightning.support.yaml_text import parse_yaml
 from fedhq_lightning.types import MODES, ClientId
 
 Clock: TypeAlias = Literal["wall", "virtual", "round"]
 """What a curve is drawn over: seconds measured, seconds modelled, or rounds."""
-_COLUMNS = (
+COLUMNS = (
     *("round", "metric_quantized", "metric_fp", "virtual_seconds", "total_virtual_seconds", "total_wall_seconds"),
     *("fit_wall_seconds", "uplink_bytes", "downlink_bytes"),
 )
+"""Of `Run.columns`, beside modes and what the allocator logged."""
 
 
 class Run:
@@ -55,16 +56,7 @@ class Run:
         path = self.folder / "summary.json"
         if not path.is_file():
             raise ConfigurationError(f"{path}: no such file; a run writes it when it ends: resume the run first")
-        try:
-            summary = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfigurationError(f"{path} is damaged: {error}") from error
-        if not isinstance(summary, dict):
-            raise ConfigurationError(f"{path} is damaged: it holds a {type(summary).__name__}, not a mapping")
-        for key in ("metric_fp", "metric_quantized"):
-            if isinstance(summary.get(key), str):  # not a finite number: strict JSON holds it as text
-                summary[key] = float(summary[key])
-        return summary
+        return read_summary(path)
 
     @cached_property
     def recipe(self) -> str:
@@ -93,9 +85,16 @@ class Run:
         """The rounds with their clients, one at a time: all at once they may not fit in memory.
 
         Raises:
-            ConfigurationError: `rounds.jsonl` is missing or damaged.
+            ConfigurationError: `rounds.jsonl` is missing or damaged, or its rounds are not in order.
         """
-        return read_rounds(self.folder / "rounds.jsonl")
+        path, before = self.folder / "rounds.jsonl", -1
+        for record in read_rounds(path):
+            if record.round <= before:
+                raise ConfigurationError(f"{path} is damaged: round {record.round} after round {before}")
+            if any(client.round != record.round for client in record.clients):
+                raise ConfigurationError(f"{path} is damaged: round {record.round} has clients of another one")
+            before = record.round
+            yield record
 
     @property
     def rounds(self) -> Sequence[RoundRecord]:
@@ -182,7 +181,7 @@ class Run:
             `uplink_bytes`, `downlink_bytes`; `fp`, `ptq`, `qat`, the clients in each mode; and under `allocation/...`
             what the allocator logged, None where it did not.
         """
-        found = {name: [getattr(record, name) for record in self.rounds] for name in _COLUMNS}
+        found = {name: [getattr(record, name) for record in self.rounds] for name in COLUMNS}
         found |= {mode: [record.mode_counts.get(mode, 0) for record in self.rounds] for mode in MODES}
         logged = dict.fromkeys(name for record in self.rounds for name in record.allocation)
         return found | {f"allocation/{name}": [each.allocation.get(name) for each in self.rounds] for name in logged}

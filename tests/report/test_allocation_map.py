@@ -104,7 +104,7 @@ class TestReport:
         write_run(tmp_path)
         assert "allotted" not in written(tmp_path, boundary_section, recipe_section).read_text()
         assert write_allocation_picture(tmp_path) is None
-        for content, said in (("{", "damaged"), ('{"mine": 1}', "&#x27;clients&#x27; is missing"), ("[]", "damaged")):
+        for content, said in (("{", "damaged"), ('{"mine": 1}', "clients: Field required"), ("[]", "damaged")):
             (tmp_path / "allocation.json").write_text(content)
             text = written(tmp_path, boundary_section, recipe_section).read_text()
             assert "How the clients were allotted" in text
@@ -182,7 +182,10 @@ class TestData:
         write_allocation(write_run(tmp_path))
         text = (tmp_path / "allocation.json").read_text()
         (tmp_path / "allocation.json").write_text(text.replace('"mode": "ptq"', '"mode": "int8"', 1))
-        with pytest.raises(ConfigurationError, match=r"allocation\.json is damaged.*mode 'int8' of client"):
+        with pytest.raises(
+            ConfigurationError,
+            match=r"allocation\.json is damaged.*clients.1.mode: Input should be 'fp', 'ptq' or 'qat', not 'int8'",
+        ):
             read_allocation(tmp_path)
 
     def test_a_phrase_for_a_boundary(self) -> None:

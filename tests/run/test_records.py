@@ -6,6 +6,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
+from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.run.records import ClientRecord, RoundRecord
 
 CLIENT = ClientRecord(
@@ -104,7 +105,7 @@ def test_missing_fields_are_named_and_later_ones_left_aside() -> None:
     data = ROUND.to_json()
     assert RoundRecord.from_json(data | {"boundary": 0.5}) == ROUND
     del data["late"]
-    with pytest.raises(ValueError, match=r"RoundRecord: missing late; given .*allocator_seconds"):
+    with pytest.raises(ConfigurationError, match=r"late: Field required"):
         RoundRecord.from_json(data)
 
 

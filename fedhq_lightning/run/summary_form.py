@@ -1,0 +1,129 @@
+"""The types of what `summary.json` holds, so that one that was damaged or made up is refused before anybody shows it.
+
+A summary of another version may lack keys, or have others, which are kept as they are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Required
+
+from typing_extensions import TypedDict
+
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.support.typed_json import read_json
+from fedhq_lightning.types import ClientId, Count, Mode, Seconds
+
+_MOST_BYTES = 2**24
+"""Of the file: a thousand times what it usually has, or an accuracy for each of 200,000 classes."""
+_OTHER_KEYS: Any = {"extra": "allow"}
+
+
+class WorstClient(TypedDict, total=False):
+    """What the deployed model does for the client that it serves worst."""
+
+    __pydantic_config__ = _OTHER_KEYS  # type: ignore[misc]  # pydantic's own way
+    client_id: Required[ClientId]
+    metric: Required[float]
+    metric_name: str
+    clients_evaluated: Count
+
+
+class PerClass(TypedDict, total=False):
+    """Accuracy on each class."""
+
+    __pydantic_config__ = _OTHER_KEYS  # type: ignore[misc]  # pydantic's own way
+    classes: list[str]
+    examples: list[Count]
+    fp: list[float | None]
+    quantized: list[float | None] | None
+
+
+class Tier(TypedDict, total=False):
+    """What the clients with one device did."""
+
+    __pydantic_config__ = _OTHER_KEYS  # type: ignore[misc]  # pydantic's own way
+    tier: Required[str]
+    clients: Required[Count]
+    mode_counts: Required[dict[Mode, Count]]
+    download_seconds: Required[Seconds]
+    compute_seconds: Required[Seconds]
+    upload_seconds: Required[Seconds]
+    fits: Count
+    late: Count
+    idle: Count
+    quarantined: Count
+
+
+class Forward(TypedDict, total=False):
+    """What one forward takes."""
+
+    __pydantic_config__ = _OTHER_KEYS  # type: ignore[misc]  # pydantic's own way
+    fp32_ms: Required[Seconds]
+    int8_ms: Required[Seconds]
+    fp32_ms_quartiles: tuple[Seconds, Seconds]
+    int8_ms_quartiles: tuple[Seconds, Seconds]
+    speedup: Required[Seconds]
+    repetitions: Count
+
+
+class Inference(TypedDict, total=False):
+    """Size and speed of the deployed model."""
+
+    __pydantic_config__ = _OTHER_KEYS  # type: ignore[misc]  # pydantic's own way
+    threads: Count
+    fp32_bytes: Count
+    int8_bytes: Count
+    packed_bytes: Count
+    batch_sizes: Required[dict[str, Forward]]
+
+
+class Summary(TypedDict, total=False):
+    """The run."""
+
+    __pydantic_config__ = _OTHER_KEYS  # type: ignore[misc]  # pydantic's own way
+    recipe: str | None
+    run_dir: str | None
+    rounds: Count
+    best_round: Count | None
+    metric_name: str | None
+    metric_fp: float | None
+    metric_quantized: float | None
+    test_metrics: dict[str, float] | None
+    scheme: str | None
+    layer_schemes: dict[str, str]
+    wall_seconds: Seconds
+    fit_wall_seconds: Seconds
+    wall_phases: dict[str, Seconds]
+    virtual_seconds: Seconds
+    allocator_seconds: Seconds
+    uplink_bytes: Count
+    downlink_bytes: Count
+    mode_counts: dict[Mode, Count]
+    late: Count
+    idle: Count
+    quarantined: Count
+    worst_client: WorstClient | None
+    per_class: PerClass | None
+    tiers: list[Tier] | None
+    export: str | None
+    export_reason: str | None
+    inference: Inference | None
+    seed: int | None
+    compiled_kernels: bool
+    native_kernels: str | None
+    versions: dict[str, str]
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Content of a `summary.json`.
+
+    Raises:
+        ConfigurationError: It cannot be read, or is damaged.
+    """
+    summary: Any = read_json(path, Summary, _MOST_BYTES)
+    per_class = summary.get("per_class") or {}
+    lengths = {len(values) for values in per_class.values() if isinstance(values, list)}
+    if len(lengths) > 1:
+        raise ConfigurationError(f"{path} is damaged: per_class: columns of {' and '.join(map(str, lengths))} classes")
+    return dict(summary)
