@@ -71,6 +71,7 @@ def attacked(
     *,
     errors: tuple[type[Exception], ...] = (ConfigurationError,),
     most_megabytes: float = 256,
+    most_seconds: float = MOST_SECONDS,
 ) -> Counter[str]:
     """Have mutations of samples read, in turn.
 
@@ -80,6 +81,7 @@ def attacked(
         seeds: One input each.
         errors: What it may raise.
         most_megabytes: That the process may grow by during one input, beyond what it holds.
+        most_seconds: That one input may take.
 
     Returns:
         How many were "read" and how many "refused".
@@ -101,7 +103,7 @@ def attacked(
         except BaseException as error:
             raise AssertionError(f"seed {seed}: {type(error).__name__} from {data[:200]!r}") from error
         seconds, megabytes = time.process_time() - began, (_peak() - before) / _MEGABYTE
-        assert seconds < MOST_SECONDS, f"seed {seed}: {seconds:.2f} s for {len(data)} bytes"
+        assert seconds < most_seconds, f"seed {seed}: {seconds:.2f} s for {len(data)} bytes"
         assert megabytes < most_megabytes, f"seed {seed}: {megabytes:.0f} MB for {len(data)} bytes"
     gc.collect()
     return tally

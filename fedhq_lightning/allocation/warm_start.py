@@ -52,12 +52,12 @@ def learned_by(rows: Iterable[Mapping[str, float]], origin: str, sign: float = 1
         names |= row.keys()
         if row.get("round", 0) > 0 and not row.get("clients/qat"):
             rounding.observe(row.get("metric_fp"), row.get("metric_quantized"))
-        if "allocation/trial" in row:
-            boundary = Boundary(float(row["allocation/slack"]), float(row["allocation/share"]))
-            boundaries.setdefault(int(row["allocation/trial"]), boundary)
-            incumbent = int(row.get("allocation/incumbent", row["allocation/trial"]))
-        if "allocation/judged" in row and math.isfinite(row["allocation/objective"]):
-            objectives.setdefault(int(row["allocation/judged"]), []).append(float(row["allocation/objective"]))
+        if {"allocation/trial", "allocation/slack", "allocation/share"} <= row.keys():
+            trial, slack, share = (row[f"allocation/{name}"] for name in ("trial", "slack", "share"))
+            boundaries.setdefault(_whole(trial, origin), Boundary(float(slack), float(share)))
+            incumbent = _whole(row.get("allocation/incumbent", trial), origin)
+        if "allocation/judged" in row and math.isfinite(objective := row.get("allocation/objective", math.nan)):
+            objectives.setdefault(_whole(row["allocation/judged"], origin), []).append(float(objective))
     if not boundaries or incumbent is None:
         logged = ", ".join(sorted(names)) or "nothing"
         raise ConfigurationError(
@@ -103,3 +103,9 @@ def learned_before(runs: Sequence[str], sign: float = 1.0) -> Earlier:
 def value_of(boundary: Boundary, trials: Sequence[Trial]) -> float:
     """A boundary's last objective among trials, 0 where it has none."""
     return next((each.value or 0.0 for each in reversed(trials) if each.boundary == boundary), 0.0)
+
+
+def _whole(number: float, origin: str) -> int:
+    if not abs(number) < 2**31:
+        raise ConfigurationError(f"warm_start {origin!r} is damaged: a trial has the number {number}")
+    return int(number)

@@ -19,6 +19,7 @@ from fedhq_lightning.deploy.export import computes_the_same, first_samples, pack
 from fedhq_lightning.deploy.from_state import metrics_of_program
 from fedhq_lightning.deploy.model_files import ModelFiles, find_files, read_weights, recipe_of
 from fedhq_lightning.deploy.model_folder import MOST_SAMPLES
+from fedhq_lightning.deploy.program_file import load_program
 from fedhq_lightning.deploy.speed import measure_inference
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import checks, setup
@@ -30,21 +31,23 @@ from fedhq_lightning.quantize import attach_ranges
 from fedhq_lightning.support.arithmetic import reproducible
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.quiet import libraries_quiet
-from fedhq_lightning.support.text import first_line
 from fedhq_lightning.trainer import FederatedTrainer
 
 
-def evaluate_model(model: Path, recipe: str | None = None, overrides: Sequence[str] = ()) -> Evaluation:
+def evaluate_model(
+    model: Path, recipe: str | None = None, overrides: Sequence[str] = (), trust: bool = False
+) -> Evaluation:
     """Evaluate, measure and print.
 
     Args:
         model: A run directory, its `model/`, or a .pt2 file.
         recipe: A shipped recipe's name or a file; default: the run's own.
         overrides: As `fedhq run` takes them.
+        trust: Load a program with anything in it, and run that.
 
     Raises:
-        ConfigurationError: No model there, a damaged file, no recipe, a recipe that `fedhq run` would refuse, or one of
-            another model.
+        ConfigurationError: No model there, a damaged file, a program with more in it than this package writes, no
+            recipe, a recipe that `fedhq run` would refuse, or one of another model.
     """
     files = find_files(model)
     name, text = recipe_of(files, recipe)
@@ -58,7 +61,7 @@ def evaluate_model(model: Path, recipe: str | None = None, overrides: Sequence[s
         loaders = checks.validation_loaders(template, datamodule)
         if not loaders:
             raise ConfigurationError(f"{type(module).__name__} has no validation_step; add one that logs a metric")
-        found = _evaluate(files, trainer, template, datamodule, loaders, name)
+        found = _evaluate(files, trainer, template, datamodule, loaders, name, trust)
     print_evaluation(found, trainer.settings.threads)
     return found
 
@@ -76,6 +79,7 @@ def _evaluate(
     datamodule: FederatedDataModule,
     loaders: Sequence[Any],
     recipe: str,
+    trust: bool,
 ) -> Evaluation:
     if trainer.settings.scheme is not None:
         attach_ranges(template, trainer.settings.scheme)
@@ -93,7 +97,7 @@ def _evaluate(
         example_args = recorder.arguments
     metrics, program = dict[str, float](), None
     if files.program is not None:
-        program = _read_program(files.program)
+        program = _read_program(files.program, trust)
         try:
             metrics = metrics_of_program(evaluator, state, loaders, program)
         except ExportError as error:
@@ -120,12 +124,6 @@ def _evaluate(
     )
 
 
-def _read_program(file: Path) -> nn.Module:
-    try:
-        with libraries_quiet("torch.export", level=logging.CRITICAL):  # which shows the traceback
-            program: nn.Module = torch.export.load(file).module()
-    except Exception as error:  # a damaged archive fails in any of a dozen ways
-        raise ConfigurationError(
-            f"{file.name} is damaged, or written by another torch than {torch.__version__}: {first_line(error)}"
-        ) from error
-    return program
+def _read_program(file: Path, trust: bool) -> nn.Module:
+    with libraries_quiet("torch.export", level=logging.CRITICAL):  # which shows the traceback
+        return load_program(file, trust)

@@ -4,6 +4,7 @@ import gzip
 import zlib
 from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from fedhq_lightning.data.images import ImageDataModule, ImageTensors
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.support.paths import expand_path
+from fedhq_lightning.support.untrusted_files import opened
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 MEAN = 0.2860 * 255
@@ -19,6 +21,8 @@ STD = 0.3530 * 255
 
 IMAGE_MAGIC = 2051
 LABEL_MAGIC = 2049
+MOST_BYTES = 2**30
+"""Of a file's content: one and a half times the largest set there is in this format, EMNIST's 814,255 letters."""
 
 
 class FashionMNIST(ImageDataModule):
@@ -82,38 +86,45 @@ def read_idx(path: Path, magic: int) -> Tensor:
         uint8, (num_examples, height, width) for images and (num_examples,) for labels.
 
     Raises:
-        ConfigurationError: The file cannot be read or decompressed, starts with another number, or is not as long as
-            its header says.
+        ConfigurationError: The file cannot be read or decompressed, starts with another number, says that it has no
+            example or more than `MOST_BYTES`, or is not as long as it says.
 
     Source: LeCun, Cortes, Burges, "The MNIST database of handwritten digits", file format.
     """
-    content = _read_bytes(path)
-    found = int.from_bytes(content[:4], "big")
-    if len(content) >= 4 and found != magic:
-        raise ConfigurationError(
-            f"{str(path)!r}: starts with the number {found}, not {magic}: this is no IDX file of "
-            f"{'images' if magic == IMAGE_MAGIC else 'labels'}"
-        )
-    header_bytes = 4 + 4 * (magic & 0xFF)
-    shape = [int.from_bytes(content[start : start + 4], "big") for start in range(4, header_bytes, 4)]
-    expected_bytes = header_bytes + prod(shape)
-    if len(content) < header_bytes or len(content) != expected_bytes:
-        raise ConfigurationError(
-            f"{str(path)!r}: {len(content)} bytes, but {max(expected_bytes, header_bytes)} belong there: the file is "
-            f"{'too long' if len(content) > expected_bytes else 'truncated'}; fetch it again"
-        )
-    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header_bytes).reshape(shape).copy())
-
-
-def _read_bytes(path: Path) -> bytes:
     try:
-        if path.suffix != ".gz":
-            return path.read_bytes()
-        with gzip.open(path) as file:
-            return file.read()
+        with opened(path) as file:
+            return _read(path, file if path.suffix != ".gz" else gzip.open(file), magic)
     except EOFError as error:
         raise ConfigurationError(f"{str(path)!r}: the compressed file is truncated; fetch it again") from error
     except (gzip.BadGzipFile, zlib.error) as error:
         raise ConfigurationError(f"{str(path)!r}: not a sound gzip file ({error}); fetch it again") from error
-    except OSError as error:
-        raise ConfigurationError(f"{str(path)!r}: cannot be read ({error.strerror})") from error
+
+
+def _read(path: Path, stream: BinaryIO | gzip.GzipFile, magic: int) -> Tensor:
+    """The content, of which no more is decompressed than the header says."""
+    header_bytes = 4 + 4 * (magic & 0xFF)
+    header = stream.read(header_bytes)
+    found = int.from_bytes(header[:4], "big")
+    if len(header) >= 4 and found != magic:
+        raise ConfigurationError(
+            f"{str(path)!r}: starts with the number {found}, not {magic}: this is no IDX file of "
+            f"{'images' if magic == IMAGE_MAGIC else 'labels'}"
+        )
+    shape = [int.from_bytes(header[start : start + 4], "big") for start in range(4, header_bytes, 4)]
+    size = prod(shape)
+    if len(header) == header_bytes and not 0 < size <= MOST_BYTES:
+        raise ConfigurationError(
+            f"{str(path)!r}: says that it holds {' x '.join(map(str, shape))} bytes; 1 to {MOST_BYTES:,} can be read"
+        )
+    content = stream.read(size + 1)
+    if len(header) < header_bytes or len(content) < size:
+        raise ConfigurationError(
+            f"{str(path)!r}: {len(header) + len(content)} bytes, but {header_bytes + size} belong there: the file is "
+            "truncated; fetch it again"
+        )
+    if len(content) > size:
+        raise ConfigurationError(
+            f"{str(path)!r}: more than the {header_bytes + size} bytes that belong there: the file is too long; fetch "
+            "it again"
+        )
+    return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(shape).copy())

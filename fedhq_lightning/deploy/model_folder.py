@@ -119,7 +119,7 @@ def _write_model(
         path.unlink(missing_ok=True)
         save_packed(converted, folder / PACKED)
         return Deployment("packed", str(error), {}, packed_bytes=packed_size(converted))
-    write_atomically(folder / LOADER, model_readme.LOADER_TEXT)
+    write_atomically(folder / LOADER, model_readme.loader(path.read_bytes()))
     return Deployment(PROGRAM, "", metrics, program, example_args, packed_size(converted))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,21 +14,27 @@ from torch.utils import _pytree as pytree
 if TYPE_CHECKING:
     from fedhq_lightning.deploy.deployment import Deployment
 
-LOADER_TEXT = '''"""model.pt2, with torch alone: `from load_model import model`, or `python load_model.py` on zeros."""
+_LOADER = '''"""model.pt2, with torch alone: `from load_model import model`, or `python load_model.py` on zeros."""
 
+import hashlib
+import io
 from pathlib import Path
 
 import torch
 from torch.utils._pytree import tree_map_only
 
-program = torch.export.load(Path(__file__).with_name("model.pt2"))
+# Whoever can change a .pt2 file can make it run anything as soon as it is loaded.
+content = Path(__file__).with_name("model.pt2").read_bytes()
+if hashlib.sha256(content).hexdigest() != "{digest}":
+    raise SystemExit("model.pt2 is not the file that this load_model.py was written with: it was changed or damaged")
+program = torch.export.load(io.BytesIO(content))
 model, (inputs, _) = program.module(), program.example_inputs  # zeros, two samples of them; any number will do
 
 if __name__ == "__main__":
     with torch.inference_mode():
         outputs = model(*inputs)
     for name, values in (("inputs", inputs), ("outputs", outputs)):
-        print(name, tree_map_only(torch.Tensor, lambda each: f"{each.dtype} {tuple(each.shape)}", values))
+        print(name, tree_map_only(torch.Tensor, lambda each: f"{{each.dtype}} {{tuple(each.shape)}}", values))
 '''
 
 _PROGRAM = """`model.pt2` is the model in integer arithmetic, as the scheme says. It runs with torch {torch} alone:
@@ -67,6 +74,11 @@ from safetensors.torch import load_file
 
 module.load_state_dict(load_file("weights.safetensors"){strict})
 ```"""
+
+
+def loader(program: bytes) -> str:
+    """`load_model.py` of a program, and of no other one."""
+    return _LOADER.format(digest=hashlib.sha256(program).hexdigest())
 
 
 def text(

@@ -133,7 +133,7 @@ def make_history(
     """
     kept: list[dict[str, float]] = []
     for row in map(_numbers, rows):
-        if ROUND not in row or CLOCK not in row:
+        if CLOCK not in row or not math.isfinite(row.get(ROUND, math.nan)):
             continue
         while kept and kept[-1][ROUND] >= row[ROUND]:
             kept.pop()

@@ -7,7 +7,6 @@ its block goes on in the next. Each whole record is one protobuf `Record` of wan
 Source: https://github.com/google/leveldb/blob/main/doc/log_format.md
 """
 
-import json
 import os
 import struct
 import zlib
@@ -17,11 +16,17 @@ from typing import Any
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.run.logged_rows import CLOCK, ROUND, LoggedHistory, make_history
+from fedhq_lightning.support.typed_json import parse_json
+from fedhq_lightning.support.untrusted_files import read_bytes
 
 _HEADER = struct.Struct("<4sHB")
 _IDENT, _MAGIC, _VERSION = b":W&B", 0xBEE1, 0
 _BLOCK_BYTES = 32 * 1024
 _RECORD = struct.Struct("<IHB")
+_MOST_BYTES = 2**30
+"""Of a file: a hundred times the largest that a run has left, with media beside it and not in it."""
+_DEEPEST = 50
+"""Keys inside each other; a recipe's settings have ten."""
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
@@ -43,12 +48,12 @@ def read_offline(source: str, files: Sequence[Path]) -> LoggedHistory:
         for record in _records(path):
             kind = record.WhichOneof("record_type")
             if kind == "history":
-                rows.append(_row(record))
+                rows.append(_row(path, record))
             elif kind == "config":
-                _update(config, record.config)
+                _update(path, config, record.config)
             elif kind == "run":
                 runs.setdefault(record.run.run_id, path)
-                _update(config, record.run.config)
+                _update(path, config, record.run.config)
     if len(runs) > 1:
         listed = ", ".join(str(path.parent) for path in runs.values())
         raise ConfigurationError(f"{source}: holds several runs; name one of {listed}")
@@ -80,9 +85,9 @@ def mend(path: Path) -> set[int] | None:
             record = _parsed(path, content)
             kind = record.WhichOneof("record_type")
             has_run |= kind == "run"
-            row = _row(record) if kind == "history" else {}
-            if ROUND in row and CLOCK in row:
-                rounds.add(int(row[ROUND]))
+            row = _row(path, record) if kind == "history" else {}
+            if CLOCK in row and isinstance(number := row.get(ROUND), int):
+                rounds.add(number)
     except ConfigurationError:
         return rounds  # damaged, not cut off: left as it is
     if has_run and path.stat().st_size > end:
@@ -102,10 +107,7 @@ def read_log(path: Path) -> Iterator[bytes]:
 
 def _content(path: Path) -> bytes:
     """A file with its header checked; empty where not even that is whole."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read ({error.strerror or error})") from error
+    data = read_bytes(path, _MOST_BYTES)
     if len(data) < _HEADER.size and _HEADER.pack(_IDENT, _MAGIC, _VERSION).startswith(data):
         return b""
     ident, magic, version = _HEADER.unpack_from(data) if len(data) >= _HEADER.size else (b"", 0, 0)
@@ -162,8 +164,15 @@ def _parsed(path: Path, content: bytes) -> Any:
     return record
 
 
-def _row(record: Any) -> dict[str, Any]:
-    return {_key(item): json.loads(item.value_json) for item in record.history.item}
+def _row(path: Path, record: Any) -> dict[str, Any]:
+    return {_key(item): _value(path, item) for item in record.history.item}
+
+
+def _value(path: Path, item: Any) -> Any:
+    try:
+        return parse_json(item.value_json, object)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: damaged: {_key(item)[:60]!r} holds {error}") from error
 
 
 def _key(item: Any) -> str:
@@ -171,13 +180,15 @@ def _key(item: Any) -> str:
     return item.key or ".".join(item.nested_key)
 
 
-def _update(config: dict[str, Any], record: Any) -> None:
+def _update(path: Path, config: dict[str, Any], record: Any) -> None:
     changes: Iterable[Any] = record.update
     for item in changes:
         place, names = config, list(item.nested_key) or [item.key]
+        if len(names) > _DEEPEST:
+            raise ConfigurationError(f"{path}: damaged: a setting that is nested {len(names):,} deep")
         for name in names[:-1]:
             below = place.get(name)
             place[name] = place = below if isinstance(below, dict) else {}
-        place[names[-1]] = json.loads(item.value_json)
+        place[names[-1]] = _value(path, item)
     for item in record.remove:
         config.pop(_key(item), None)

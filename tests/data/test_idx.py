@@ -1,4 +1,5 @@
 import gzip
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -69,8 +70,30 @@ def test_truncated_plain_file(tmp_path: Path, kept_bytes: int) -> None:
 def test_file_longer_than_its_header_says(tmp_path: Path) -> None:
     path = tmp_path / "images"
     path.write_bytes(idx_bytes(torch.zeros(2, 3, 3)) + b"x")
-    with pytest.raises(ConfigurationError, match="35 bytes, but 34 belong there: the file is too long"):
+    with pytest.raises(ConfigurationError, match="more than the 34 bytes that belong there: the file is too long"):
         read_idx(path, IMAGE_MAGIC)
+
+
+def test_headers_that_say_too_much_or_nothing(tmp_path: Path) -> None:
+    for sizes in ((2**32 - 1, 2**32 - 1, 2**32 - 1), (0, 2**32 - 1, 2**32 - 1), (2**32 - 1, 0, 2**31), (0, 28, 28)):
+        path = tmp_path / "images"
+        path.write_bytes((2051).to_bytes(4, "big") + b"".join(size.to_bytes(4, "big") for size in sizes))
+        with pytest.raises(ConfigurationError, match=rf"says that it holds {sizes[0]} x .*; 1 to 1,073,741,824 can"):
+            read_idx(path, IMAGE_MAGIC)
+
+
+def test_a_bomb_is_not_decompressed(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "images.gz", "wb") as file:
+        file.write(idx_bytes(torch.zeros(1, 1, 1)))
+        for _ in range(300):
+            file.write(bytes(2**20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ConfigurationError, match="more than the 17 bytes that belong there"):
+            read_idx(tmp_path / "images.gz", IMAGE_MAGIC)
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_truncated_and_damaged_gzip(tmp_path: Path) -> None:
