@@ -91,13 +91,13 @@ def read_idx(path: Path, magic: int) -> Tensor:
 
     Source: LeCun, Cortes, Burges, "The MNIST database of handwritten digits", file format.
     """
-    try:
-        with opened(path) as file:
+    with opened(path) as file:
+        try:
             return _read(path, file if path.suffix != ".gz" else gzip.open(file), magic)
-    except EOFError as error:
-        raise ConfigurationError(f"{str(path)!r}: the compressed file is truncated; fetch it again") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise ConfigurationError(f"{str(path)!r}: not a sound gzip file ({error}); fetch it again") from error
+        except EOFError as error:
+            raise ConfigurationError(f"{str(path)!r}: the compressed file is truncated; fetch it again") from error
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise ConfigurationError(f"{str(path)!r}: not a sound gzip file ({error}); fetch it again") from error
 
 
 def _read(path: Path, stream: BinaryIO | gzip.GzipFile, magic: int) -> Tensor:

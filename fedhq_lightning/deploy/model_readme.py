@@ -23,7 +23,6 @@ from pathlib import Path
 import torch
 from torch.utils._pytree import tree_map_only
 
-# Whoever can change a .pt2 file can make it run anything as soon as it is loaded.
 content = Path(__file__).with_name("model.pt2").read_bytes()
 if hashlib.sha256(content).hexdigest() != "{digest}":
     raise SystemExit("model.pt2 is not the file that this load_model.py was written with: it was changed or damaged")

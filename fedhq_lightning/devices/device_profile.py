@@ -218,7 +218,7 @@ def _in_base_unit(origin: str, figure: str, entry: dict[str, Any], units: dict[s
     if value is None:
         return None
     unit = entry.get("unit")
-    if unit not in units:
+    if not isinstance(unit, str) or unit not in units:
         raise ConfigurationError(
             f"device {origin!r}: {figure} has unit {unit!r}; allowed are {', '.join(units)}{nearest(str(unit), units)}"
         )

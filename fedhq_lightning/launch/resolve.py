@@ -217,9 +217,10 @@ def _read(text: str) -> dict[str, Any]:
             raise ConfigurationError(f"{part} is missing; give it by class_path and init_args")
     for part in ("model", "data", "trainer"):
         # A text would be taken for the name of a file with the rest of the recipe.
-        if isinstance(content.get(part), str):
+        given = content.get(part, {})
+        if given is None or isinstance(given, str):
             how = "its settings, one a line" if part == "trainer" else "class_path and init_args"
-            raise ConfigurationError(f"{part} is text, {content[part]!r}; give {how}")
+            raise ConfigurationError(f"{part} is {'null' if given is None else f'text, {given!r}'}; give {how}")
     return content
 
 
