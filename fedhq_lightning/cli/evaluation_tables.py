@@ -13,6 +13,7 @@ from rich.text import Text
 
 from fedhq_lightning.report.final_table import aligned, on_terminal
 from fedhq_lightning.report.formats import format_bytes, format_metric, format_seconds, speed_text
+from fedhq_lightning.support.terminal import Terminal
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Evaluation:
 
 def print_evaluation(found: Evaluation, threads: int, console: Console | None = None) -> None:
     """Print a table on a terminal (NO_COLOR is respected), plain aligned text elsewhere."""
-    console = console or Console()
+    console = console or Terminal()
     title = f"{found.model}, {found.scheme or 'float32'}; held-out data of the recipe"
     rows = _rows(found)
     notes = _notes(found, threads)

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         argcomplete.autocomplete(parser, always_complete_options=False)  # ends the process
     known, rest = parser.parse_known_args(arguments)
     if known.command is None and not rest:
-        print(shell.next_steps())
+        say_line(shell.next_steps(), sys.stdout)
         return 0
     try:
         if rest and not (known.command and known.takes_overrides):
@@ -96,7 +96,7 @@ def _tell(error: Exception, message: object, with_traceback: bool = False) -> No
         if not process_group.is_to_tell():
             return
     if with_traceback:
-        traceback.print_exception(error)
+        say_line("".join(traceback.format_exception(error)).rstrip(), sys.stderr)
     elif is_first_process():
         complain(message)
     else:

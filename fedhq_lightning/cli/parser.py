@@ -16,6 +16,9 @@ from fedhq_lightning.support.paths import expand_path
 from fedhq_lightning.support.quiet import say_line
 from fedhq_lightning.support.setup_notice import clear_notice
 
+_LONGEST = 4000
+"""Characters of a message; what it quotes may be somebody's megabytes."""
+
 Function = Callable[[argparse.Namespace, list[str]], None]
 """Gets the known arguments and the others, which are `--KEY=VALUE` of a recipe."""
 
@@ -85,4 +88,5 @@ def complain(message: Any) -> None:
     """Print one line to stderr, once however many processes run."""
     if is_first_process():
         clear_notice()
-        say_line(f"fedhq: {message}", sys.stderr)
+        text = str(message)
+        say_line(f"fedhq: {text if len(text) <= _LONGEST else f'{text[:_LONGEST]} ...'}", sys.stderr)

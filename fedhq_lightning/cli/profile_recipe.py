@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-from rich.console import Console
 
 from fedhq_lightning.cli.profile_tables import print_profile
 from fedhq_lightning.errors import ConfigurationError
@@ -18,7 +17,9 @@ from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.recipe.edit import block, with_layer_kernels
 from fedhq_lightning.report.final_table import on_terminal
 from fedhq_lightning.support.atomic_files import told_to_user, write_atomically
+from fedhq_lightning.support.quiet import say_line
 from fedhq_lightning.support.signals import check_stopped
+from fedhq_lightning.support.terminal import Terminal
 
 
 def profile_recipe(recipe: str, overrides: Sequence[str] = (), write: bool = False) -> None:
@@ -81,17 +82,17 @@ def _write(target: Path, name: str, text: str, kernels: LayerKernels, overrides:
     try:
         edited = with_layer_kernels(text, patterns)
     except ConfigurationError as error:
-        print(f"paste this into {target.name}:\n\n{block(patterns)}")
+        say_line(f"paste this into {target.name}:\n\n{block(patterns)}", sys.stdout)
         raise ConfigurationError(f"{target.name} is left as it is, {error}; paste the lines above into it") from error
     if is_own and edited == text:
-        print(f"{target.name} stays as it is")
+        say_line(f"{target.name} stays as it is", sys.stdout)
         return
     _check_matching(target.name, name, edited, overrides)
     if not is_own:
         _refuse_existing(target)
     write_atomically(target, edited)
     without = f", without {' '.join(overrides)}" if overrides else ""
-    print(f"{target.name} written{without}; run it with: fedhq run {_shown(target)}")
+    say_line(f"{target.name} written{without}; run it with: fedhq run {_shown(target)}", sys.stdout)
 
 
 def _check_matching(file: str, name: str, text: str, overrides: Sequence[str]) -> None:
@@ -120,7 +121,7 @@ def _shown(target: Path) -> str:
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
     """One line on a terminal that says what is being measured; silent elsewhere."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     if not on_terminal(console):
         yield lambda text: None
         return

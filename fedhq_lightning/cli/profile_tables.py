@@ -20,6 +20,7 @@ from fedhq_lightning.profiling.host_profile import (
 from fedhq_lightning.profiling.timing import Timing
 from fedhq_lightning.report.final_table import aligned, on_terminal
 from fedhq_lightning.report.formats import format_seconds
+from fedhq_lightning.support.terminal import Terminal
 
 _PERCENT = f"{NOTABLE - 1:.0%}".replace("%", " %")
 _KERNELS = (("ptq", "int8"), ("ptq", "auto"), ("ptq", "fp"), ("qat", "int8"), ("qat", "auto"), ("qat", "fake"))
@@ -115,7 +116,7 @@ def closing(profile: HostProfile) -> str:
 
 def print_profile(profile: HostProfile, recipe: str, console: Console | None = None) -> None:
     """Print all of it: tables on a terminal (NO_COLOR is respected), plain aligned text elsewhere."""
-    console = console or Console()
+    console = console or Terminal()
     if on_terminal(console):
         console.print(_tables(profile, recipe))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from fedhq_lightning.cli import completers
 from fedhq_lightning.cli.parser import AddCommand, complain, completed_by, find_own_modules, naming, path
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.recipe import files as recipe_files
+from fedhq_lightning.support.quiet import say_line
 
 _LS_EPILOG = """example:
   fedhq ls
@@ -53,7 +55,7 @@ def _list(known: argparse.Namespace, rest: list[str]) -> None:
     recipes = recipe_files.shipped()
     width = max(map(len, recipes))
     for name, file in recipes.items():
-        print(f"{name:<{width}}  {recipe_files.description(file.read_text(encoding='utf-8'))}")
+        say_line(f"{name:<{width}}  {recipe_files.description(file.read_text(encoding='utf-8'))}", sys.stdout)
 
 
 def _copy(known: argparse.Namespace, rest: list[str]) -> None:
@@ -66,7 +68,7 @@ def _copy(known: argparse.Namespace, rest: list[str]) -> None:
         raise ConfigurationError(f"{target} is there already; name another file, or remove it") from None
     except OSError as error:
         raise ConfigurationError(f"{target} cannot be written: {error.strerror}; name another file") from error
-    print(f"{target} written; run it with: fedhq run {shlex.quote(str(target))}")
+    say_line(f"{target} written; run it with: fedhq run {shlex.quote(str(target))}", sys.stdout)
 
 
 def _show(known: argparse.Namespace, rest: list[str]) -> None:
@@ -82,7 +84,17 @@ def _show(known: argparse.Namespace, rest: list[str]) -> None:
                 resolved = resolve(name, text, rest)
         except UntrustedImportError as error:
             complain(f"recipe {name}: {error}, so defaults are missing; --trust imports it, and so runs its code")
-            print(as_written(text, rest), end="")
+            _put_out(as_written(text, rest))
             return
         resolved.check_trainer()
-        print(resolved.recipe.text, end="")
+        _put_out(resolved.recipe.text)
+
+
+def _put_out(text: str) -> None:
+    """Show a recipe on a terminal; into a file it goes as it is, and like all files as UTF-8."""
+    if sys.stdout.isatty():
+        say_line(text.removesuffix("\n"), sys.stdout)
+    else:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode())
+        sys.stdout.buffer.flush()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from fedhq_lightning.cli import completers
 from fedhq_lightning.cli.parser import AddCommand, completed_by, path
+from fedhq_lightning.support.quiet import say_line
 
 _EPILOG = """examples:
   fedhq report runs/digits-smoke/20250131-120000-0a1b2c                write its report.html anew
@@ -31,4 +33,4 @@ def add(add_command: AddCommand) -> None:
 def _report(known: argparse.Namespace, rest: list[str]) -> None:
     from fedhq_lightning.cli.report_runs import report_runs
 
-    print(f"{report_runs(known.run_dirs, known.output)} written")
+    say_line(f"{report_runs(known.run_dirs, known.output)} written", sys.stdout)

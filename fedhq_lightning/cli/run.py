@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from fedhq_lightning.cli.recipes import add_recipe
 from fedhq_lightning.errors import ConfigurationError, RunError
 from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.support.first_process import is_first_process
+from fedhq_lightning.support.quiet import say_line
 from fedhq_lightning.support.setup_notice import clear_notice, setting_up
 from fedhq_lightning.support.signals import NOTHING_TO_RESUME
 
@@ -76,7 +78,7 @@ def fit_recipe(subject: str, name: str, text: str, overrides: list[str], ckpt_pa
         from fedhq_lightning.report.final_table import print_final
 
         print_final(trainer.summary)
-        print(f"model, report and records: {trainer.run_dir}")
+        say_line(f"model, report and records: {trainer.run_dir}", sys.stdout)
     left_out = sum(trainer.summary[status] for status in LEFT_OUT)
     if left_out and left_out == sum(trainer.summary["mode_counts"].values()):
         raise ConfigurationError(

@@ -116,7 +116,7 @@ def _read(path: Path, stream: BinaryIO | gzip.GzipFile, magic: int) -> Tensor:
         raise ConfigurationError(
             f"{str(path)!r}: says that it holds {' x '.join(map(str, shape))} bytes; 1 to {MOST_BYTES:,} can be read"
         )
-    content = stream.read(size + 1)
+    content = stream.read(size + 1) if len(header) == header_bytes else b""
     if len(header) < header_bytes or len(content) < size:
         raise ConfigurationError(
             f"{str(path)!r}: {len(header) + len(content)} bytes, but {header_bytes + size} belong there: the file is "

@@ -18,7 +18,7 @@ fake quantization (a compiler makes those kernels) or with torchao's conventiona
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -52,6 +52,8 @@ _ENTRIES = ("value", "unit", "source", "verified")
 
 FLEET_PREFIX = "fleet-"
 """Shipped files with this prefix are fleets, the others profiles."""
+MOST_DEVICES = 500
+"""Of a fleet; a file each, which take half a second together. What differs by client besides, a trace says."""
 CALIBRATION = "calibration"
 """The shipped file that is neither (see `analysis.calibration`)."""
 
@@ -138,6 +140,20 @@ def load_profile(name_or_path: str | Path) -> DeviceProfile:
     return _parse(read_mapping(shipped_file(name)), name)
 
 
+def load_profiles(names: Iterable[str | Path]) -> dict[str | Path, DeviceProfile]:
+    """Read several devices, each once.
+
+    Raises:
+        ConfigurationError: As `load_profile`, or there are more than `MOST_DEVICES`.
+    """
+    different = dict.fromkeys(names)
+    if len(different) > MOST_DEVICES:
+        raise ConfigurationError(
+            f"fleet: {len(different):,} different devices; at most {MOST_DEVICES} can be told apart"
+        )
+    return {name: load_profile(name) for name in different}
+
+
 def device_file(device: str | Path, folder: Path) -> str | Path:
     """A device as a file in `folder` names it: a shipped name, or a path that counts from there."""
     device = expand_if_given(device, "device")
@@ -146,7 +162,7 @@ def device_file(device: str | Path, folder: Path) -> str | Path:
 
 def is_path(name_or_path: str | Path) -> bool:
     """Whether a file is meant, and not a shipped name."""
-    return isinstance(name_or_path, Path) or name_or_path.endswith((".yaml", ".yml"))
+    return isinstance(name_or_path, Path) or str(name_or_path).endswith((".yaml", ".yml"))
 
 
 def shipped_file(name: str) -> Traversable:

@@ -16,7 +16,7 @@ from fedhq_lightning.devices.device_profile import (
     DeviceProfile,
     device_file,
     is_path,
-    load_profile,
+    load_profiles,
     read_mapping,
     shipped_file,
     shipped_names,
@@ -96,9 +96,10 @@ class Fleet:
             return cls("custom", _mix(spec, Path()), seed)
         if not isinstance(spec, Sequence):
             raise ConfigurationError(f"fleet: {spec!r} is neither a name, a file, a list nor a mapping of devices")
+        read = load_profiles(entry for entry in spec if not isinstance(entry, DeviceProfile))
         mix: dict[DeviceProfile, int] = {}
         for entry in spec:
-            profile = entry if isinstance(entry, DeviceProfile) else load_profile(entry)
+            profile = entry if isinstance(entry, DeviceProfile) else read[entry]
             mix[profile] = mix.get(profile, 0) + 1
         return cls("custom", tuple(mix.items()), seed)
 
@@ -288,7 +289,8 @@ def _check_names(fleet: Fleet) -> None:
 
 def _mix(profiles: Mapping[str, int], folder: Path) -> tuple[tuple[DeviceProfile, int], ...]:
     """Load the devices; files are named relative to the fleet's own."""
-    return tuple((load_profile(device_file(device, folder)), weight) for device, weight in profiles.items())
+    found = load_profiles(device_file(device, folder) for device in profiles)
+    return tuple((found[device_file(device, folder)], weight) for device, weight in profiles.items())
 
 
 @lru_cache(maxsize=64)

@@ -11,9 +11,10 @@ from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
-from fedhq_lightning.devices.device_profile import DeviceProfile, device_file, load_profile
+from fedhq_lightning.devices.device_profile import MOST_DEVICES, DeviceProfile, device_file, load_profile
 from fedhq_lightning.devices.trace import Availability, Trace
 from fedhq_lightning.errors import ConfigurationError, nearest
+from fedhq_lightning.support.untrusted_files import read_text
 
 COLUMNS = (
     "client",
@@ -25,6 +26,8 @@ COLUMNS = (
 )
 """Of a row, in CSV and in YAML."""
 
+MOST_BYTES = 2**28
+"""Of a CSV file: two windows for each of two million clients."""
 _PERIOD = "period_seconds"
 _FROM_DEVICE, _WINDOW = COLUMNS[1:4], COLUMNS[4:]
 
@@ -48,9 +51,10 @@ def read_csv_trace(path: Path) -> Trace:
     """
     fleet = f"fleet {path.stem!r}"
     try:
-        rows = list(_csv_rows(path.read_text(encoding="utf-8-sig"), fleet))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigurationError(f"fleet: cannot read {path}: {str(error).splitlines()[0]}") from error
+        text = read_text(path, MOST_BYTES)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"fleet: cannot read {error}") from error
+    rows = list(_csv_rows(text, fleet))
     period: float | None = None
     for where, cells in rows:
         given = _number(where, _PERIOD, cells.pop(_PERIOD, None))
@@ -92,7 +96,10 @@ def _csv_rows(text: str, fleet: str) -> Iterator[_Row]:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         where = f"{fleet}, line {number}"
-        cells = [cell.strip() for cell in next(csv.reader([line], strict=True))]
+        try:
+            cells = [cell.strip() for cell in next(csv.reader([line], strict=True))]
+        except csv.Error as error:
+            _refuse(where, f"is no CSV: {error}")
         if header is None:
             header = cells
             _check_columns(where, header, (*COLUMNS, _PERIOD))
@@ -112,6 +119,8 @@ def _trace(rows: Sequence[_Row], period: float | None, fleet: str, folder: Path)
     for client in clients:
         device = client.cells["device"]
         if device not in devices:
+            if len(devices) == MOST_DEVICES:
+                _refuse(client.where, f"names another device after {MOST_DEVICES} different ones, which is the most")
             try:
                 devices[device] = load_profile(device_file(device, folder))
             except ConfigurationError as error:

@@ -20,6 +20,7 @@ from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.support.atomic_files import write_atomically
 from fedhq_lightning.support.quiet import say_line
+from fedhq_lightning.support.terminal import Terminal
 from fedhq_lightning.support.yaml_text import parse_yaml
 
 
@@ -66,7 +67,7 @@ def compare_recipe(known: argparse.Namespace, overrides: Sequence[str]) -> None:
         say_line(f"{runs}: {', '.join(names)}; seeds {', '.join(known.seeds)}{at_once}", sys.stdout)
     max_rounds = parse_yaml(resolved.recipe.text)["trainer"]["max_rounds"]
     try:
-        with rounds_under_way.shown(compared.missing_runs(), max_rounds, Console()):
+        with rounds_under_way.shown(compared.missing_runs(), max_rounds, Terminal()):
             compared.run(workers, limit, on_end)
     except KeyboardInterrupt as interruption:
         interruption.args = (f"; finished cells are in {folder}: the same command goes on from there",)
@@ -74,9 +75,9 @@ def compare_recipe(known: argparse.Namespace, overrides: Sequence[str]) -> None:
     kept = compared.kept()
     if kept.missing:
         more = f" and {len(kept.missing) - 3} more" if len(kept.missing) > 3 else ""
-        print(f"not run yet: {'; '.join(kept.missing[:3])}{more}")
+        say_line(f"not run yet: {'; '.join(kept.missing[:3])}{more}", sys.stdout)
     if kept.cells:
-        write_results(kept, folder, at, target, known.baseline, Console())
+        write_results(kept, folder, at, target, known.baseline, Terminal())
     if best := compared.best_model():
         cell, model = best
         say_line(f"best by {cell.metric_name}: {cell.allocator}, seed {cell.seed}; its model: {model}", sys.stdout)

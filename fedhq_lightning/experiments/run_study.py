@@ -68,7 +68,7 @@ def tune_recipe(
         check_trials(study.get_trials(deepcopy=False), space, len(job.objectives))
     job = StudyJob(job.content, job.section, job.objectives, place, job.seed)
     _enqueue_own_values(study, space, job)
-    print(f"study {place.folder.name}: {_plan(job, study)}; storage {place.storage}", flush=True)
+    say_line(f"study {place.folder.name}: {_plan(job, study)}; storage {place.storage}", sys.stdout)
     try:
         if workers == 1:
             run_trials(job)
@@ -89,10 +89,13 @@ def tune_recipe(
         raise ConfigurationError(
             f"all {len(failed)} trials failed; the first, trial {first.number}: {first.user_attrs['reason']}"
         )
-    print(front_table(space, job.objectives, done))
+    say_line(front_table(space, job.objectives, done), sys.stdout)
     best = os.path.relpath(place.folder / "best.yaml")
-    print(f"trials, picture and recipes: {os.path.dirname(best)}; the best by {job.objectives[0].name} is run by")
-    print(f"fedhq run {shlex.quote(best)}")
+    say_line(
+        f"trials, picture and recipes: {os.path.dirname(best)}; the best by {job.objectives[0].name} is run by",
+        sys.stdout,
+    )
+    say_line(f"fedhq run {shlex.quote(best)}", sys.stdout)
     return place.folder
 
 

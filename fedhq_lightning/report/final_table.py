@@ -18,6 +18,7 @@ from fedhq_lightning.report.formats import (
     tier_rows,
 )
 from fedhq_lightning.run.records import RoundRecord, tier_figures
+from fedhq_lightning.support.terminal import Terminal
 
 _WIDER_THAN_ANY = 10_000
 """Characters: a line of a file is never broken."""
@@ -120,7 +121,7 @@ def aligned(rows: Sequence[Sequence[str]], num_left: int | None = None) -> list[
         table.add_column(justify="left" if num_left is None or index < num_left or index == last else "right")
     for row in rows:
         table.add_row(*map(Text, row))
-    wide = Console(file=StringIO(), width=_WIDER_THAN_ANY, color_system=None, legacy_windows=False)
+    wide = Terminal(file=StringIO(), width=_WIDER_THAN_ANY, color_system=None, legacy_windows=False)
     with wide.capture() as captured:
         wide.print(table, no_wrap=True)
     return [f"  {line.rstrip()}" for line in captured.get().splitlines()]
@@ -128,7 +129,7 @@ def aligned(rows: Sequence[Sequence[str]], num_left: int | None = None) -> list[
 
 def print_final(summary: Mapping[str, Any], rounds: Iterable[RoundRecord] = (), console: Console | None = None) -> None:
     """Print the result: tables on a terminal (NO_COLOR is respected), plain aligned text elsewhere."""
-    console = console or Console()
+    console = console or Terminal()
     if on_terminal(console):
         console.print(final_table(summary, rounds))
     else:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 
 from fedhq_lightning.report.picture_style import RUN_COLOURS
+from fedhq_lightning.support.text import printable
 
 MARK = '<meta name="generator" content="fedhq_lightning report">'
 """What tells a page of ours from any other."""
@@ -85,7 +86,8 @@ def page(title: str, body: str) -> str:
         " ".join(f"--run-{number}: {colour};" for number, colour in enumerate(colours))
         for colours in (RUN_COLOURS, _DARK_RUN_COLOURS)
     )
-    return _PAGE.format(title=html.escape(title), body=body, mark=MARK, light_runs=light, dark_runs=dark)
+    whole = _PAGE.format(title=html.escape(title), body=body, mark=MARK, light_runs=light, dark_runs=dark)
+    return printable(whole)
 
 
 def section(title: str, content: str) -> str:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fedhq_lightning.support.quiet import libraries_quiet
+from fedhq_lightning.support.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -165,4 +166,4 @@ def _drawn(
             look: dict[str, Any] = {"columnspacing": 1.2, "handlelength": 1.6}
             figure.legend(handles=keys, loc="outside upper left", ncols=columns, **look)
         figure.savefig(file, format="svg", transparent=transparent, dpi=144, metadata=_NOTHING)
-    return file.getvalue()
+    return printable(file.getvalue())

@@ -15,6 +15,7 @@ from fedhq_lightning.report.final_table import on_terminal
 from fedhq_lightning.report.formats import format_metric, format_modes, format_seconds
 from fedhq_lightning.run.records import LEFT_OUT, ClientRecord, RoundRecord
 from fedhq_lightning.support.setup_notice import clear_notice
+from fedhq_lightning.support.terminal import Terminal
 from fedhq_lightning.types import ClientId, Mode, Plan
 
 _ROUNDS_FOR_ETA = 10
@@ -47,7 +48,7 @@ class ProgressDisplay(RoundCallback):
         if not trainer.is_global_zero:
             return
         # Made here and not in the constructor: standard output may be another one by now.
-        self._output = self._console or Console()
+        self._output = self._console or Terminal()
         self._view = _View(trainer.settings.max_rounds, trainer.monitored.name or "metric", lambda: trainer.should_stop)
         explanation = str(getattr(trainer.settings.allocator, "explanation", "") or "")
         if explanation:

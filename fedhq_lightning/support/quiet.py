@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from fedhq_lightning.support.text import printable
+
 
 @contextmanager
 def libraries_quiet(*loggers: str, level: int = logging.WARNING, noise: Sequence[str] = ()) -> Iterator[None]:
@@ -56,9 +58,10 @@ def show_warnings(say: Callable[[str], None]) -> None:
 
 
 def say_line(line: str, stream: TextIO) -> None:
-    """Print a line in one write, so that processes that share a terminal or a file do not mix their lines.
+    """Print a line, or several, in one write, so that processes that share a terminal or a file do not mix their lines.
 
-    `print` writes a line's end apart from the line where Python does not buffer, as in most containers.
+    `print` writes a line's end apart from the line where Python does not buffer, as in most containers. Control
+    characters, and what the stream's encoding lacks, are written as escapes.
     """
-    stream.write(f"{line}\n")
+    stream.write(f"{printable(line, stream.encoding)}\n")
     stream.flush()

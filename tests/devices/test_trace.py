@@ -178,7 +178,7 @@ PI_ROW = "0,raspberry-pi-4,,,,"
         ("device\nraspberry-pi-4\n", "column 'client' is missing"),
         ("client,device,device\n0,a,b\n", "column 'device' is there twice"),
         (rows("0,raspberry-pi-4"), "fleet 'home', line 2: 2 cells for 6 columns"),
-        (rows('0,"raspberry-pi-4,,,,'), r"cannot read home\.csv"),
+        (rows('0,"raspberry-pi-4,,,,'), r"line 2: is no CSV: unexpected end of data"),
         (rows("0,raspberry-pi-5,,,,"), r"fleet 'home', line 2: unknown device.*did you mean 'raspberry-pi-4'\?"),
         (rows("0,gone.yaml,,,,"), r"line 2: cannot read gone\.yaml"),
         (rows("0,,,,,"), "line 2: client 0 has no device"),

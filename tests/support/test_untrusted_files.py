@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.support.untrusted_files import parse_json, read_bytes, read_text
+from fedhq_lightning.support.untrusted_files import read_bytes, read_lines, read_text
 
 
 def test_what_is_there_is_read(tmp_path) -> None:
@@ -41,14 +41,8 @@ def test_refusals(tmp_path) -> None:
             read_text(path, 100)
 
 
-def test_json() -> None:
-    assert parse_json('{"a": [1, NaN, "\\ud83d\\ude00"]}')["a"][2] == "\N{GRINNING FACE}"
-    for text, reason in {
-        "": "Expecting value",
-        "[" * 10**6: "nests too deeply",
-        "1" * 5000: "4300 digits",
-        '["\\ud83d"]': "half of a character",
-        '{"\\uDE00": 1}': "half of a character",
-    }.items():
-        with pytest.raises(ConfigurationError, match=rf"\Ano JSON.*{reason}"):
-            parse_json(text)
+def test_lines(tmp_path) -> None:
+    (tmp_path / "a").write_bytes(b"one\ntwo\n" + b"3" * 11)
+    assert list(read_lines(tmp_path / "a", 11)) == [b"one\n", b"two\n", b"3" * 11]
+    with pytest.raises(ConfigurationError, match="a: has a line of more than 10 bytes, the most that is read"):
+        list(read_lines(tmp_path / "a", 10))

@@ -84,7 +84,9 @@ def _cache() -> Path:
 def _fingerprint(program: str, levels: Sequence[str]) -> str:
     """What a library depends on."""
     digest = hashlib.sha256()
-    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    version = subprocess.run(
+        [program, "--version"], capture_output=True, encoding="utf-8", errors="replace", check=False
+    ).stdout
     for word in (torch.__version__, platform.machine(), version, *levels, repr(LEVELS), repr(_SAME_BITS)):
         digest.update(f"{word}\n".encode())
     for source in sorted(files(__package__).joinpath("csrc").iterdir(), key=lambda each: each.name):
@@ -127,7 +129,7 @@ def _compile(program: str, levels: Sequence[str], library: Path) -> None:
 
 
 def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
         raise BuildError(lines[0].strip() if lines else f"{command[0]} ended with {done.returncode}")

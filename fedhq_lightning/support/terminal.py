@@ -1,0 +1,20 @@
+"""The console that everything with a table or a display goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from typing_extensions import override
+
+from fedhq_lightning.support.text import printable
+
+
+class Terminal(Console):
+    """A console that shows control characters of foreign text as escapes, and likewise what its encoding lacks."""
+
+    @override
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text, self.encoding), segment.style)
