@@ -314,6 +314,6 @@ def _meet(store: TCPStore, rank: int, count: int, children: Mapping[int, Any], s
 def _age() -> float:
     """Seconds since this process began: the others may take as long to come to where it is."""
     with suppress(OSError):
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(") ")[2].split()[19])
+        ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(") ")[2].split()[19])
         return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     return time.monotonic() - _IMPORTED
