@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fedhq_lightning.cli.parser import AddCommand, find_own_modules, naming
 from fedhq_lightning.cli.recipes import add_recipe
-from fedhq_lightning.errors import ConfigurationError, RunError
+from fedhq_lightning.errors import RunError
 from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.support.first_process import is_first_process
 from fedhq_lightning.support.quiet import say_line
@@ -54,12 +54,11 @@ def fit_recipe(subject: str, name: str, text: str, overrides: list[str], ckpt_pa
         ckpt_path: Run directory or checkpoint to go on from.
 
     Raises:
-        ConfigurationError: What `FederatedTrainer.fit` refuses, or no update was ever used.
+        ConfigurationError: What `FederatedTrainer.fit` refuses.
     """
     find_own_modules()
     with naming(subject), setting_up(name) if is_first_process() else nullcontext():
         from fedhq_lightning.launch.resolve import resolve
-        from fedhq_lightning.run.records import LEFT_OUT
 
         resolved = resolve(name, text, overrides)
         with resolved.keys_named():
@@ -79,12 +78,6 @@ def fit_recipe(subject: str, name: str, text: str, overrides: list[str], ckpt_pa
 
         print_final(trainer.summary)
         say_line(f"model, report and records: {trainer.run_dir}", sys.stdout)
-    left_out = sum(trainer.summary[status] for status in LEFT_OUT)
-    if left_out and left_out == sum(trainer.summary["mode_counts"].values()):
-        raise ConfigurationError(
-            "no update was ever used, so the model is the initial one; rounds.jsonl has the reason of each, and the "
-            "loss, the learning rate, round_deadline and the loaders' batch_size and drop_last are where to look"
-        )
 
 
 def _how_to_go_on(trainer: FederatedTrainer, otherwise: str = NOTHING_TO_RESUME) -> str:

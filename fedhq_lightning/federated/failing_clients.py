@@ -75,16 +75,20 @@ def check_has_model(records: Sequence[RoundRecord], clients: Sequence[ClientReco
         min_clients: Usable updates that move the model.
 
     Raises:
-        RunError: No round moved it, and clients were quarantined.
+        RunError: No round moved it.
     """
     rounds = [each for each in records if each.round]
-    if any(each.quarantined for each in rounds) and all(each.usable < min_clients for each in rounds):
+    if rounds and all(each.usable < min_clients for each in rounds):
         raise RunError(
             f"none of {len(rounds)} rounds had {min_clients} usable updates, so the model is untrained and not "
-            f"written; {_told(clients)}"
+            f"written; {_told(clients)}. The loss, the learning rate, round_deadline and the loaders' batch_size and "
+            "drop_last are where to look"
         )
 
 
 def _told(clients: Sequence[ClientRecord]) -> str:
     failed = next((each for each in clients if each.status == "quarantined"), None)
-    return "rounds.jsonl says why" if failed is None else f"client {failed.client_id}: {failed.reason}"
+    failed = failed or next((each for each in clients if each.status != "ok"), None)
+    if failed is None:
+        return "rounds.jsonl says why"
+    return f"client {failed.client_id}: {failed.reason or 'late'}"

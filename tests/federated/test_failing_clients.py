@@ -88,4 +88,6 @@ class TestFruitlessRounds:
         with pytest.raises(RunError, match="none of 2 rounds had 1 usable updates, so the model is untrained"):
             check_has_model([_round(0, 0), _round(1, 6), _round(2, 6)], [], 1)
         check_has_model([_round(0, 0), _round(1, 6), _round(2, 5)], [], 1)
-        check_has_model([_round(0, 0), _round(1, 0, late=6)], [], 1)
+        with pytest.raises(RunError, match="client 2: late"):
+            check_has_model([_round(0, 0), _round(1, 0, late=6)], [_client(1, status="late")], 1)
+        check_has_model([_round(0, 0)], [], 1)

@@ -9,9 +9,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fedhq_lightning.callbacks import FixedAllocator, HybridAllocator
+from fedhq_lightning.errors import RunError
 from fedhq_lightning.federated.aggregators import FedProx
+from fedhq_lightning.run.checkpoint_file import load_checkpoint
 from fedhq_lightning.run.directory import RunDirectory
-from fedhq_lightning.run.records import RoundRecord
+from fedhq_lightning.run.records import RoundRecord, read_rounds
 from fedhq_lightning.trainer import FederatedTrainer
 from fedhq_lightning.types import ClientId
 
@@ -125,14 +127,18 @@ def test_nobody_takes_a_step(tmp_path: Path) -> None:
         with (
             pytest.warns(UserWarning, match="round 1: 4 of 4 clients took no step"),
             pytest.warns(UserWarning, match="round 1: no usable update arrived; the global model stays as it is"),
+            pytest.raises(
+                RunError, match=r"none of 1 rounds had 1 usable .* client 0: no batch was trained on"
+            ),
         ):
-            done = fitted(
-                module, SmallData(), tmp_path, max_rounds=1, aggregator=FedProx(0.1), ema_decay=0.5, scheme="w4a8"
-            )
+            fitted(module, SmallData(), tmp_path, max_rounds=1, aggregator=FedProx(0.1), ema_decay=0.5, scheme="w4a8")
     finally:
         Skips.fewest = 2
-    assert same_bits(module.state_dict(), before)
-    assert rounds_of(done)[0].uplink_bytes == 0
+    (run,) = tmp_path.glob("*/*")
+    state = load_checkpoint(run / "checkpoints" / "round-000001.ckpt")["state"]["averaged_state"]
+    assert same_bits(state, before)
+    assert not (run / "model").exists()
+    assert [record.uplink_bytes for record in read_rounds(run / "rounds.jsonl")] == [0, 0]
 
 
 def test_a_deadline_finds_late_who_would_have_trained_only(tmp_path: Path) -> None:

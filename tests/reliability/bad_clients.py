@@ -141,6 +141,13 @@ def _losing(loss: Callable[[Tensor], Any]) -> Callable[[BadModule, Tensor], Any]
     return lambda module, given: loss(given)
 
 
+def _flip(module: BadModule) -> None:
+    """The opposite of what it learned, a hundred times."""
+    with torch.no_grad():
+        for parameter, start in zip(module.parameters(), module.start, strict=True):
+            parameter.copy_(start - 100 * (parameter - start))
+
+
 def _log(module: BadModule) -> None:
     module.log("x" * 1000, 1.0)
     module.log("train_loss", math.nan)
@@ -188,6 +195,7 @@ AT_END: dict[str, Deed] = {
     "weights of 1e30": _all(1e30),
     "weights of 8e9": _all(8e9),
     "weights of 1e4": _all(1e4),
+    "sign flipped, times 100": _flip,
     "NaN buffer": _filling("norm.running_mean", math.nan),
     "negative variance": lambda module: module.norm.running_var.fill_(-1.0),
     "float64 buffer": _setting("norm.running_mean", lambda value: value.double()),
@@ -252,6 +260,7 @@ class BadModule(SmallModule):
             self.head = nn.Linear(8, NUM_CLASSES)
         self.zero = nn.Parameter(torch.zeros(()))
         self.client_id: int | None = None
+        self.start: list[Tensor] = []
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
@@ -268,6 +277,9 @@ class BadModule(SmallModule):
         loss = nn.functional.cross_entropy(self(inputs), labels)
         self.log("train_loss", loss)
         return LOSSES[kind](loss) if kind in LOSSES else loss
+
+    def on_train_start(self) -> None:
+        self.start = [parameter.detach().clone() for parameter in self.parameters()]
 
     def on_train_end(self) -> None:
         kind = "" if self.client_id is None else Bad.kind_of(self.client_id)
