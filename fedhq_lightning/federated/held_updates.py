@@ -6,9 +6,11 @@ import tempfile
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 from fedhq_lightning.federated.update_checks import Norms
+from fedhq_lightning.support.atomic_files import told_to_user
 from fedhq_lightning.types import ClientId
 
 _MOST_IN_MEMORY = 2**26
@@ -40,14 +42,20 @@ class HeldUpdates:
         self._num_bytes = 0
 
     def add(self, update: HeldUpdate, payload: bytes) -> None:
-        """Keep one."""
+        """Keep one.
+
+        Raises:
+            ConfigurationError: The folder for temporary files is full.
+        """
         self._num_bytes += len(payload)
         if self._num_bytes <= _MOST_IN_MEMORY:
             self._in_memory.append((update, payload))
             return
-        if self._file is None:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115  # `take` closes it
-        self._file.write(payload)
+        with told_to_user(Path(tempfile.gettempdir())):
+            if self._file is None:
+                self._file = tempfile.TemporaryFile()  # noqa: SIM115  # `take` closes it
+            self._file.write(payload)
+            self._file.flush()
         self._in_file.append((update, len(payload)))
 
     def take(self) -> Iterator[tuple[HeldUpdate, bytes]]:

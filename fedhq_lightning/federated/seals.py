@@ -72,8 +72,7 @@ class Seals:
         """A client's payload without its seal.
 
         Raises:
-            PayloadError: Not sealed with this client's key for this run, or changed since.
-            ConfigurationError: As `check`.
+            PayloadError: Not sealed with this client's key for this run, or changed since; no key of this client.
         """
         from cryptography.exceptions import InvalidSignature
 
@@ -82,6 +81,8 @@ class Seals:
             self._key(str(client_id)).verify(seal, _signed(self._run_token, payload))
         except InvalidSignature:
             raise PayloadError(f"its seal is not one of client {client_id} for this run") from None
+        except ConfigurationError as error:  # of a client that nobody has registered
+            raise PayloadError(str(error)) from None
         return payload
 
     def _key(self, name: str) -> Ed25519PublicKey:

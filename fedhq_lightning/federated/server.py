@@ -231,9 +231,12 @@ class ServerRound:
 
     @contextmanager
     def _refusing(self, client_id: ClientId) -> Iterator[None]:
+        """Leave out a client whose update fails a check; what is no fault of its own goes on."""
         try:
             yield
-        except (PayloadError, ValueError) as error:
+        except ConfigurationError:
+            raise
+        except ValueError as error:
             self._refused[client_id] = shortened(str(error))
 
 

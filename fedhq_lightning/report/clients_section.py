@@ -1,5 +1,8 @@
 """The report's section on the clients: who trained how, and what it cost in virtual time."""
 
+import re
+from collections import Counter
+
 from fedhq_lightning.report.client_figures import ClientRow, ModeMap, mode_map_svg, split_svg
 from fedhq_lightning.report.formats import TIER_HEADER, format_modes, format_seconds, tier_rows, worst_client_text
 from fedhq_lightning.report.page import figure, figures, paragraph, section, table
@@ -10,6 +13,8 @@ from fedhq_lightning.run.run import Run
 _MOST_ROWS_IN_MAP = 120
 _MOST_BARS = 30
 _LONGEST_LABEL = 14
+_MOST_REASONS = 10
+_NUMBER = re.compile(r"(?<![\w.])-?\d[\d.,]*(e[+-]?\d+)?")
 
 
 def clients_section(run: Run) -> str:
@@ -20,7 +25,26 @@ def clients_section(run: Run) -> str:
     tiers = table(
         "Device tiers. Virtual times are means of one local fit; slowest tier first.", TIER_HEADER, tier_rows(run.tiers)
     )
-    return section(title, f"{figures([_mode_map(run), _time_split(run)])}\n<h3>Tiers</h3>\n{tiers}\n{_worst(run)}")
+    pictures = figures([_mode_map(run), _time_split(run)])
+    return section(title, f"{pictures}\n{_left_out(run)}<h3>Tiers</h3>\n{tiers}\n{_worst(run)}")
+
+
+def _left_out(run: Run) -> str:
+    """Why updates were not used; reasons that differ in numbers alone are one."""
+    updates, clients = Counter[str](), Counter[str]()
+    for client in run.clients:
+        own = Counter[str]()
+        for reason, count in client.reasons.items():
+            own[_NUMBER.sub("#", reason)] += count
+        updates += own
+        clients += Counter(own.keys())
+    if not updates:
+        return ""
+    rows = [(reason, f"{count:,}", f"{clients[reason]:,}") for reason, count in updates.most_common(_MOST_REASONS)]
+    caption = "Why updates were not used"
+    if len(updates) > _MOST_REASONS:
+        caption += f"; the {_MOST_REASONS} most frequent of {len(updates):,} reasons"
+    return f"<h3>Left out</h3>\n{table(caption, ('reason', 'updates', 'clients'), rows)}\n"
 
 
 def _worst(run: Run) -> str:

@@ -1,5 +1,6 @@
 """One client over a whole run."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +17,7 @@ class ClientHistory:
         tier: Name of its device profile.
         modes: Round -> mode, for the rounds that it took part in.
         left_out: Round -> `late`, `idle` or `quarantined`, for the rounds in which its update was not used.
+        reasons: Why, with how often.
         download_seconds: Virtual seconds of all its rounds together.
         compute_seconds: Likewise.
         upload_seconds: Likewise.
@@ -27,6 +29,7 @@ class ClientHistory:
     tier: str
     modes: dict[int, Mode] = field(default_factory=dict)
     left_out: dict[int, str] = field(default_factory=dict)
+    reasons: Counter[str] = field(default_factory=Counter)
     download_seconds: float = 0.0
     compute_seconds: float = 0.0
     upload_seconds: float = 0.0
@@ -38,6 +41,7 @@ class ClientHistory:
         self.modes[record.round] = record.mode
         if record.status != "ok":
             self.left_out[record.round] = record.status
+            self.reasons[f"{record.status}: {record.reason}" if record.reason else record.status] += 1
         self.download_seconds += record.download_seconds
         self.compute_seconds += record.compute_seconds
         self.upload_seconds += record.upload_seconds

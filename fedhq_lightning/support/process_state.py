@@ -13,7 +13,7 @@ def process_state_kept() -> Iterator[None]:
     threads, dtype, has_gradients = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
     is_deterministic = torch.are_deterministic_algorithms_enabled()
     only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    place = os.getcwd()
+    place = _working_directory()
     try:
         yield
     finally:
@@ -24,5 +24,13 @@ def process_state_kept() -> Iterator[None]:
         torch.set_grad_enabled(has_gradients)
         if torch.are_deterministic_algorithms_enabled() != is_deterministic:
             torch.use_deterministic_algorithms(is_deterministic, warn_only=only_warns)
-        if os.getcwd() != place:
+        if place is not None and _working_directory() != place:
             os.chdir(place)
+
+
+def _working_directory() -> str | None:
+    """None where it has been removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None

@@ -341,6 +341,25 @@ def test_the_map_has_each_clients_mode_in_each_round(report: str) -> None:
             assert (to_hex(pixel) == MODE_COLOURS[mode]) if mode else (pixel[3] == 0)
 
 
+def test_why_updates_were_not_used(tmp_path: Path) -> None:
+    """Reasons that differ in numbers alone are one."""
+    reasons = {1: "a norm of 9.73e+10; 6.79 at most", 2: "a norm of 12; 7 at most", 3: "ValueError: boom (net.py:33)"}
+    rounds = [
+        replace(
+            record,
+            clients=tuple(
+                replace(client, status="quarantined", reason=reasons[record.round]) if client.client_id == 2 else client
+                for client in record.clients
+            ),
+        )
+        for record in small_rounds(num_rounds=3, num_clients=4, cohort=4)
+    ]
+    page = Page(written(write_run(tmp_path, rounds), clients_section).read_text(encoding="utf-8"))
+    assert "Why updates were not used" in page.text
+    assert "quarantined: a norm of #; # at most21" in page.text, "two updates of one client"
+    assert "quarantined: ValueError: boom (net.py:#)11" in page.text
+
+
 def test_same_files_same_bytes_whatever_the_users_style(tmp_path: Path, report: str) -> None:
     import matplotlib
 

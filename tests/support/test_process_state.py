@@ -49,3 +49,13 @@ def test_it_is_put_back(deed: Callable[[Path], object], fails: bool, tmp_path: P
     else:
         run()
     assert _state() == before
+
+
+def test_a_working_directory_that_is_gone_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "gone"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    place.rmdir()
+    with process_state_kept():
+        torch.set_grad_enabled(False)
+    assert torch.is_grad_enabled()
