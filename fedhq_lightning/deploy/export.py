@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from typing_extensions import TypedDict
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.quantize.conversion import become_integer, copy_without_trainer
@@ -27,12 +28,18 @@ from fedhq_lightning.quantize.scheme import LayerScheme
 from fedhq_lightning.support.paths import expand_path
 from fedhq_lightning.support.quiet import libraries_quiet
 from fedhq_lightning.support.text import first_line
+from fedhq_lightning.support.typed_json import parse_json
 from fedhq_lightning.support.views import RANGE
 from fedhq_lightning.types import AnyModule
 
 PACKED_FORMAT = "fedhq-packed-model"
 PACKED_VERSION = 1
 Values = TypeVar("Values")
+
+
+class _PackedLayer(TypedDict):
+    scheme: str
+    shape: list[int]
 
 
 class ExportError(RuntimeError):
@@ -229,8 +236,8 @@ def load_packed(path: Path, module: AnyModule) -> AnyModule:
     loaded = restore(copy_without_trainer(module)).cpu().eval()
     turn_off_fast_paths(loaded)
     try:
-        for name, description in json.loads(header["layers"]).items():
-            _take_layer(loaded, name, LayerScheme.parse(description["scheme"]), tuple(description["shape"]), state)
+        for name, layer in parse_json(header["layers"], dict[str, _PackedLayer]).items():
+            _take_layer(loaded, name, LayerScheme.parse(layer["scheme"]), tuple(layer["shape"]), state)
         loaded.load_state_dict(state)
     except (AttributeError, KeyError, RuntimeError, ValueError) as error:
         raise ConfigurationError(

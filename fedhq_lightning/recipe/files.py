@@ -31,11 +31,13 @@ def find(name_or_file: str) -> tuple[str, str]:
         name_or_file: A shipped recipe's name, or a path (with `.yaml`, `.yml` or a slash).
 
     Raises:
-        ConfigurationError: Neither.
+        ConfigurationError: Neither, or the file is not readable as YAML.
     """
     path = path_of(name_or_file)
     if path is not None:
-        return path.stem, read(path)
+        text = read(path)
+        _check(path.stem, text)
+        return path.stem, text
     recipes = shipped()
     if name_or_file not in recipes:
         raise ConfigurationError(
@@ -43,6 +45,16 @@ def find(name_or_file: str) -> tuple[str, str]:
             f"{nearest(name_or_file, recipes)}"
         )
     return name_or_file, recipes[name_or_file].read_text(encoding="utf-8")
+
+
+def _check(name: str, text: str) -> None:
+    """Refuse what is no YAML, or blown up, before anybody has waited for torch."""
+    from fedhq_lightning.support.yaml_text import parse_yaml
+
+    try:
+        parse_yaml(text)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"recipe {name}: {error}") from error
 
 
 def read(path: Path) -> str:
