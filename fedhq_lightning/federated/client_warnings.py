@@ -39,9 +39,10 @@ class ClientWarnings:
         self._of_sensitivity(records)
         self._of_quarantined(records)
         if sit_out:
+            who, sits = ("client", "sits") if len(sit_out) == 1 else ("clients", "sit")
             rank_zero_warn(
-                f"round {sit_out[0].round}: quarantined {CHANCES} times in a row, and out of the next "
-                f"{self._sit_out_rounds} rounds: clients {_named(sit_out)}"
+                f"round {sit_out[0].round}: {who} {_named(sit_out)}, quarantined {CHANCES} times in a row, {sits} out "
+                f"the next {self._sit_out_rounds} rounds"
             )
 
     def _of_quarantined(self, records: Sequence[ClientRecord]) -> None:
