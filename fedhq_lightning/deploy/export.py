@@ -3,13 +3,11 @@
 import io
 import json
 import logging
-import os
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TextIO, TypeVar
 
 import safetensors.torch
@@ -25,6 +23,7 @@ from fedhq_lightning.quantize.integer_layers import INTEGER_TYPES, IntegerLayer
 from fedhq_lightning.quantize.lanes import restore, turn_off_fast_paths
 from fedhq_lightning.quantize.packing import pack, packed_bytes, unpack
 from fedhq_lightning.quantize.scheme import LayerScheme
+from fedhq_lightning.support.atomic_files import write_atomically
 from fedhq_lightning.support.paths import expand_path
 from fedhq_lightning.support.quiet import libraries_quiet
 from fedhq_lightning.support.text import first_line
@@ -67,24 +66,26 @@ def export_program(converted: nn.Module, example_args: tuple[Any, ...], path: Pa
         path: File to write, whole or not at all. By custom `*.pt2`.
 
     Returns:
-        The program as it was read back from the file.
+        The program as it was read back from what is in the file.
 
     Raises:
         ExportError: The module cannot be exported with a batch of any size, or the program that was read back differs
             from the module by a single bit, on the example or on its first sample alone.
+        ConfigurationError: The file cannot be written.
     """
     path, kind = expand_path(path), type(converted).__name__
     tensors = [leaf for leaf in pytree.tree_leaves(example_args) if isinstance(leaf, Tensor) and leaf.dim()]
     if not tensors or any(tensor.shape[0] == 0 for tensor in tensors):
         raise ExportError("the example must have tensors with at least one sample")
-    with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder, torch.no_grad():
-        written = Path(folder) / path.name
+    with torch.no_grad():
         try:
             with _tracer_silent():
                 program = _program(_ForwardOnly(converted), example_args)
+            # In memory: torch ends the process, in C++, where it writes to a disk that is full.
+            written = io.BytesIO()
             torch.export.save(program, written)
-            _compress_text(written)
-            loaded: nn.Module = torch.export.load(written).module()
+            content = _with_compressed_text(written)
+            loaded: nn.Module = torch.export.load(io.BytesIO(content)).module()
         except Exception as error:  # export raises whatever the traced code and a dozen of its own passes raise
             raise ExportError(f"{kind} cannot be exported: {first_line(error)}") from error
         for args, what in ((example_args, "the example"), (first_samples(example_args, 1), "a batch of one")):
@@ -96,7 +97,7 @@ def export_program(converted: nn.Module, example_args: tuple[Any, ...], path: Pa
                 ) from error
             if not same:
                 raise ExportError(f"{type(converted).__name__}, exported, differs from the module on {what}")
-        os.replace(written, path)
+    write_atomically(path, content)
     return loaded
 
 
@@ -113,14 +114,14 @@ def _program(module: nn.Module, example_args: tuple[Any, ...]) -> torch.export.E
     return program
 
 
-def _compress_text(path: Path) -> None:
+def _with_compressed_text(program: io.BytesIO) -> bytes:
     """Deflate a program's graph, which is text: as torch writes it, it is larger than the weights of a small model."""
-    smaller = path.with_name(f"{path.name}.zip")
-    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(smaller, "w") as compressed:
+    smaller = io.BytesIO()
+    with zipfile.ZipFile(program) as archive, zipfile.ZipFile(smaller, "w") as compressed:
         for entry in archive.infolist():
             is_text = entry.filename.endswith(".json")
             compressed.writestr(entry, archive.read(entry), zipfile.ZIP_DEFLATED if is_text else zipfile.ZIP_STORED)
-    os.replace(smaller, path)
+    return smaller.getvalue()
 
 
 @contextmanager
@@ -170,7 +171,8 @@ def save_packed(converted: nn.Module, path: Path) -> None:
         path: File to write, whole or not at all.
 
     Raises:
-        ConfigurationError: Nothing in the module is quantized, or its state holds something other than tensors.
+        ConfigurationError: Nothing in the module is quantized, its state holds something other than tensors, or the
+            file cannot be written.
     """
     path = expand_path(path)
     layers = {name: layer for name, layer in converted.named_modules() if isinstance(layer, IntegerLayer)}
@@ -186,10 +188,7 @@ def save_packed(converted: nn.Module, path: Path) -> None:
         state[_key(name, "packed_weight")] = pack(state.pop(_key(name, "quantized_weight")), layer.scheme.weight_bits)
     described = {name: {"scheme": str(layer.scheme), "shape": layer.weight_shape} for name, layer in layers.items()}
     header = {"format": PACKED_FORMAT, "version": str(PACKED_VERSION), "layers": json.dumps(described, sort_keys=True)}
-    with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-        written = Path(folder) / path.name
-        safetensors.torch.save_file(state, written, metadata=header)
-        os.replace(written, path)
+    write_atomically(path, safetensors.torch.save(state, metadata=header))
 
 
 def computes_the_same(program: nn.Module, converted: nn.Module, example_args: tuple[Any, ...]) -> bool:

@@ -1,37 +1,44 @@
-"""Open a run's loggers, log its rounds, close them."""
+"""Open a run's loggers, log its rounds, close them: whatever a logger does, the run goes on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_warn
 
 from fedhq_lightning.run.logged_rows import logged_values
 from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.support.lightnings import AnyLogger, both
 from fedhq_lightning.support.quiet import libraries_quiet
-from fedhq_lightning.support.text import first_line
 from fedhq_lightning.support.wandb_session import wandb_session
 from fedhq_lightning.tracking import wandb_mode, wandb_run
+from fedhq_lightning.tracking.guest import Guest
 from fedhq_lightning.tracking.run_labels import current_labels
 from fedhq_lightning.tracking.tracked_config import tracked_config
 
+_SECONDS_TO_OPEN = 10.0
+_SECONDS_TO_CLOSE = {"success": 15.0, "failed": 3.0}
+"""For each call, by how the run has ended: whoever interrupts one does not want to wait."""
+_SECONDS_TO_UPLOAD = 60.0
 
-@dataclass(frozen=True)
+
+@dataclass
 class TrackedLogger:
     """A logger of a run that goes on.
 
     Attributes:
         logger: Lightning's.
+        guest: Calls it.
         rounds_held: Rounds that it had before this process opened it; they are not logged again.
         closes_run: Whether the W&B run behind it ends with ours.
     """
 
     logger: AnyLogger
+    guest: Guest
     rounds_held: frozenset[int] = field(default_factory=frozenset)
     closes_run: bool = True
 
@@ -77,65 +84,64 @@ def make_loggers(
     loggers = _given(logger)
     if logger is True and wandb_mode.mode() != "disabled":
         loggers = [wandb_run.own_logger(run_dir, recipe_name, labels)]
-    # CSVLogger's, in a folder that the user named: all that it deletes is logged anew.
-    noise = ["Experiment logs directory .* exists and is not empty"] if done else []
-    opened = list[TrackedLogger]()
-    with wandb_session(), libraries_quiet(noise=noise):
-        try:
-            for each in loggers:
-                if isinstance(each, both(WandbLogger)):
-                    closes = wandb_run.open_run(each, labels) and is_own
-                    opened.append(TrackedLogger(each, wandb_run.rounds_held(each) if done else frozenset(), closes))
-                    wandb_run.define_axes(each, monitor, monitor_mode)
-                else:
-                    if done and isinstance(each, both(TensorBoardLogger)):
-                        # All rounds are logged anew: TensorBoard is to forget what the interrupted run wrote.
-                        each._kwargs.setdefault("purge_step", 0)
-                    opened.append(TrackedLogger(each))
-                each.log_hyperparams(settings)
+    opened = [TrackedLogger(each, Guest(type(each).__name__)) for each in loggers]
+
+    def open_one(each: TrackedLogger) -> None:
+        # CSVLogger's, in a folder that the user named: all that it deletes is logged anew.
+        noise = ["Experiment logs directory .* exists and is not empty"] if done else []
+        with wandb_session(), libraries_quiet(noise=noise):
+            if isinstance(each.logger, both(WandbLogger)):
+                each.closes_run = wandb_run.open_run(each.logger, labels, each.guest.notice) and is_own
+                each.rounds_held = wandb_run.rounds_held(each.logger) if done else frozenset()
+                wandb_run.define_axes(each.logger, monitor, monitor_mode)
+            elif done and isinstance(each.logger, both(TensorBoardLogger)):
+                # All rounds are logged anew: TensorBoard is to forget what the interrupted run wrote.
+                each.logger._kwargs.setdefault("purge_step", 0)
+            each.logger.log_hyperparams(settings)
             for record in done:
-                log_round(opened, record)
-        except BaseException:
-            finish(opened, {}, run_dir, "failed")
-            raise
+                _log(each, record)
+
+    for each in opened:
+        each.guest.call(partial(open_one, each))
+    for each in opened:
+        each.guest.wait(_SECONDS_TO_OPEN)
     return opened
 
 
 def finish(
     loggers: Sequence[TrackedLogger], summary: Mapping[str, Any], run_dir: Path, status: str = "success"
 ) -> None:
-    """Log to W&B what is known at the end only, and close the loggers, each whatever another one raises.
+    """Log to W&B what is known at the end only, and close the loggers, waiting for each as long as it gets on.
 
     Args:
         loggers: The run's.
         summary: What `summary.json` holds.
         run_dir: The run directory, complete.
-        status: "success", or "failed" for a run that ended otherwise; of that one nothing more is logged, and a logger
-            that cannot be closed is warned of, since the run's own error is the one to be raised.
-
-    Raises:
-        Exception: The first that a logger of a successful run raised.
+        status: "success", or "failed" for a run that ended otherwise; of that one nothing more is logged.
     """
-    errors = list[Exception]()
+    for each in loggers:
+        is_wandb = isinstance(each.logger, both(WandbLogger))
+        if is_wandb and status == "success":
+            each.guest.call(partial(_in_session, wandb_run.log_end, each.logger, summary, run_dir))
+        each.guest.call(partial(_in_session, each.logger.finalize, status))
+        if is_wandb and each.closes_run:
+            each.guest.call(partial(_in_session, wandb_run.close, each.logger, status))
+    for each in loggers:
+        seconds = _SECONDS_TO_CLOSE[status]
+        is_wandb = isinstance(each.logger, both(WandbLogger))
+        if is_wandb and status == "success" and wandb_run.is_online(cast(WandbLogger, each.logger)):
+            seconds = _SECONDS_TO_UPLOAD
+        if not each.guest.wait(seconds):
+            each.guest.give_up(f"it has not answered for {seconds:g} s")
+            if is_wandb:
+                wandb_run.abandon()
+        elif is_wandb and wandb_run.is_gone():
+            wandb_run.abandon()
+
+
+def _in_session(action: Callable[..., None], *arguments: Any) -> None:
     with wandb_session():
-        for each in loggers:
-            try:
-                _close(each, summary, run_dir, status)
-            except Exception as error:  # of a logger, which may be the user's
-                errors.append(error)
-                if status != "success":
-                    name = type(each.logger).__name__
-                    rank_zero_warn(f"{name} could not be closed: {type(error).__name__}: {first_line(error)}")
-    if errors and status == "success":
-        raise errors[0]
-
-
-def _close(each: TrackedLogger, summary: Mapping[str, Any], run_dir: Path, status: str) -> None:
-    if isinstance(each.logger, both(WandbLogger)) and status == "success":
-        wandb_run.log_end(each.logger, summary, run_dir)
-    each.logger.finalize(status)
-    if isinstance(each.logger, both(WandbLogger)) and each.closes_run:
-        wandb_run.close(each.logger, status)
+        action(*arguments)
 
 
 def _given(logger: bool | AnyLogger | list[AnyLogger]) -> list[AnyLogger]:
@@ -144,12 +150,16 @@ def _given(logger: bool | AnyLogger | list[AnyLogger]) -> list[AnyLogger]:
 
 def log_round(loggers: Sequence[TrackedLogger], record: RoundRecord) -> None:
     """Log one round's numbers, on the `round` axis and as the step of loggers that have one."""
-    values = logged_values(record)
     for each in loggers:
-        if record.round in each.rounds_held:
-            continue
-        if isinstance(each.logger, both(WandbLogger)):
-            wandb_run.log_values(each.logger, values)
-        else:
-            each.logger.log_metrics(values, step=record.round)
-            each.logger.save()  # a round is long, and what is kept in memory is lost when the process is killed
+        each.guest.call(partial(_log, each, record))
+
+
+def _log(each: TrackedLogger, record: RoundRecord) -> None:
+    if record.round in each.rounds_held:
+        return
+    values = logged_values(record)
+    if isinstance(each.logger, both(WandbLogger)):
+        wandb_run.log_values(each.logger, values)
+    else:
+        each.logger.log_metrics(values, step=record.round)
+        each.logger.save()  # a round is long, and what is kept in memory is lost when the process is killed

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from lightning.pytorch.loggers import WandbLogger
 
@@ -17,6 +20,9 @@ _MODES = {
     "dryrun": "offline",
     "disabled": "disabled",
 }
+
+
+_SECONDS_TO_REACH = 3.0
 
 
 def mode(default: str = "offline") -> str:
@@ -54,6 +60,22 @@ def check_given(logger: WandbLogger) -> None:
     own = _MODES.get(set_mode, "online") if set_mode else mode("online")
     if logger._experiment is None and not logger._offline and own == "online":
         _check_key("the WandbLogger is online", "give it offline=True, or set WANDB_MODE=offline, to log offline")
+
+
+def why_unreachable() -> str | None:
+    """Why nothing can be sent to the server of this user's wandb now; None where something answers there.
+
+    wandb itself would try for a minute and a half.
+    """
+    url = urlsplit(api_host())
+    proxy = None if proxy_bypass(url.hostname or "") else getproxies().get(url.scheme)
+    asked = urlsplit(proxy) if proxy else url
+    place = asked.hostname or "", asked.port or (443 if asked.scheme == "https" else 80)
+    try:
+        socket.create_connection(place, _SECONDS_TO_REACH).close()
+    except OSError as error:
+        return f"{place[0]}:{place[1]} was not reached: {error.strerror or error}"
+    return None
 
 
 def _check_key(what: str, instead: str) -> None:

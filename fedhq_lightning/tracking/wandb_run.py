@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from lightning.pytorch.loggers import WandbLogger
 
 from fedhq_lightning.run.logged_rows import CLOCK, MONITOR_MODE, OVER_VIRTUAL_TIME, ROUND
 from fedhq_lightning.run.offline_wandb import is_complete, mend
-from fedhq_lightning.tracking import wandb_media
+from fedhq_lightning.support.text import first_line
+from fedhq_lightning.tracking import wandb_media, wandb_mode
 from fedhq_lightning.tracking.run_labels import Labels
 from fedhq_lightning.tracking.wandb_artifacts import log_artifacts
-from fedhq_lightning.tracking.wandb_mode import mode
 
 _SECONDS_BETWEEN_WRITES = 1.0
 """To the offline file. A killed process leaves what it has written; wandb's own pace is 15."""
+_MOST_SECONDS_TO_OPEN = 8.0
+"""Online; then the run is offline. wandb itself would wait for a minute and a half."""
 _MOST_SECONDS_TO_WRITE = {True: 30.0, False: 3.0}
 """By whether the run succeeded: whoever interrupts one does not want to wait."""
 
@@ -36,6 +39,7 @@ def own_logger(run_dir: Path, recipe_name: str, labels: Labels) -> WandbLogger:
         disable_git=True,
         disable_code=True,
         x_transaction_log_flush_interval=_SECONDS_BETWEEN_WRITES,
+        init_timeout=_MOST_SECONDS_TO_OPEN,
     )
     return WandbLogger(
         project=os.environ.get("WANDB_PROJECT", "fedhq_lightning"),
@@ -43,16 +47,23 @@ def own_logger(run_dir: Path, recipe_name: str, labels: Labels) -> WandbLogger:
         id=run_dir.name,
         group=os.environ.get("WANDB_RUN_GROUP") or labels.group or recipe_name,
         save_dir=run_dir.absolute(),  # wandb's own process stays where the first run of this one began
-        mode="offline" if mode() != "online" else None,
+        mode="offline" if wandb_mode.mode() != "online" else None,
         settings=settings,
     )
 
 
-def open_run(logger: WandbLogger, labels: Labels) -> bool:
+def open_run(logger: WandbLogger, labels: Labels, warn: Callable[[str], None]) -> bool:
     """Open a logger's run, with the labels that it has none of.
 
     What an earlier fit of this process left open, for another logger, stays open and stays another run; from now on
     this one is `wandb.run`. A run that is none of a fit's, such as that of the user's `wandb.init`, is joined.
+
+    Where W&B cannot be reached, or refuses, it is opened offline.
+
+    Args:
+        logger: Lightning's.
+        labels: Of the run.
+        warn: Told that it is offline, and how to upload it later.
 
     Returns:
         Whether it was opened: not where it was open, nor where another was joined, of which Lightning warns.
@@ -66,8 +77,21 @@ def open_run(logger: WandbLogger, labels: Labels) -> bool:
     joins = active is not None and left is None
     if not joins:
         _complete(logger, labels)
-    with _as_the_first_run(logger, left), _mode_kept_from_environment(logger):
-        run = logger.experiment
+    reason = None if joins or not is_online(logger) else wandb_mode.why_unreachable()
+    with _as_the_first_run(logger, left):
+        try:
+            run = _opened_in(logger, "offline" if reason else None)
+        except Exception as error:
+            if joins or left is not None or not is_online(logger):
+                raise
+            abandon()  # it holds the run's id
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            run = _opened_in(logger, "offline")
+    if reason:
+        warn(
+            f"W&B cannot be used now, so this run is logged offline ({reason}); upload it later with: wandb sync "
+            f"{shlex.quote(os.path.relpath(run.settings.sync_dir))}"
+        )
     if not joins:
         _opened.add(run)
     return not joins
@@ -79,7 +103,11 @@ _opened: WeakSet[Any] = WeakSet()
 
 def _complete(logger: WandbLogger, labels: Labels) -> None:
     """Add to what its run is opened with."""
+    import wandb
+
     arguments = logger._wandb_init
+    if "settings" not in arguments and "WANDB_INIT_TIMEOUT" not in os.environ:
+        arguments["settings"] = wandb.Settings(init_timeout=_MOST_SECONDS_TO_OPEN)
     # wandb reads its environment once a process, at its first run.
     known = {
         "group": os.environ.get("WANDB_RUN_GROUP") or labels.group,
@@ -110,17 +138,52 @@ def _as_the_first_run(logger: WandbLogger, left: Any) -> Iterator[None]:
         _set_global_run(now)
 
 
-@contextmanager
-def _mode_kept_from_environment(logger: WandbLogger) -> Iterator[None]:
-    """Within, a logger that is offline opens its run without having later runs of the process offline too."""
-    offline = logger._offline
-    if offline:
+def _opened_in(logger: WandbLogger, mode: str | None) -> Any:
+    """Its run, without having later runs of the process offline where this one is."""
+    offline, logger._offline = logger._offline, False
+    if mode is not None:
+        logger._wandb_init["mode"] = mode
+    elif offline:
         logger._wandb_init.setdefault("mode", "offline")
-    logger._offline = False
     try:
-        yield
+        return logger.experiment
     finally:
         logger._offline = offline
+
+
+def is_online(logger: WandbLogger) -> bool:
+    """Whether what it logs goes to a server: as its run says, or, before it has one, as it is to be opened."""
+    if logger._experiment is not None:
+        return not logger.experiment.settings._offline
+    return not logger._offline and wandb_mode.mode(logger._wandb_init.get("mode") or "online") == "online"
+
+
+def abandon() -> None:
+    """End W&B's own process, which does not answer or holds what failed; the next run has a new one.
+
+    The end of this process would wait for it.
+    """
+    import wandb
+    from wandb.errors import term
+    from wandb.sdk.lib.service import service_token
+    from wandb.sdk.wandb_setup import singleton
+
+    term.termsetup(wandb.Settings(silent=True), None)  # what it says of its end is said by us
+    wandb_process: Any = singleton()
+    connection, wandb_process._connection = wandb_process._connection, None
+    if connection is not None and connection.owns_service:
+        connection._proc._process.kill()
+        connection._proc.join()
+        connection._cleanup()
+        service_token.clear_service_in_env()
+
+
+def is_gone() -> bool:
+    """Whether W&B's own process has ended, though this one has not ended it."""
+    from wandb.sdk.wandb_setup import singleton
+
+    connection: Any = singleton()._connection
+    return connection is not None and connection.owns_service and connection._proc._process.poll() is not None
 
 
 def define_axes(logger: WandbLogger, monitor: str | None, monitor_mode: str | None) -> None:

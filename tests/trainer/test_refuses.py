@@ -101,7 +101,7 @@ class TestRefuses:
         assert not (tmp_path / "other").exists()
 
     @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, ConfigurationError])
-    @pytest.mark.parametrize("where", ["launch", "loggers", "round 0"])
+    @pytest.mark.parametrize("where", ["launch", "round 0"])
     def test_what_fails_before_the_first_round_leaves_no_folder(
         self, error: type[BaseException], where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -111,8 +111,6 @@ class TestRefuses:
         there = trainer(default_root_dir=tmp_path / "runs", callbacks=Recorder(fail) if where == "round 0" else None)
         if where == "launch":
             monkeypatch.setattr(there.fabric, "launch", fail)
-        if where == "loggers":
-            monkeypatch.setattr("fedhq_lightning.tracking.callback.make_loggers", fail)
         with pytest.raises(error):
             there.fit(SmallModule(), SmallData())
         assert not list(tmp_path.rglob("recipe.yaml"))
