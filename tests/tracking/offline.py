@@ -21,7 +21,7 @@ class Logged:
         self.artifacts: dict[str, Any] = {}
         self.axes: dict[str, Any] = {}
         self.run: Any = None
-        for record in (record for file in files for record in _records(file)):
+        for file, record in ((each, record) for each in files for record in _records(each)):
             kind = record.WhichOneof("record_type")
             if kind == "history":
                 self.rows.append(_values(record.history.item))
@@ -34,9 +34,9 @@ class Logged:
                 self.axes[record.metric.name or record.metric.glob_name] = record.metric
             elif kind == "run":
                 self.run = record.run
-                _update(self.config, record.run.config)
+                _update(file, self.config, record.run.config)
             elif kind == "config":
-                _update(self.config, record.config)
+                _update(file, self.config, record.config)
 
     @property
     def rounds(self) -> list[int]:
