@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from fedhq_lightning.support.text import printable
+
 _CLEAR_LINE = "\r\x1b[2K"
 _shown_on: list[TextIO] = []
 """The terminal that has the line; empty where there is none."""
@@ -24,7 +26,7 @@ def setting_up(what: str) -> Iterator[None]:
     terminal = sys.stdout
     if terminal.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
         # A line that wraps could not be cleared.
-        terminal.write(f"setting up {what} ..."[: shutil.get_terminal_size().columns - 1])
+        terminal.write(f"setting up {printable(what, terminal.encoding)} ..."[: shutil.get_terminal_size().columns - 1])
         terminal.flush()
         _shown_on.append(terminal)
     try:
