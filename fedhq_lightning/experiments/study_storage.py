@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 STUDY_NAME = "fedhq-tune"
 JOURNAL = "study.log"
+_TUNE = "tune-"
 _DESIGN, _FOLDER = "design", "folder"
 _PASSWORD = re.compile(r"(://[^:/@]*):[^@/]*@")
 _MOST_BYTES = 2**28
@@ -61,7 +62,7 @@ def default_place(root: Path, recipe_name: str, storage: str | None) -> StudyPla
         storage: As given: a URL, a journal file, a folder that holds or shall hold one, or None.
     """
     storage = expand_if_given(storage, "storage")
-    folder = root / recipe_name / f"tune-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    folder = root / recipe_name / f"{_TUNE}{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     if storage is None:
         return StudyPlace(str(folder / JOURNAL), folder)
     if "://" in storage:
@@ -106,11 +107,14 @@ def join(place: StudyPlace, design: Mapping[str, Any], objectives: tuple[Objecti
             attributes = _attributes_of(study)
             _check_same(attributes[_DESIGN], plain)
             folder = Path(attributes[_FOLDER])
+            # Files are written there, and whoever wrote the storage has chosen the name.
+            if not folder.name.startswith(_TUNE):
+                folder = place.folder.absolute()
         else:
             folder = place.folder.absolute()
             study.set_user_attr(_FOLDER, str(folder))
             study.set_user_attr(_DESIGN, plain)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # which takes whatever is no path for what is not there
         folder = place.folder.absolute()  # moved, or another machine's
     with told_to_user(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -40,6 +40,16 @@ def test_by_default_in_a_folder_of_its_own():
     assert again.folder == moved.absolute()
 
 
+def test_nothing_is_written_where_a_storage_of_somebody_says(tmp_path):
+    study, place = open_study("other.log")
+    assert place.folder.name.startswith("tune-")
+    for folder in (str(tmp_path), "x" * 5000, "a\0b"):
+        study.set_user_attr("folder", folder)
+        again = open_study("other.log")[1].folder
+        assert again.name.startswith("tune-")
+        assert again.parent == place.folder.parent
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
