@@ -32,8 +32,6 @@ from fedhq_lightning.support.phase_clock import PhaseClock
 from fedhq_lightning.support.views import float_view
 from fedhq_lightning.types import MODES, ClientId, Plan
 
-_KEPT_CHECKPOINTS = 2
-
 
 class RoundLoop:
     """Runs the rounds of one run on this process; every process runs the same loop over its share of each cohort.
@@ -295,7 +293,7 @@ class RoundLoop:
             **self._saved_parts(),
             **for_lightning(self._job.template, self._state.served),
         }
-        self._directory.save_checkpoint(self._state.round, parts, _KEPT_CHECKPOINTS)
+        self._directory.save_checkpoint(self._state.round, parts)
 
 
 def _received(at_server: ServerRound, update: Update) -> ClientRecord:

@@ -32,6 +32,8 @@ from fedhq_lightning.support.atomic_files import (
 
 _CHECKPOINT_NAME = re.compile(r"round-(\d+)\.ckpt")
 _ROWS_AT_ONCE = 50_000
+KEPT_CHECKPOINTS = 2
+"""Of rounds, beside the best one: the newest, and the one before, should that be damaged."""
 
 
 class RunDirectory:
@@ -139,7 +141,7 @@ class RunDirectory:
         found = [path for path in self.checkpoints.glob("round-*.ckpt") if _CHECKPOINT_NAME.fullmatch(path.name)]
         return sorted(found, key=round_of)
 
-    def save_checkpoint(self, round_number: int, state: dict[str, Any], keep: int) -> None:
+    def save_checkpoint(self, round_number: int, state: dict[str, Any], keep: int = KEPT_CHECKPOINTS) -> None:
         """Write `checkpoints/round-N.ckpt` whole, then drop all but the newest `keep`."""
         write_atomically(self.checkpoints / f"round-{round_number:06d}.ckpt", to_bytes(state))
         with told_to_user(self.checkpoints):
@@ -184,13 +186,14 @@ class RunDirectory:
             )
         return kept
 
-    def rewind(self, round_number: int) -> None:
+    def rewind(self, round_number: int, keep: int = KEPT_CHECKPOINTS) -> None:
         """Forget rounds after `round_number`, which a resumed run will run again; `rounds_until` finds those before.
 
-        What a killed process left half written goes too.
+        What a killed process left half written, or had not yet dropped, goes too.
 
         Args:
             round_number: Of the last round that is kept; -1 for none, where the run begins anew.
+            keep: Checkpoints that are kept, the newest.
         """
         with told_to_user(self.path):
             for folder in (self.path, self.checkpoints):
@@ -198,6 +201,8 @@ class RunDirectory:
             for path in self.saved_checkpoints():
                 if round_of(path) > round_number:  # newer than those to come, so that these would be dropped
                     path.unlink(missing_ok=True)
+            for path in self.saved_checkpoints()[:-keep]:
+                path.unlink(missing_ok=True)
             if round_number < 0:
                 self.rounds_file.unlink(missing_ok=True)
                 return

@@ -191,6 +191,14 @@ def test_what_killed_processes_left_goes_with_the_rounds_that_are_forgotten(tmp_
     assert [path for path in (*kept, *left) if path.exists()] == kept
     assert run.read_rounds() == ROUNDS[:1]
     assert [path.name for path in run.saved_checkpoints()] == ["round-000000.ckpt"]
+    for number in (0, 1, 2):
+        run.save_checkpoint(number, {}, keep=5)
+    run.rewind(0)
+    assert len(run.saved_checkpoints()) == 1
+    for number in (1, 2):
+        run.save_checkpoint(number, {}, keep=5)
+    run.rewind(2)
+    assert [path.name for path in run.saved_checkpoints()] == ["round-000001.ckpt", "round-000002.ckpt"]
     run.rewind(-1)
     assert run.read_rounds() == run.saved_checkpoints() == []
     run.append_round(ROUNDS[0])
