@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from fedhq_lightning.federated.after_fit import AfterFit
 from fedhq_lightning.federated.aggregators import Aggregator
 from fedhq_lightning.federated.callback import Monitored, RoundCallback, split_callbacks
 from fedhq_lightning.federated.client_errors import OnClientError
+from fedhq_lightning.federated.endings import told_to_all
 from fedhq_lightning.federated.fabric import make_fabric
 from fedhq_lightning.federated.lightning_habits import plain_precision, with_lightning_names
 from fedhq_lightning.federated.resume import Resumed, begin_anew, check_same_from_start, find_run, read_same
@@ -49,8 +49,6 @@ from fedhq_lightning.support.lightnings import AnyLogger
 from fedhq_lightning.support.memory import keep_freed_memory
 from fedhq_lightning.support.paths import expand_if_given
 from fedhq_lightning.support.phase_clock import PhaseClock
-from fedhq_lightning.support.quiet import say_line
-from fedhq_lightning.support.signals import NOTHING_TO_RESUME, Stopped, exit_code_of, stoppable, words_for
 from fedhq_lightning.support.views import users_view
 from fedhq_lightning.support.yaml_text import parse_yaml
 from fedhq_lightning.tracking import check_logger
@@ -226,11 +224,6 @@ class FederatedTrainer(AfterFit):
         return self.settings.allocator
 
     @property
-    def can_resume(self) -> bool:
-        """Whether the run directory holds a checkpoint to go on from."""
-        return bool(RunDirectory(self.run_dir).saved_checkpoints())
-
-    @property
     def is_global_zero(self) -> bool:
         """Whether this process prints and writes."""
         return self.fabric.is_global_zero
@@ -257,22 +250,11 @@ class FederatedTrainer(AfterFit):
             ConfigurationError: Whatever can be known to be wrong before round 1, with nothing left of a new run; a run
                 directory that cannot be written; another process in the run to go on from.
             RunError: Another process has ended, or does not answer.
-            SystemExit: SIGTERM or SIGHUP came, and the script has no handler of its own for it; the round under way is
-                lost.
+            SystemExit: SIGTERM or SIGHUP came, and the script has no handler of its own for it.
         """
         keep_freed_memory()
-        with stoppable(second_ends=is_first_process()) as is_ours:
-            try:
-                with reproducible(self.settings.threads, self.fabric.device):
-                    self._fit(module, datamodule, ckpt_path)
-            except BaseException as stopped:
-                process_group.end(stopped)
-                if not (is_ours and isinstance(stopped, Stopped)):
-                    raise
-                if self.is_global_zero:
-                    again = f"; go on with: fit(module, datamodule, ckpt_path={str(self.run_dir)!r})"
-                    say_line(f"{words_for(stopped)}{again if self.can_resume else NOTHING_TO_RESUME}", sys.stderr)
-                raise SystemExit(exit_code_of(stopped)) from None
+        with told_to_all(self), reproducible(self.settings.threads, self.fabric.device):
+            self._fit(module, datamodule, ckpt_path)
 
     def _fit(
         self, module: L.LightningModule, datamodule: FederatedDataModule | None, ckpt_path: str | Path | None
@@ -308,8 +290,7 @@ class FederatedTrainer(AfterFit):
 
             processes = process_group.launch(self.fabric, settings.process_timeout)
             until_the_end.enter_context(process_group.ends_with_the_others(processes, settings.process_timeout))
-            done = 0 if resumed is None else resumed.saved["state"]["round"]
-            check_same_everywhere(processes, described, job.datamodule, job.sampler.with_data(), done)
+            check_same_everywhere(processes, described, job.datamodule, job.sampler.with_data(), resumed)
             self.run_dir = Path(processes.broadcast(str(directory.path)))
             directory = RunDirectory(self.run_dir)
             evaluator = setup.evaluator_of(settings, self.fabric, job.template, processes, job.datamodule)

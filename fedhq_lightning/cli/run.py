@@ -81,6 +81,6 @@ def fit_recipe(subject: str, name: str, text: str, overrides: list[str], ckpt_pa
 
 
 def _how_to_go_on(trainer: FederatedTrainer, otherwise: str = NOTHING_TO_RESUME) -> str:
-    if trainer.can_resume:
+    if any((trainer.run_dir / "checkpoints").glob("round-*.ckpt")):
         return f"; go on with: fedhq resume {shlex.quote(str(trainer.run_dir))}"
     return otherwise

@@ -12,6 +12,7 @@ from torch import Tensor
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.clients import num_examples
+from fedhq_lightning.federated.resume import Resumed
 from fedhq_lightning.recipe.identity import TRAINER_SETTINGS_THAT_CHANGE_NO_BIT, changes, fingerprint, without_free
 from fedhq_lightning.run.summary import versions
 from fedhq_lightning.support.collectives import Processes
@@ -30,7 +31,7 @@ def check_same_everywhere(
     described: Mapping[str, Any],
     datamodule: FederatedDataModule,
     with_data: Sequence[ClientId],
-    done: int,
+    resumed: Resumed | None,
 ) -> None:
     """Compare with the first process: settings, versions, where the run stands, and a sample of the data.
 
@@ -41,14 +42,14 @@ def check_same_everywhere(
         described: The run's settings as plain values.
         datamodule: The clients' data, set up.
         with_data: Clients that hold examples.
-        done: Rounds of a run that is gone on with.
+        resumed: Where a run stood that is gone on with.
 
     Raises:
         ConfigurationError: A process was given something else; the first difference is named.
     """
     if processes.count == 1:
         return
-    settings = without_free(described)
+    settings, done = without_free(described), 0 if resumed is None else resumed.state.round
     if "recipe" in settings:
         settings["recipe"] = without_free(settings["recipe"])
     of_each = processes.gather([fingerprint(settings), versions(), done])

@@ -44,7 +44,13 @@ from fedhq_lightning.silos.silo_monitors import monitored_values, refuse_own_val
 from fedhq_lightning.silos.silo_results import agree
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.lightnings import as_of, both
-from fedhq_lightning.support.process_group import leave_group_at_exit
+from fedhq_lightning.support.process_group import (
+    DEFAULT_SECONDS,
+    leave_group_at_exit,
+    start_before_launch,
+    watch_group,
+)
+from fedhq_lightning.support.process_watch import Watch
 
 NAME = "fedhq"
 _LONGEST_WAIT = timedelta(days=1)
@@ -81,6 +87,8 @@ class SiloStrategy(AveragesResults, _Ddp):
         precision_plugin: Precision of the steps.
         process_group_backend: None chooses by device.
         timeout: How long a silo waits for the slowest at the end of a round.
+        process_timeout: Seconds after which a silo that does not answer, because it is stopped, killed or cut off, ends
+            the others; one that trains answers.
     """
 
     def __init__(
@@ -92,6 +100,7 @@ class SiloStrategy(AveragesResults, _Ddp):
         precision_plugin: Precision | None = None,
         process_group_backend: str | None = None,
         timeout: timedelta = _LONGEST_WAIT,
+        process_timeout: float = DEFAULT_SECONDS,
     ) -> None:
         super().__init__(
             accelerator,
@@ -107,6 +116,8 @@ class SiloStrategy(AveragesResults, _Ddp):
         self._examples: dict[bool, Counter[int | None]] = {True: Counter(), False: Counter()}
         self._replaced_hook: tuple[pl.LightningModule, Any] | None = None
         self._new_loaders = 0
+        self._process_timeout = process_timeout
+        self._watch: Watch | None = None
         self.weights_only: bool | None = None
 
     @property
@@ -176,6 +187,15 @@ class SiloStrategy(AveragesResults, _Ddp):
         """As in DDP; and the silos part before they end."""
         super().setup_environment()
         leave_group_at_exit()
+        started: Any = getattr(self.launcher, "procs", [])
+        self._watch = watch_group({self.global_rank + index: each for index, each in enumerate(started, start=1)})
+
+    @override
+    def _configure_launcher(self) -> None:
+        """As in DDP, without the thread that kills every silo because of one, before anybody can say which."""
+        super()._configure_launcher()
+        if self._launcher is not None:
+            start_before_launch(self._launcher)
 
     @override
     def setup(self, trainer: pl.Trainer) -> None:
@@ -186,6 +206,8 @@ class SiloStrategy(AveragesResults, _Ddp):
         """
         if trainer.state.fn == TrainerFn.FITTING:
             self._refuse(trainer)
+            if self._watch is not None:
+                self._watch.judge(self._process_timeout)
             super().setup(trainer)
             _stop_each_for_itself(trainer)
             self._agree_before_monitors(trainer)
@@ -258,6 +280,8 @@ class SiloStrategy(AveragesResults, _Ddp):
     @override
     def teardown(self) -> None:
         """Leave the module as it came."""
+        if self._watch is not None:
+            self._watch.stand_down()
         for metric, is_available in self._watched:
             metric.distributed_available_fn = is_available
         self._watched = []

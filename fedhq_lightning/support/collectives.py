@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fedhq_lightning.errors import ConfigurationError, RunError
-from fedhq_lightning.support.process_watch import Watch
+from fedhq_lightning.support.process_watch import current_watch
 from fedhq_lightning.support.quiet import libraries_quiet
 
 
@@ -41,18 +41,17 @@ class Processes:
     Args:
         device: Where the group's backend wants its tensors: the process's own device; None for a process that
             computes alone, whatever group it belongs to.
-        watch: Tells who of the others is gone, where it is known.
 
     Raises:
         RunError: By every method that asks the others: one of them has ended, or does not answer.
         ConfigurationError: Likewise, where another process was refused something.
     """
 
-    def __init__(self, device: torch.device | None, watch: Watch | None = None) -> None:
+    def __init__(self, device: torch.device | None) -> None:
         is_alone = device is None or not is_in_group()
         self.rank = 0 if is_alone else dist.get_rank()
         self.count = 1 if is_alone else dist.get_world_size()
-        self.watch = None if is_alone else watch
+        self.watch = None if is_alone else current_watch()
         self._device = device
 
     def gather_bytes(self, data: bytes) -> list[bytes]:

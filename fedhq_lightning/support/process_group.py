@@ -21,6 +21,7 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch.distributed.distributed_c10d import _get_default_store
 
 from fedhq_lightning.errors import ConfigurationError, RunError
 from fedhq_lightning.support.collectives import Processes, is_in_group, lightning_quiet, not_taken_down
@@ -69,7 +70,7 @@ def launch(fabric: Fabric, seconds: float = DEFAULT_SECONDS) -> Processes:
             start_and_meet(strategy, launcher, strategy._get_process_group_backend(), seconds)
         fabric.launch()
     leave_group_at_exit()
-    return Processes(fabric.device if fabric.world_size > 1 else None, _watch)
+    return Processes(fabric.device if fabric.world_size > 1 else None)
 
 
 def start_and_meet(strategy: Any, launcher: _SubprocessScriptLauncher, backend: str, seconds: float) -> None:
@@ -119,6 +120,39 @@ def start_and_meet(strategy: Any, launcher: _SubprocessScriptLauncher, backend: 
             timeout=FOREVER,
             device_id=None if device.type == "cpu" else device,
         )
+
+
+def start_before_launch(launcher: Any) -> None:
+    """Have a launcher of Lightning's Trainer start its processes itself: Lightning then watches over none of them.
+
+    Args:
+        launcher: Of a strategy that runs the script again.
+    """
+    launch = launcher.launch
+
+    def start_and_launch(*arguments: Any, **keywords: Any) -> Any:
+        environment = launcher.cluster_environment
+        if not environment.creates_processes_externally:
+            environment.validate_settings(num_devices=launcher.num_processes, num_nodes=launcher.num_nodes)
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+            launcher._call_children_scripts()
+        return launch(*arguments, **keywords)
+
+    launcher.launch = start_and_launch
+
+
+def watch_group(children: Mapping[int, Any]) -> Watch:
+    """This process's watch over a group that somebody else has begun, as Lightning's Trainer does.
+
+    Args:
+        children: Those that this process has started, by rank.
+    """
+    global _watch
+    if _watch is None:
+        store: Any = _get_default_store()
+        _watch = Watch(store, dist.get_rank(), dist.get_world_size(), children)
+        _watch.start()
+    return _watch
 
 
 @contextmanager
@@ -216,6 +250,8 @@ def leave_group_at_exit() -> None:
 
 def _leave_group() -> None:
     if _watch is not None:
+        if _watch.lost is not None:
+            _see_them_end(_watch.children, _watch.lost)  # silos end by themselves alone
         _watch.stop()
     if not is_in_group():
         return

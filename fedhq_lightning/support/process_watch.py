@@ -32,6 +32,7 @@ _LONGEST_STEP = 2.0
 _SECONDS_TO_NOTICE = 10.0
 _SECONDS_TO_FIND = 5.0
 _LONGEST_WORDS = 2000
+_started: list[Watch] = []
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Lost:
     rank: int
     error: Exception
     is_told: bool = False
+
+
+def current_watch() -> Watch | None:
+    """This process's, once it has met the others."""
+    return _started[-1] if _started else None
 
 
 class Watch:
@@ -68,6 +74,7 @@ class Watch:
         self.lost: Lost | None = None
         self._telling, self._store = store, store.clone()  # type: ignore[attr-defined]  # not in torch's stub
         self._store.set_timeout(FOREVER)
+        store.set(key_of(rank), "0")  # others may ask for it before the first beat
         self._keys = [key_of(each) for each in range(count)]
         self._heard: list[bytes] | None = None
         self._seen: dict[int, bytes] = {}
@@ -82,6 +89,7 @@ class Watch:
 
     def start(self) -> None:
         """Begin to beat and to look."""
+        _started.append(self)
         for each in self._threads:
             each.start()
 
@@ -95,12 +103,16 @@ class Watch:
         Raises:
             Exception: `Lost.error`, in the thread that waits for the others or, where it can be, in the first thread.
         """
-        self._silent = dict.fromkeys(self._silent, 0.0)
-        self._allowed = seconds
+        self.judge(seconds)
         try:
             yield
         finally:
             self.stand_down()
+
+    def judge(self, seconds: float) -> None:
+        """Judge from now on, until `stand_down`."""
+        self._silent = dict.fromkeys(self._silent, 0.0)
+        self._allowed = seconds
 
     def stand_down(self) -> None:
         """Judge nobody any more: this process is about to end, or has no need of the others."""
@@ -110,7 +122,7 @@ class Watch:
         """Raise what ends this process, where another is lost."""
         if self.lost is not None:
             self._noticed.set()
-            raise self.lost.error
+            raise self.lost.error from None  # what gloo says of it names nobody
 
     def find_lost(self) -> None:
         """Once a collective has failed: name the process that is lost, within seconds, and raise.
@@ -139,6 +151,9 @@ class Watch:
 
     def stop(self) -> None:
         """Before the interpreter ends, which would take down a thread that is in the store's code, and with it all."""
+        if self.rank == 0 and not self._has_ended:
+            self.end(None)
+            self.wait_for_records(self.others, 2 * _SECONDS_BETWEEN_LOOKS)  # that they hear it: the store ends
         self.end(None)
         self._stops.set()
         for each in self._threads:
@@ -168,7 +183,8 @@ class Watch:
                 self._heard = list(self._store.multi_get(self._keys))
                 if self._stops.wait(_SECONDS_BETWEEN_LOOKS):
                     return
-        self._found = self._found or gone(0)
+        if (record := self.record(0)) is None or record["kind"] is not None:
+            self._found = self._found or gone(0)
 
     def _judge(self) -> None:
         last, heard = time.monotonic(), self._heard
@@ -181,8 +197,8 @@ class Watch:
                 self._found = self._ended_child() or self._silent_one(elapsed, is_heard=self._heard is not heard)
             heard = self._heard
         self.lost = self._found
-        raise_in_first_thread(self._raise_once)
-        if not self._noticed.wait(_SECONDS_TO_NOTICE):
+        is_raised = raise_in_first_thread(self._raise_once)
+        if not self._noticed.wait(_SECONDS_TO_NOTICE if is_raised else _SECONDS_TO_NOTICE / 5):
             self._end_at_once()
 
     def _silent_one(self, elapsed: float, is_heard: bool) -> Lost | None:
@@ -197,9 +213,7 @@ class Watch:
                 self._seen[rank], self._silent[rank] = value, 0.0
             else:
                 self._silent[rank] += elapsed
-                if record is not None and self._silent[rank] > _SECONDS_TO_FIND:
-                    lost = lost or lost_by_record(rank, record)
-                elif self._allowed is not None and self._silent[rank] > self._allowed:
+                if self._allowed is not None and self._silent[rank] > self._allowed:
                     lost = lost or silent(rank, self._allowed)
         return lost
 
@@ -208,8 +222,11 @@ class Watch:
         for rank, child in self.children.items():
             if (code := child.poll()) is None:
                 continue
-            if record := self.record(rank):
+            record = self.record(rank)
+            if record is not None and record["kind"] is not None:
                 return lost_by_record(rank, record)
+            if record is not None and not code:
+                continue  # it has done its part
             if rank in self._exited:
                 error = RunError(words_of_exit(rank, code))
                 with suppress(RuntimeError):

@@ -102,17 +102,22 @@ def stoppable(*, ctrl_c: bool = False, second_ends: bool = True) -> Iterator[boo
             _asked.clear()
 
 
-def raise_in_first_thread(action: Callable[[], None]) -> None:
+def raise_in_first_thread(action: Callable[[], None]) -> bool:
     """Have the first thread call what raises, wherever it computes or waits, from another thread.
 
     Only within `stoppable`, and where SIGTERM is handled by it.
 
     Args:
         action: Called soon, by the first thread.
+
+    Returns:
+        Whether it will be.
     """
-    if signal.getsignal(signal.SIGTERM) in _handlers:
-        _asked.append(action)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+    if signal.getsignal(signal.SIGTERM) not in _handlers:
+        return False
+    _asked.append(action)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+    return True
 
 
 def check_stopped() -> None:

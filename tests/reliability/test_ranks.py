@@ -246,3 +246,52 @@ def test_a_port_at_which_another_program_answers(tmp_path: Path) -> None:
     assert time.monotonic() - started_at < 30
     assert re.fullmatch(rf"fedhq: process 1: process 0 was not reached at 127.0.0.1:{port} within \d+ s: .*\n", errors)
     assert program.returncode == 1
+
+
+SILOS = """
+import os, signal, sys
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+from fedhq_lightning.callbacks import FederatedAveraging
+from fedhq_lightning.silos.silo_strategy import silo_strategy_on
+from lightning.pytorch.strategies import DDPStrategy
+
+class Silo(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 2)
+
+    def training_step(self, batch, batch_idx):
+        if (self.current_epoch, self.global_rank, batch_idx) == (1, 1, 0):
+            os.kill(os.getpid(), signal.Signals[sys.argv[1]])
+        return torch.nn.functional.cross_entropy(self.layer(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+data = DataLoader(TensorDataset(torch.randn(32, 4), torch.randint(0, 2, (32,))), 8)
+trainer = pl.Trainer(
+    accelerator="cpu", devices=2, max_epochs=3, strategy=silo_strategy_on(DDPStrategy)(process_timeout=2.0),
+    logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    use_distributed_sampler=False, callbacks=[FederatedAveraging()],
+)
+trainer.fit(Silo(), data)
+"""
+
+
+@pytest.mark.corner
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("SIGKILL", r"RunError: process 1 was ended by SIGKILL, as the system does where memory is short\n"),
+        ("SIGSTOP", r"process 1 has not answered for 2 s \(trainer.process_timeout\): it is stopped, or its machine"),
+    ],
+)
+def test_a_silo_that_is_gone(how: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "silos.py").write_text(SILOS)
+    with started("silos.py", how) as program:
+        _, errors = program.communicate(90)
+    assert len(re.findall(words, errors)) == 1, errors
+    assert "pair.cc" not in errors, "what gloo says of it"
+    assert program.returncode == 1
