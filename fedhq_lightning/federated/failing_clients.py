@@ -61,8 +61,7 @@ def check_fruitful(records: Sequence[RoundRecord], clients: Sequence[ClientRecor
     if len(last) == _MOST_FRUITLESS and all(each.quarantined and each.usable < min_clients for each in last):
         raise RunError(
             f"rounds {last[0].round} to {last[-1].round} had fewer than {min_clients} usable updates each, so the run "
-            f"ends with the model as it was before; {_told(clients)}. Mend that and go on with fedhq resume, or see "
-            "the whole traceback with on_client_error: raise"
+            f"ends with the model as it was before; {_told(clients)} (on_client_error: raise shows the whole traceback)"
         )
 
 
