@@ -213,7 +213,8 @@ class ClientFitter:
                 if self._on_error == "raise" or not is_clients(error):
                     raise
                 failed = ClientError.of(error)
-                if round_number == 1 and self.first_error is None:
+                # One for want of memory is let go of: its frames hold what the next try needs.
+                if round_number == 1 and self.first_error is None and not failed.is_out_of_memory:
                     error.add_note(f"while client {client_id} trained in {mode}, in round 1")
                     self.first_error = error
                 else:  # of an exception that a module keeps, or raises again and again

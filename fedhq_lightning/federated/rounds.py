@@ -187,7 +187,7 @@ class RoundLoop:
         error, self._fitter.first_error = self._fitter.first_error, None
         if len(records) > 1 and all(record.traceback for record in records):
             said = f"all {len(records)} clients failed in round 1"
-            if error is None:  # on another process
+            if error is None:  # on another process, or it was let go of
                 raise RunError(f"{said}; client {records[0].client_id}: {records[0].reason}")
             error.add_note(said)
             raise error

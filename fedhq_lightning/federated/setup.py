@@ -156,7 +156,7 @@ def set_up(
     retaken = statistics_names(batch_norms)
     link = Link(sent, sent_grids, settings.uplink, settings.downlink, found.fixed, retaken & sent.keys())
     state = {name: value.detach() for name, value in template.state_dict().items()}
-    received, download_bytes = link.down(state, 0)
+    _, download_bytes = link.down(state, 0)
     clock = VirtualClock(
         fleet,
         client_ids,
@@ -165,7 +165,7 @@ def set_up(
         lambda client_id: int(sizes[clock.position(client_id)]),
         settings.fit_options,
         download_bytes=download_bytes,
-        upload_bytes=len(link.up(state, received, 0, client_id)),
+        upload_bytes=link.num_payload_bytes(0, client_id),
         first_download_bytes=link.fixed_bytes,
         precision="bf16" if settings.precision == "bf16-mixed" else "fp32",
         drop_last=found.drop_last,

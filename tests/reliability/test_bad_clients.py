@@ -176,6 +176,10 @@ class TestPolicy:
             run(dict.fromkeys(range(7), "step raises"), range(7), "fp")
         assert "all 7 clients failed in round 1" in caught.value.__notes__
 
+    def test_without_memory_for_anybody_the_first_round_ends_the_run(self) -> None:
+        with pytest.raises(RunError, match=r"all 7 clients failed in round 1; client 0: OutOfMemoryError: CUDA out of"):
+            run(dict.fromkeys(range(7), "out of memory"), range(7), "qat")
+
     def test_three_fruitless_rounds_end_the_run(self) -> None:
         kinds = dict.fromkeys(range(6), "step raises") | {6: "NaN weights"}
         with (
