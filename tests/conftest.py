@@ -88,8 +88,9 @@ def torch_kernels() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def _interruptible() -> None:
     """A shell that starts tests in the background has them and their subprocesses ignore Ctrl-C."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

@@ -34,6 +34,8 @@ def made_cell(
             "total_virtual_seconds": total,
             "total_wall_seconds": [each / 10 for each in total],
             "fit_wall_seconds": [each / 20 for each in per_round],
+            "uplink_bytes": [0] + [1000] * (count - 1),
+            "downlink_bytes": [0] + [4000] * (count - 1),
             "fp": [0] * count,
             "ptq": [0] + [2 - qat] * (count - 1),
             "qat": [0] + [qat] * (count - 1),

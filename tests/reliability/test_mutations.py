@@ -32,7 +32,8 @@ def test_a_reader_is_held_to_its_errors_its_time_and_its_memory() -> None:
     with pytest.raises(AssertionError, match=r"seed 0: \d\.\d\d s"):
         attacked(lambda data: data == b"12" or _compute(1.1), [b"12"], range(50))
     with pytest.raises(AssertionError, match=r"seed 0: \d\d MB"):
-        attacked(lambda data: data == b"12" or bytearray(b"x" * 32 * 2**20), [b"12"], range(50), most_megabytes=30)
+        # More than 32 MiB has pages of its own: less may lie where other tests have left room.
+        attacked(lambda data: data == b"12" or b"x" * (48 * 2**20), [b"12"], range(50), most_megabytes=30)
 
 
 def _compute(seconds: float) -> None:

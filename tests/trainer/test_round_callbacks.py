@@ -80,7 +80,7 @@ def test_callbacks_hear_of_a_failure_although_a_logger_cannot_be_closed() -> Non
             heard.append(type(error).__name__)
 
     with (
-        pytest.warns(UserWarning, match="Full could not be closed: OSError: disk full"),
+        pytest.warns(UserWarning, match="Full failed, and the run goes on without .*OSError: disk full"),
         pytest.raises(ZeroDivisionError),
     ):
         trainer(callbacks=Hears(), logger=[Full("logs")]).fit(SmallModule(), SmallData())
