@@ -62,10 +62,13 @@ _FIRST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest modules first, in their order; else the order stays."""
+    """The longest modules first, in their order; else the order stays. Slow tests have an hour each."""
     folder = Path(__file__).parent
     places = {folder / f"{name}.py": place for place, name in enumerate(_FIRST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(3600))
 
 
 def _is_local(address: object) -> bool:

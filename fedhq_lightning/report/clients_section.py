@@ -14,7 +14,7 @@ _MOST_ROWS_IN_MAP = 120
 _MOST_BARS = 30
 _LONGEST_LABEL = 14
 _MOST_REASONS = 10
-_NUMBER = re.compile(r"(?<![\w.])-?\d[\d.,]*(e[+-]?\d+)?")
+_NUMBER = re.compile(r"(?<![\w.:])-?\d[\d.,]*(e[+-]?\d+)?")
 
 
 def clients_section(run: Run) -> str:

@@ -318,7 +318,6 @@ def test_mutations(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_mutations(kind: str, tmp_path: Path) -> None:
     read, samples = KINDS[kind]()

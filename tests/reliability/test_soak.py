@@ -31,7 +31,6 @@ def test_a_short_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
 def test_500_rounds(tmp_path: Path) -> None:
     memory = soaked(500, tmp_path)["memory"][1:]
     quarters = [mean(memory[start : start + 125]) for start in range(0, 500, 125)]

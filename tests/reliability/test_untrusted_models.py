@@ -168,7 +168,6 @@ def test_mutations(members: Members) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
 def test_many_mutations(members: Members) -> None:
     count_of_mutations(members, 3000)
 

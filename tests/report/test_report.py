@@ -357,7 +357,7 @@ def test_why_updates_were_not_used(tmp_path: Path) -> None:
     page = Page(written(write_run(tmp_path, rounds), clients_section).read_text(encoding="utf-8"))
     assert "Why updates were not used" in page.text
     assert "quarantined: a norm of #; # at most21" in page.text, "two updates of one client"
-    assert "quarantined: ValueError: boom (net.py:#)11" in page.text
+    assert "quarantined: ValueError: boom (net.py:33)11" in page.text
 
 
 def test_same_files_same_bytes_whatever_the_users_style(tmp_path: Path, report: str) -> None:
