@@ -14,6 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from flwr_datasets.partitioner import DirichletPartitioner, ExponentialPartitioner, Partitioner, PathologicalPartitioner
@@ -50,16 +51,12 @@ def worst_ratio(model: Any, partitioner: Partitioner, seed: int, **settings: Any
             found.extend(ratio * norm / limit for norm, limit in zip(each, limits, strict=True))
         return limits, medians
 
-    server.limits_of = look  # type: ignore[attr-defined]  # its only caller
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            trainer = FederatedTrainer(
-                ROUNDS, logger=False, enable_progress_bar=False, seed=seed, default_root_dir=folder, **settings
-            )
-            trainer.writes_model = False
-            trainer.fit(model, PartitionedDataModule(MNIST5k(), partitioner))
-    finally:
-        server.limits_of = limits_of  # type: ignore[attr-defined]  # as above
+    with patch.object(server, "limits_of", look), tempfile.TemporaryDirectory() as folder:
+        trainer = FederatedTrainer(
+            ROUNDS, logger=False, enable_progress_bar=False, seed=seed, default_root_dir=folder, **settings
+        )
+        trainer.writes_model = False
+        trainer.fit(model, PartitionedDataModule(MNIST5k(), partitioner))
     return max(found)
 
 

@@ -169,7 +169,12 @@ class ClientFitter:
         late = deadline is not None and seconds.total + analysis_seconds > deadline
         done, started = _LocalFit(), time.perf_counter()
         if not late:
-            done = self._tried(round_number, client_id, mode, received, learning_rate_scale, work)
+            done = self._tried(
+                round_number,
+                client_id,
+                mode,
+                lambda lane: self._train(round_number, client_id, lane, received, learning_rate_scale, work),
+            )
         status: Status = "late" if late else "quarantined" if done.error else "ok" if done.num_steps else "idle"
         record = ClientRecord(
             round=round_number,
@@ -194,20 +199,14 @@ class ClientFitter:
         return Update(record, done.payload)
 
     def _tried(
-        self,
-        round_number: int,
-        client_id: ClientId,
-        mode: Mode,
-        received: StateDict,
-        learning_rate_scale: float,
-        work: float,
+        self, round_number: int, client_id: ClientId, mode: Mode, fit_in: Callable[[Mode], _LocalFit]
     ) -> _LocalFit:
         """A local fit; a second one where the first found no memory, or where each client has another try."""
         lane, reason = mode, ""
         for is_last in (False, True):
             try:
                 with process_state_kept():
-                    done = self._train(round_number, client_id, lane, received, learning_rate_scale, work)
+                    done = fit_in(lane)
                 return replace(done, mode=lane, reason=done.reason or reason)
             except BaseException as error:
                 if self._on_error == "raise" or not is_clients(error):
