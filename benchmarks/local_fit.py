@@ -30,7 +30,7 @@ from fedhq_lightning import FederatedTrainer, PartitionedDataModule
 from fedhq_lightning.callbacks import RoundCallback
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.models import MLP, LeNet5
-from fedhq_lightning.models.classifier import ImageClassifier
+from fedhq_lightning.models.classifier import Classifier
 from fedhq_lightning.profiling.timing import Timing, time_in_turns
 from fedhq_lightning.run.records import ClientRecord, RoundRecord
 from fedhq_lightning.support.collectives import lightning_quiet
@@ -66,7 +66,7 @@ loader, optimizer, steps, payload out, record. The bare loop takes as many steps
 """
 
 
-class PflNet(ImageClassifier):
+class PflNet(Classifier):
     """The CNN of pfl-research's benchmarks on CIFAR-10.
 
     Source: `simple_cnn` in github.com/apple/pfl-research, benchmarks/model/pytorch/cnn.py.
@@ -98,7 +98,7 @@ class PflNet(ImageClassifier):
 class Case:
     """A model and its batches."""
 
-    make: Callable[[], ImageClassifier]
+    make: Callable[[], Classifier]
     shape: tuple[int, int, int]
     batch_size: int
 
@@ -212,7 +212,7 @@ def measure_clients(case: Case, clients: int, batches: int, rounds: int) -> tupl
     return watch.clients, watch.bare
 
 
-def fit_bare(module: ImageClassifier, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+def fit_bare(module: Classifier, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
     """One pass over the batches."""
     optimizer = module.configure_optimizers()
     for images, labels in batches:

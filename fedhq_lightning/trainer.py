@@ -281,7 +281,7 @@ class FederatedTrainer(AfterFit):
             self.monitored = job.monitored
             check_logger(self.logger)
             if resumed is not None:
-                resumed.check_model(job.initial_state())
+                resumed.check_job(job.initial_state(), job.datamodule.model_inputs())
             if place is None and is_first_process():
                 directory = RunDirectory.create(self.default_root_dir, recipe.name)
                 until_the_end.callback(directory.remove_if_without_rounds)
@@ -348,7 +348,7 @@ class FederatedTrainer(AfterFit):
             self.summary = processes.from_first(
                 lambda: complete(settings, job, evaluator, state, directory, recipe_name, clock, self.writes_model)
             )
-            build_like(module, job.template, settings.fit_options)
+            build_like(module, job.template, settings.fit_options, job.datamodule)
             load_weights(module, users_view(state.deployed))
             self._fitted_state = state.deployed
             self._fitted, self._fitted_on = module, job.datamodule

@@ -1,7 +1,7 @@
 """The data that a federated run needs: one training loader per client, one held-out set for the server."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 from lightning import LightningDataModule
@@ -66,6 +66,14 @@ class FederatedDataModule(LightningDataModule, ABC):
 
         Args:
             client_id: One of `client_ids`.
+        """
+        return None
+
+    def model_inputs(self) -> Mapping[str, Any] | None:
+        """What the inputs and outputs of a model on these data stand for, as JSON has it, or None if that is not told.
+
+        It is asked for once the data are set up, and written to `inputs.json` of the run and of its `model/`. A run
+        that is resumed with data that tell something else is refused. Common keys: `columns` and `classes`.
         """
         return None
 

@@ -145,7 +145,7 @@ class AfterFit(LightningAttributes):
         if module is None:
             raise ConfigurationError(f"{stage}: no module; give one, or call fit before")
         check_is_lightning_module(module)
-        template = set_up_template(module, self.settings.fit_options)
+        template = set_up_template(module, self.settings.fit_options, datamodule=self._fitted_on)
         if ckpt_path is not None:
             weights = weights_of(ckpt_path, self.run_dir)
             found = difference(users_view(weights), template.state_dict(), in_types=False)

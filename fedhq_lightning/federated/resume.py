@@ -18,14 +18,15 @@ from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.quantize.lane_options import default_of_option
 from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.recipe.edit import with_value
-from fedhq_lightning.recipe.identity import SETTINGS_THAT_CHANGE_NO_BIT, check_same
-from fedhq_lightning.run.directory import RunDirectory
+from fedhq_lightning.recipe.identity import SETTINGS_THAT_CHANGE_NO_BIT, changes, check_same, in_words
+from fedhq_lightning.run.directory import MOST_INPUT_BYTES, RunDirectory
 from fedhq_lightning.run.lightning_checkpoint import for_lightning
 from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.run.round_checkpoint import check_model, read_round, unfit
 from fedhq_lightning.run.state import RunState
 from fedhq_lightning.support.paths import expand_path
 from fedhq_lightning.support.text import first_line
+from fedhq_lightning.support.typed_json import read_json
 from fedhq_lightning.support.yaml_text import parse_yaml, read_yaml
 from fedhq_lightning.types import StateDict
 
@@ -59,15 +60,23 @@ class Resumed:
         """Where the run stood."""
         return RunState.from_checkpoint(self.saved["state"], self.records)
 
-    def check_model(self, initial: StateDict) -> None:
-        """Refuse a checkpoint whose models are not those of this module.
+    def check_job(self, initial: StateDict, inputs: Mapping[str, Any] | None) -> None:
+        """Refuse a checkpoint whose models are not those of this module, or of other data.
 
         Args:
             initial: The module's state at the start of a run.
+            inputs: What the data module tells of the inputs.
 
         Raises:
-            ConfigurationError: Names, shapes or types differ.
+            ConfigurationError: Names, shapes or types differ, or what was told of the inputs when the run began.
         """
+        told = self.directory.inputs
+        before = read_json(told, dict[str, Any], MOST_INPUT_BYTES) if told.exists() else {}
+        if inputs is not None and (found := changes(before, inputs)):
+            raise ConfigurationError(
+                f"{told}: the data are not those that the run began with: {in_words(found)}; put them back, or start "
+                "a new run"
+            )
         check_model(self.file, self.saved, initial)
 
     @contextmanager

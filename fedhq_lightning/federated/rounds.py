@@ -85,6 +85,7 @@ class RoundLoop:
         state, control, clients = self._state, self._control, list[ClientRecord]()
         min_clients = self._settings.min_clients
         if not state.records:
+            self._processes.from_first(lambda: self._directory.write_inputs(self._job.datamodule.model_inputs()))
             self._observe(0, Plan({}), [], self._clock.read())
         while state.round < self._settings.max_rounds and not control.should_stop:
             before = self._clock.read()

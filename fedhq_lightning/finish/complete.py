@@ -68,6 +68,7 @@ def complete(
                 logged=next((record.metrics for record in state.records if record.round == state.best_round), None),
                 held_out=f"the held-out data (`val_dataloader`) of {_name_of(job.datamodule)}",
             )
+        directory.hand_on_inputs()
     if settings.final_evaluation:
         with clock.phase("final_evaluation"):
             on_test = metrics_on_test_data(evaluator, state.deployed, job.template, job.datamodule)

@@ -1,4 +1,4 @@
-"""What the reference image classifiers share: loss, metrics, optimizer."""
+"""What the reference classifiers share: loss, metrics, optimizer."""
 
 from typing import Any
 
@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 
-class ImageClassifier(LightningModule):
+class Classifier(LightningModule):
     """Cross entropy, accuracy and plain SGD; subclasses add layers and `forward`.
 
     Logs `train_loss` per step and, per epoch, `val_loss`, `val_accuracy`, `test_loss`, `test_accuracy`.
-    Batches are (images, labels): (batch, channels, height, width) float32 and (batch,) int64.
+    Batches are (inputs, labels): images, (batch, channels, height, width) float32, or rows of a table, and (batch,)
+    int64.
 
     Args:
         num_classes: Classes, >= 2.
@@ -34,8 +35,8 @@ class ImageClassifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross entropy of one batch, a scalar."""
-        images, labels = batch
-        loss: Tensor = self.loss(self(images), labels)
+        inputs, labels = batch
+        loss: Tensor = self.loss(self(inputs), labels)
         self.log("train_loss", loss)
         return loss
 
@@ -48,7 +49,7 @@ class ImageClassifier(LightningModule):
         self._evaluate(batch, "test", self.test_accuracy)
 
     def predict_step(self, batch: Tensor | tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Class scores (batch, num_classes) of a batch of images, with labels or without."""
+        """Class scores (batch, num_classes) of a batch of inputs, with labels or without."""
         scores: Tensor = self(batch if isinstance(batch, Tensor) else batch[0])
         return scores
 
@@ -69,8 +70,8 @@ class ImageClassifier(LightningModule):
         return optimizer
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, accuracy: MulticlassAccuracy) -> None:
-        images, labels = batch
-        logits = self(images)
+        inputs, labels = batch
+        logits = self(inputs)
         accuracy(logits, labels)
         self.log(f"{stage}_loss", self.loss(logits, labels), on_step=False, on_epoch=True, batch_size=len(labels))
         self.log(f"{stage}_accuracy", accuracy, on_step=False, on_epoch=True)

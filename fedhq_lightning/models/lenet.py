@@ -3,12 +3,12 @@
 from torch import Tensor, nn
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.models.classifier import ImageClassifier
+from fedhq_lightning.models.classifier import Classifier
 
 SMALLEST_IMAGE = 12
 
 
-class LeNet5(ImageClassifier):
+class LeNet5(Classifier):
     """LeNet-5 with ReLU and max pooling; 61,706 parameters for (1, 28, 28) images and 10 classes.
 
     Args:

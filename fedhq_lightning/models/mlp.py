@@ -5,10 +5,10 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from fedhq_lightning.models.classifier import ImageClassifier
+from fedhq_lightning.models.classifier import Classifier
 
 
-class MLP(ImageClassifier):
+class MLP(Classifier):
     """Linear layers with ReLU between them, over the flattened image.
 
     Args:

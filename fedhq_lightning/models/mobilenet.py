@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.models.classifier import ImageClassifier
+from fedhq_lightning.models.classifier import Classifier
 from fedhq_lightning.models.norms import Norm, norm_layer
 
 STAGES = ((1, 1, 1), (2, 2, 2), (4, 2, 2), (8, 2, 1))
 """Of each stage: channels as a multiple of `width`, blocks, stride of the first block."""
 
 
-class MobileNetV2(ImageClassifier):
+class MobileNetV2(Classifier):
     """Inverted residuals with linear bottlenecks, for images of CIFAR's size: four stages where the paper has seven.
 
     Depthwise convolutions have few weights each, which rounding to few bits hurts most.

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.models.classifier import ImageClassifier
+from fedhq_lightning.models.classifier import Classifier
 from fedhq_lightning.models.norms import Norm, norm_layer, norm_relu
 
 BLOCKS_PER_STAGE = 3
 
 
-class ResNet20(ImageClassifier):
+class ResNet20(Classifier):
     """The ResNet-20 of the CIFAR experiments.
 
     With GroupNorm in the place of BatchNorm by default: unlike clients normalize unlike batches, where group statistics

@@ -5,10 +5,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.models.classifier import ImageClassifier
+from fedhq_lightning.models.classifier import Classifier
 
 
-class ViT(ImageClassifier):
+class ViT(Classifier):
     """Pre-norm vision transformer with mean pooling, trained with AdamW.
 
     Queries, keys and values are one nn.Linear, and so are quantized; nn.MultiheadAttention keeps bare parameters.

@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import fields, replace
 from itertools import islice
@@ -32,6 +32,9 @@ from fedhq_lightning.support.atomic_files import (
 
 _CHECKPOINT_NAME = re.compile(r"round-(\d+)\.ckpt")
 _ROWS_AT_ONCE = 50_000
+INPUTS = "inputs.json"
+MOST_INPUT_BYTES = 2**26
+"""Of that file: ten thousand columns with a hundred categories of sixty letters each."""
 KEPT_CHECKPOINTS = 2
 """Of rounds, beside the best one: the newest, and the one before, should that be damaged."""
 
@@ -52,6 +55,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.best = self.checkpoints / "best.ckpt"
         self.model = path / "model"
+        self.inputs = path / INPUTS
 
     @classmethod
     def create(cls, root: Path, name: str) -> RunDirectory:
@@ -245,6 +249,16 @@ class RunDirectory:
 
     def _clients(self) -> Iterator[ClientRecord]:
         return (client for record in self.stream_rounds() for client in record.clients)
+
+    def write_inputs(self, told: Mapping[str, Any] | None) -> None:
+        """`inputs.json`, what `FederatedDataModule.model_inputs` tells; nothing where that is None."""
+        if told is not None:
+            write_atomically(self.inputs, json.dumps(told, indent=2, allow_nan=False) + "\n")
+
+    def hand_on_inputs(self) -> None:
+        """Put `inputs.json` beside the deployed model, for those who get only that."""
+        if self.inputs.exists() and self.model.exists():
+            write_atomically(self.model / INPUTS, self.inputs.read_bytes())
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """`summary.json`."""

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from fedhq_lightning import models
 from fedhq_lightning.data import Digits
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.models import MLP, ImageClassifier, LeNet5, MobileNetV2, ResNet20, ViT
+from fedhq_lightning.models import MLP, Classifier, LeNet5, MobileNetV2, ResNet20, ViT
 
 SHAPES = [
     pytest.param(LeNet5, {}, (1, 28, 28), id="LeNet5"),
@@ -35,12 +35,12 @@ SHAPES = [
 
 @pytest.mark.parametrize(("model_class", "settings", "shape"), SHAPES)
 class TestEveryModel:
-    def test_logits(self, model_class: type[ImageClassifier], settings: dict[str, Any], shape: tuple[int, ...]) -> None:
+    def test_logits(self, model_class: type[Classifier], settings: dict[str, Any], shape: tuple[int, ...]) -> None:
         logits = model_class(**settings)(torch.randn(3, *shape))
         assert logits.shape == (3, settings.get("num_classes", 10))
 
     def test_every_parameter_learns(
-        self, model_class: type[ImageClassifier], settings: dict[str, Any], shape: tuple[int, ...]
+        self, model_class: type[Classifier], settings: dict[str, Any], shape: tuple[int, ...]
     ) -> None:
         torch.manual_seed(0)
         model = model_class(**settings)
@@ -49,7 +49,7 @@ class TestEveryModel:
         assert not silent
 
     def test_the_fused_optimizer_is_the_plain_one_but_for_rounding(
-        self, model_class: type[ImageClassifier], settings: dict[str, Any], shape: tuple[int, ...]
+        self, model_class: type[Classifier], settings: dict[str, Any], shape: tuple[int, ...]
     ) -> None:
         torch.manual_seed(0)
         fused_model = model_class(**settings)
@@ -70,7 +70,7 @@ class TestEveryModel:
             torch.testing.assert_close(ours, theirs)
 
     def test_exported_with_any_batch_size(
-        self, model_class: type[ImageClassifier], settings: dict[str, Any], shape: tuple[int, ...]
+        self, model_class: type[Classifier], settings: dict[str, Any], shape: tuple[int, ...]
     ) -> None:
         model = model_class(**settings).eval()
         program = torch.export.export(
@@ -81,7 +81,7 @@ class TestEveryModel:
             torch.testing.assert_close(program(images), model(images), rtol=1e-5, atol=1e-5)
 
     def test_only_known_layers_hold_matrices(
-        self, model_class: type[ImageClassifier], settings: dict[str, Any], shape: tuple[int, ...]
+        self, model_class: type[Classifier], settings: dict[str, Any], shape: tuple[int, ...]
     ) -> None:
         model = model_class(**settings)
         quantizable = {
