@@ -97,7 +97,7 @@ class StatisticsRound:
             client_ids: Who takes them, in one order on all processes; one whose batch is too small is passed over.
         """
         views = self._views(state)
-        pristine = [Pristine(trainer.lightning_module) for trainer in views.values()]
+        pristine = [Pristine(trainer.lightning_module, with_weights=True) for trainer in views.values()]
         received, weights = dict[ClientId, StateDict](), dict[ClientId, int]()
         seconds, sent = 0.0, 0
         for client_id in share_of(self._processes, client_ids, [1.0] * len(client_ids)):

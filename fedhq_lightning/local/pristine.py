@@ -2,7 +2,7 @@
 
 Clients train one after another in the same module, and their code may do anything to it: freeze layers, put another
 `forward` on the instance, register hooks, keep a list. With what stays, bits would depend on who trained before in the
-same process. Weights and buffers are loaded anew for each client (`module_state`); all else is put back from here.
+same process. Where weights and buffers are loaded anew for each client (`module_state`), all else is put back from here.
 
 What is compared is compared by identity, so that a module that nobody touched costs some microseconds a layer.
 """
@@ -33,9 +33,10 @@ class Pristine:
 
     Args:
         module: As it shall be found by every client.
+        with_weights: Put back buffers, and the values of buffers and parameters, too.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, with_weights: bool = False) -> None:
         parts = {id(part): part for _, part in module.named_modules(remove_duplicate=False)}
         self._parts = [(part, type(part), list(vars(part)), list(vars(part).values())) for part in parts.values()]
         parameters = {
@@ -47,8 +48,12 @@ class Pristine:
         self._seen: set[int] = set()
         self._tensors: list[tuple[Tensor, int, Tensor]] = []
         for _, _, names, values in self._parts:
-            # Buffers are made anew for each client, and their names are put back with them.
-            self._remember(value for name, value in zip(names, values, strict=True) if name != "_buffers")
+            # Buffers that are made anew for each client have their names put back with them.
+            self._remember(
+                value for name, value in zip(names, values, strict=True) if with_weights or name != "_buffers"
+            )
+        self._weights = [*module.parameters(), *module.buffers()] if with_weights else []
+        self._weights_values = [each.detach().clone() for each in self._weights]
 
     def restore(self) -> None:
         """Put the module back."""
@@ -74,6 +79,9 @@ class Pristine:
                 with torch.no_grad():
                     tensor.copy_(value)
                 self._tensors[index] = tensor, tensor._version, value
+        if self._weights:
+            with torch.no_grad():  # also what a change through `data` leaves, which no version tells
+                torch._foreach_copy_(self._weights, self._weights_values)
 
     def _remember(self, values: Iterable[Any]) -> None:
         for value in values:

@@ -75,6 +75,21 @@ def test_each_view_has_the_statistics_of_its_own_examples(allocation: Any) -> No
 
 
 @without_program
+def test_what_a_client_does_to_the_weights_the_next_does_not_meet() -> None:
+    class Drifting(Normed):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            loss = super().training_step(batch, batch_idx)
+            if not torch.is_grad_enabled():  # as in the pass that takes statistics
+                self.net[0].weight.data.add_(1.0)  # type: ignore[operator,union-attr]
+            return loss
+
+    there, state = fit(Drifting(), max_rounds=2, scheme="w4a8", callbacks=FixedAllocator("ptq"))
+    _, expected = fit(Normed(), max_rounds=2, scheme="w4a8", callbacks=FixedAllocator("ptq"))
+    assert all(record.statistics_seconds for record in records(there)[1:])
+    assert same_bits(state, expected)
+
+
+@without_program
 def test_without_a_scheme_there_is_one_view() -> None:
     _, state = fit(Normed(), max_rounds=1)
     assert state.keys() == Normed().state_dict().keys()

@@ -151,6 +151,21 @@ def test_the_next_client_finds_it_as_it_was(deed: Callable[[Keeps], object]) -> 
         assert not any(each._post_accumulate_grad_hooks for each in resident.parameters())
 
 
+@pytest.mark.parametrize("deed", DEEDS, ids=lambda deed: deed.__name__)
+def test_with_its_weights_where_nothing_loads_them_anew(deed: Callable[[Keeps], object]) -> None:
+    module, template = Keeps(), Keeps()
+    before, state = _attributes(module), copy.deepcopy(module.state_dict())
+    pristine = Pristine(module, with_weights=True)
+    for _ in range(2):
+        for each in [*module.parameters(), *module.buffers()]:
+            each.data.fill_(3)
+        deed(module)
+        pristine.restore()
+        restore_requires_grad(module, template)
+        assert _attributes(module) == before
+        assert same_bits(module.state_dict(), state)
+
+
 def test_parameters_stay_the_same_objects() -> None:
     module = Keeps()
     parameters = list(module.parameters())
