@@ -2,7 +2,7 @@
 
 Clients train one after another in the same module, and their code may do anything to it: freeze layers, put another
 `forward` on the instance, register hooks, keep a list. With what stays, bits would depend on who trained before in the
-same process. Where weights and buffers are loaded anew for each client (`module_state`), all else is put back from here.
+same process. Where weights and buffers are loaded anew for each client (`module_state`), all else is put back here.
 
 What is compared is compared by identity, so that a module that nobody touched costs some microseconds a layer.
 """

@@ -240,7 +240,6 @@ class TestWithout:
     def test_a_level_that_gives_wrong_bits_is_not_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
         if len(levels_of_this_processor()) < 2 or not has_compiler():
             pytest.skip("no level but the reference")
-        monkeypatch.setattr(lanes, "_leaves_products_to_onednn", lambda wanted: False)
         monkeypatch.setattr(lanes, "_agrees", lambda level, reference: False)
         with pytest.warns(UserWarning, match=r"the \w+ kernels fail their test on this processor"):
             assert native_level() is None
@@ -250,7 +249,6 @@ class TestWithout:
             raise BuildError("error: no such header")
 
         monkeypatch.setattr(lanes, "has_compiler", lambda: True)
-        monkeypatch.setattr(lanes, "_leaves_products_to_onednn", lambda wanted: False)
         monkeypatch.setattr(lanes, "built_library", failing)
         with pytest.warns(UserWarning, match=r"not built \(error: no such header\): slower ones compute"):
             assert native_level() is None

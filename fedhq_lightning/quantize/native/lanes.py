@@ -38,7 +38,7 @@ def native_level() -> str | None:
     if wanted and wanted not in (*LEVELS, OFF):
         allowed = [*LEVELS, OFF]
         raise ConfigurationError(f"{VARIABLE} {wanted!r}: allowed are {', '.join(allowed)}{nearest(wanted, allowed)}")
-    if wanted == OFF or not has_compiler() or _leaves_products_to_onednn(wanted):
+    if wanted == OFF or not has_compiler():
         return None
     try:
         torch.ops.load_library(str(built_library()))  # type: ignore[no-untyped-call]  # untyped in torch
@@ -65,11 +65,6 @@ def native_level() -> str | None:
 def multiplies_bytes() -> bool:
     """Whether the level has instructions that multiply bytes, several times as fast as fp32's."""
     return native_level() in _WITH_BYTES
-
-
-def _leaves_products_to_onednn(wanted: str) -> bool:
-    """AMX multiplies tiles faster than any level here."""
-    return not wanted and bool(torch.cpu.get_capabilities().get("amx_int8", False))
 
 
 def native(x: Tensor, *others: Tensor | None) -> Any | None:
