@@ -101,6 +101,7 @@ class FederatedTrainer(AfterFit):
         checkpoint_every_n_rounds: Write a checkpoint after every so many rounds, and after the last.
         final_evaluation: After the last round, evaluate the deployed model on test data, on each class and on clients,
             and time it. False leaves these figures null, and `metric_quantized` as the deployed round logged it.
+        export: Files of the deployed model beside `model.pt2`: "onnx" for `model.onnx`; one name, or several, or none.
         enable_progress_bar: Show progress, and the result at the end.
         seed: Where every random number of the run comes from.
         default_root_dir: Run directories are made in `default_root_dir/RECIPE/`.
@@ -157,48 +158,15 @@ class FederatedTrainer(AfterFit):
         eval_every_n_rounds: int = 1,
         checkpoint_every_n_rounds: int = 1,
         final_evaluation: bool = True,
+        export: str | Sequence[str] = ("onnx",),
         enable_progress_bar: bool = True,
         seed: int = 0,
         default_root_dir: str | Path = "runs",
     ) -> None:
-        asked = {
-            "max_rounds": max_rounds,
-            "clients_per_round": clients_per_round,
-            "local_epochs": local_epochs,
-            "local_steps": local_steps,
-            "scheme": scheme,
+        asked = {name: value for name, value in locals().items() if name != "self"} | {
             "lanes": lanes or LaneOptions(),
-            "aggregator": aggregator,
-            "uplink": uplink,
-            "downlink": downlink,
             "fleet": expand_fleet(fleet),
-            "monitor": monitor,
-            "monitor_mode": monitor_mode,
-            "callbacks": callbacks,
-            "logger": logger,
-            "accelerator": accelerator,
-            "devices": devices,
-            "num_nodes": num_nodes,
-            "strategy": strategy,
-            "process_timeout": process_timeout,
             "precision": plain_precision(precision),
-            "threads": threads,
-            "gradient_clip_val": gradient_clip_val,
-            "accumulate_grad_batches": accumulate_grad_batches,
-            "round_lr": round_lr,
-            "mode_lr": mode_lr,
-            "round_deadline": round_deadline,
-            "on_client_error": on_client_error,
-            "min_clients": min_clients,
-            "max_norm_ratio": max_norm_ratio,
-            "sit_out_rounds": sit_out_rounds,
-            "ema_decay": ema_decay,
-            "retake_batch_statistics": retake_batch_statistics,
-            "eval_every_n_rounds": eval_every_n_rounds,
-            "checkpoint_every_n_rounds": checkpoint_every_n_rounds,
-            "final_evaluation": final_evaluation,
-            "enable_progress_bar": enable_progress_bar,
-            "seed": seed,
             "default_root_dir": expand_if_given(default_root_dir, "default_root_dir"),
         }
         self.described = describe(asked)

@@ -99,7 +99,7 @@ class SmallModule(L.LightningModule):
 
 def trainer(**settings: Any) -> FederatedTrainer:
     """A quiet trainer of two rounds on the CPU."""
-    quiet = {"max_rounds": 2, "logger": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    quiet = {"max_rounds": 2, "logger": False, "enable_progress_bar": False, "accelerator": "cpu", "export": []}
     return FederatedTrainer(**(quiet | settings))
 
 

@@ -39,6 +39,7 @@ SMALL: dict[str, Any] = {
             {"class_path": "fedhq_lightning.callbacks.FixedAllocator", "init_args": {"allocation": 0.5}},
         ],
         "logger": False,
+        "export": [],
     },
 }
 

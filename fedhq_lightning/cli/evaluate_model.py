@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from torch.utils import _pytree as pytree
 from fedhq_lightning.cli.evaluation_tables import Evaluation, print_evaluation
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.deploy import ExportError, load_packed
-from fedhq_lightning.deploy.export import computes_the_same, first_samples, packed_size
+from fedhq_lightning.deploy.export import first_samples, packed_size
+from fedhq_lightning.deploy.formats import float_forms, read_program
 from fedhq_lightning.deploy.from_state import metrics_of_program
 from fedhq_lightning.deploy.model_files import ModelFiles, find_files, read_weights, recipe_of
 from fedhq_lightning.deploy.model_folder import MOST_SAMPLES
-from fedhq_lightning.deploy.program_file import load_program
+from fedhq_lightning.deploy.model_to_write import ModelToWrite
 from fedhq_lightning.deploy.speed import measure_inference
+from fedhq_lightning.deploy.written_file import Agreement
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import checks, setup
 from fedhq_lightning.federated.clients import client_to_probe, plain_client_ids
@@ -40,7 +43,7 @@ def evaluate_model(
     """Evaluate, measure and print.
 
     Args:
-        model: A run directory, its `model/`, or a .pt2 file.
+        model: A run directory, its `model/`, or a file of a deployed model.
         recipe: A shipped recipe's name or a file; default: the run's own.
         overrides: As `fedhq run` takes them.
         trust: Load a program with anything in it, and run that.
@@ -105,14 +108,18 @@ def _evaluate(
             raise ConfigurationError(f"{files.program.name} does not do what {wanted} does: {error}") from error
     elif files.packed is not None:
         metrics = evaluator.metrics_of(load_packed(files.packed, template), loaders)
-    inference, is_conversion = None, None
+    inference, agreement, is_conversion = None, None, None
     if files.program and program is not None and files.weights is not None and example_args is not None:
-        converted = evaluator.deployed(state).cpu()
         few = first_samples(example_args, MOST_SAMPLES)
-        example_args = pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, few)
-        is_conversion = computes_the_same(program, converted, example_args)
-        packed_bytes = packed_size(converted) if is_conversion else None
-        inference = measure_inference(plain.cpu(), program, example_args, files.program, files.weights, packed_bytes)
+        few = pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, few)
+        made = ModelToWrite(evaluator.deployed(state).cpu(), few, kind, str(evaluator.scheme))
+        with suppress(ExportError):
+            agreement = Agreement.of(program, made.converted, few)
+        is_conversion = agreement is not None and (agreement.bit_equal == 1 or not files.program.name.endswith(".pt2"))
+        forms = {"fp32 in torch": plain.cpu(), **float_forms(made, [files.program.name])}
+        inference = measure_inference(forms, {files.program.name: program}, few)
+        inference |= {"fp32_bytes": files.weights.stat().st_size, "int8_bytes": files.program.stat().st_size}
+        inference["packed_bytes"] = packed_size(made.converted) if is_conversion else None
     return Evaluation(
         kind,
         None if evaluator.scheme is None else str(evaluator.scheme),
@@ -121,9 +128,10 @@ def _evaluate(
         metrics,
         inference,
         is_conversion,
+        agreement,
     )
 
 
 def _read_program(file: Path, trust: bool) -> nn.Module:
     with libraries_quiet("torch.export", level=logging.CRITICAL):  # which shows the traceback
-        return load_program(file, trust)
+        return read_program(file, trust)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedhq_lightning.deploy.written_file import Agreement
 from fedhq_lightning.report.final_table import aligned, on_terminal
 from fedhq_lightning.report.formats import format_bytes, format_metric, format_seconds, speed_text
 from fedhq_lightning.support.terminal import Terminal
@@ -27,8 +28,9 @@ class Evaluation:
         fp_metrics: By name, of the float32 weights; empty without them.
         deployed_metrics: By name, of the deployed model; empty where there is none, or validation never calls it.
         inference: As `measure_inference` returns it, or None.
-        is_conversion: Whether the program computes, bit for bit, what the scheme makes of the weights; None where
-            there is nothing to compare.
+        is_conversion: Whether the program is what the scheme makes of the weights: a `.pt2` file bit for bit, others
+            but for rounding; None where there is nothing to compare.
+        agreement: Of the program with what the scheme makes of the weights, where it is that.
     """
 
     model: str
@@ -38,6 +40,7 @@ class Evaluation:
     deployed_metrics: dict[str, float]
     inference: dict[str, Any] | None
     is_conversion: bool | None = None
+    agreement: Agreement | None = None
 
 
 def print_evaluation(found: Evaluation, threads: int, console: Console | None = None) -> None:
@@ -96,12 +99,13 @@ def _notes(found: Evaluation, threads: int) -> list[str]:
             "scheme or round"
         )
     if found.inference:
-        if found.is_conversion:
+        if found.is_conversion and found.agreement:
+            notes.append(f"beside the conversion of the weights: {found.agreement.in_words()}")
             notes.append(f"weights at the scheme's bits would take {format_bytes(found.inference['packed_bytes'])}")
         on = "1 thread" if threads == 1 else f"{threads} threads"
         notes.append(f"wall times are medians of one forward on this CPU, on {on} (first to third quartile)")
         notes += [
-            f"batch of {size}: int8 is {speed_text(times['speedup'])}"
+            f"batch of {size}: int8 is {speed_text(times['speedup'])} ({times['fp32']})"
             for size, times in found.inference["batch_sizes"].items()
         ]
     return notes

@@ -79,8 +79,8 @@ def export_program(converted: nn.Module, example_args: tuple[Any, ...], path: Pa
         raise ExportError("the example must have tensors with at least one sample")
     with torch.no_grad():
         try:
-            with _tracer_silent():
-                program = _program(_ForwardOnly(converted), example_args)
+            with tracer_silent():
+                program = traced_program(converted, example_args)
             # In memory: torch ends the process, in C++, where it writes to a disk that is full.
             written = io.BytesIO()
             torch.export.save(program, written)
@@ -101,14 +101,20 @@ def export_program(converted: nn.Module, example_args: tuple[Any, ...], path: Pa
     return loaded
 
 
-def _program(module: nn.Module, example_args: tuple[Any, ...]) -> torch.export.ExportedProgram:
+def traced_program(module: nn.Module, example_args: tuple[Any, ...]) -> torch.export.ExportedProgram:
+    """A module as torch traces it, for a batch of any size.
+
+    Args:
+        module: In evaluation mode.
+        example_args: As in `export_program`; their values go nowhere.
+    """
     # Zeros, two samples of them: programs carry their example, which is somebody's data, and a batch of one would be
     # taken for a constant.
     args = pytree.tree_map(lambda leaf: torch.zeros_like(leaf[:1].expand(2, *leaf.shape[1:])).contiguous()
                            if _has_batch(leaf) else leaf, example_args)  # fmt: skip
     batch = torch.export.Dim("batch", min=1)
     shapes = pytree.tree_map(lambda leaf: {0: batch} if _has_batch(leaf) else None, args)
-    program = torch.export.export(module, args, dynamic_shapes=(shapes,))
+    program = torch.export.export(_ForwardOnly(module), args, dynamic_shapes=(shapes,))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names folders of this machine
     return program
@@ -125,7 +131,7 @@ def _with_compressed_text(program: io.BytesIO) -> bytes:
 
 
 @contextmanager
-def _tracer_silent() -> Iterator[None]:
+def tracer_silent() -> Iterator[None]:
     """Silence what torch says of a module that it cannot trace: the error says it, and is handled.
 
     What the module itself prints and warns of in its forward is the user's to see.
@@ -189,12 +195,6 @@ def save_packed(converted: nn.Module, path: Path) -> None:
     described = {name: {"scheme": str(layer.scheme), "shape": layer.weight_shape} for name, layer in layers.items()}
     header = {"format": PACKED_FORMAT, "version": str(PACKED_VERSION), "layers": json.dumps(described, sort_keys=True)}
     write_atomically(path, safetensors.torch.save(state, metadata=header))
-
-
-def computes_the_same(program: nn.Module, converted: nn.Module, example_args: tuple[Any, ...]) -> bool:
-    """Whether a program that was read computes bit for bit what a converted module does, on one example on the CPU."""
-    with torch.no_grad():
-        return same_outputs(program(*example_args), converted.eval()(*example_args))
 
 
 def packed_size(converted: nn.Module) -> int:
@@ -269,6 +269,11 @@ def first_samples(values: Values, count: int) -> Values:
     """Arguments, nested as they may be, with the first `count` samples of every tensor."""
     found: Values = pytree.tree_map(lambda leaf: leaf[:count] if _has_batch(leaf) else leaf, values)
     return found
+
+
+def batch_size(args: tuple[Any, ...]) -> int:
+    """First dimension of the first tensor that has one."""
+    return next(len(leaf) for leaf in pytree.tree_leaves(args) if _has_batch(leaf))
 
 
 def _has_batch(leaf: Any) -> bool:

@@ -30,6 +30,7 @@ def deploy(
     folder: Path,
     logged: Mapping[str, float] | None = None,
     held_out: str = "the held-out data",
+    exports: Sequence[str] = (),
 ) -> Deployment:
     """Write the deployed model of one global state.
 
@@ -41,6 +42,7 @@ def deploy(
         folder: `model/`, made if needed.
         logged: `fp/NAME` and `quantized/NAME` of this state, for the folder's README.
         held_out: What the metrics are measured on, likewise.
+        exports: Files beside `model.pt2`, by their names among `FORMATS`.
     """
     module, converted = evaluator.model(state), None
     if evaluator.scheme is not None:
@@ -62,6 +64,7 @@ def deploy(
         fp_metrics=metrics["fp"],
         quantized_metrics=metrics["quantized"],
         held_out=held_out,
+        exports=exports,
         statistics=deployed_statistics(state),
     )
 

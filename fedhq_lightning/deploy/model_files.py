@@ -9,6 +9,7 @@ import lightning as L
 import safetensors.torch
 from safetensors import SafetensorError
 
+from fedhq_lightning.deploy.formats import is_program, program_suffixes
 from fedhq_lightning.deploy.model_folder import PACKED, PROGRAM, STATISTICS, WEIGHTS
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.recipe import files as recipe_files
@@ -16,13 +17,16 @@ from fedhq_lightning.support.text import first_line
 from fedhq_lightning.support.views import as_deployed, users_view
 from fedhq_lightning.types import StateDict
 
+PACKED_SUFFIX = Path(PACKED).suffix
+_ALLOWED = "give a run directory, its model/ folder or a file of it"
+
 
 @dataclass(frozen=True)
 class ModelFiles:
     """What was found where the user pointed.
 
     Attributes:
-        program: A .pt2 file, or None.
+        program: A file that `read_program` takes, or None.
         packed: A packed model, or None; there is one of the two, or only weights.
         weights: The float32 weights beside it, or None.
         recipe: `recipe.yaml` of the run, or None for a model that lies elsewhere.
@@ -40,18 +44,23 @@ def find_files(model: Path) -> ModelFiles:
     Raises:
         ConfigurationError: There is no model.
     """
+    program, packed = None, None
     if model.is_file():
-        if model.suffix != ".pt2":
-            raise ConfigurationError(f"{model.name} is no .pt2 file; give a run directory, its model/ folder or a .pt2")
-        folder, program = model.parent, model
+        folder = model.parent
+        if is_program(model):
+            program = model
+        elif model.suffix == PACKED_SUFFIX:
+            packed = model
+        else:
+            raise ConfigurationError(f"{model.name} is no {program_suffixes()} or {PACKED_SUFFIX} file; {_ALLOWED}")
     elif model.is_dir():
         folder = model if not (model / "model").is_dir() else model / "model"
-        program = folder / PROGRAM
+        program, packed = folder / PROGRAM, folder / PACKED
     else:
-        raise ConfigurationError("no such folder or file; give a run directory, its model/ folder or a .pt2 file")
+        raise ConfigurationError(f"no such folder or file; {_ALLOWED}")
     recipe = folder.resolve().parent / "recipe.yaml"
-    paths = (program, folder / PACKED, folder / WEIGHTS, recipe)
-    files = ModelFiles(*(path if path.is_file() else None for path in paths))
+    paths = (program, packed, folder / WEIGHTS, recipe)
+    files = ModelFiles(*(path if path is not None and path.is_file() else None for path in paths))
     if files.program is None and files.packed is None and files.weights is None:
         ended = "" if (folder / "summary.json").is_file() or folder != model else "; a run writes model/ at its end"
         raise ConfigurationError(f"no {PROGRAM}, {PACKED} or {WEIGHTS} in {folder}{ended}")

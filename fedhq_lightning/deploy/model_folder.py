@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fedhq_lightning.deploy import ExportError, export_program, model_readme, save_packed
 from fedhq_lightning.deploy.deployment import Deployment
-from fedhq_lightning.deploy.export import first_samples, packed_size
+from fedhq_lightning.deploy.export import batch_size, first_samples, packed_size
+from fedhq_lightning.deploy.formats import FORMATS, write_formats
+from fedhq_lightning.deploy.model_to_write import ModelToWrite
+from fedhq_lightning.deploy.written_file import Agreement, WrittenFile
 from fedhq_lightning.quantize import QuantScheme
 from fedhq_lightning.support.atomic_files import remove_leftovers, told_to_user, write_atomically
 from fedhq_lightning.types import StateDict
@@ -28,6 +32,8 @@ README = "README.md"
 
 MOST_SAMPLES = 64
 """That a program is tried and timed on: on some processors torch's integer products are slow."""
+_MOST_COMPARED = 512
+"""Samples that the other files are compared on."""
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
@@ -40,6 +46,7 @@ def write_model_folder(
     scheme: QuantScheme | None,
     name: str,
     *,
+    exports: Sequence[str] = (),
     evaluate: Evaluate | None = None,
     fp_metrics: Mapping[str, float] | None = None,
     quantized_metrics: Mapping[str, float] | None = None,
@@ -48,9 +55,9 @@ def write_model_folder(
 ) -> Deployment:
     """Write a model so that it can be used without this package.
 
-    `weights.safetensors` (float32) and `README.md` always; `model.pt2` with `load_model.py`, or, where torch cannot
-    export the module, `model.safetensors` (packed integers and scales). Files of another kind that an earlier call
-    left, and parts of files that a killed one left, are removed.
+    `weights.safetensors` (float32) and `README.md` always; `model.pt2` with `load_model.py` and the files of `exports`,
+    or, where torch cannot export the module, `model.safetensors` (packed integers and scales). Files of another kind
+    that an earlier call left, and parts of files that a killed one left, are removed.
 
     Args:
         folder: Made if needed; its parent exists.
@@ -60,6 +67,7 @@ def write_model_folder(
             module's `example_input_array`.
         scheme: Grid of `converted`; None if that is None.
         name: What the model is called, by custom its class.
+        exports: Further files, by their names among `FORMATS`.
         evaluate: Called with the program as read back; its metrics on held-out data. An ExportError of it means
             that the program is of no use, and the model is packed instead.
         fp_metrics: Metrics of the float32 weights by name, for the README.
@@ -74,13 +82,13 @@ def write_model_folder(
     with told_to_user(folder):
         folder.mkdir(exist_ok=True)
         # The README too: it is the last to be written, and tells nothing of what is half written.
-        for file in (PROGRAM, PACKED, STATISTICS, LOADER, README):
+        for file in (PROGRAM, PACKED, STATISTICS, LOADER, README, *(form.file for form in FORMATS.values())):
             (folder / file).unlink(missing_ok=True)
         _remove_litter(folder)
     write_atomically(folder / WEIGHTS, _as_bytes(weights))
     if statistics:
         write_atomically(folder / STATISTICS, _as_bytes(statistics))
-    deployment = _write_model(folder, converted, example_args, evaluate)
+    deployment = _write_model(folder, converted, example_args, evaluate, exports, str(scheme), name)
     text = model_readme.text(
         folder,
         name,
@@ -106,21 +114,36 @@ def _remove_litter(folder: Path) -> None:
 
 
 def _write_model(
-    folder: Path, converted: L.LightningModule | None, example_args: tuple[Any, ...] | None, evaluate: Evaluate | None
+    folder: Path,
+    converted: L.LightningModule | None,
+    example_args: tuple[Any, ...] | None,
+    evaluate: Evaluate | None,
+    exports: Sequence[str],
+    scheme: str,
+    name: str,
 ) -> Deployment:
     if converted is None:
         return Deployment("float32", "", {})
     converted, path = converted.cpu(), folder / PROGRAM
     try:
         example_args = _example(converted, example_args)
-        program = export_program(converted, example_args, path)
+        program = export_program(converted, first_samples(example_args, MOST_SAMPLES), path)
         metrics = dict(evaluate(program)) if evaluate is not None else {}
     except ExportError as error:
         path.unlink(missing_ok=True)
         save_packed(converted, folder / PACKED)
-        return Deployment("packed", str(error), {}, packed_bytes=packed_size(converted))
+        missing = [(PROGRAM, "torch"), *((FORMATS[each].file, FORMATS[each].runtime) for each in exports)]
+        files = [WrittenFile(file, runtime, reason=str(error)) for file, runtime in missing]
+        files.append(WrittenFile(PACKED, "fedhq_lightning", (folder / PACKED).stat().st_size))
+        return Deployment("packed", str(error), {}, tuple(files), packed_bytes=packed_size(converted))
     write_atomically(folder / LOADER, model_readme.loader(path.read_bytes()))
-    return Deployment(PROGRAM, "", metrics, program, example_args, packed_size(converted))
+    model = ModelToWrite(converted, example_args, name, scheme, metrics)
+    with torch.no_grad():
+        output = converted(*example_args)  # of which export_program has seen that the program has the bits
+    same = Agreement.between(output, output, batch_size(example_args))
+    written = WrittenFile(PROGRAM, "torch", path.stat().st_size, same, program=program)
+    files = [written, *write_formats(exports, model, folder)]
+    return Deployment(PROGRAM, "", metrics, tuple(files), model, packed_size(converted))
 
 
 def _example(module: L.LightningModule, example_args: tuple[Any, ...] | None) -> tuple[Any, ...]:
@@ -129,7 +152,7 @@ def _example(module: L.LightningModule, example_args: tuple[Any, ...] | None) ->
         example_args = _as_arguments(module.example_input_array)
     if example_args is None:
         raise ExportError("validation_step does not call its forward by position, and it has no example_input_array")
-    on_cpu: tuple[Any, ...] = pytree.tree_map_only(Tensor, Tensor.cpu, first_samples(example_args, MOST_SAMPLES))
+    on_cpu: tuple[Any, ...] = pytree.tree_map_only(Tensor, Tensor.cpu, first_samples(example_args, _MOST_COMPARED))
     return on_cpu
 
 

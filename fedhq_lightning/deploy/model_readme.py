@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
 
-if TYPE_CHECKING:
-    from fedhq_lightning.deploy.deployment import Deployment
+from fedhq_lightning.deploy.deployment import Deployment
+from fedhq_lightning.deploy.formats import FORMATS
+from fedhq_lightning.deploy.model_to_write import describe_inputs
 
 _LOADER = '''"""model.pt2, with torch alone: `from load_model import model`, or `python load_model.py` on zeros."""
 
@@ -94,7 +92,8 @@ def text(
 
     Arguments are as in `write_model_folder`; `leaves_out`: whether the state lacks parts of the module.
     """
-    torch_name, inputs = torch_version(), describe_inputs(deployment.example_args)
+    torch_name = torch_version()
+    inputs = "" if deployment.model is None else describe_inputs(deployment.model.example_args)
     if deployment.export == "float32":
         what, limits, file = _FLOAT, "", None
     elif deployment.export == "packed":
@@ -107,21 +106,27 @@ def text(
     weights = _WEIGHTS.format(parts="", strict="")
     if leaves_out:
         weights = _WEIGHTS.format(parts=", but for what its `state_dict` leaves out", strict=", strict=False")
-    parts = [f"# {name}, {scheme or 'float32'}", what, weights, "## Figures", figures]
+    others = _other_files(deployment)
+    parts = [f"# {name}, {scheme or 'float32'}", what, *others, weights, "## Figures", figures]
     if limits:
         parts += ["## Limits", limits]
     return "\n\n".join(parts) + "\n"
 
 
-def describe_inputs(example_args: tuple[Any, ...] | None) -> str:
-    """Dtypes and shapes of the tensors among a forward's arguments, with "batch" for the first dimension."""
-    tensors = [leaf for leaf in pytree.tree_leaves(example_args) if isinstance(leaf, Tensor)]
-    return ", ".join(
-        f"{str(each.dtype).removeprefix('torch.')} of shape ({', '.join(['batch', *map(str, each.shape[1:])])})"
-        if each.dim()
-        else f"{str(each.dtype).removeprefix('torch.')} scalar"
-        for each in tensors
-    )
+def _other_files(deployment: Deployment) -> list[str]:
+    """A paragraph on each file beside `model.pt2`, and one on those that could not be written."""
+    forms = {form.file: form for form in FORMATS.values()}
+    if deployment.model is None:
+        return []
+    found, missing = [], []
+    for file in deployment.files:
+        if file.reason:
+            missing.append(f"There is no `{file.name}`: {file.reason}.")
+        elif file.name in forms and file.agreement is not None:
+            usage = forms[file.name].usage(deployment.model)
+            text = f"`{file.name}` ({file.bytes:,} bytes) is the same model for {file.runtime}"
+            found.append(f"{text}: {file.agreement.in_words()}.\n\n```python\n{usage}\n```")
+    return found + missing
 
 
 def torch_version() -> str:

@@ -1,19 +1,17 @@
-"""What the deployed model takes on this host's CPU, beside the float32 model that it came from: wall time and bytes."""
+"""What the deployed model's files take on this host's CPU, beside the float32 model that they came from: wall time."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
-from fedhq_lightning.deploy.export import first_samples
+from fedhq_lightning.deploy.export import batch_size, first_samples
 
 _MOST_REPETITIONS = 40
 _MOST_SECONDS = 0.5
@@ -21,52 +19,34 @@ _MOST_SECONDS = 0.5
 
 
 def measure_inference(
-    plain: nn.Module,
-    program: nn.Module,
-    example_args: tuple[Any, ...],
-    file: Path,
-    weights: Path,
-    packed_bytes: int | None,
+    float_forms: Mapping[str, nn.Module], files: Mapping[str, nn.Module], example_args: tuple[Any, ...]
 ) -> dict[str, Any]:
-    """Wall times of single forwards of an exported program and of its float32 module, in turns, on torch's threads.
+    """Wall times of single forwards of a deployed model's files and of its float32 forms, in turns, on torch's threads.
 
     Args:
-        plain: The module with float32 weights, on the CPU; put into evaluation mode.
-        program: The exported program, as read.
+        float_forms: The module with float32 weights, on the CPU, by what runs it; put into evaluation mode.
+        files: The files' programs, as read, by name.
         example_args: Inputs on the CPU, the first dimension of tensors being the batch; its first sample is the
             other batch.
-        file: The program's .pt2 file, for its size.
-        weights: The module's weights as a file, for its size.
-        packed_bytes: What `packed_size` gives.
 
     Returns:
-        `threads`; `fp32_bytes` (of `weights`), `int8_bytes` (of `file`, its graph included),
-        `packed_bytes` (what the weights take at the scheme's bits); `batch_sizes`, by batch size as text:
-        `fp32_ms`, `int8_ms` (medians of wall milliseconds for the whole batch), `fp32_ms_quartiles`,
-        `int8_ms_quartiles` (first and third), `speedup` (fp32 over int8, the median over pairs; above 1: int8 is
-        faster), `repetitions`.
+        `threads`, and `batch_sizes`, by batch size as text: `forms`, by the names given, with `ms` (median of wall
+        milliseconds for the whole batch) and `ms_quartiles` (first and third); `fp32` and `int8`, the names of the
+        fastest float32 form and of the fastest file; their times as `fp32_ms`, `int8_ms`, `fp32_ms_quartiles`,
+        `int8_ms_quartiles`; `speedup` (that fp32 over that int8, the median over pairs; above 1: int8 is faster);
+        `repetitions`.
     """
-    plain.eval()
+    for module in float_forms.values():
+        module.eval()
     batch_sizes = {}
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for args in (first_samples(example_args, 1), example_args):
-            batch_sizes[str(batch_size(args))] = _in_turns(partial(plain, *args), partial(program, *args))
-    return {
-        "threads": torch.get_num_threads(),
-        "fp32_bytes": weights.stat().st_size,
-        "int8_bytes": file.stat().st_size,
-        "packed_bytes": packed_bytes,
-        "batch_sizes": batch_sizes,
-    }
+            works = {name: partial(module, *args) for name, module in (*float_forms.items(), *files.items())}
+            batch_sizes[str(batch_size(args))] = _told(_in_turns(works), list(float_forms), list(files))
+    return {"threads": torch.get_num_threads(), "batch_sizes": batch_sizes}
 
 
-def batch_size(args: tuple[Any, ...]) -> int:
-    """First dimension of the first tensor that has one."""
-    return next(leaf.shape[0] for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim())
-
-
-def _in_turns(fp32: Callable[[], Any], int8: Callable[[], Any]) -> dict[str, Any]:
-    works = {"fp32": fp32, "int8": int8}
+def _in_turns(works: Mapping[str, Callable[[], Any]]) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {kind: [] for kind in works}
     started = time.perf_counter()
     for turn in range(_MOST_REPETITIONS + 1):
@@ -80,9 +60,20 @@ def _in_turns(fp32: Callable[[], Any], int8: Callable[[], Any]) -> dict[str, Any
             before = time.perf_counter()
             works[kind]()
             times[kind].append((time.perf_counter() - before) * 1e3)
-    figures: dict[str, Any] = {}
-    for kind, values in times.items():
-        quarters = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-        figures |= {f"{kind}_ms": median(values), f"{kind}_ms_quartiles": [quarters[0], quarters[2]]}
-    speedup = median(slow / fast for slow, fast in zip(times["fp32"], times["int8"], strict=True))
-    return figures | {"speedup": speedup, "repetitions": len(times["int8"])}
+    return times
+
+
+def _told(times: Mapping[str, list[float]], float_forms: list[str], files: list[str]) -> dict[str, Any]:
+    forms = {name: {"ms": median(values), "ms_quartiles": _quartiles(values)} for name, values in times.items()}
+    figures: dict[str, Any] = {"forms": forms}
+    for kind, names in (("fp32", float_forms), ("int8", files)):
+        fastest = min(names, key=lambda name: median(times[name]))
+        figures |= {kind: fastest} | {f"{kind}_{key}": value for key, value in forms[fastest].items()}
+    pairs = zip(times[figures["fp32"]], times[figures["int8"]], strict=True)
+    figures["speedup"] = median(slow / fast for slow, fast in pairs)
+    return figures | {"repetitions": len(times[figures["int8"]])}
+
+
+def _quartiles(values: list[float]) -> list[float]:
+    quarters = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return [quarters[0], quarters[2]]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from fedhq_lightning.allocation import Allocator
+from fedhq_lightning.deploy.formats import FORMATS
 from fedhq_lightning.devices import FleetSpec
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.federated.aggregators import Aggregator, FedAvg
@@ -68,6 +69,7 @@ class RunSettings:
     eval_every_n_rounds: int
     checkpoint_every_n_rounds: int
     final_evaluation: bool
+    export: tuple[str, ...]
     seed: int
 
     @classmethod
@@ -87,11 +89,17 @@ class RunSettings:
                 epochs, given["local_steps"], given["gradient_clip_val"], given["accumulate_grad_batches"]
             ),
             "mode_lr": dict(given["mode_lr"] or {}),
+            "export": exports_of(given["export"]),
             "scheme": None if given["scheme"] is None else QuantScheme.parse(given["scheme"]),
             "aggregator": given["aggregator"] or FedAvg(),
             "allocator": allocator,
         }
         return cls(**{each.name: given[each.name] for each in fields(cls) if each.name not in found}, **found)
+
+
+def exports_of(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Names of further files of the deployed model, each once: from one name, several, or None."""
+    return (given,) if isinstance(given, str) else tuple(dict.fromkeys(given or ()))
 
 
 def check_settings(given: Mapping[str, Any]) -> None:
@@ -113,6 +121,8 @@ def check_settings(given: Mapping[str, Any]) -> None:
         _check_choice("monitor_mode", given["monitor_mode"], ("min", "max"))
     if given["local_epochs"] is not None and given["local_steps"] is not None:
         raise ConfigurationError("local_epochs and local_steps are both given; set one of them to null")
+    for name in exports_of(given["export"]):
+        _check_choice("export", name, tuple(FORMATS))
     cohort, round_lr, decay = given["clients_per_round"], given["round_lr"], given["ema_decay"]
     if cohort is not None and not _is_number(cohort):
         raise ConfigurationError(

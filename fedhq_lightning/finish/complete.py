@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.data.partitioned import unwrapped
 from fedhq_lightning.deploy.deployment import Deployment
+from fedhq_lightning.deploy.export import first_samples
+from fedhq_lightning.deploy.formats import float_forms
 from fedhq_lightning.deploy.from_state import deploy
-from fedhq_lightning.deploy.model_folder import PROGRAM, WEIGHTS
+from fedhq_lightning.deploy.model_folder import MOST_SAMPLES, WEIGHTS
 from fedhq_lightning.deploy.speed import measure_inference
 from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.federated.setup import Job
@@ -67,6 +70,7 @@ def complete(
                 directory.model,
                 logged=next((record.metrics for record in state.records if record.round == state.best_round), None),
                 held_out=f"the held-out data (`val_dataloader`) of {_name_of(job.datamodule)}",
+                exports=settings.export,
             )
         directory.hand_on_inputs()
     if settings.final_evaluation:
@@ -109,12 +113,14 @@ def complete(
 def _inference(
     evaluator: Evaluator, state: RunState, directory: RunDirectory, deployment: Deployment
 ) -> dict[str, Any] | None:
-    if deployment.program is None or deployment.example_args is None:
+    if deployment.model is None:
         return None
-    plain = evaluator.model(state.deployed).cpu()
-    files = directory.model / PROGRAM, directory.model / WEIGHTS
+    few = first_samples(deployment.model.example_args, MOST_SAMPLES)
+    forms: dict[str, nn.Module] = {"fp32 in torch": evaluator.model(state.deployed).cpu()}
     try:
-        return measure_inference(plain, deployment.program, deployment.example_args, *files, deployment.packed_bytes)
+        forms |= float_forms(deployment.model, deployment.programs)
+        sizes = {"fp32_bytes": (directory.model / WEIGHTS).stat().st_size, "packed_bytes": deployment.packed_bytes}
+        return measure_inference(forms, deployment.programs, few) | sizes
     except Exception as error:  # of the user's code, called outside validation
         rank_zero_warn(f"summary: inference was not measured: {type(error).__name__}: {first_line(error)}")
         return None

@@ -27,6 +27,7 @@ TRAINER_SETTINGS_THAT_CHANGE_NO_BIT = (
     "enable_progress_bar",
     "checkpoint_every_n_rounds",
     "final_evaluation",
+    "export",
 )
 """Keys of `trainer` that do not change what a run computes, nor does what is below them."""
 SETTINGS_THAT_CHANGE_NO_BIT = frozenset(f"trainer.{name}" for name in TRAINER_SETTINGS_THAT_CHANGE_NO_BIT)

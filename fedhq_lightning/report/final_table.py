@@ -11,6 +11,7 @@ from rich.text import Text
 
 from fedhq_lightning.report.formats import (
     TIER_HEADER,
+    file_sizes,
     format_bytes,
     format_seconds,
     speed_text,
@@ -39,24 +40,26 @@ def _heading(summary: Mapping[str, Any]) -> str:
     return " ".join(str(summary[key]) for key in ("recipe", "run_dir") if summary.get(key)) or "run"
 
 
-def inference_rows(inference: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+def inference_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Label and text of each line on inference.
 
     Args:
-        inference: What `summary.json` holds under that key.
+        summary: What `summary.json` holds.
 
     Returns:
         The size, and a line for each batch size; nothing where it was not measured.
     """
+    inference = summary.get("inference")
     if not inference:
         return []
-    sizes = [format_bytes(inference[key]) for key in ("int8_bytes", "fp32_bytes", "packed_bytes")]
-    rows = [("size of the model", f"int8 {sizes[0]}, fp32 {sizes[1]} (packed to the scheme's bits: {sizes[2]})")]
+    sizes = ", ".join(f"{name} {format_bytes(size)}" for name, size in file_sizes(summary).items())
+    fp32, packed = (format_bytes(inference[key]) for key in ("fp32_bytes", "packed_bytes"))
+    rows = [("size of the model", f"{sizes}, fp32 {fp32} (packed to the scheme's bits: {packed})")]
     for size, times in inference["batch_sizes"].items():
         int8, fp32 = (format_seconds(times[f"{kind}_ms"] / 1e3) for kind in ("int8", "fp32"))
-        rows.append(
-            (f"inference, batch of {size}", f"int8 {int8}, fp32 {fp32} wall; int8 is {speed_text(times['speedup'])}")
-        )
+        who = [times.get(kind, kind) for kind in ("int8", "fp32")]
+        text = f"{who[0]} {int8}, {who[1]} {fp32} wall; int8 is {speed_text(times['speedup'])}"
+        rows.append((f"inference, batch of {size}", text))
     return rows
 
 
@@ -65,7 +68,7 @@ def _rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = summary_rows(summary)
     labels = [label for label, _ in rows]
     place = labels.index("deployable model") + 1 if "deployable model" in labels else len(rows)
-    return [*rows[:place], *inference_rows(summary.get("inference")), *rows[place:]]
+    return [*rows[:place], *inference_rows(summary), *rows[place:]]
 
 
 def final_table(summary: Mapping[str, Any], rounds: Iterable[RoundRecord] = ()) -> RenderableType:

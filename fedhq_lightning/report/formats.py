@@ -91,8 +91,8 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("updates left out", ", ".join(left_out)))
     if worst := summary.get("worst_client"):
         rows.append(("worst client", worst_client_text(worst, name)))
-    if export := summary.get("export"):
-        rows.append(("deployable model", _export_text(str(export), str(summary.get("export_reason") or ""))))
+    if summary.get("export"):
+        rows.append(("deployable model", _export_text(summary)))
     if summary.get("seed") is not None:
         rows.append(("seed", str(summary["seed"])))
     return rows
@@ -133,10 +133,24 @@ def rounds_text(summary: Mapping[str, Any]) -> str:
     return f"{summary.get('rounds')}" + ("" if best is None else f" (best: {best})")
 
 
-def _export_text(export: str, reason: str) -> str:
+def _export_text(summary: Mapping[str, Any]) -> str:
+    export, reason = str(summary["export"]), str(summary.get("export_reason") or "")
     if export == "packed":
         return "model/model.safetensors, packed" + (f" (no model.pt2: {reason})" if reason else "")
-    return "model/weights.safetensors, float32" if export == "float32" else f"model/{export}"
+    if export == "float32":
+        return "model/weights.safetensors, float32"
+    files = summary.get("files") or [{"name": export}]
+    missing = [f"no {file['name']}: {file['reason']}" for file in files if file.get("reason")]
+    there = ", ".join(f"model/{file['name']}" for file in files if not file.get("reason"))
+    return f"{there} ({'; '.join(missing)})" if missing else there
+
+
+def file_sizes(summary: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes of each file of the deployed model, by its name; of a run of 0.2, of the only one that was timed."""
+    if files := summary.get("files"):
+        return {file["name"]: int(file["bytes"]) for file in files if file.get("bytes") is not None}
+    size = (summary.get("inference") or {}).get("int8_bytes")
+    return {} if size is None else {"model.pt2": int(size)}
 
 
 TIER_HEADER = (

@@ -65,34 +65,36 @@ def classes_svg(
 
 
 def latency_svg(name: str, description: str, batches: Mapping[str, Mapping[str, Any]]) -> str:
-    """Wall milliseconds of one forward of fp32 and int8, a panel a batch size, with quartiles.
+    """Wall milliseconds of one forward of each form of the model, a panel a batch size, with quartiles.
 
     Args:
         name: Prefix of the ids inside, unique on the page.
         description: What the picture shows, for those who do not see it.
-        batches: Batch size -> `fp32_ms`, `int8_ms` and their `..._quartiles`, as in `summary.json`.
+        batches: Batch size -> form -> `ms` and `ms_quartiles`; what is float32 is called "fp32 ...".
 
     Returns:
         An `<svg>` element.
     """
 
     def draw(canvas: "Figure") -> list[Any]:
-        panels = canvas.subplots(len(batches), 1, squeeze=False)[:, 0]
+        heights = {"height_ratios": [len(figures) for figures in batches.values()]}
+        panels = canvas.subplots(len(batches), 1, squeeze=False, gridspec_kw=heights)[:, 0]
         for axes, (batch_size, figures) in zip(panels, batches.items(), strict=True):
-            for row, (kind, colour) in enumerate((("fp32", "fp"), ("int8", "quantized"))):
-                median = float(figures[f"{kind}_ms"])
-                low, high = (float(each) for each in figures.get(f"{kind}_ms_quartiles") or (median, median))
-                axes.barh(row, median, height=0.6, color=COLOURS[colour])
-                axes.plot([low, high], [row, row], color=COLOURS["text"], linewidth=1.4, marker="|", markersize=7)
-            axes.set_yticks((0, 1), ("fp32", "int8"))
-            axes.set_ylim(1.6, -0.6)
+            for row, (form, times) in enumerate(figures.items()):
+                colour = COLOURS["fp" if form.startswith("fp32") else "quantized"]
+                axes.barh(row, float(times["ms"]), height=0.6, color=colour)
+                ends = list(map(float, times["ms_quartiles"]))
+                axes.plot(ends, [row, row], color=COLOURS["text"], linewidth=1.4, marker="|", markersize=7)
+            axes.set_yticks(range(len(figures)), list(figures))
+            axes.set_ylim(len(figures) - 0.4, -0.6)
             axes.set_xlim(left=0.0)
             axes.grid(axis="y", visible=False)
             axes.set_title(f"batch of {batch_size}", fontsize=9, loc="left")
         panels[-1].set_xlabel("wall time of one forward (ms)")
         return []
 
-    return page_svg(name, description, draw, height_inches=0.7 + 0.95 * len(batches))
+    bars = sum(map(len, batches.values()))
+    return page_svg(name, description, draw, height_inches=0.7 + 0.35 * len(batches) + 0.3 * bars)
 
 
 def sizes_svg(name: str, description: str, sizes: Mapping[str, int]) -> str:

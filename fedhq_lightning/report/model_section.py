@@ -3,22 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedhq_lightning.report.formats import format_bytes, format_metric, format_seconds, speed_text
+from fedhq_lightning.deploy.written_file import Agreement
+from fedhq_lightning.report.formats import file_sizes, format_bytes, format_metric, format_seconds, speed_text
 from fedhq_lightning.report.model_figures import classes_svg, latency_svg, sizes_svg
 from fedhq_lightning.report.page import figure, figures, folded, section, table
 from fedhq_lightning.run.run import Run
 
 _MOST_CLASSES = 30
 _LONGEST_LABEL = 16
-_INFERENCE_HEADER = (
-    "batch size",
-    "fp32, wall ms",
-    "fp32, quartiles",
-    "int8, wall ms",
-    "int8, quartiles",
-    "fp32 / int8",
-    "repetitions",
-)
+_INFERENCE_HEADER = ("batch size", "form", "wall ms", "quartiles", "repetitions")
+_AGREEMENT = ("samples", "bit_equal", "same_argmax", "largest_difference")
 
 
 def model_section(run: Run) -> str:
@@ -27,7 +21,9 @@ def model_section(run: Run) -> str:
     if (inference := run.summary.get("inference")) and inference.get("batch_sizes"):
         pictures += [_latency(run, inference), _sizes(run, inference)]
         tables.append(_inference_table(inference))
-    if not pictures:
+    if files := run.summary.get("files"):
+        tables.insert(0, _files_table(files))
+    if not pictures and not tables:
         return ""
     return section("The deployable model", f"{figures(pictures)}\n" + "\n".join(tables))
 
@@ -103,14 +99,32 @@ def _latency(run: Run, inference: Mapping[str, Any]) -> str:
     batches: Mapping[str, Mapping[str, Any]] = inference["batch_sizes"]
     threads = inference.get("threads")
     note = f"Wall time on this host's CPU, {threads} {'thread' if threads == 1 else 'threads'}. "
-    for size, measured in batches.items():
-        fp32, int8 = (format_seconds(float(measured[f"{kind}_ms"]) / 1e3) for kind in ("fp32", "int8"))
-        note += f"Batch of {size}: int8 {int8}, fp32 {fp32} (int8 is {speed_text(_speedup(measured))}). "
-    note += f"{run.metric_name}: int8 {format_metric(run.summary.get('metric_quantized'))}, "
-    note += f"fp32 {format_metric(run.summary.get('metric_fp'))}. "
-    note += "Median of one forward, with quartiles; int8 is model.pt2, fp32 the module in eager mode."
-    svg = latency_svg("latency", f"Bars: wall time of one forward, fp32 and int8. {note}", batches)
+    note += " ".join(f"Batch of {size}: {_verdict(measured)}" for size, measured in batches.items())
+    note += f" {run.metric_name}: quantized {format_metric(run.summary.get('metric_quantized'))}, "
+    note += f"fp {format_metric(run.summary.get('metric_fp'))}. Medians of one forward, with quartiles."
+    forms = {size: _forms(measured) for size, measured in batches.items()}
+    svg = latency_svg("latency", f"Bars: wall time of one forward, of float32 and of each file. {note}", forms)
     return figure("Inference time, wall", note, svg)
+
+
+def _forms(measured: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Times by form; a run of 0.2 has one of float32 and one of `model.pt2`."""
+    if forms := measured.get("forms"):
+        return dict(forms)
+    found = dict[str, Mapping[str, Any]]()
+    for kind, name in (("fp32", "fp32 in torch"), ("int8", "model.pt2")):
+        median = measured[f"{kind}_ms"]
+        found[name] = {"ms": median, "ms_quartiles": measured.get(f"{kind}_ms_quartiles") or (median, median)}
+    return found
+
+
+def _verdict(measured: Mapping[str, Any]) -> str:
+    """Which file is fastest, and whether that beats the fastest float32."""
+    fp32, int8 = (format_seconds(float(measured[f"{kind}_ms"]) / 1e3) for kind in ("fp32", "int8"))
+    file, rival = measured.get("int8", "model.pt2"), measured.get("fp32", "fp32 in torch")
+    speedup = _speedup(measured)
+    pays = "" if speedup > 1 else " On this processor int8 does not pay in time."
+    return f"{file} {int8}, {speed_text(speedup)} as the fastest {rival}, {fp32}.{pays}"
 
 
 def _speedup(measured: Mapping[str, Any]) -> float:
@@ -118,22 +132,31 @@ def _speedup(measured: Mapping[str, Any]) -> float:
 
 
 def _sizes(run: Run, inference: Mapping[str, Any]) -> str:
-    labels = {"fp32_bytes": "float32 weights", "int8_bytes": "model.pt2", "packed_bytes": "packed weights"}
-    sizes = {label: int(inference[key]) for key, label in labels.items() if inference.get(key)}
-    said = ", ".join(f"{label} {format_bytes(count)}" for label, count in sizes.items())
-    note = f"{said[:1].upper()}{said[1:]}. model.pt2 holds integers as int8 whatever their bits, and the program;"
+    sizes = {"float32 weights": inference.get("fp32_bytes"), **file_sizes(run.summary)}
+    sizes["packed weights"] = inference.get("packed_bytes")
+    known = {label: int(count) for label, count in sizes.items() if count}
+    said = ", ".join(f"{label} {format_bytes(count)}" for label, count in known.items())
+    note = f"{said[:1].upper()}{said[1:]}. A file holds the program too. model.pt2 has integers as whole bytes;"
     note += f" packed is what the weights take at {run.summary.get('scheme')}, scales included."
-    return figure("Size", note, sizes_svg("sizes", f"Bars: size of the model. {note}", sizes))
+    return figure("Size", note, sizes_svg("sizes", f"Bars: size of the model. {note}", known))
 
 
 def _inference_table(inference: Mapping[str, Any]) -> str:
     rows = []
-    for size, each in inference["batch_sizes"].items():
-        cells = [size]
-        for kind in ("fp32", "int8"):
-            quartiles = each.get(f"{kind}_ms_quartiles")
-            cells.append(f"{each[f'{kind}_ms']:.3g}")
-            cells.append("-" if quartiles is None else f"{quartiles[0]:.3g} to {quartiles[1]:.3g}")
-        rows.append((*cells, f"{_speedup(each):.2f}", str(each.get("repetitions", "-"))))
+    for size, measured in inference["batch_sizes"].items():
+        for name, each in _forms(measured).items():
+            low, high = each["ms_quartiles"]
+            repetitions = str(measured.get("repetitions", "-"))
+            rows.append((size, name, f"{each['ms']:.3g}", f"{low:.3g} to {high:.3g}", repetitions))
     caption = "Wall milliseconds of one forward of the whole batch"
     return folded("Every inference time", table(caption, _INFERENCE_HEADER, rows))
+
+
+def _files_table(files: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for file in files:
+        agreement = file.get("agreement")
+        told = "-" if agreement is None else Agreement(**{key: agreement.get(key) for key in _AGREEMENT}).in_words()
+        size = "not written" if file.get("bytes") is None else format_bytes(file["bytes"])
+        rows.append((file["name"], str(file.get("runtime", "-")), size, str(file.get("reason") or told)))
+    return table("Files of the deployed model", ("file", "runs with", "size", "beside the training-time model"), rows)

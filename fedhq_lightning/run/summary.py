@@ -75,6 +75,7 @@ def summarize(
         "tiers": tiers,
         "export": deployment.export if deployment else None,
         "export_reason": deployment.reason if deployment else "not asked for",
+        "files": [file.described() for file in deployment.files] if deployment else [],
         "inference": inference,
         "seed": seed,
         "compiled_kernels": has_compiler(),

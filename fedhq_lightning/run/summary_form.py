@@ -55,10 +55,42 @@ class Tier(TypedDict, total=False):
     quarantined: Count
 
 
+class Agreement(TypedDict, total=False):
+    """How what a file computes agrees with the converted module."""
+
+    __pydantic_config__ = _OTHER_KEYS  # type: ignore[misc]  # pydantic's own way
+    samples: Required[Count]
+    bit_equal: Required[float]
+    same_argmax: float | None
+    largest_difference: Required[float]
+
+
+class File(TypedDict, total=False):
+    """One file of the deployed model."""
+
+    __pydantic_config__ = _OTHER_KEYS  # type: ignore[misc]  # pydantic's own way
+    name: Required[str]
+    runtime: str
+    bytes: Count | None
+    reason: str | None
+    agreement: Agreement | None
+
+
+class Form(TypedDict, total=False):
+    """What one forward of one form of the model takes."""
+
+    __pydantic_config__ = _OTHER_KEYS  # type: ignore[misc]  # pydantic's own way
+    ms: Required[Seconds]
+    ms_quartiles: Required[tuple[Seconds, Seconds]]
+
+
 class Forward(TypedDict, total=False):
     """What one forward takes."""
 
     __pydantic_config__ = _OTHER_KEYS  # type: ignore[misc]  # pydantic's own way
+    forms: dict[str, Form]
+    fp32: str
+    int8: str
     fp32_ms: Required[Seconds]
     int8_ms: Required[Seconds]
     fp32_ms_quartiles: tuple[Seconds, Seconds]
@@ -108,6 +140,7 @@ class Summary(TypedDict, total=False):
     tiers: list[Tier] | None
     export: str | None
     export_reason: str | None
+    files: list[File]
     inference: Inference | None
     seed: int | None
     compiled_kernels: bool

@@ -21,7 +21,7 @@ from ..conftest import Warned
 from ..report.test_final_table import Terminal
 from ..small_recipe import ABSENT, write_recipe
 
-ALONE = "give a run directory, its model/ folder or a .pt2"
+ALONE = "give a run directory, its model/ folder or a file of it"
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +72,9 @@ class TestWhatIsFound:
         assert found.is_conversion is True
         assert found.inference is not None
         assert list(found.inference["batch_sizes"]) == list(summary["inference"]["batch_sizes"])
-        for key in ("fp32_bytes", "int8_bytes", "packed_bytes", "threads"):
+        for key in ("fp32_bytes", "packed_bytes", "threads"):
             assert found.inference[key] == summary["inference"][key]
+        assert found.inference["int8_bytes"] == summary["files"][0]["bytes"]
         assert sorted(run.rglob("*")) == files, "nothing is written"
         shown = capsys.readouterr().out
         assert re.search(
@@ -126,8 +127,8 @@ class TestWhatIsFound:
 
 class TestRefusals:
     def test_no_model(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert refusal(capsys, "nowhere") == f"no such folder or file; {ALONE} file"
-        assert refusal(capsys, "mine.yaml") == f"mine.yaml is no .pt2 file; {ALONE}"
+        assert refusal(capsys, "nowhere") == f"no such folder or file; {ALONE}"
+        assert refusal(capsys, "mine.yaml") == f"mine.yaml is no .pt2, .onnx or .safetensors file; {ALONE}"
         shutil.rmtree(run / "model")
         assert refusal(capsys, str(run)).startswith("no model.pt2, model.safetensors or weights.safetensors in ")
 
@@ -187,7 +188,7 @@ class TestRefusals:
 def test_on_a_terminal_a_table_within_its_width() -> None:
     times = {"fp32_ms": 0.5, "fp32_ms_quartiles": [0.4, 0.6], "int8_ms": 1, "int8_ms_quartiles": [0.9, 1.1]}
     inference = {"fp32_bytes": 70_000, "int8_bytes": 30_000, "packed_bytes": 15_000, "threads": 1}
-    inference["batch_sizes"] = {"256": times | {"speedup": 0.5, "repetitions": 40}}  # type: ignore[assignment]
+    inference["batch_sizes"] = {"256": times | {"fp32": "torch", "speedup": 0.5, "repetitions": 4}}  # type: ignore[assignment]
     file = Terminal()
     console = Console(file=file, force_terminal=True, width=80, color_system="standard")
     found = Evaluation("MLP", "w4a8", "model.pt2", {"acc[red]": 0.5}, {"acc[red]": 0.25}, inference)

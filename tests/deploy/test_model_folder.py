@@ -208,7 +208,7 @@ class TestOtherKinds:
         assert files(folder) == {"model.pt2", "load_model.py", "weights.safetensors", "README.md"}
         done = write(folder, module, evaluate=evaluate)
         assert files(folder) == {"model.safetensors", "weights.safetensors", "README.md"}
-        assert (done.export, done.reason, done.example_args) == ("packed", "it takes no texts", None)
+        assert (done.export, done.reason, done.model) == ("packed", "it takes no texts", None)
         assert "There is no `model.pt2`: it takes no texts." in (folder / "README.md").read_text()
         inputs = torch.randn(3, NUM_FEATURES)
         loaded = load_packed(folder / "model.safetensors", SmallModule())

@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 def measure(module: nn.Module, folder: Path, batch: int = 6) -> dict:  # type: ignore[type-arg]  # as JSON holds it
     args = (torch.ones(batch, NUM_FEATURES),)
     program = torch.export.load(folder / "model.pt2").module()
-    return measure_inference(module, program, args, folder / "model.pt2", folder / "weights.safetensors", 123)
+    return measure_inference({"fp32 in torch": module}, {"model.pt2": program}, args)
 
 
 def test_times_are_of_what_is_called(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,9 +62,19 @@ def test_times_are_of_what_is_called(folder: Path, monkeypatch: pytest.MonkeyPat
         assert times["int8_ms"] < times["fp32_ms"]
         assert times["speedup"] > 1
         assert times["repetitions"] == 40
-    assert found["fp32_bytes"] == (folder / "weights.safetensors").stat().st_size
-    assert found["int8_bytes"] == (folder / "model.pt2").stat().st_size
-    assert (found["packed_bytes"], found["threads"]) == (123, torch.get_num_threads())
+        assert (times["fp32"], times["int8"]) == ("fp32 in torch", "model.pt2")
+        assert times["forms"]["model.pt2"] == {"ms": times["int8_ms"], "ms_quartiles": times["int8_ms_quartiles"]}
+    assert found["threads"] == torch.get_num_threads()
+
+
+def test_the_fastest_of_each_kind_stand_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_MOST_SECONDS", 0.2)
+    slow, fast = Slow(), SmallModule()
+    found = measure_inference({"slow": slow, "fast": fast}, {"a": slow, "b": fast}, (torch.ones(6, NUM_FEATURES),))
+    for times in found["batch_sizes"].values():
+        assert (times["fp32"], times["int8"]) == ("fast", "b")
+        assert times["fp32_ms"] == times["forms"]["fast"]["ms"] < 10 <= times["forms"]["slow"]["ms"]
+        assert list(times["forms"]) == ["slow", "fast", "a", "b"]
 
 
 def test_slow_models_end_it_soon(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,19 +143,36 @@ def test_the_deployable_model_is_named_and_a_packed_one_says_why(export: str, te
 
 
 def test_inference_stands_below_the_model_and_is_honest() -> None:
-    times = {"fp32_ms": 0.03, "int8_ms": 0.6, "speedup": 0.05}, {"fp32_ms": 12.0, "int8_ms": 4.0, "speedup": 3.0}
-    inference = {"int8_bytes": 30_000, "fp32_bytes": 70_000, "packed_bytes": 15_000}
-    inference["batch_sizes"] = dict(zip(("1", "256"), times, strict=True))  # type: ignore[assignment]
-    lines = final_text(small_summary(small_rounds()) | {"inference": inference}).splitlines()
+    who = {"fp32": "fp32 in onnxruntime", "int8": "model.onnx"}
+    slow, fast = {"fp32_ms": 0.03, "int8_ms": 0.6, "speedup": 0.05}, {"fp32_ms": 12.0, "int8_ms": 4.0, "speedup": 3.0}
+    inference = {"fp32_bytes": 70_000, "packed_bytes": 15_000, "batch_sizes": {"1": slow | who, "256": fast | who}}
+    files = [{"name": "model.pt2", "bytes": 30_000}, {"name": "model.onnx", "bytes": 20_000}]
+    summary = small_summary(small_rounds()) | {"inference": inference, "files": files}
+    lines = final_text(summary).splitlines()
     place = next(index for index, line in enumerate(lines) if line.startswith("  deployable model "))
     shown = [line.split("  ", 2)[1:] for line in lines[place + 1 : place + 4]]
     assert [(label, text.strip()) for label, text in shown] == [
-        ("size of the model", "int8 30 kB, fp32 70 kB (packed to the scheme's bits: 15 kB)"),
-        ("inference, batch of 1", "int8 600 µs, fp32 30 µs wall; int8 is 20 times as slow"),
-        ("inference, batch of 256", "int8 4 ms, fp32 12 ms wall; int8 is 3 times as fast"),
+        ("size of the model", "model.pt2 30 kB, model.onnx 20 kB, fp32 70 kB (packed to the scheme's bits: 15 kB)"),
+        ("inference, batch of 1", "model.onnx 600 µs, fp32 in onnxruntime 30 µs wall; int8 is 20 times as slow"),
+        ("inference, batch of 256", "model.onnx 4 ms, fp32 in onnxruntime 12 ms wall; int8 is 3 times as fast"),
     ]
     assert speed_text(1.03) == "as fast"
-    assert inference_rows(None) == []
+    assert inference_rows({}) == []
+
+
+def test_inference_of_a_run_of_before_has_one_file() -> None:
+    times = {"1": {"fp32_ms": 0.03, "int8_ms": 0.6, "speedup": 0.05}}
+    before = {"int8_bytes": 30_000, "fp32_bytes": 70_000, "packed_bytes": 15_000, "batch_sizes": times}
+    assert inference_rows({"inference": before}) == [
+        ("size of the model", "model.pt2 30 kB, fp32 70 kB (packed to the scheme's bits: 15 kB)"),
+        ("inference, batch of 1", "int8 600 µs, fp32 30 µs wall; int8 is 20 times as slow"),
+    ]
+
+
+def test_files_that_could_not_be_written_say_why() -> None:
+    files = [{"name": "model.pt2", "bytes": 1}, {"name": "model.onnx", "bytes": None, "reason": "no onnxruntime"}]
+    told = dict(summary_rows({"export": "model.pt2", "export_reason": "", "files": files}))
+    assert told["deployable model"] == "model/model.pt2 (no model.onnx: no onnxruntime)"
 
 
 def test_without_a_terminal_plain_text() -> None:

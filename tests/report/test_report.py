@@ -12,6 +12,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -77,21 +78,38 @@ PER_CLASS = {
     "fp": [0.95, 0.9, 0.85, None],
     "quantized": [0.95, 0.8, 0.9, None],
 }
+FILES = [
+    {
+        "name": "model.pt2",
+        "runtime": "torch",
+        "bytes": 86_400,
+        "agreement": {"samples": 64, "bit_equal": 1.0, "same_argmax": 1.0, "largest_difference": 0.0},
+    },
+    {
+        "name": "model.onnx",
+        "runtime": "onnxruntime",
+        "bytes": 43_700,
+        "agreement": {"samples": 500, "bit_equal": 0.98, "same_argmax": 1.0, "largest_difference": 0.0012},
+    },
+]
+_FORMS = {"fp32 in torch": 1.0, "fp32 in onnxruntime": 0.4, "model.pt2": 2.0, "model.onnx": 1.0}
+
+
+def _measured(scale: float, fp32: str, int8: str) -> dict[str, Any]:
+    forms = {
+        name: {"ms": ms * scale, "ms_quartiles": [0.9 * ms * scale, 1.2 * ms * scale]} for name, ms in _FORMS.items()
+    }
+    times = {"fp32": fp32, "int8": int8, "fp32_ms": forms[fp32]["ms"], "int8_ms": forms[int8]["ms"]}
+    return {"forms": forms, **times, "speedup": times["fp32_ms"] / times["int8_ms"], "repetitions": 40}
+
+
 INFERENCE = {
     "threads": 1,
     "fp32_bytes": 248_000,
-    "int8_bytes": 86_400,
     "packed_bytes": 33_100,
     "batch_sizes": {
-        "1": {
-            "fp32_ms": 0.2,
-            "fp32_ms_quartiles": [0.18, 0.25],
-            "int8_ms": 0.5,
-            "int8_ms_quartiles": [0.45, 0.6],
-            "speedup": 0.4,
-            "repetitions": 40,
-        },
-        "256": {"fp32_ms": 40.0, "int8_ms": 16.0, "speedup": 2.5, "repetitions": 5},
+        "1": _measured(0.5, "fp32 in onnxruntime", "model.onnx"),
+        "256": _measured(8.0, "fp32 in onnxruntime", "model.pt2") | {"fp32_ms": 40.0, "int8_ms": 16.0, "speedup": 2.5},
     },
 }
 
@@ -274,17 +292,36 @@ def test_what_quantization_changes(report: str) -> None:
 
 
 def test_per_class_and_inference(tmp_path: Path) -> None:
-    text = written(write_run(tmp_path, per_class=PER_CLASS, inference=INFERENCE), model_section).read_text()
+    run = write_run(tmp_path, per_class=PER_CLASS, inference=INFERENCE, files=FILES)
+    text = written(run, model_section).read_text()
     page, found = Page(text), svgs(text)
     assert {"classes", "latency", "sizes"} <= found.keys()
     assert "Worst, quantized: class bee, 0.8000. Harmed most by quantization: class bee, -0.1000." in page.text
     assert markers(found["classes"])[0] == 2 * 3 + 2  # the class without examples has none; two in the legend
     assert {"ant (n=40)", "a class with a\N{HORIZONTAL ELLIPSIS} (n=20)", "<dog> (n=0)"} <= set(texts(found["classes"]))
-    assert "Batch of 1: int8 500 µs, fp32 200 µs (int8 is 2.5 times as slow)." in page.text
-    assert "Batch of 256: int8 16 ms, fp32 40 ms (int8 is 2.5 times as fast)." in page.text
+    assert "Batch of 1: model.onnx 500 µs, 2.5 times as slow as the fastest fp32 in onnxruntime, 200 µs." in page.text
+    assert "On this processor int8 does not pay in time. Batch of 256: model.pt2 16 ms, 2.5 times as fast" in page.text
+    shown = {"model.onnx", "model.pt2", "fp32 in torch", "fp32 in onnxruntime"}
+    assert shown < set(texts(found["latency"]))
+    assert "the same bits on 64 samples" in page.text
+    assert "98.0% of outputs the same bits, same class for 100.00%, largest difference 0.0012 of" in page.text
     assert {"batch of 1", "batch of 256", "wall time of one forward (ms)"} <= set(texts(found["latency"]))
     assert "model.pt2 86.4 kB" in page.text
-    assert {"model.pt2", "float32 weights", "packed weights"} <= set(texts(found["sizes"]))
+    assert {"model.pt2", "model.onnx", "float32 weights", "packed weights"} <= set(texts(found["sizes"]))
+
+
+def test_inference_of_a_run_of_before(tmp_path: Path) -> None:
+    times = {"fp32_ms": 40.0, "int8_ms": 16.0, "speedup": 2.5, "repetitions": 5}
+    before = {"threads": 1, "fp32_bytes": 248_000, "int8_bytes": 86_400, "packed_bytes": 33_100}
+    text = written(write_run(tmp_path, inference=before | {"batch_sizes": {"256": times}}), model_section).read_text()
+    assert "Batch of 256: model.pt2 16 ms, 2.5 times as fast as the fastest fp32 in torch, 40 ms." in Page(text).text
+    assert "model.pt2 86.4 kB" in Page(text).text
+
+
+def test_a_file_that_was_not_written_says_why(tmp_path: Path) -> None:
+    files = [FILES[0], {"name": "model.onnx", "runtime": "onnxruntime", "bytes": None, "reason": "no <onnx> here"}]
+    text = written(write_run(tmp_path, files=files, inference=INFERENCE), model_section).read_text()
+    assert "no <onnx> here" in Page(text).text
 
 
 def test_dollars_in_names_are_no_formulas(tmp_path: Path) -> None:

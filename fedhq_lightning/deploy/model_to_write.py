@@ -1,0 +1,53 @@
+"""A deployed model as it is handed to those who write files of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True)
+class ModelToWrite:
+    """What a file is made of.
+
+    Attributes:
+        converted: As `convert` returns it, on the CPU.
+        example_args: Positional arguments of one forward call, on the CPU. The first dimension of every tensor is the
+            batch, which may be of any size in the file. Their values are compared, not stored.
+        name: What the model is called, by custom its class.
+        scheme: Of the conversion, as text.
+        metrics: Of the deployed model on held-out data, by name.
+        preprocessing: What is known of an example's way into `forward`, and of what comes out: plain values by name,
+            such as `mean`, `std` and `classes`; see `FederatedDataModule.preprocessing`.
+    """
+
+    converted: nn.Module
+    example_args: tuple[Any, ...]
+    name: str
+    scheme: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, str]:
+        """What a file tells of the model, by name: texts as they are, the rest as JSON."""
+        told = {"model": self.name, "scheme": self.scheme}
+        for name, value in {"metrics": dict(self.metrics), "preprocessing": dict(self.preprocessing)}.items():
+            if value:
+                told[name] = json.dumps(value)
+        return told
+
+
+def describe_inputs(example_args: tuple[Any, ...]) -> str:
+    """Dtypes and shapes of the tensors among a forward's arguments, with "batch" for the first dimension."""
+    tensors = [leaf for leaf in pytree.tree_leaves(example_args) if isinstance(leaf, Tensor)]
+    return ", ".join(
+        f"{str(each.dtype).removeprefix('torch.')} of shape ({', '.join(['batch', *map(str, each.shape[1:])])})"
+        if each.dim()
+        else f"{str(each.dtype).removeprefix('torch.')} scalar"
+        for each in tensors
+    )
