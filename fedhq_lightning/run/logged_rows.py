@@ -9,20 +9,45 @@ from typing import Any, Literal
 
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.run.records import LEFT_OUT, RoundRecord
+from fedhq_lightning.types import MODES
 
 ROUND = "round"
 """Name of the axis that everything is logged on."""
+METRICS = ("metric_quantized", "metric_fp")
+"""The monitored metric of the deployed and of the global model."""
 CLOCK = "seconds/virtual"
 """In every round's row, and in nothing else that is logged."""
-OVER_VIRTUAL_TIME = "virtual/"
-"""Prefix under which a tracker gets metrics a second time, for the axis of virtual seconds."""
+OVER_VIRTUAL_TIME = "_by_virtual_seconds"
+"""What a metric's name ends in where a tracker gets it a second time, for the axis of virtual seconds."""
+QAT_SHARE = "qat_share"
+"""Of the round's clients, for a tracker's first charts."""
+ROUND_BYTES = "round_bytes"
+"""Up and down, likewise."""
 MONITOR = "monitor"
 """Key of the tracker's config for the monitored metric's name."""
 MONITOR_MODE = "monitor_mode"
 """Key of the tracker's config for its direction, "min" or "max"."""
 
+_TRACKERS_OWN = ("_", "trainer/global_step", "virtual/")  # the last: metrics again, in runs of before 0.3
+_TOLD_TWICE = (QAT_SHARE, ROUND_BYTES)
 _SETTINGS = ("model", "data", "trainer")
 _WORDS_FOR_NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def first_charts(values: Mapping[str, float]) -> dict[str, float]:
+    """What a tracker shows first, beside `metric_quantized` and `metric_fp`: these over virtual seconds, modes, bytes.
+
+    The names have no prefix, so that a tracker which groups by prefixes has all of them, and little else, in one group.
+
+    Args:
+        values: What `logged_values` gave of a round.
+    """
+    charts = {name + OVER_VIRTUAL_TIME: values[name] for name in METRICS if name in values}
+    clients = sum(values[f"clients/{mode}"] for mode in MODES)
+    if clients:
+        charts |= {QAT_SHARE: values["clients/qat"] / clients}
+        charts |= {ROUND_BYTES: values["bytes/uplink"] + values["bytes/downlink"]}
+    return charts
 
 
 def logged_values(record: RoundRecord) -> dict[str, float]:
@@ -44,7 +69,7 @@ def logged_values(record: RoundRecord) -> dict[str, float]:
         "bytes/downlink": record.downlink_bytes,
     }
     values |= {f"allocation/{name}": value for name, value in record.allocation.items()}
-    for name in ("metric_fp", "metric_quantized"):
+    for name in METRICS:
         value = getattr(record, name)
         if value is not None:
             values[name] = value
@@ -168,7 +193,7 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
     """Without text, tables and what the trackers add themselves."""
     numbers = {}
     for name, value in row.items():
-        if name.startswith(("_", OVER_VIRTUAL_TIME)) or name == "trainer/global_step":
+        if name.startswith(_TRACKERS_OWN) or name.endswith(OVER_VIRTUAL_TIME) or name in _TOLD_TWICE:
             continue
         value = _WORDS_FOR_NUMBERS.get(value, value) if isinstance(value, str) else value
         if isinstance(value, int | float) and not isinstance(value, bool):

@@ -35,12 +35,14 @@ class TrackedLogger:
         guest: Calls it.
         rounds_held: Rounds that it had before this process opened it; they are not logged again.
         closes_run: Whether the W&B run behind it ends with ours.
+        known: Names that W&B was told of.
     """
 
     logger: AnyLogger
     guest: Guest
     rounds_held: frozenset[int] = field(default_factory=frozenset)
     closes_run: bool = True
+    known: set[str] = field(default_factory=set)
 
 
 def check_logger(logger: bool | AnyLogger | list[AnyLogger]) -> None:
@@ -93,7 +95,7 @@ def make_loggers(
             if isinstance(each.logger, both(WandbLogger)):
                 each.closes_run = wandb_run.open_run(each.logger, labels, each.guest.notice) and is_own
                 each.rounds_held = wandb_run.rounds_held(each.logger) if done else frozenset()
-                wandb_run.define_axes(each.logger, monitor, monitor_mode)
+                wandb_run.define_axes(each.logger, monitor_mode)
             elif done and isinstance(each.logger, both(TensorBoardLogger)):
                 # All rounds are logged anew: TensorBoard is to forget what the interrupted run wrote.
                 each.logger._kwargs.setdefault("purge_step", 0)
@@ -159,7 +161,7 @@ def _log(each: TrackedLogger, record: RoundRecord) -> None:
         return
     values = logged_values(record)
     if isinstance(each.logger, both(WandbLogger)):
-        wandb_run.log_values(each.logger, values)
+        wandb_run.log_values(each.logger, values, each.known)
     else:
         each.logger.log_metrics(values, step=record.round)
         each.logger.save()  # a round is long, and what is kept in memory is lost when the process is killed

@@ -10,37 +10,49 @@ from typing import Any
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.run.allocation import read_allocation
 from fedhq_lightning.run.client_history import ClientHistory
-from fedhq_lightning.run.logged_rows import logged_values
+from fedhq_lightning.run.logged_rows import METRICS, logged_values
 from fedhq_lightning.run.records import LEFT_OUT
 from fedhq_lightning.run.run import Run
 from fedhq_lightning.tracking.mode_picture import mode_picture
 
 MOST_ROWS = 10_000
 """Rows of one table; W&B shows no more."""
-METRICS = ("metric_quantized", "metric_fp")
-"""The monitored metric of the deployed and of the global model."""
-_LEFT_OUT = ("layer_schemes", "versions")  # many, and in the model's metadata
+_SUMMARY = (
+    "rounds",
+    "best_round",
+    "scheme",
+    "wall_seconds",
+    "virtual_seconds",
+    "uplink_bytes",
+    "downlink_bytes",
+    "mode_counts",
+    "quarantined",
+)
 
 
 def summary_values(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What of `summary.json` W&B's summary shows: single values, also below dicts.
+    """What of `summary.json` W&B's summary shows, to compare runs by: it becomes the columns of a table of runs.
 
-    The metrics of the deployed model are `deployed/NAME`: under their own names W&B keeps the best round's.
+    The metrics of the deployed model are `deployed/NAME`: under their own names W&B keeps the best round's. Of test
+    metrics it has the one that is called as the monitored one, or the first.
     """
-    kept = {name: value for name, value in summary.items() if name not in _LEFT_OUT}
-    return {f"deployed/{name}" if name in METRICS else name: value for name, value in _scalars(kept).items()}
+    values = {name: summary[name] for name in _SUMMARY if name in summary}
+    values |= {f"deployed/{name}": summary[name] for name in METRICS if summary.get(name) is not None}
+    tested = summary.get("test_metrics") or {}
+    alike = str(summary.get("metric_name")).replace("val", "test")
+    for kind in ("quantized", "fp"):
+        own = [name for name in tested if name.startswith(f"{kind}/")]
+        values |= {name: tested[name] for name in own if name == f"{kind}/{alike}"} or {
+            name: tested[name] for name in own[:1]
+        }
+    worst = summary.get("worst_client")
+    return _scalars(values if worst is None else values | {"worst_client": worst["metric"]})
 
 
-def monitored_names(monitor: str | None) -> list[str]:
-    """The names under which the values of the monitored metric are logged."""
-    return [*METRICS, *(f"{kind}/{monitor}" for kind in ("quantized", "fp") if monitor is not None)]
-
-
-def best_values(summary: Mapping[str, Any], run_dir: Path, monitor_mode: str) -> dict[str, dict[str, float]]:
+def best_values(run_dir: Path, monitor_mode: str) -> dict[str, dict[str, float]]:
     """The best of all rounds that were trained: W&B counts round 0, and of a resumed run the latest process's only.
 
     Args:
-        summary: Of the run; names the metric.
         run_dir: Holds `rounds.jsonl`.
         monitor_mode: "min" or "max", else there is no best.
 
@@ -51,7 +63,7 @@ def best_values(summary: Mapping[str, Any], run_dir: Path, monitor_mode: str) ->
         return {}
     rows = [logged_values(record) for record in Run(run_dir).rounds if record.round > 0]
     found = {}
-    for name in monitored_names(summary.get("metric_name")):
+    for name in METRICS:
         values = [row[name] for row in rows if name in row and math.isfinite(row[name])]
         if values:
             found[name] = {monitor_mode: (max if monitor_mode == "max" else min)(values)}

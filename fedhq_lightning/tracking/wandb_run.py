@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 from lightning.pytorch.loggers import WandbLogger
 
-from fedhq_lightning.run.logged_rows import CLOCK, MONITOR_MODE, OVER_VIRTUAL_TIME, ROUND
+from fedhq_lightning.run.logged_rows import CLOCK, METRICS, MONITOR_MODE, OVER_VIRTUAL_TIME, ROUND, first_charts
 from fedhq_lightning.run.offline_wandb import is_complete, mend
 from fedhq_lightning.support.text import first_line
 from fedhq_lightning.tracking import wandb_media, wandb_mode
@@ -27,6 +27,8 @@ _MOST_SECONDS_TO_OPEN = 8.0
 """Online; then the run is offline. wandb itself would wait for a minute and a half."""
 _MOST_SECONDS_TO_WRITE = {True: 30.0, False: 3.0}
 """By whether the run succeeded: whoever interrupts one does not want to wait."""
+_WITH_AXES = frozenset({ROUND, *METRICS, *(name + OVER_VIRTUAL_TIME for name in METRICS)})
+"""Names that `define_axes` says all of."""
 
 
 def own_logger(run_dir: Path, recipe_name: str, labels: Labels) -> WandbLogger:
@@ -186,17 +188,16 @@ def is_gone() -> bool:
     return connection is not None and connection.owns_service and connection._proc._process.poll() is not None
 
 
-def define_axes(logger: WandbLogger, monitor: str | None, monitor_mode: str | None) -> None:
+def define_axes(logger: WandbLogger, monitor_mode: str | None) -> None:
     """Everything over rounds, the monitored metric over virtual seconds too; its best value into the run's summary."""
     define = logger.experiment.define_metric
     every, clock = _name(logger, ROUND), _name(logger, CLOCK)
     define(every, hidden=True)
     define("*", step_metric=every)
     best = monitor_mode if monitor_mode in ("min", "max") else None
-    for name in wandb_media.monitored_names(monitor):
+    for name in METRICS:
         define(_name(logger, name), step_metric=every, summary=best)
-    for name in wandb_media.METRICS:
-        define(_name(logger, OVER_VIRTUAL_TIME + name), step_metric=clock, summary="none")
+        define(_name(logger, name + OVER_VIRTUAL_TIME), step_metric=clock, summary="none")
 
 
 def rounds_held(logger: WandbLogger) -> frozenset[int]:
@@ -221,10 +222,20 @@ def rounds_held(logger: WandbLogger) -> frozenset[int]:
     return frozenset(held)
 
 
-def log_values(logger: WandbLogger, values: Mapping[str, float]) -> None:
-    """Log a round's numbers; its metrics a second time for the axis of virtual seconds: a name has one axis only."""
-    again = {OVER_VIRTUAL_TIME + name: values[name] for name in wandb_media.METRICS if name in values}
-    logger.log_metrics({**values, **again})  # without a step, with which Lightning would log a third axis
+def log_values(logger: WandbLogger, values: Mapping[str, float], known: set[str]) -> None:
+    """Log a round's numbers, and those of the first charts.
+
+    Args:
+        logger: Open, with its axes.
+        values: What `logged_values` gives.
+        known: Names whose last value is kept out of W&B's summary, which is for the whole run; new ones are added.
+    """
+    values = {**values, **first_charts(values)}
+    every = _name(logger, ROUND)
+    for name in values.keys() - known - _WITH_AXES:
+        logger.experiment.define_metric(_name(logger, name), step_metric=every, summary="none")
+    known |= values.keys()
+    logger.log_metrics(values)  # without a step, with which Lightning would log a third axis
 
 
 def log_end(logger: WandbLogger, summary: Mapping[str, Any], run_dir: Path) -> None:
@@ -232,7 +243,7 @@ def log_end(logger: WandbLogger, summary: Mapping[str, Any], run_dir: Path) -> N
     run = logger.experiment
     with _staged_beside(run):
         media, notes = wandb_media.tables_and_pictures(summary, run_dir)
-        best = wandb_media.best_values(summary, run_dir, str(run.config.get(MONITOR_MODE)))
+        best = wandb_media.best_values(run_dir, str(run.config.get(MONITOR_MODE)))
         best = {_name(logger, name): value for name, value in best.items()}
         run.summary.update({**wandb_media.summary_values(summary), **notes, **best})
         run.log({_name(logger, name): value for name, value in {**media, ROUND: summary["rounds"]}.items()})

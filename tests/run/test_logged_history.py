@@ -307,6 +307,17 @@ class TestComparable:
         with pytest.raises(ConfigurationError, match="no round was evaluated"):
             make_history("run", rows, {}).check()
 
+    @pytest.mark.parametrize(
+        "again",
+        [
+            {"virtual/metric_fp": 0.5},  # of before 0.3
+            {"metric_fp_by_virtual_seconds": 0.5, "qat_share": 0.0, "round_bytes": 9.0},
+        ],
+    )
+    def test_what_a_tracker_got_a_second_time_is_left_out(self, again: dict[str, float]) -> None:
+        row = {"round": 1, "seconds/virtual": 2.0, "metric_fp": 0.5}
+        assert make_history("a run", [row | again], {}).rows == [row]
+
     def test_the_metric_is_found_by_its_values_where_no_setting_names_it(self) -> None:
         rows = [logged_values(record) for record in allotted_rounds()]
         assert make_history("run", rows, {}).metric_name == "val_accuracy"

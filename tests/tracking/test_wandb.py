@@ -64,7 +64,7 @@ def test_everything_is_drawn_over_rounds_and_the_metric_over_virtual_seconds_too
     assert logged.axes["*"].step_metric == "round"
     assert logged.axes["round"].options.hidden, "over itself, or over W&B's steps, it says nothing"
     for name in ("metric_quantized", "metric_fp"):
-        again = f"virtual/{name}"
+        again = f"{name}_by_virtual_seconds"
         assert (logged.axes[name].step_metric, logged.axes[again].step_metric) == ("round", "seconds/virtual")
         rows = [row for row in logged.rows if name in row]
         assert [row[again] for row in rows] == [row[name] for row in rows]
@@ -72,15 +72,52 @@ def test_everything_is_drawn_over_rounds_and_the_metric_over_virtual_seconds_too
     assert "trainer/global_step" not in logged.values
 
 
-def test_the_summary_has_the_best_round_and_the_deployed_model(logged: Logged) -> None:
-    for name in ("metric_quantized", "quantized/val_accuracy"):
-        assert logged.axes[name].summary.max
-        assert logged.summary[name] == BEST
+def test_the_summary_has_the_best_round_and_the_deployed_model(logged: Logged, run_dir: Path) -> None:
+    assert logged.axes["metric_quantized"].summary.max
+    assert logged.summary["metric_quantized"] == BEST
     assert logged.summary["deployed/metric_quantized"] == ROUNDS[-1].metric_quantized
     assert logged.summary["mode_counts"]["qat"] > 0
-    assert logged.summary["worst_client"]["client_id"] == 5
+    assert (
+        logged.summary["worst_client"] == json.loads((run_dir / "summary.json").read_text())["worst_client"]["metric"]
+    )
     assert logged.summary["allocation_explanation"] == EXPLANATION
     assert "tiers.0" not in logged.summary
+
+
+def test_a_reader_sees_little_first_and_the_rest_in_groups(logged: Logged) -> None:
+    first = {name for row in logged.rows for name in row if "seconds/virtual" in row and "/" not in name}
+    assert {name for name in first if name[0] != "_"} == {
+        "round",
+        "metric_quantized",
+        "metric_fp",
+        "metric_quantized_by_virtual_seconds",
+        "metric_fp_by_virtual_seconds",
+        "qat_share",
+        "round_bytes",
+    }
+    (row,) = (row for row in logged.rows if row.get("round") == ROUNDS[-1].round and "qat_share" in row)
+    assert row["qat_share"] == row["clients/qat"] / sum(row[f"clients/{mode}"] for mode in ("fp", "ptq", "qat"))
+    assert row["round_bytes"] == row["bytes/uplink"] + row["bytes/downlink"]
+
+
+def test_the_summary_is_one_screen(logged: Logged) -> None:
+    own = {name.removesuffix(".path").split(".")[0] for name in logged.summary if name[0] != "_"}
+    nested = sum(
+        len(value) - 1 for value in logged.summary.values() if isinstance(value, dict) and "_type" not in value
+    )
+    assert len(own) + nested <= 30
+    assert {"clients", "tiers", "modes", "allocation_map"} <= own, "or W&B shows no panel of them"
+    assert not [name for name in own if "/" in name and not name.startswith(("deployed/", "quantized/", "fp/"))]
+
+
+def test_a_name_that_comes_later_is_kept_out_of_the_summary_too(tmp_path: Path) -> None:
+    first, *others = small_rounds(num_rounds=2)
+    rounds = [first, *(replace(each, metrics={**each.metrics, "train/late": 1.0}) for each in others)]
+    run_dir = write_logged_run(tmp_path / "20250101-120000-ab16", rounds)
+    log_offline(run_dir, rounds, monitor="val_accuracy", monitor_mode="max")
+    logged = Logged(run_dir)
+    assert logged.values["train/late"] == 1.0
+    assert "train/late" not in logged.summary
 
 
 def test_tables_and_pictures(logged: Logged, run_dir: Path) -> None:
@@ -183,7 +220,7 @@ class TestTheUsersOwn:
         logged = Logged(tmp_path / "own")
         assert logged.values["mine"] == 1
         assert logged.values["fed-round"] == 1
-        assert logged.axes["fed-virtual/metric_fp"].step_metric == "fed-seconds/virtual"
+        assert logged.axes["fed-metric_fp_by_virtual_seconds"].step_metric == "fed-seconds/virtual"
 
     def test_two_loggers_are_two_runs_and_both_go_on(self, tmp_path: Path) -> None:
         run_dirs = [write_logged_run(tmp_path / name, small_rounds(num_rounds=1)) for name in ("one", "two")]
