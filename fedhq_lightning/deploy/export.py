@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from typing_extensions import TypedDict
 
+from fedhq_lightning.deploy.program_layers import become_program_layers
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.quantize.conversion import become_integer, copy_without_trainer
 from fedhq_lightning.quantize.integer_layers import INTEGER_TYPES, IntegerLayer
@@ -80,7 +81,7 @@ def export_program(converted: nn.Module, example_args: tuple[Any, ...], path: Pa
     with torch.no_grad():
         try:
             with tracer_silent():
-                program = traced_program(converted, example_args)
+                program = integer_program(converted, example_args)
             # In memory: torch ends the process, in C++, where it writes to a disk that is full.
             written = io.BytesIO()
             torch.export.save(program, written)
@@ -101,6 +102,13 @@ def export_program(converted: nn.Module, example_args: tuple[Any, ...], path: Pa
     return loaded
 
 
+def integer_program(converted: nn.Module, example_args: tuple[Any, ...]) -> torch.export.ExportedProgram:
+    """A converted module as torch traces it, of the module's bits; see `traced_program` for the arguments."""
+    module = copy_without_trainer(converted)
+    become_program_layers(module)
+    return traced_program(module, example_args)
+
+
 def traced_program(module: nn.Module, example_args: tuple[Any, ...]) -> torch.export.ExportedProgram:
     """A module as torch traces it, for a batch of any size.
 
@@ -115,8 +123,11 @@ def traced_program(module: nn.Module, example_args: tuple[Any, ...]) -> torch.ex
     batch = torch.export.Dim("batch", min=1)
     shapes = pytree.tree_map(lambda leaf: {0: batch} if _has_batch(leaf) else None, args)
     program = torch.export.export(_ForwardOnly(module), args, dynamic_shapes=(shapes,))
-    for node in program.graph.nodes:
+    for node in list(program.graph.nodes):
         node.meta.pop("stack_trace", None)  # names folders of this machine
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:  # one before each change of dtype
+            program.graph.erase_node(node)
+    program.graph_module.recompile()
     return program
 
 

@@ -163,19 +163,20 @@ def _is_expression(text: str) -> bool:
 
 def _is_tree(text: str) -> bool:
     """Whether it describes arguments nested in tuples, lists and dicts, and no class to import."""
-    version, found = json.loads(text)
-    return version == 1 and _is_node(found)
+    tree = json.loads(text)
+    return isinstance(tree, list) and len(tree) == 2 and tree[0] == 1 and _is_node(tree[1])
 
 
 def _is_node(node: Any) -> bool:
-    context = node["context"]
-    names = [] if context in (None, "null") else json.loads(context)
+    if not isinstance(node, dict) or set(node) != {"type", "context", "children_spec"}:
+        return False
+    context, children = node["context"], node["children_spec"]
+    names = json.loads(context) if isinstance(context, str) else context
     return (
-        set(node) == {"type", "context", "children_spec"}
-        and node["type"] in _TREES
-        and isinstance(names, list)
-        and all(isinstance(name, str | int) for name in names)
-        and all(map(_is_node, node["children_spec"]))
+        node["type"] in _TREES
+        and (names is None or (isinstance(names, list) and all(isinstance(name, str | int) for name in names)))
+        and isinstance(children, list)
+        and all(map(_is_node, children))
     )
 
 

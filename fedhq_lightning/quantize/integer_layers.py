@@ -111,7 +111,8 @@ class IntegerLayer(nn.Module):
         groups = self.quantized_weight.view(*self.scale.shape, -1).double() * self.scale.double().unsqueeze(2)
         return _fixed_point(groups.flatten(1), (1,), self._fixed_point_bits()[1])
 
-    def _has_int8_product(self) -> bool:
+    def has_int8_product(self) -> bool:
+        """Whether sums fit int32 and each row has one scale; a convolution in groups computes in fp64 all the same."""
         size, has_one_scale = self.quantized_weight.shape[1], self.scale.shape[1] == 1
         return self.scheme.activation_bits is not None and has_one_scale and size <= MAX_INNER_SIZE
 
@@ -135,7 +136,7 @@ class IntegerLinear(IntegerLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) to (..., out), in the input's dtype; computed in fp32 between integers."""
-        if self._has_int8_product():
+        if self.has_int8_product():
             kernels = native_without_gradients(input, self.scale, self.bias)
             if kernels is not None and self._static() is None and takes_rows(input, self.quantized_weight):
                 bits = self.scheme.activation_bits
@@ -162,7 +163,7 @@ class _IntegerConvolution(IntegerLayer):
         """([batch,] channels, ...) to ([batch,] out channels, ...), in the input's dtype."""
         is_single = input.dim() == 1 + len(self.kernel_size)
         x = input.unsqueeze(0) if is_single else input
-        has_int8_product = self.groups == 1 and self._has_int8_product()
+        has_int8_product = self.groups == 1 and self.has_int8_product()
         output = self._by_int8_product(x) if has_int8_product else self._by_wide_product(x)
         return output.squeeze(0) if is_single else output
 
