@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,8 +36,9 @@ from fedhq_lightning.quantize import LaneOptions, QuantScheme
 from fedhq_lightning.quantize.compilation import has_compiler
 from fedhq_lightning.quantize.native.lanes import native_level
 from fedhq_lightning.report.progress import ProgressDisplay
-from fedhq_lightning.run.description import describe, text_of
+from fedhq_lightning.run.description import Recipe, describe, text_of
 from fedhq_lightning.run.directory import RunDirectory
+from fedhq_lightning.run.run_names import check_name
 from fedhq_lightning.run.state import RunState
 from fedhq_lightning.support import process_group
 from fedhq_lightning.support.arithmetic import reproducible
@@ -104,6 +104,7 @@ class FederatedTrainer(AfterFit):
         export: Files of the deployed model beside `model.pt2`: "onnx" for `model.onnx`; one name, or several, or none.
         enable_progress_bar: Show progress, and the result at the end.
         seed: Where every random number of the run comes from.
+        name: What the run is called: in its folder's name, in lists and pages, and at W&B.
         default_root_dir: Run directories are made in `default_root_dir/RECIPE/`.
 
     Attributes:
@@ -161,9 +162,10 @@ class FederatedTrainer(AfterFit):
         export: str | Sequence[str] = ("onnx",),
         enable_progress_bar: bool = True,
         seed: int = 0,
+        name: str | None = None,
         default_root_dir: str | Path = "runs",
     ) -> None:
-        asked = {name: value for name, value in locals().items() if name != "self"} | {
+        asked = {key: value for key, value in locals().items() if key != "self"} | {
             "lanes": lanes or LaneOptions(),
             "fleet": expand_fleet(fleet),
             "precision": plain_precision(precision),
@@ -171,6 +173,7 @@ class FederatedTrainer(AfterFit):
         }
         self.described = describe(asked)
         check_settings(asked)
+        check_name(name)
         self.callbacks, allocator = split_callbacks(callbacks)
         self.settings = RunSettings.of(asked, allocator)
         if enable_progress_bar and not any(isinstance(each, ProgressDisplay) for each in self.callbacks):
@@ -251,7 +254,7 @@ class FederatedTrainer(AfterFit):
             if resumed is not None:
                 resumed.check_job(job.initial_state(), job.datamodule.model_inputs())
             if place is None and is_first_process():
-                directory = RunDirectory.create(self.default_root_dir, recipe.name)
+                directory = RunDirectory.create(self.default_root_dir, recipe.name, self.described["name"])
                 until_the_end.callback(directory.remove_if_without_rounds)
                 write_atomically(directory.recipe, recipe.text)
                 until_the_end.enter_context(directory.locked())
@@ -358,11 +361,3 @@ class FederatedTrainer(AfterFit):
             if state is not None:
                 with resumed.taken_up_by(part):
                     part.load_state_dict(state)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Name and resolved text of the recipe that a run was started from; the command line sets `trainer.recipe`."""
-
-    name: str
-    text: str

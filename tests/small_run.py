@@ -27,6 +27,8 @@ def small_rounds(num_rounds: int = 12, num_clients: int = 10, cohort: int = 6, s
         evaluated = number % 2 == 0 or number == num_rounds
         metric_fp, metric_quantized = (fp, fp - 0.02 - 0.01 * generator.random()) if evaluated else (None, None)
         metrics = {"fp/val_accuracy": fp, "quantized/val_accuracy": metric_quantized or 0.0} if evaluated else {}
+        if number:
+            metrics["train/train_loss"] = 2.0 / number
         rounds.append(
             RoundRecord(
                 round=number,

@@ -231,10 +231,13 @@ def _check_command(line: str, words: list[str]) -> None:
 
     command, *arguments = words
     assert command in make_parser().commands, line
-    if command in ("eval", "report", "completion"):
+    if command in ("eval", "report", "runs", "completion"):
         if arguments:
             make_parser().parse_known_args(words)  # whose files the reader has to have
         return
+    if command == "run" and arguments:
+        known, overrides = make_parser().parse_known_args(words)
+        arguments = [known.recipe, *overrides]
     if command == "profile":
         arguments = [argument for argument in arguments if argument != "--write"]
     if command == "tune":
@@ -258,16 +261,20 @@ def _check_command(line: str, words: list[str]) -> None:
 
 
 def _compare_overrides(words: list[str]) -> list[str]:
-    """The recipe and the overrides among the words of a `fedhq compare`; its allocators have to exist."""
+    """The recipe and the overrides among the words of a `fedhq compare`; allocators and what varies have to exist."""
     from fedhq_lightning.cli.main import make_parser
     from fedhq_lightning.experiments.contestants import BEST_FIXED, check_names, contestant
+    from fedhq_lightning.experiments.variations import variations
 
     if len(words) == 1:
         return []
     known, overrides = make_parser().parse_known_args(words)
-    check_names(known.allocators)
-    for name in set(known.allocators) - {BEST_FIXED}:
+    if known.allocators is not None:
+        check_names(known.allocators)
+    for name in set(known.allocators or ()) - {BEST_FIXED}:
         contestant(name)
+    if known.vary and not known.recipe.isupper():
+        variations(*recipe_files.find(known.recipe), overrides, known.vary)
     return [known.recipe, *overrides]
 
 

@@ -26,6 +26,7 @@ from fedhq_lightning.allocation.rounding_cost import FEWEST, RoundingCost
 from fedhq_lightning.allocation.study import BoundaryStudy, Trial
 from fedhq_lightning.allocation.warm_start import Earlier, learned_before, value_of
 from fedhq_lightning.errors import ConfigurationError, nearest
+from fedhq_lightning.run.run_names import run_meant
 from fedhq_lightning.support.atomic_files import write_atomically
 from fedhq_lightning.support.paths import expand
 from fedhq_lightning.types import ClientId, Plan
@@ -68,9 +69,9 @@ class HybridAllocator(Allocator):
         sensitivity: `sqnr` (noise over signal power of the rounded model's output) or `loss` (relative growth of the
             loss), measured by each client on one of its batches; None leaves it out.
         window: Rounds that a boundary is tried for, >= 1.
-        warm_start: Earlier runs: run directories, offline W&B runs, W&B's `entity/project/run`. The new one starts with
-            all their trials and the boundary that the last of them ended with, and where rounding was seen to cost in
-            that one, `qat` does not wait.
+        warm_start: Earlier runs: run directories or names, offline W&B runs, W&B's `entity/project/run`. The new one
+            starts with all their trials and the boundary that the last of them ended with, and where rounding was seen
+            to cost in that one, `qat` does not wait.
         fleet: Devices as they are stated, where that differs from the run's fleet.
 
     Raises:
@@ -123,7 +124,7 @@ class HybridAllocator(Allocator):
         self.least_work = least_work
         self.qat_from = qat_from
         runs = [warm_start] if isinstance(warm_start, str) else warm_start or []
-        self.warm_start = [expand(run, "HybridAllocator: warm_start") for run in runs]
+        self.warm_start = [run_meant(expand(run, "HybridAllocator: warm_start")) for run in runs]
         self.fleet = fleet
         self.explanation = ""
         self.wanted_sensitivity = self.sensitivity

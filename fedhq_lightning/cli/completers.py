@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhq_lightning.recipe import files as recipe_files
+from fedhq_lightning.run.run_names import given_name
 
 
 def shipped_recipes(**_: Any) -> list[str]:
@@ -20,7 +21,7 @@ def recipes(prefix: str = "", **_: Any) -> list[str]:
 
 
 def run_directories(prefix: str = "", **_: Any) -> list[str]:
-    """Run directories below `runs/`, the latest first; elsewhere folders."""
+    """Names of runs and run directories below `runs/`, the latest first; elsewhere folders."""
     return _runs(prefix) or list(_paths(prefix, ()))
 
 
@@ -32,7 +33,8 @@ def models(prefix: str = "", **_: Any) -> list[str]:
 
 def _runs(prefix: str) -> list[str]:
     found = [file.parent for file in Path("runs").glob("*/*/recipe.yaml")]
-    names = [str(run) for run in sorted(found, key=lambda run: run.name, reverse=True)]
+    runs = sorted(found, key=lambda run: run.name, reverse=True)
+    names = [*filter(None, map(given_name, runs)), *map(str, runs)]
     return [name for name in names if name.startswith(prefix)]
 
 

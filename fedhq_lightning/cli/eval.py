@@ -22,7 +22,7 @@ this host's CPU, and bytes. Nothing is written.
 def add(add_command: AddCommand) -> None:
     """Declare the subcommand."""
     evaluate = add_command("eval", _eval, "Evaluate a deployed model beside its float32 weights.", _EPILOG)
-    text = "a run directory, its model/ folder, or a .pt2 file"
+    text = "a run's directory or name, its model/ folder, or a .pt2 file"
     completed_by(evaluate.add_argument("model", metavar="MODEL", type=path, help=text), completers.models)
     evaluate.add_argument("--trust", action="store_true", help="load a .pt2 file even if it may run code of its author")
     add_recipe(evaluate, nargs="?", default="the recipe of the run")
@@ -32,5 +32,6 @@ def _eval(known: argparse.Namespace, rest: list[str]) -> None:
     find_own_modules()
     with naming(f"eval {known.model}"):
         from fedhq_lightning.cli.evaluate_model import evaluate_model
+        from fedhq_lightning.run.run_names import run_called
 
-        evaluate_model(known.model, known.recipe, rest, known.trust)
+        evaluate_model(run_called(known.model), known.recipe, rest, known.trust)

@@ -11,6 +11,7 @@ from fedhq_lightning.support.quiet import say_line
 
 _EPILOG = """examples:
   fedhq report runs/digits-smoke/20250131-120000-0a1b2c                write its report.html anew
+  fedhq report first-try another-try                                   two runs by their names
   fedhq report runs/digits-smoke/* --output all.html                   several runs side by side, in one file
 """
 
@@ -24,7 +25,9 @@ def add(add_command: AddCommand) -> None:
         _EPILOG,
         takes_overrides=False,
     )
-    directories = report.add_argument("run_dirs", metavar="RUN_DIR", type=path, nargs="+", help="a run directory")
+    directories = report.add_argument(
+        "run_dirs", metavar="RUN_DIR", type=path, nargs="+", help="a run's directory or name"
+    )
     completed_by(directories, completers.run_directories)
     text = "default: report.html of the one run; comparison.html here for several"
     report.add_argument("--output", metavar="FILE", type=path, help=text)
@@ -32,5 +35,7 @@ def add(add_command: AddCommand) -> None:
 
 def _report(known: argparse.Namespace, rest: list[str]) -> None:
     from fedhq_lightning.cli.report_runs import report_runs
+    from fedhq_lightning.run.run_names import run_called
 
-    say_line(f"{report_runs(known.run_dirs, known.output)} written", sys.stdout)
+    run_dirs = [run_called(each) for each in known.run_dirs]
+    say_line(f"{report_runs(run_dirs, known.output)} written", sys.stdout)

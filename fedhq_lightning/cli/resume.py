@@ -10,9 +10,11 @@ from fedhq_lightning.cli.parser import AddCommand, completed_by, path
 from fedhq_lightning.cli.run import fit_recipe
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.recipe import files as recipe_files
+from fedhq_lightning.run.run_names import run_called
 
 _EPILOG = """examples:
   fedhq resume runs/digits-smoke/20250131-120000-0a1b2c
+  fedhq resume first-try                                                             by the name that --name gave
   fedhq resume runs/digits-smoke/20250131-120000-0a1b2c --trainer.devices=2
   fedhq resume runs/digits-smoke/20250131-120000-0a1b2c --trainer.max_rounds=40      make it longer
 
@@ -25,12 +27,12 @@ goes on too, and one line says where it is not the run that it would have been w
 def add(add_command: AddCommand) -> None:
     """Declare the subcommand."""
     resume = add_command("resume", _resume, "Go on with a run that was stopped, or make one longer.", _EPILOG)
-    text = "the directory of the run, or a checkpoint in it"
+    text = "the directory of the run, its name (fedhq runs), or a checkpoint in it"
     completed_by(resume.add_argument("run_dir", metavar="RUN_DIR", type=path, help=text), completers.run_directories)
 
 
 def _resume(known: argparse.Namespace, rest: list[str]) -> None:
-    given: Path = known.run_dir
+    given: Path = run_called(known.run_dir)
     run_dir = recipe_files.run_of(given)
     recipe = run_dir / "recipe.yaml"
     if not recipe.is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
 from contextlib import nullcontext
@@ -26,6 +27,7 @@ _EPILOG = """examples:
   fedhq run mine.yaml                                          a file of your own
   fedhq run digits-smoke --trainer.max_rounds=5 --model.lr=0.05
   fedhq run digits-smoke --trainer.devices=2                   with two processes
+  fedhq run digits-smoke --name first-try                      called so in lists, pages and at Weights & Biases
   fedhq run digits-smoke --trainer.logger=false                without Weights & Biases
 
 fedhq show NAME lists the keys of a recipe. A class of your own is named by its class_path; modules in the current
@@ -35,12 +37,15 @@ directory are found. The run leaves model, report and records in runs/NAME/.
 
 def add(add_command: AddCommand) -> None:
     """Declare the subcommand."""
-    add_recipe(add_command("run", _run, "Run a recipe; --KEY=VALUE changes a value.", _EPILOG))
+    command = add_command("run", _run, "Run a recipe; --KEY=VALUE changes a value.", _EPILOG)
+    command.add_argument("--name", metavar="NAME", help="what the run is called; the same as --trainer.name")
+    add_recipe(command)
 
 
 def _run(known: argparse.Namespace, rest: list[str]) -> None:
     name, text = recipe_files.find(known.recipe)
-    fit_recipe(f"recipe {name}", name, text, rest)
+    named = [] if known.name is None else [f"--trainer.name={json.dumps(known.name)}"]
+    fit_recipe(f"recipe {name}", name, text, [*rest, *named])
 
 
 def fit_recipe(subject: str, name: str, text: str, overrides: list[str], ckpt_path: Path | None = None) -> None:

@@ -15,7 +15,7 @@ import yaml
 
 from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.experiments.cells import cell_of_run, write_cell
+from fedhq_lightning.experiments.cells import cell_of_run, name_of, write_cell
 from fedhq_lightning.experiments.contestants import Contestant
 from fedhq_lightning.experiments.workers import Workers
 from fedhq_lightning.launch.resolve import resolve
@@ -30,12 +30,13 @@ class CellJob:
     """A cell that is still to be run.
 
     Attributes:
-        allocator: Name of the allocator.
+        allocator: Name of the allocator; empty for the recipe's own.
+        setting: What the varied keys hold; empty where none is varied.
         seed: Of the run.
         recipe_name: Name of the recipe.
-        text: The resolved recipe of the comparison.
+        text: The resolved recipe, with the varied keys in it.
         contestant: The allocator.
-        described: What it is made with, and matched to.
+        described: What it is made with, and matched to, and the varied keys' values.
         fingerprint: Of everything that decides the run.
         cell: Where the cell is to be kept.
         runs: Where the run directory is made; the cell's alone.
@@ -45,6 +46,7 @@ class CellJob:
     """
 
     allocator: str
+    setting: str
     seed: int
     recipe_name: str
     text: str
@@ -57,6 +59,14 @@ class CellJob:
     group: str
     keeps_run: bool
 
+    @property
+    def name(self) -> str:
+        """What its cell is called beside the others of its seed."""
+        return name_of(self.allocator, self.setting)
+
+    def __str__(self) -> str:
+        return f"{self.name}, seed {self.seed}"
+
 
 def run_job(job: CellJob) -> float:
     """Run one cell, or go on with a run of it that was stopped, and keep it.
@@ -68,7 +78,7 @@ def run_job(job: CellJob) -> float:
         ConfigurationError: The recipe or the allocator does not work.
     """
     started = time.perf_counter()
-    labels = labelled(job.group, job.allocator, f"{job.allocator}, seed {job.seed}")
+    labels = labelled(job.group, job.name, str(job))
     try:
         text = cell_recipe(job.text, job.contestant, job.seed, job.runs, job.reference)
         resolved = resolve(job.recipe_name, text)
@@ -77,9 +87,10 @@ def run_job(job: CellJob) -> float:
             trainer.writes_model = job.keeps_run or bool(trainer.logger)
             trainer.fit(module, data, _stopped_run(job.runs))
     except ConfigurationError as error:
-        raise ConfigurationError(f"{job.allocator}, seed {job.seed}: {error}") from error
+        raise ConfigurationError(f"{job}: {error}") from error
     larger_is_better = trainer.monitored.mode != "min"
-    cell = cell_of_run(Run(trainer.run_dir), job.allocator, job.seed, job.fingerprint, job.described, larger_is_better)
+    run = Run(trainer.run_dir)
+    cell = cell_of_run(run, job.allocator, job.seed, job.fingerprint, job.described, larger_is_better, job.setting)
     write_cell(cell, job.cell)
     if not job.keeps_run:
         shutil.rmtree(job.runs, ignore_errors=True)
@@ -114,14 +125,29 @@ def run_jobs(jobs: Sequence[CellJob], workers: int, on_end: Callable[[CellJob, f
                 raise ended.error
             if ended.result is None:
                 raise ConfigurationError(
-                    f"{ended.job.allocator}, seed {ended.job.seed}: its process ended early (exit code "
-                    f"{ended.exit_code}); the same command goes on from its last checkpoint"
+                    f"{ended.job}: its process ended early (exit code {ended.exit_code}); the same command goes on "
+                    "from its last checkpoint"
                 )
             on_end(ended.job, ended.result)
 
 
-def shared_settings(name: str, text: str) -> dict[str, Any]:
+def shared_settings(text: str) -> dict[str, Any]:
     """What all cells share: the resolved recipe without allocator, seeds, and what changes no bit.
+
+    Args:
+        text: The resolved recipe.
+    """
+    content = without_free(parse_yaml(text))
+    trainer = content["trainer"]
+    trainer.pop("seed", None)
+    trainer["callbacks"] = _without_allocators(trainer.get("callbacks"))
+    for partitioner in _partitioners(content["data"]):
+        partitioner["init_args"]["seed"] = None
+    return content
+
+
+def check_scheme(name: str, text: str) -> None:
+    """Refuse to compare allocators where there is nothing to allot.
 
     Args:
         name: Of the recipe.
@@ -130,18 +156,17 @@ def shared_settings(name: str, text: str) -> dict[str, Any]:
     Raises:
         ConfigurationError: The recipe has no scheme.
     """
-    content = without_free(parse_yaml(text))
-    trainer = content["trainer"]
-    if trainer.get("scheme") is None:
+    if parse_yaml(text)["trainer"].get("scheme") is None:
         raise ConfigurationError(
             f"recipe {name}: trainer.scheme is not set, so every allocator would train the same; give a scheme, such "
             "as --trainer.scheme=w4a8"
         )
-    trainer.pop("seed", None)
-    trainer["callbacks"] = _without_allocators(trainer.get("callbacks"))
-    for partitioner in _partitioners(content["data"]):
-        partitioner["init_args"]["seed"] = None
-    return content
+
+
+def allocator_of(text: str) -> dict[str, Any] | None:
+    """The allocator of a resolved recipe, as class_path and init_args; None where it has none."""
+    listed = _listed(parse_yaml(text)["trainer"].get("callbacks"))
+    return next((each for each in listed if _is_allocator(each)), None)
 
 
 def cell_recipe(text: str, contestant: Contestant, seed: int, root: Path, reference: Path | None) -> str:
@@ -149,18 +174,22 @@ def cell_recipe(text: str, contestant: Contestant, seed: int, root: Path, refere
 
     Args:
         text: The resolved recipe of the comparison.
-        contestant: Takes the place of the recipe's allocator.
+        contestant: Takes the place of the recipe's allocator, unless it is the recipe's own; that is left out where the
+            recipe has no scheme, and so nothing to allot.
         seed: Of the run, and of the partitioners.
         root: Where its run directory is made.
         reference: The cell that a random allocator is matched to.
     """
     content: dict[str, Any] = parse_yaml(text)
     trainer = content["trainer"]
-    init_args = copy.deepcopy(dict(contestant.init_args))
-    if reference is not None:
-        init_args["reference"] = str(reference.absolute())
-    callbacks = _without_allocators(trainer.get("callbacks"))
-    trainer["callbacks"] = [*callbacks, {"class_path": contestant.class_path, "init_args": init_args}]
+    if contestant.class_path:
+        init_args = copy.deepcopy(dict(contestant.init_args))
+        if reference is not None:
+            init_args["reference"] = str(reference.absolute())
+        callbacks = _without_allocators(trainer.get("callbacks"))
+        trainer["callbacks"] = [*callbacks, {"class_path": contestant.class_path, "init_args": init_args}]
+    elif trainer.get("scheme") is None:
+        trainer["callbacks"] = _without_allocators(trainer.get("callbacks"))
     if contestant.lanes:
         lanes = dict(trainer.get("lanes") or {})
         if "qat_kernel" in contestant.lanes and lanes.get("layer_kernels"):
@@ -188,8 +217,15 @@ def _stopped_run(runs: Path) -> Path | None:
 
 
 def _without_allocators(callbacks: Any) -> list[Any]:
-    listed = [] if callbacks is None else callbacks if isinstance(callbacks, list) else [callbacks]
-    return [each for each in listed if not issubclass(resolve_name(each["class_path"]), Allocator)]
+    return [each for each in _listed(callbacks) if not _is_allocator(each)]
+
+
+def _listed(callbacks: Any) -> list[Any]:
+    return [] if callbacks is None else callbacks if isinstance(callbacks, list) else [callbacks]
+
+
+def _is_allocator(node: Any) -> bool:
+    return issubclass(resolve_name(node["class_path"]), Allocator)
 
 
 def _partitioners(node: Any) -> Iterator[dict[str, Any]]:

@@ -1,18 +1,20 @@
 """What the folder of a comparison holds: the settings that all cells share, and a small JSON file a cell.
 
-A cell is one allocator with one seed, and is kept when its run has ended.
+A cell is one allocator on one point of the varied keys, with one seed, and is kept when its run has ended.
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -31,6 +33,7 @@ FILE_NAME = "comparison.json"
 FORMAT_VERSION = 1
 _MOST_BYTES = 2**28
 """Of a file: a cell has 20 bytes for every client and round."""
+_LONGEST_NAME = 80
 _NUMBERS = ("wall_seconds", "virtual_seconds", "uplink_bytes", "downlink_bytes")
 _ALWAYS_KNOWN = [name for name in COLUMNS if not name.startswith("metric_")]
 _SUMMARY = (
@@ -47,10 +50,10 @@ class Cell:
     """What a comparison keeps of one run.
 
     Attributes:
-        allocator: Name of the allocator.
+        allocator: Name of the allocator; empty for the recipe's own.
         seed: Of the run.
         fingerprint: Of everything that decides the run.
-        described: What the allocator was made with.
+        described: What the allocator was made with, and what the varied keys hold.
         metric_name: What is monitored.
         larger_is_better: Whether more of it is better.
         summary: The better part of the run's `summary.json`.
@@ -58,6 +61,7 @@ class Cell:
         tiers: Names of the device tiers.
         clients: Per round from 1, `(client_id, position in tiers, mode)` of each client; random allocators are matched
             to them.
+        setting: What the varied keys hold, such as `aggregator=FedProx`; empty where none is varied.
     """
 
     allocator: str
@@ -70,10 +74,21 @@ class Cell:
     rounds: Mapping[str, Sequence[Any]]
     tiers: Sequence[str]
     clients: Sequence[Sequence[tuple[ClientId, int, Mode]]]
+    setting: str = ""
+
+    @property
+    def name(self) -> str:
+        """What it is called beside the others of its seed."""
+        return name_of(self.allocator, self.setting)
 
     def curve(self, clock: Clock) -> tuple[list[float], list[float]]:
         """When each evaluation was there, and its quantized metric; round 0 first."""
         return curve(self.rounds, clock)
+
+
+def name_of(allocator: str, setting: str) -> str:
+    """What a cell is called beside the others of its seed: by its allocator, by what the varied keys hold, or both."""
+    return ", ".join(filter(None, (allocator, setting)))
 
 
 def keep_settings(folder: Path, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,9 +130,15 @@ def keep_settings(folder: Path, name: str, settings: Mapping[str, Any]) -> dict[
     return before
 
 
-def cell_path(folder: Path, allocator: str, seed: int) -> Path:
+def cell_path(folder: Path, allocator: str, seed: int, setting: str = "") -> Path:
     """Where a cell is kept."""
-    return folder / f"{allocator.replace(':', '-')}-seed-{seed}.json"
+    name = allocator.replace(":", "-")
+    if setting:
+        # A name of any length and with any characters, and yet one file for each.
+        digits = hashlib.blake2b(setting.encode(), digest_size=3).hexdigest()
+        readable = re.sub(r"[^\w.=+-]+", "-", name_of(name, setting))[:_LONGEST_NAME].strip("-")
+        name = f"{readable}-{digits}"
+    return folder / f"{name}-seed-{seed}.json"
 
 
 def cell_of_run(
@@ -127,8 +148,9 @@ def cell_of_run(
     fingerprint: str,
     described: Mapping[str, Any],
     larger_is_better: bool,
+    setting: str = "",
 ) -> Cell:
-    """What is kept of a finished run.
+    """What is kept of a finished run. Without a scheme the global model itself is the deployed one.
 
     Args:
         run: It.
@@ -137,15 +159,18 @@ def cell_of_run(
         fingerprint: See there.
         described: See there.
         larger_is_better: See there.
+        setting: See there.
 
     Raises:
         ConfigurationError: The deployed model was never evaluated.
     """
-    columns = run.columns()
+    columns, summary = run.columns(), dict(run.summary)
+    if summary.get("scheme") is None:
+        columns["metric_quantized"], summary["metric_quantized"] = columns["metric_fp"], summary.get("metric_fp")
     if not any(value is not None for value in columns["metric_quantized"][1:]):
         raise ConfigurationError(
-            f"{allocator}, seed {seed}: the deployed model was not evaluated, so nothing can be compared; the module "
-            "needs a validation_step that logs a metric, and the data held-out examples"
+            f"{name_of(allocator, setting)}, seed {seed}: the deployed model was not evaluated, so nothing can be "
+            "compared; the module needs a validation_step that logs a metric, and the data held-out examples"
         )
     tiers: dict[str, int] = {}
     clients = [
@@ -160,10 +185,11 @@ def cell_of_run(
         described,
         run.metric_name,
         larger_is_better,
-        {name: run.summary[name] for name in _SUMMARY if name in run.summary},
+        {name: summary[name] for name in _SUMMARY if name in summary},
         {name: _rounded(name, values) for name, values in columns.items()},
         list(tiers),
         clients,
+        setting,
     )
 
 
@@ -233,6 +259,7 @@ class _WrittenCell(TypedDict):
     rounds: dict[str, list[int | float | None]]
     tiers: list[str]
     clients: list[list[tuple[ClientId, int, Mode]]]
+    setting: NotRequired[str]
 
 
 def _checked(cell: Cell) -> Cell:

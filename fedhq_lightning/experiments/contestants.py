@@ -37,8 +37,8 @@ class Contestant:
     """One allocator of a comparison.
 
     Attributes:
-        name: In tables and file names.
-        class_path: Its class.
+        name: In tables and file names; empty for the recipe's own.
+        class_path: Its class; empty for the recipe's own, which stays as it is.
         init_args: What the class is made with.
         lanes: Values of `trainer.lanes` that it changes.
         trainer: Other values of `trainer` that it changes.
@@ -76,6 +76,9 @@ _BUILT_IN: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 _MATCHED: dict[str, Literal["total", "tier"]] = {"random-total": "total", "random-tier": "tier"}
 NAMES = (*_BUILT_IN, *_MATCHED, BEST_FIXED)
 """What can be named as it is; `fixed:SLACK:SHARE` and `NAME=CLASS_PATH|FILE.yaml` come on top."""
+
+
+THE_RECIPES_OWN = Contestant("", "")
 
 
 def contestant(text: str) -> Contestant:
@@ -173,7 +176,7 @@ def _own(text: str) -> Contestant:
             f"allocator {text!r}: {name!r} is a built-in name or no name; take letters, digits, '-', '_' and '.'"
         )
     if not source.endswith((".yaml", ".yml")):
-        if not re.fullmatch(r"[\w]+(\.[\w]+)+", source):
+        if not re.fullmatch(r"\w+(\.\w+)*", source):
             raise ConfigurationError(
                 f"allocator {text!r}: after '=' comes the class, such as my_module.MyAllocator, or a .yaml file"
             )

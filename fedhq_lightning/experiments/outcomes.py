@@ -1,4 +1,4 @@
-"""From cells to what is compared: one outcome a cell, one row an allocator."""
+"""From cells to what is compared: one outcome a cell, one row for all of its seeds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from fedhq_lightning.experiments.cells import Cell
+from fedhq_lightning.experiments.cells import Cell, name_of
 from fedhq_lightning.experiments.statistics import (
     Difference,
     Duration,
@@ -20,7 +20,7 @@ from fedhq_lightning.experiments.statistics import (
     time_to,
     value_at,
 )
-from fedhq_lightning.run.summary import monitored_on_test_data
+from fedhq_lightning.run.summary_form import monitored_on_test_data
 from fedhq_lightning.types import MODES
 
 POINT = 0.005
@@ -35,9 +35,10 @@ class Outcome:
     """What one cell came to.
 
     Attributes:
-        allocator: Its name.
+        allocator: Its name; empty for the recipe's own.
+        setting: What the varied keys hold; empty where none is varied.
         seed: Of the run.
-        at_seconds: Virtual seconds at which allocators of this seed are compared.
+        at_seconds: Virtual seconds at which the cells of this seed are compared.
         metric_at: Quantized metric at that time, a mean over three evaluations.
         metric: Quantized metric at the end, likewise.
         metric_fp: Metric of the global model before it is quantized, at the end, likewise.
@@ -57,6 +58,7 @@ class Outcome:
     """
 
     allocator: str
+    setting: str
     seed: int
     at_seconds: float
     metric_at: float
@@ -75,6 +77,11 @@ class Outcome:
     deployed_fp: float
     validated: float
 
+    @property
+    def name(self) -> str:
+        """What it is called beside the others of its seed."""
+        return name_of(self.allocator, self.setting)
+
 
 def outcomes(
     cells: Sequence[Cell], at: float | None = None, target: float | None = None, point: float = POINT
@@ -85,29 +92,41 @@ def outcomes(
         cells: Of one comparison.
         at: Virtual seconds at which the metric is read; None for the shortest run of the same seed, whoever's it was.
         target: Quantized metric to reach; None for what all-QAT (`fake`, else as the recipe has it) of the same seed
-            had at its end, less `point`.
+            had at its end, less `point`; where keys are varied without them, what the first of all had.
         point: How much less.
     """
     by_seed: dict[int, list[Cell]] = {}
     for cell in cells:
         by_seed.setdefault(cell.seed, []).append(cell)
+    source = target_from(cells)
     on_test = all(map(_on_test, cells))  # cells of before have no test data; the two are not compared
     found = {}
     for seed, members in by_seed.items():
         shortest = min(float(cell.summary["virtual_seconds"]) for cell in members)
-        to_reach = _target(members, point) if target is None else target
+        to_reach = _target(members, source, point) if target is None else target
         for cell in members:
-            found[cell.allocator, seed] = _outcome(cell, shortest if at is None else at, to_reach, on_test)
-    return [found[cell.allocator, cell.seed] for cell in cells]
+            found[cell.name, seed] = _outcome(cell, shortest if at is None else at, to_reach, on_test)
+    return [found[cell.name, cell.seed] for cell in cells]
 
 
-def _target(cells: Sequence[Cell], point: float) -> float | None:
-    for name in TARGET_FROM:
-        for cell in cells:
-            if cell.allocator == name:
-                final = final_mean(cell.curve("virtual")[1][1:])
-                return final - point if cell.larger_is_better else final + point
-    return None
+def target_from(cells: Sequence[Cell]) -> str | None:
+    """Whose final metric sets the default target; None where nobody's does.
+
+    Args:
+        cells: Of one comparison, in its order.
+    """
+    found = next((cell for name in TARGET_FROM for cell in cells if cell.allocator == name), None)
+    if found is None and cells[0].setting:
+        found = cells[0]
+    return found.name if found else None
+
+
+def _target(cells: Sequence[Cell], name: str | None, point: float) -> float | None:
+    cell = next((cell for cell in cells if cell.name == name), None)
+    if cell is None:
+        return None
+    final = final_mean(cell.curve("virtual")[1][1:])
+    return final - point if cell.larger_is_better else final + point
 
 
 def _outcome(cell: Cell, at: float, target: float | None, on_test: bool) -> Outcome:
@@ -121,6 +140,7 @@ def _outcome(cell: Cell, at: float, target: float | None, on_test: bool) -> Outc
 
     return Outcome(
         cell.allocator,
+        cell.setting,
         cell.seed,
         at,
         value_at(virtual, values, at),
@@ -147,7 +167,8 @@ def _deployed(cell: Cell, on_test: bool) -> tuple[str, float, float]:
     """Name, and value of the quantized and of the float32 model."""
     found = _on_test(cell) if on_test else None
     if found is not None:
-        return found[0], _number(found[2]), _number(found[1])
+        name, fp, quantized = found
+        return name, _number(fp if cell.summary.get("scheme", "") is None else quantized), _number(fp)
     return cell.metric_name, _number(cell.summary.get("metric_quantized")), _number(cell.summary.get("metric_fp"))
 
 
@@ -157,10 +178,10 @@ def _number(value: Any) -> float:
 
 @dataclass(frozen=True)
 class Row:
-    """One allocator over its seeds, and against the baseline over the seeds that both have.
+    """Cells of one name over their seeds, and against the baseline over the seeds that both have.
 
     Attributes:
-        allocator: Its name.
+        name: Of the allocator, of what the varied keys hold, or of both.
         seeds: The seeds.
         metric_at: At equal virtual time.
         metric: At the end.
@@ -179,7 +200,7 @@ class Row:
         wall_ratio: Likewise.
     """
 
-    allocator: str
+    name: str
     seeds: Sequence[int]
     metric_at: Spread
     metric: Spread
@@ -198,13 +219,13 @@ class Row:
     wall_ratio: Ratio | None
 
 
-def default_baseline(allocators: Sequence[str]) -> str:
+def default_baseline(names: Sequence[str]) -> str:
     """All-PTQ, or all-QAT, or the first that is compared."""
-    return next((name for name in _BASELINES if name in allocators), allocators[0])
+    return next((name for name in _BASELINES if name in names), names[0])
 
 
 def rows_of(found: Sequence[Outcome], baseline: str) -> list[Row]:
-    """One row an allocator, in the order in which they come.
+    """A row for each name, in the order in which they come.
 
     Args:
         found: What each cell came to.
@@ -212,7 +233,7 @@ def rows_of(found: Sequence[Outcome], baseline: str) -> list[Row]:
     """
     by_name: dict[str, dict[int, Outcome]] = {}
     for each in found:
-        by_name.setdefault(each.allocator, {})[each.seed] = each
+        by_name.setdefault(each.name, {})[each.seed] = each
     return [_row(name, by_seed, by_name.get(baseline, {})) for name, by_seed in by_name.items()]
 
 
@@ -269,7 +290,7 @@ def straggler_bound(cells: Sequence[Cell], against: Sequence[str] = ("all-qat", 
         cells: Of one comparison.
         against: Names of all-QAT; the first that a seed has counts.
     """
-    by_name = {(cell.allocator, cell.seed): cell for cell in cells}
+    by_name = {(cell.name, cell.seed): cell for cell in cells}
     bounds = []
     for seed in dict.fromkeys(cell.seed for cell in cells):
         ptq = by_name.get(("all-ptq", seed))

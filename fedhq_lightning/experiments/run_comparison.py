@@ -14,14 +14,19 @@ from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.experiments import outcomes, rounds_under_way, side_by_side_tables
 from fedhq_lightning.experiments.cell_runs import CellJob
 from fedhq_lightning.experiments.comparison import Compared, Comparison, Kept
+from fedhq_lightning.experiments.side_by_side import what_is_compared
 from fedhq_lightning.experiments.side_by_side_figures import curves_svg, time_to_target_svg
-from fedhq_lightning.experiments.side_by_side_page import allocators_page
+from fedhq_lightning.experiments.side_by_side_page import cells_page
+from fedhq_lightning.experiments.variations import variations
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.support.atomic_files import write_atomically
 from fedhq_lightning.support.quiet import say_line
 from fedhq_lightning.support.terminal import Terminal
 from fedhq_lightning.support.yaml_text import parse_yaml
+
+DEFAULT_ALLOCATORS = ("all-ptq", "all-qat-fake", "all-qat", "free-qat", "hybrid")
+"""Where nothing is said of what to compare."""
 
 
 def compare_recipe(known: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -37,34 +42,36 @@ def compare_recipe(known: argparse.Namespace, overrides: Sequence[str]) -> None:
     name, text = recipe_files.find(known.recipe)
     at = _number("at", known.at, smallest=0.0)
     target = _number("target", known.target)
+    varied = variations(name, text, overrides, known.vary) if known.vary else []
     resolved = resolve(name, text, overrides)
     folder = known.folder or Path("comparisons") / name
     comparison = Comparison(
         name,
         resolved.recipe.text,
-        known.allocators,
+        known.allocators if known.allocators is not None else [] if varied else DEFAULT_ALLOCATORS,
         [_seed(each) for each in known.seeds],
         folder,
         known.reference,
         None if known.grid_seeds is None else [_seed(each) for each in known.grid_seeds],
         keeps_runs=not known.drop_runs,
+        varied=varied,
     )
     workers, limit = _count("workers", known.workers), None if known.cells is None else _count("cells", known.cells)
     with resolved.keys_named():
         compared = Compared(comparison)
-    names = [each.partition("=")[0] for each in comparison.allocators]
+    names = compared.names
     if known.baseline is not None and known.baseline not in names:
         raise ConfigurationError(
-            f"baseline {known.baseline!r}: compared are {', '.join(names)}{nearest(known.baseline, names)}"
+            f"baseline {known.baseline!r}: compared are {_listed(names)}{nearest(known.baseline, names)}"
         )
 
     def on_end(job: CellJob, seconds: float, done: int, total: int) -> None:
-        say_line(f"{job.allocator}, seed {job.seed}: {seconds:.0f} s ({done} of {total})", sys.stdout)
+        say_line(f"{job}: {seconds:.0f} s ({done} of {total})", sys.stdout)
 
     if missing := compared.kept().missing:
         at_once = f", {workers} at a time" if workers > 1 and len(missing) > 1 else ""
         runs = f"{len(missing)} run{'s' if len(missing) > 1 else ''} of {name}"
-        say_line(f"{runs}: {', '.join(names)}; seeds {', '.join(known.seeds)}{at_once}", sys.stdout)
+        say_line(f"{runs}: {_listed(names)}; seeds {', '.join(known.seeds)}{at_once}", sys.stdout)
     max_rounds = parse_yaml(resolved.recipe.text)["trainer"]["max_rounds"]
     try:
         with rounds_under_way.shown(compared.missing_runs(), max_rounds, Terminal()):
@@ -80,7 +87,7 @@ def compare_recipe(known: argparse.Namespace, overrides: Sequence[str]) -> None:
         write_results(kept, folder, at, target, known.baseline, Terminal())
     if best := compared.best_model():
         cell, model = best
-        say_line(f"best by {cell.metric_name}: {cell.allocator}, seed {cell.seed}; its model: {model}", sys.stdout)
+        say_line(f"best by {cell.metric_name}: {cell.name}, seed {cell.seed}; its model: {model}", sys.stdout)
 
 
 def write_results(
@@ -105,16 +112,18 @@ def write_results(
         The content of `table.md`.
     """
     found = outcomes.outcomes(kept.cells, at, target)
-    names = list(dict.fromkeys(each.allocator for each in found))
+    names = list(dict.fromkeys(each.name for each in found))
     if baseline is None or baseline not in names:
         baseline = outcomes.default_baseline(names)
     rows = outcomes.rows_of(found, baseline)
-    shown = side_by_side_tables.all_tables(rows, found[0].deployed_on, kept.cells[0].metric_name, baseline)
+    shown = side_by_side_tables.all_tables(
+        rows, found[0].deployed_on, kept.cells[0].metric_name, baseline, what_is_compared(kept.cells)
+    )
     remarks = _remarks(kept, found, at, target)
     page = "\n".join([*map(side_by_side_tables.markdown, shown), *(f"{remark}\n" for remark in remarks)])
     write_atomically(folder / "table.md", page)
     write_atomically(folder / "cells.csv", side_by_side_tables.cells_csv(found))
-    write_atomically(folder / "comparison.html", allocators_page(kept.cells, found, shown, remarks))
+    write_atomically(folder / "comparison.html", cells_page(kept.cells, found, shown, remarks))
     written = ["comparison.html", "table.md", "cells.csv", "metric-over-time.svg"]
     write_atomically(folder / "metric-over-time.svg", curves_svg(kept.cells))
     if picture := time_to_target_svg(found):
@@ -139,9 +148,9 @@ def _remarks(kept: Kept, found: Sequence[outcomes.Outcome], at: float | None, ta
     if target is not None:
         remarks.append(f"Target: {target:g}.")
     elif targets:
-        source = next(name for name in outcomes.TARGET_FROM if any(each.allocator == name for each in found))
         remarks.append(
-            f"Target: half a point short of what {source} of the same seed had at its end, {_range(targets)}."
+            f"Target: half a point short of what {outcomes.target_from(kept.cells)} of the same seed had at its end, "
+            f"{_range(targets)}."
         )
     else:
         remarks.append("No target: add all-qat-fake or all-qat, or give --target.")
@@ -163,6 +172,10 @@ def _remarks(kept: Kept, found: Sequence[outcomes.Outcome], at: float | None, ta
         "Wall seconds are of the host that ran the cells, evaluation included, and of whatever else ran there."
     )
     return remarks
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ("; " if any(", " in name for name in names) else ", ").join(names)
 
 
 def _range(values: Sequence[float]) -> str:

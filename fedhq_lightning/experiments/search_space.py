@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedhq_lightning.errors import ConfigurationError, nearest
-from fedhq_lightning.recipe.keys import Place, locate, value_at, with_values
+from fedhq_lightning.recipe.keys import Place, locate, short_names, value_at, with_values
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -115,13 +115,8 @@ class Space:
         ]
 
     def short_names(self) -> list[str]:
-        """The keys for people: each without what the others do not need to tell it from them."""
-        keys = [each.key.split(".") for each in self.parameters]
-        names = []
-        for parts in keys:
-            length = next(n for n in range(1, len(parts) + 1) if sum(key[-n:] == parts[-n:] for key in keys) == 1)
-            names.append(".".join(parts[-length:]))
-        return names
+        """The keys for people, as short as tells them apart."""
+        return short_names([each.key for each in self.parameters])
 
     def _first(self, parameter: Parameter) -> Any:
         own = value_at(self.content, parameter.place)

@@ -1,4 +1,4 @@
-"""What stands side by side: finished runs, or allocators with a run a seed; lines and totals of either."""
+"""What stands side by side: finished runs, or cells with a run a seed; lines and totals of either."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Entry:
         short: Its name where room is scarce.
         columns: `Run.columns` of each of its runs.
         summaries: `summary.json` of each, the better part at least.
-        over_seeds: Whether it is an allocator over its seeds, to be shown by means; else it is one run, as it was.
+        over_seeds: Whether it is cells of several seeds, to be shown by means; else it is one run, as it was.
     """
 
     label: str
@@ -81,8 +81,11 @@ class Entry:
             [columns] = self.columns
             return Line(self.label, curve(columns, clock), curve(columns, clock, "metric_fp"))
         curves = [curve(columns, clock) for columns in self.columns]
-        end = min(float(columns[f"total_{clock}_seconds"][-1]) for columns in self.columns)
+        last = "round" if clock == "round" else f"total_{clock}_seconds"
+        end = min(float(columns[last][-1]) for columns in self.columns)
         times = [end * step / _STEPS for step in range(_STEPS + 1)]
+        if clock == "round":
+            times = [float(number) for number in range(round(end) + 1)]
         values = [[value_at(*each, time) for each in curves] for time in times]
         band = ([min(each) for each in values], [max(each) for each in values]) if len(curves) > 1 else None
         return Line(self.label, (times, [fmean(each) for each in values]), is_mean=True, band=band)
@@ -104,7 +107,7 @@ class LetteredRun:
     Attributes:
         letter: What the page calls it.
         run: What its folder tells.
-        name: What tells it from the others: its recipe, or its folder where recipes are alike.
+        name: What tells it from the others: as the user has called it, its recipe, or its folder where these are alike.
     """
 
     letter: str
@@ -177,27 +180,37 @@ def runs_side_by_side(runs: Sequence[Run]) -> RunsSideBySide:
             f"{_listed([(run.name, str(each)) for run, each in zip(runs, directions, strict=True)])}; give runs of one "
             "trainer.monitor_mode"
         )
-    recipes = [run.recipe_name for run in runs]
-    tell = len(set(recipes)) == len(runs) and all(recipes)
-    lettered = [
-        LetteredRun(_letter(number), run, recipes[number] if tell else run.name) for number, run in enumerate(runs)
-    ]
+    called = [run.given_name or run.recipe_name for run in runs]
+    if len(set(called)) < len(runs) or not all(called):
+        called = [run.name for run in runs]
+    lettered = [LetteredRun(_letter(number), run, called[number]) for number, run in enumerate(runs)]
     return RunsSideBySide(lettered, runs[0].metric_name, next(iter(known), None))
 
 
-def cells_by_allocator(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
-    """The cells of each allocator, in the order in which they come."""
+def cells_by_name(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    """The cells of each name, one a seed, in the order in which they come."""
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
-        groups.setdefault(cell.allocator, []).append(cell)
+        groups.setdefault(cell.name, []).append(cell)
     return groups
 
 
-def allocator_entries(cells: Sequence[Cell]) -> list[Entry]:
-    """An entry for each allocator."""
+def what_is_compared(cells: Sequence[Cell]) -> str:
+    """What the names of a comparison's cells are of: of allocators, or of settings where keys are varied."""
+    return "setting" if any(cell.setting for cell in cells) else "allocator"
+
+
+def quantized_name(cells: Sequence[Cell]) -> str:
+    """What the metric of the deployed models is called."""
+    has_scheme = any(cell.summary.get("scheme", "") is not None for cell in cells)
+    return f"quantized {cells[0].metric_name}" if has_scheme else cells[0].metric_name
+
+
+def entries_of(cells: Sequence[Cell]) -> list[Entry]:
+    """An entry for each name."""
     return [
         Entry(name, name, [cell.rounds for cell in group], [cell.summary for cell in group], over_seeds=True)
-        for name, group in cells_by_allocator(cells).items()
+        for name, group in cells_by_name(cells).items()
     ]
 
 

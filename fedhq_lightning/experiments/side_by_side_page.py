@@ -1,10 +1,16 @@
-"""The pages of what stands side by side: finished runs (`fedhq report A B`), or allocators (`fedhq compare`)."""
+"""The pages of what stands side by side: finished runs (`fedhq report A B`), or cells (`fedhq compare`)."""
 
 from collections.abc import Sequence
 
 from fedhq_lightning.experiments.cells import Cell
 from fedhq_lightning.experiments.outcomes import Outcome
-from fedhq_lightning.experiments.side_by_side import RunsSideBySide, allocator_entries, cells_by_allocator
+from fedhq_lightning.experiments.side_by_side import (
+    RunsSideBySide,
+    cells_by_name,
+    entries_of,
+    quantized_name,
+    what_is_compared,
+)
 from fedhq_lightning.experiments.side_by_side_figures import time_to_target_svg
 from fedhq_lightning.experiments.side_by_side_sections import (
     curves_section,
@@ -21,10 +27,9 @@ from fedhq_lightning.run.run import Clock
 
 _CLOCKS = "Wall time was measured on the host of each run; virtual time is what the modelled fleet would have taken. "
 _OF_RUNS = _CLOCKS + "The quantized metric is that of the deployable model, at the best round of each run."
-_OF_ALLOCATORS = _CLOCKS + "The quantized metric is that of the deployable model; runs of one seed are paired."
+_OF_CELLS = _CLOCKS + "The quantized metric is that of the deployable model; runs of one seed are paired."
 _RUN_HEADER = ("run", "recipe", "folder", "scheme", "rounds", "best round", "seed")
-_AXES_OF_RUNS: tuple[tuple[Clock, str], ...] = (
-    ("wall", "As measured on the host of each run."),
+_AXES: tuple[tuple[Clock, str], ...] = (
     ("virtual", "As the modelled fleets would have taken."),
     ("round", "Rounds of different length count alike here."),
 )
@@ -40,26 +45,26 @@ def runs_page(runs: RunsSideBySide) -> str:
     sections = [
         _runs(runs),
         _finals(runs),
-        curves_section(entries, runs.metric_name, _AXES_OF_RUNS, runs.target),
-        totals_section(entries),
+        curves_section(entries, runs.metric_name, _AXES, runs.target),
+        totals_section(entries, "run"),
         _recipes(runs),
         versions_section(labels, [each.run.summary.get("versions") or {} for each in runs.runs]),
     ]
     return _page(f"{len(labels)} runs side by side", runs.metric_name, _OF_RUNS, sections)
 
 
-def allocators_page(
+def cells_page(
     cells: Sequence[Cell], found: Sequence[Outcome], tables: Sequence[TextTable], remarks: Sequence[str]
 ) -> str:
-    """The whole document on the allocators of a comparison.
+    """The whole document on what a comparison compares.
 
     Args:
         cells: One or more.
         found: What each came to.
-        tables: Of the allocators.
+        tables: What they came to over their seeds.
         remarks: What the tables mean.
     """
-    entries, name = allocator_entries(cells), cells[0].metric_name
+    entries, name, what = entries_of(cells), cells[0].metric_name, what_is_compared(cells)
     results = "\n".join(table(each.title, each.columns, each.rows) for each in tables)
     results += "".join(map(paragraph, remarks))
     if picture := time_to_target_svg(found, as_file=False):
@@ -68,13 +73,13 @@ def allocators_page(
     versions = [cell.summary.get("versions") or {} for cell in cells]
     sections = [
         section("Results", results),
-        curves_section(entries, f"quantized {name}", _AXES_OF_RUNS[:2], None),
-        totals_section(entries),
-        _allocators(cells),
-        versions_section([f"{cell.allocator}, seed {cell.seed}" for cell in cells], versions),
+        curves_section(entries, quantized_name(cells), _AXES, None),
+        totals_section(entries, what),
+        _made_with(cells, what),
+        versions_section([f"{cell.name}, seed {cell.seed}" for cell in cells], versions),
     ]
-    count = f"{len(entries)} allocators" if len(entries) > 1 else "One allocator"
-    return _page(f"{count} side by side", name, _OF_ALLOCATORS, sections)
+    count = f"{len(entries)} {what}s" if len(entries) > 1 else f"One {what}"
+    return _page(f"{count} side by side", name, _OF_CELLS, sections)
 
 
 def _page(title: str, metric_name: str, introduction: str, sections: Sequence[str]) -> str:
@@ -140,10 +145,11 @@ def _recipes(runs: RunsSideBySide) -> str:
     return section(title, notes + differing_table("key", caption, [each.label for each in runs.runs], found))
 
 
-def _allocators(cells: Sequence[Cell]) -> str:
-    title = "What differs between the allocators"
-    groups = cells_by_allocator(cells)
+def _made_with(cells: Sequence[Cell], what: str) -> str:
+    title = f"What differs between the {what}s"
+    groups = cells_by_name(cells)
     found = differing([group[0].described for group in groups.values()])
     if not found:
         return section(title, paragraph("Nothing."))
-    return section(title, differing_table("key", "What each is made with", list(groups), found))
+    rows = [(key.removeprefix("varied."), values) for key, values in found]
+    return section(title, differing_table("key", "What each is made with", list(groups), rows))

@@ -1,4 +1,4 @@
-"""The sections that a page of runs and one of allocators share."""
+"""The sections that a page of runs and one of cells share."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from fedhq_lightning.experiments.side_by_side import Entry, Line
 from fedhq_lightning.experiments.side_by_side_figures import bytes_svg, lines_svg, modes_svg
 from fedhq_lightning.recipe.identity import differing
-from fedhq_lightning.report.curve_figures import enlarged, time_unit
+from fedhq_lightning.report.curve_figures import time_unit
 from fedhq_lightning.report.formats import format_bytes, format_modes, format_seconds
 from fedhq_lightning.report.page import figure, figures, paragraph, section, table
 from fedhq_lightning.run.records import LEFT_OUT
@@ -17,7 +17,7 @@ _TOTALS_HEADER = ("wall time", "virtual time", "up", "down", "local fits by mode
 
 
 def curves_section(entries: Sequence[Entry], name: str, axes: Sequence[tuple[Clock, str]], target: float | None) -> str:
-    """The metric over each clock, with the clock's remark; over virtual time once more, enlarged."""
+    """The metric over each clock, with the clock's remark."""
     found = {clock: [entry.line(clock) for entry in entries] for clock, _ in axes}
     if len(entries) > _MOST_WITH_FP:
         found = {clock: [line.without_fp() for line in lines] for clock, lines in found.items()}
@@ -32,12 +32,6 @@ def curves_section(entries: Sequence[Entry], name: str, axes: Sequence[tuple[Clo
         description = f"Line plot: {name} by {key} of {named}. {said} {note}"
         svg = lines_svg(f"runs-{clock}", description, shown, label, name, target)
         pictures.append(figure(f"{name} by {key}", f"{note} {said}", svg))
-        limits = enlarged([values for line in lines for values in (line.quantized[1], line.fp[1])])
-        if clock == "virtual" and limits is not None:
-            title = f"{name} by {key}, enlarged"
-            again = f"The same, so high that the second half of the rounds fills the picture. {said}"
-            svg = lines_svg("runs-enlarged", f"Line plot: {title}. {again}", shown, label, name, target, limits)
-            pictures.append(figure(title, again, svg))
     return section("Over the runs", figures(pictures))
 
 
@@ -49,9 +43,8 @@ def _said_of(lines: Sequence[Line]) -> str:
     return "Solid: quantized, dashed: fp." if any(line.fp[0] for line in lines) else "Solid: quantized."
 
 
-def totals_section(entries: Sequence[Entry]) -> str:
-    """Local fits by mode, bytes and times."""
-    what = "allocator" if entries[0].over_seeds else "run"
+def totals_section(entries: Sequence[Entry], what: str) -> str:
+    """Local fits by mode, bytes and times; `what` the entries are."""
     counts, names = [entry.mode_counts for entry in entries], [entry.short for entry in entries]
     said = "; ".join(f"{name}: {format_modes(count)}" for name, count in zip(names, counts, strict=True))
     modes = modes_svg("run-modes", f"Bars: local fits by mode of each {what}. {said}.", what, names, counts)

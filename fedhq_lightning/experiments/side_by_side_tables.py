@@ -18,6 +18,8 @@ from fedhq_lightning.experiments.statistics import Difference, Duration, Ratio, 
 from fedhq_lightning.report.final_table import aligned, on_terminal
 
 _MISSING = "-"
+_BASELINE = "(baseline)"
+_LONGEST_IN_HEAD = 16
 
 
 @dataclass(frozen=True)
@@ -35,20 +37,21 @@ class TextTable:
     rows: Sequence[Sequence[str]]
 
 
-def deployed_table(rows: Sequence[Row], deployed_on: str, metric_name: str, baseline: str) -> TextTable:
+def deployed_table(rows: Sequence[Row], deployed_on: str, metric_name: str, baseline: str, what: str) -> TextTable:
     """What a comparison came to: the deployed models, and the time that their runs took.
 
     Args:
-        rows: One an allocator.
+        rows: One for each that is compared.
         deployed_on: What is told of them.
         metric_name: What chose their rounds.
         baseline: Whom differences are against.
+        what: What the names are of.
     """
-    columns = ("allocator", "qat", "quantized", f"less {baseline}", "fp", "virtual seconds", "wall seconds")
+    columns = (what, "qat", "quantized", f"less {_short(baseline)}", "fp", "virtual seconds", "wall seconds")
     cells = [
         [
-            *(row.allocator, f"{row.qat_share.mean:.0%}", _spread(row.deployed, _metric)),
-            "" if row.allocator == baseline else _difference(row.deployed_difference),
+            *(row.name, f"{row.qat_share.mean:.0%}", _spread(row.deployed, _metric)),
+            _BASELINE if row.name == baseline else _difference(row.deployed_difference),
             *(_spread(row.deployed_fp, _metric), _spread(row.virtual_seconds, _seconds)),
             _spread(row.wall_seconds, _seconds),
         ]
@@ -57,38 +60,43 @@ def deployed_table(rows: Sequence[Row], deployed_on: str, metric_name: str, base
     return TextTable(f"Deployed models: {deployed_on} of the round that {metric_name} chose", columns, cells)
 
 
-def all_tables(rows: Sequence[Row], deployed_on: str, metric_name: str, baseline: str) -> list[TextTable]:
+def all_tables(
+    rows: Sequence[Row], deployed_on: str, metric_name: str, baseline: str, what: str = "allocator"
+) -> list[TextTable]:
     """The deployed models; quantized metric at equal virtual time and at the end; virtual and wall time to the target.
 
     Args:
-        rows: One an allocator.
+        rows: One for each that is compared.
         deployed_on: What is told of the deployed models.
         metric_name: What is monitored.
         baseline: Whom differences and ratios are against.
+        what: What the names are of.
     """
     quantized = f"Quantized {metric_name}"
     return [
-        deployed_table(rows, deployed_on, metric_name, baseline),
+        deployed_table(rows, deployed_on, metric_name, baseline, what),
         _metric_table(
-            f"{quantized} at equal virtual time", rows, baseline, lambda row: (row.metric_at, row.metric_at_difference)
+            f"{quantized} at equal virtual time",
+            *(rows, baseline, what),
+            lambda row: (row.metric_at, row.metric_at_difference),
         ),
-        _metric_table(f"{quantized} at the end", rows, baseline, lambda row: (row.metric, row.metric_difference)),
+        _metric_table(f"{quantized} at the end", rows, baseline, what, lambda row: (row.metric, row.metric_difference)),
         _time_table(
-            "virtual", rows, baseline, lambda row: (row.virtual_to_target, row.virtual_ratio, row.virtual_seconds)
+            "virtual", rows, baseline, what, lambda row: (row.virtual_to_target, row.virtual_ratio, row.virtual_seconds)
         ),
-        _time_table("wall", rows, baseline, lambda row: (row.wall_to_target, row.wall_ratio, row.wall_seconds)),
+        _time_table("wall", rows, baseline, what, lambda row: (row.wall_to_target, row.wall_ratio, row.wall_seconds)),
     ]
 
 
 def _metric_table(
-    title: str, rows: Sequence[Row], baseline: str, of: Callable[[Row], tuple[Spread, Difference]]
+    title: str, rows: Sequence[Row], baseline: str, what: str, of: Callable[[Row], tuple[Spread, Difference]]
 ) -> TextTable:
-    columns = ("allocator", "qat", "mean ± sd", f"less {baseline}", "p: t, rank")
+    columns = (what, "qat", "mean ± sd", f"less {_short(baseline)}", "p: t, rank")
     cells = []
     for row in rows:
         spread, difference = of(row)
-        against = ["", ""] if row.allocator == baseline else [_difference(difference), _p(difference)]
-        cells.append([row.allocator, f"{row.qat_share.mean:.0%}", _spread(spread, _metric), *against])
+        against = [_BASELINE, ""] if row.name == baseline else [_difference(difference), _p(difference)]
+        cells.append([row.name, f"{row.qat_share.mean:.0%}", _spread(spread, _metric), *against])
     return TextTable(title, columns, cells)
 
 
@@ -96,15 +104,16 @@ def _time_table(
     clock: str,
     rows: Sequence[Row],
     baseline: str,
+    what: str,
     of: Callable[[Row], tuple[Spread | None, Ratio | None, Spread]],
 ) -> TextTable:
-    columns = ("allocator", "seconds", f"over {baseline}", "whole run", "MB up")
+    columns = (what, "seconds", f"over {_short(baseline)}", "whole run", "MB up")
     cells = []
     for row in rows:
         reached, ratio, whole = of(row)
-        against = "" if row.allocator == baseline else _ratio(ratio)
+        against = _BASELINE if row.name == baseline else _ratio(ratio)
         megabytes = f"{row.uplink_bytes.mean / 1e6:.3g}"
-        cells.append([row.allocator, _durations(reached), against, _spread(whole, _seconds), megabytes])
+        cells.append([row.name, _durations(reached), against, _spread(whole, _seconds), megabytes])
     return TextTable(f"{clock.capitalize()} seconds to target", columns, cells)
 
 
@@ -146,6 +155,11 @@ def _flat(outcome: Outcome) -> dict[str, object]:
         record[f"{name}_seconds"] = None if duration is None else duration.seconds
         record[f"{name}_is_censored"] = None if duration is None else duration.is_censored
     return record
+
+
+def _short(baseline: str) -> str:
+    """What a head calls it: by its name where that is short; its row says that it is the baseline."""
+    return baseline if len(baseline) <= _LONGEST_IN_HEAD else "baseline"
 
 
 def _spread(spread: Spread, show: Callable[[float], str]) -> str:

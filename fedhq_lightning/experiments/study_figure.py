@@ -63,7 +63,7 @@ def study_svg(objectives: Sequence[Objective], points: Sequence[Point]) -> str:
 
 def _draw_history(axes: Axes, objective: Objective, points: Sequence[Point]) -> list[Any]:
     scale, label = _axis(objective.name, [point.values[0] for point in points])
-    for is_best, line, colour, name in ((False, "o", "fp", "trial"), (True, "-s", "quantized", "best so far")):
+    for is_best, line, colour, name in ((False, "o", "trial", "trial"), (True, "-s", "text", "best so far")):
         shown = [point for point in points if point.is_best is is_best]
         x, y = [point.number for point in shown], [point.values[0] / scale for point in shown]
         axes.plot(x, y, line, color=COLOURS[colour], label=name)
@@ -82,10 +82,10 @@ def _draw_front(axes: Axes, objectives: Sequence[Objective], points: Sequence[Po
         return [point.values[other] / x_scale for point in some], [point.values[0] / y_scale for point in some]
 
     front = sorted((point for point in points if point.is_best), key=lambda point: point.values[other])
-    axes.plot(*places([each for each in points if not each.is_best]), "o", color=COLOURS["fp"], label="trial")
+    axes.plot(*places([each for each in points if not each.is_best]), "o", color=COLOURS["trial"], label="trial")
     # With more than two objectives a front is no line in a picture of two of them.
     line = "-s" if len(objectives) == 2 else "s"
-    axes.plot(*places(front), line, color=COLOURS["quantized"], label="Pareto front")
+    axes.plot(*places(front), line, color=COLOURS["text"], label="Pareto front")
     for point in front[:: max(1, math.ceil(len(front) / _MOST_NUMBERS))]:
         x, y = places([point])
         axes.annotate(str(point.number), (x[0], y[0]), xytext=(4, 4), textcoords="offset points", fontsize=8)

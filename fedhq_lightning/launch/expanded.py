@@ -10,6 +10,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.run.run_names import run_meant
 from fedhq_lightning.support.paths import UNRESOLVED, expand_if_given
 
 FLEETS = ("trainer.fleet", "init_args.fleet")
@@ -39,7 +40,16 @@ def expanded(values: Namespace, where: str = "") -> Namespace:
         name = key.rpartition(".")[2]
         is_path = key in FLEETS or key in RUNS or (name != _CLASS and _PATHS.fullmatch(name) is not None)
         found[key] = _expanded(value, f"{where}{key}".replace("init_args.", ""), is_path)
+        if key in RUNS:
+            found[key] = _found(found[key])
     return found
+
+
+def _found(runs: Any) -> Any:
+    """The folders of the runs that are given by their names."""
+    if isinstance(runs, list):
+        return [_found(each) for each in runs]
+    return run_meant(runs) if isinstance(runs, str) else runs
 
 
 def _expanded(value: Any, key: str, is_path: bool) -> Any:

@@ -20,14 +20,16 @@ from fedhq_lightning.devices import Fleet
 from fedhq_lightning.devices.fleet import is_fleet_file
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.settings import check_settings
+from fedhq_lightning.launch.class_names import override_with_full_names, with_full_names
 from fedhq_lightning.launch.expanded import FLEETS, RUNS, expanded
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
 from fedhq_lightning.recipe.errors import check_all_used, check_class_nodes, explain
 from fedhq_lightning.recipe.keys import locate, with_overrides, with_values
+from fedhq_lightning.run.description import Recipe
 from fedhq_lightning.support.lightnings import AnyModule
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
 from fedhq_lightning.support.yaml_text import check_texts, parse_yaml
-from fedhq_lightning.trainer import FederatedTrainer, Recipe
+from fedhq_lightning.trainer import FederatedTrainer
 
 _INTO_LIST = re.compile(r"--(trainer\.callbacks\.(?:\d+|[A-Z]\w*)\.[^=]+)=(.*)", re.DOTALL)
 """jsonargparse reaches into a list only where one entry alone has the argument."""
@@ -115,7 +117,8 @@ def resolve(name: str, text: str, overrides: Sequence[str] = ()) -> Resolved:
         ConfigurationError: Unreadable, an unknown key, a wrong type, no such class.
     """
     parser = recipe_parser()
-    content = _read(text)
+    content = with_full_names(_read(text))
+    overrides = [override_with_full_names(each) for each in overrides]
     content.pop("tune", None)
     keys = [action.dest for action in parser._actions if action.dest.rpartition(".")[2] != "help"]
     check_class_nodes(content)

@@ -14,7 +14,7 @@ from fedhq_lightning.support.untrusted_files import MOST_TEXT_BYTES, read_text
 
 STARTED_FROM_PYTHON = "# Started from Python"
 """How `recipe.yaml` begins in a run that no recipe describes."""
-_RUN_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
+_RUN_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}(-.+)?")
 """Name of a run's directory: when it began, and what tells it from others of that second."""
 
 
@@ -86,7 +86,7 @@ def run_of(path: Path) -> Path:
 def why_no_run(path: Path) -> str:
     """What a path is that should be a run's directory and has no recipe, and what to do."""
     if not path.is_dir():
-        return "no such folder; give the directory of a run, such as runs/RECIPE/RUN"
+        return "no such folder; give the directory of a run, such as runs/RECIPE/RUN, or its name (fedhq runs)"
     if _RUN_NAME.fullmatch(path.name) and not any(each.is_file() and each.name[0] != "." for each in path.rglob("*")):
         return f"it was stopped before it had begun; remove it: rm -r {shlex.quote(str(path))}"
     return "no recipe.yaml there; give the directory of a run, such as runs/RECIPE/RUN"

@@ -23,6 +23,7 @@ TRAINER_SETTINGS_THAT_CHANGE_NO_BIT = (
     "strategy",
     "process_timeout",
     "logger",
+    "name",
     "default_root_dir",
     "enable_progress_bar",
     "checkpoint_every_n_rounds",

@@ -98,6 +98,16 @@ def with_values(content: Mapping[str, Any], values: Mapping[Place, Any]) -> dict
     return changed
 
 
+def short_names(keys: Sequence[str]) -> list[str]:
+    """The keys for people: each without what the others do not need to tell it from them."""
+    parts = [key.split(".") for key in keys]
+    names = []
+    for own in parts:
+        lengths = (n for n in range(1, len(own)) if sum(key[-n:] == own[-n:] for key in parts) == 1)
+        names.append(".".join(own[-next(lengths, len(own)) :]))
+    return names
+
+
 def _into_list(place: Place, items: Sequence[Any], part: str, key: str) -> tuple[Place, Any, bool]:
     """The item that a part names, and whether the part is used up by that."""
     if part.isdigit():

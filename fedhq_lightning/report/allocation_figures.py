@@ -54,7 +54,7 @@ def boundary_svg(name: str, description: str, boundaries: Sequence[RoundBoundary
         for axes, part in zip(panels, ("slack", "share"), strict=True):
             # A trial that took over without a round of its own has no entry; its numbers are then not known yet.
             line = [getattr(kept[each.incumbent], part) if each.incumbent in kept else math.nan for each in boundaries]
-            axes.step(rounds, line, where="mid", color=COLOURS["quantized"], label="incumbent")
+            axes.step(rounds, line, where="mid", color=COLOURS["text"], label="incumbent")
             axes.plot(
                 [each.round for each in challenging],
                 [getattr(each, part) for each in challenging],
@@ -62,7 +62,7 @@ def boundary_svg(name: str, description: str, boundaries: Sequence[RoundBoundary
                 marker="D",
                 markersize=5 if few else 3,
                 markerfacecolor="none",
-                markeredgecolor=COLOURS["fp"],
+                markeredgecolor=COLOURS["trial"],
                 label="on trial",
             )
             axes.set_ylabel(part)

@@ -1,4 +1,4 @@
-"""The report's section on the course of a run: the monitored metric by round and by both clocks, and the bytes."""
+"""The report's section on the course of a run: the monitored metric, what quantization changes, losses, and bytes."""
 
 import math
 from collections.abc import Sequence
@@ -11,69 +11,76 @@ from fedhq_lightning.report.page import figure, figures, paragraph, section
 from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.run.run import Run
 
+_TRAIN = "train/"
+
 
 def course_section(run: Run) -> str:
-    """The monitored metric by round, by wall time and by virtual time, and the bytes sent."""
+    """Each curve once: the monitored metric by round and virtual time, its loss, the losses, and the bytes sent."""
     evaluated = [record for record in run.rounds if record.monitored is not None]
     note = "" if evaluated else paragraph("No round of this run was evaluated.")
-    pictures = _metric_figures(run, evaluated) + _cost_figure(run, evaluated) if evaluated else []
-    return section("Over the run", f"{note}{figures(pictures + _bytes_figure(run))}")
+    pictures = [_metric_figure(run, evaluated), *_cost_figure(run, evaluated)] if evaluated else []
+    return section("Over the run", f"{note}{figures([*pictures, *_loss_figure(run), *_bytes_figure(run)])}")
 
 
-def _metric_figures(run: Run, evaluated: Sequence[RoundRecord]) -> list[str]:
+def _metric_figure(run: Run, evaluated: Sequence[RoundRecord]) -> str:
+    """By round, with the virtual time of each above it."""
     name, last = run.metric_name, evaluated[-1]
     best = next((record for record in evaluated if record.round == run.summary.get("best_round")), None)
-    result = f"At round {last.round}: {_values(last)}."
+    note = f"At round {last.round}: {_values(last)}, {_clocks(last)}."
     if best is not None and best is not last:
-        result += f" Best, and deployed: round {best.round}, {_values(best)}."
+        note += f" Best, and deployed: round {best.round}, {_values(best)}, {_clocks(best)}."
     elif best is not None:
-        result += " It is the best round, and deployed."
-    at_wall, at_virtual = "", ""
+        note += " It is the best round, and deployed."
+    rounds = [float(record.round) for record in evaluated]
+    curves = [
+        Curve("quantized", "quantized", rounds, [record.metric_quantized for record in evaluated]),
+        Curve("fp", "fp", rounds, [record.metric_fp for record in evaluated]),
+    ]
+    shown = [curve for curve in curves if any(value is not None for value in curve.y)]
+    if enlarged([curve.y for curve in shown]) is not None:
+        note += " The vertical axis is broken in two scales, to show the second half of the rounds."
+    ringed = None
     if best is not None:
-        at_wall = f" Best round: after {format_seconds(best.total_wall_seconds)} wall."
-        at_virtual = f" Best round: after {format_seconds(best.total_virtual_seconds)} virtual."
-    wall, virtual = last.total_wall_seconds, last.total_virtual_seconds
-    wall_size, wall_unit = time_unit(wall)
-    virtual_size, virtual_unit = time_unit(virtual)
-    axes = (
-        (
-            "wall time",
-            f"wall time ({wall_unit})",
-            [record.total_wall_seconds / wall_size for record in evaluated],
-            f"As measured on this host: {format_seconds(wall)} wall up to round {last.round}.{at_wall}",
-        ),
-        (
-            "virtual time",
-            f"virtual time ({virtual_unit})",
-            [record.total_virtual_seconds / virtual_size for record in evaluated],
-            f"As the modelled fleet would have taken: {format_seconds(virtual)} virtual up to round {last.round}."
-            f"{at_virtual}",
-        ),
-        ("round", "round", [float(record.round) for record in evaluated], result),
-    )
-    pictures = []
-    for key, label, positions, note in axes:
-        curves = [
-            Curve("quantized", "quantized", positions, [record.metric_quantized for record in evaluated]),
-            Curve("fp", "fp", positions, [record.metric_fp for record in evaluated]),
-        ]
-        shown = [curve for curve in curves if any(value is not None for value in curve.y)]
-        ringed = None
-        if best is not None:
-            ringed = (positions[evaluated.index(best)], float(best.monitored or 0.0), f"best (round {best.round})")
-        title = f"{name} by {key}"
-        description = f"Line plot: {title}, {' and '.join(curve.label for curve in shown)}. {note}"
-        svg = curves_svg(f"metric-{key.split()[0]}", description, shown, label, name, ringed)
-        pictures.append(figure(title, note, svg))
-        limits = enlarged([curve.y for curve in shown]) if key == "virtual time" else None
-        if limits is not None:
-            title = f"{name} by {key}, enlarged"
-            said = f"The same, so high that the second half of the rounds fills the picture.{at_virtual}"
-            if ringed is not None and not limits[0] <= ringed[1] <= limits[1]:
-                ringed = None
-            svg = curves_svg("metric-enlarged", f"Line plot: {title}. {said}", shown, label, name, ringed, limits)
-            pictures.append(figure(title, said, svg))
-    return pictures
+        ringed = (float(best.round), float(best.monitored or 0.0), f"best (round {best.round})")
+    size, unit = time_unit(last.total_virtual_seconds)
+    times = [record.total_virtual_seconds / size for record in evaluated]
+    second = (f"virtual time ({unit})", times) if times[-1] > 0 else None
+    title = f"{name} by round" + (" and virtual time" if second else "")
+    description = f"Line plot: {title}, {' and '.join(curve.label for curve in shown)}. {note}"
+    return figure(title, note, curves_svg("metric", description, shown, "round", name, ringed, second))
+
+
+def _clocks(record: RoundRecord) -> str:
+    wall, virtual = format_seconds(record.total_wall_seconds), format_seconds(record.total_virtual_seconds)
+    return f"after {wall} wall and {virtual} virtual"
+
+
+def _loss_figure(run: Run) -> list[str]:
+    """What clients' training loss did, and the loss on held-out data where that is not the monitored metric."""
+    names = dict.fromkeys(name for record in run.rounds for name in record.metrics if "loss" in name.lower())
+    train = [name for name in names if name.startswith(_TRAIN)]
+    if not train:
+        return []
+    curves, said = [Curve("training", "text", *_points(run, train[0]))], [_end_of(run, train[0], "training")]
+    for view in ("quantized", "fp"):
+        held_out = [name for name in names if name.startswith(f"{view}/")]
+        if held_out and held_out[0] != f"{view}/{run.metric_name}":
+            curves.append(Curve(f"held out, {view}", view, *_points(run, held_out[0])))
+            said.append(_end_of(run, held_out[0], f"held out, {view}"))
+    note = f"{'; '.join(said)}. Training is the mean over a round's clients, each of its last local epoch."
+    name = train[0].removeprefix(_TRAIN)
+    title = "Loss by round" if len(curves) > 1 else f"Training loss ({name}) by round"
+    return [figure(title, note, curves_svg("loss", f"Line plot: {title}. {note}", curves, "round", "loss"))]
+
+
+def _points(run: Run, name: str) -> tuple[list[float], list[float | None]]:
+    found = [record for record in run.rounds if name in record.metrics]
+    return [float(record.round) for record in found], [record.metrics[name] for record in found]
+
+
+def _end_of(run: Run, name: str, label: str) -> str:
+    last = next(record for record in reversed(run.rounds) if name in record.metrics)
+    return f"{label} ({name.partition('/')[2]}) {format_metric(last.metrics[name])} at round {last.round}"
 
 
 def _values(record: RoundRecord) -> str:

@@ -11,7 +11,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LOOKS = {"quantized": ("-", "s"), "fp": ("--", "o"), "upload": ("-", "s"), "download": ("--", "o")}
+_LOOKS = {
+    "quantized": ("-", "s"),
+    "fp": ("--", "o"),
+    "upload": ("-", "s"),
+    "download": ("--", "o"),
+    "text": ("-.", "^"),
+}
 _MOST_MARKERS = 30
 
 
@@ -27,7 +33,7 @@ class Curve:
     """
 
     label: str
-    look: Literal["quantized", "fp", "upload", "download"]
+    look: Literal["quantized", "fp", "upload", "download", "text"]
     x: Sequence[float]
     y: Sequence[float | None]
 
@@ -47,9 +53,9 @@ def curves_svg(
     x_label: str,
     y_label: str,
     ringed: tuple[float, float, str] | None = None,
-    y_limits: tuple[float, float] | None = None,
+    second_axis: tuple[str, Sequence[float]] | None = None,
 ) -> str:
-    """Lines over one axis.
+    """Lines over one axis, above each other in two scales where one would hide the later half (`scaled_axes`).
 
     Args:
         name: Prefix of the ids inside, unique on the page.
@@ -58,27 +64,68 @@ def curves_svg(
         x_label: Label of the horizontal axis, with its unit.
         y_label: Label of the vertical axis, with its unit.
         ringed: A point (x, y) to point out, and what it is called in the legend.
-        y_limits: Lowest and highest value to be seen, all by default.
+        second_axis: Label of a second horizontal axis, at the top, and its value at each of the first curve's x.
 
     Returns:
         An `<svg>` element.
     """
 
     def draw(canvas: "Figure") -> list[Any]:
-        axes = canvas.subplots()
-        for curve in curves:
-            _draw_curve(axes, curve)
-        if ringed is not None:
-            _draw_ring(axes, *ringed)
-        if y_limits is not None:
-            axes.set_ylim(*y_limits)
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
+        panels, named = scaled_axes(canvas, [curve.y for curve in curves])
+        for axes in panels:
+            for curve in curves:
+                _draw_curve(axes, curve)
+            if ringed is not None and axes.get_ylim()[0] <= ringed[1] <= axes.get_ylim()[1]:
+                _draw_ring(axes, *ringed)
+        if second_axis is not None:
+            _draw_second_axis(panels[0], *second_axis, curves[0].x)
+        panels[-1].set_xlabel(x_label)
+        named.set_ylabel(y_label)
         if x_label == "round":
-            axes.xaxis.set_major_locator(whole_numbers())
-        return axes.get_legend_handles_labels()[0]
+            panels[-1].xaxis.set_major_locator(whole_numbers())
+        found = [axes.get_legend_handles_labels() for axes in panels]
+        return list({label: key for keys, labels in found for key, label in zip(keys, labels, strict=True)}.values())
 
-    return page_svg(name, description, draw, height_inches=2.8)
+    return page_svg(name, description, draw, height_inches=2.8 if second_axis is None else 3.2)
+
+
+def scaled_axes(canvas: "Figure", values: Sequence[Sequence[float | None]]) -> "tuple[list[Axes], Axes]":
+    """Axes on which the second half of each line can be told apart.
+
+    Where the first half would flatten it, the range of the values is broken in two: a tall panel for the second half's
+    and a low one for the rest, each with a scale of its own.
+
+    Args:
+        canvas: A fresh figure.
+        values: Of each line, in order.
+
+    Returns:
+        The panels from top to bottom, to draw every line on; and the one that is labelled.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    limits = enlarged(values)
+    every = [value for line in values for value in line if value is not None and math.isfinite(value)]
+    is_below, is_above = (
+        (limits is not None and min(every) < limits[0]),
+        (limits is not None and max(every) > limits[1]),
+    )
+    if limits is None or is_below == is_above:
+        axes = canvas.subplots()
+        return [axes], axes
+    top, bottom = canvas.subplots(2, 1, sharex=True, height_ratios=(3, 1) if is_below else (1, 3))
+    late, early = (top, bottom) if is_below else (bottom, top)
+    margin = 0.04 * (max(every) - min(every))
+    late.set_ylim(*limits)
+    early.set_ylim(*((min(every) - margin, limits[0]) if is_below else (limits[1], max(every) + margin)))
+    early.yaxis.set_major_locator(MaxNLocator(nbins=2, prune="upper" if is_below else "lower"))
+    top.spines["bottom"].set_visible(False)
+    top.tick_params(axis="x", length=0)
+    text = COLOURS["text"]
+    slash: dict[str, Any] = {"marker": [(-1, -0.5), (1, 0.5)], "markersize": 8, "linestyle": "none", "clip_on": False}
+    for axes, edge in ((top, 0.0), (bottom, 1.0)):
+        axes.plot([0], [edge], transform=axes.transAxes, color=text, markeredgecolor=text, **slash)
+    return [top, bottom], late
 
 
 def enlarged(values: Sequence[Sequence[float | None]]) -> tuple[float, float] | None:
@@ -137,6 +184,17 @@ def _draw_curve(axes: "Axes", curve: Curve) -> None:
         color=COLOURS[curve.look],
         label=curve.label,
     )
+
+
+def _draw_second_axis(axes: "Axes", label: str, values: Sequence[float], positions: Sequence[float]) -> None:
+    """Round numbers of `values`, each above the position where it was reached."""
+    import numpy as np
+    from matplotlib.ticker import MaxNLocator
+
+    ticks = [tick for tick in MaxNLocator(nbins=6).tick_values(0.0, values[-1]) if 0 <= tick <= values[-1]]
+    second = axes.secondary_xaxis("top")
+    second.set_xticks(np.interp(ticks, values, positions), [f"{tick:g}" for tick in ticks])
+    second.set_xlabel(label)
 
 
 def _draw_ring(axes: "Axes", x: float, y: float, label: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedhq_lightning.run.records import LEFT_OUT
-from fedhq_lightning.run.summary import monitored_on_test_data
+from fedhq_lightning.run.summary_form import monitored_on_test_data
 from fedhq_lightning.types import MODES
 
 

@@ -4,7 +4,7 @@ import html
 import re
 from collections.abc import Sequence
 
-from fedhq_lightning.report.picture_style import RUN_COLOURS
+from fedhq_lightning.report.picture_style import PAGE_COLOURS
 from fedhq_lightning.support.text import printable
 
 MARK = '<meta name="generator" content="fedhq_lightning report">'
@@ -18,17 +18,17 @@ _PAGE = """<!DOCTYPE html>
 {mark}
 <title>{title}</title>
 <style>
-:root {{ color-scheme: light dark; --back: #fff; --text: #1d2330; --soft: #5a6475; --line: #d9dee7; --card: #f5f7fa;
-  --grid: #e4e8ee; --first: #1f6fb8; --second: #c2590c; --third: #6b7685; {light_runs} }}
-@media (prefers-color-scheme: dark) {{ :root {{ --back: #14171d; --text: #e6e9ef; --soft: #a3adbc; --line: #343b47;
-  --card: #1d222b; --grid: #2b313c; --first: #6db3f2; --second: #f59e56; --third: #98a3b3; {dark_runs} }} }}
+:root {{ color-scheme: light dark; --back: #fff; --soft: #5a6475; --line: #d9dee7; --link: #1f6fb8;
+  {light} }}
+@media (prefers-color-scheme: dark) {{ :root {{ --back: #14171d; --soft: #a3adbc; --line: #343b47; --link: #6db3f2;
+  {dark} }} }}
 * {{ box-sizing: border-box; }}
 body {{ margin: 0 auto; max-width: 70rem; padding: 1rem; background: var(--back); color: var(--text);
   font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }}
 h1 {{ font-size: 1.5rem; line-height: 1.25; margin: .5rem 0 0; overflow-wrap: anywhere; }}
 h2 {{ font-size: 1.15rem; margin: 2.2rem 0 .6rem; }}
 h3 {{ font-size: 1rem; margin: 1.4rem 0 .4rem; }}
-a {{ color: var(--first); }}
+a {{ color: var(--link); }}
 nav ul {{ display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: .8rem 0; padding: 0; list-style: none; }}
 nav a {{ display: inline-block; padding: .15rem 0; }}
 p, figcaption {{ color: var(--soft); margin: .2rem 0; overflow-wrap: anywhere; }}
@@ -36,18 +36,20 @@ p + p, p + .figures, .scroll + p, .scroll + .scroll {{ margin-top: .7rem; }}
 figcaption {{ font-size: .9rem; }}
 figcaption b {{ color: var(--text); font-weight: 600; }}
 .tiles, .figures {{ display: grid; gap: .8rem; }}
-.tiles {{ grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); margin: 1rem 0; padding: 0; }}
+.tiles {{ grid-template-columns: repeat(6, 1fr); margin: 1rem 0; padding: 0; }}
 .tiles div, figure, pre {{ background: var(--card); border: 1px solid var(--line); border-radius: .5rem; }}
 .tiles div, figure {{ padding: .7rem .9rem; }}
 .tiles dt {{ color: var(--soft); font-size: .85rem; }}
 .tiles dd {{ margin: 0; font-size: 1.25rem; font-weight: 600; white-space: nowrap; }}
+@media (max-width: 64rem) {{ .tiles {{ grid-template-columns: repeat(3, 1fr); }} }}
+@media (max-width: 34rem) {{ .tiles {{ grid-template-columns: repeat(2, 1fr); }} }}
 .figures {{ grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); align-items: start; }}
 figure {{ margin: 0; min-width: 0; }}
 .figures + .scroll, .figures + details {{ margin-top: 1rem; }}
 svg {{ display: block; width: 100%; max-width: 36rem; height: auto; margin: .4rem auto 0; }}
 svg text {{ font-family: inherit !important; }}
 .scroll {{ overflow-x: auto; }}
-:focus-visible {{ outline: 2px solid var(--first); outline-offset: 2px; }}
+:focus-visible {{ outline: 2px solid var(--link); outline-offset: 2px; }}
 table {{ border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }}
 caption {{ text-align: left; color: var(--soft); padding-bottom: .3rem; }}
 caption span {{ display: inline-block; max-width: calc(100vw - 2rem); }}
@@ -72,9 +74,6 @@ pre {{ padding: .8rem; max-height: 36rem; overflow: auto; font-size: .85rem; lin
 """
 
 
-_DARK_RUN_COLOURS = ("#6db3f2", "#f59e56", "#4fc79a", "#e884c8", "#a99bf5", "#d9b93a", "#f37d85")
-
-
 def page(title: str, body: str) -> str:
     """The whole document.
 
@@ -83,10 +82,9 @@ def page(title: str, body: str) -> str:
         body: HTML.
     """
     light, dark = (
-        " ".join(f"--run-{number}: {colour};" for number, colour in enumerate(colours))
-        for colours in (RUN_COLOURS, _DARK_RUN_COLOURS)
+        " ".join(f"--{meaning}: {both[which]};" for meaning, both in PAGE_COLOURS.items()) for which in (0, 1)
     )
-    whole = _PAGE.format(title=html.escape(title), body=body, mark=MARK, light_runs=light, dark_runs=dark)
+    whole = _PAGE.format(title=html.escape(title), body=body, mark=MARK, light=light, dark=dark)
     return printable(whole)
 
 
@@ -109,7 +107,10 @@ def anchor(title: str) -> str:
 
 
 def tiles(shown: Sequence[tuple[str, str]]) -> str:
-    """Figures that matter most, label and text each, plain text."""
+    """Figures that matter most, label and text each, plain text.
+
+    A multiple of six fills its lines at every width: of six on a desk, three on a tablet, two on a phone.
+    """
     parts = "".join(f"<div><dt>{html.escape(label)}</dt><dd>{html.escape(text)}</dd></div>" for label, text in shown)
     return f'<dl class="tiles">{parts}</dl>'
 

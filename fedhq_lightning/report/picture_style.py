@@ -20,30 +20,31 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.ticker import Locator
 
-RUN_COLOURS = ("#1f6fb8", "#c2590c", "#1b7f5c", "#a3337f", "#6b5bc4", "#8a6d00", "#c22f3d")
-"""Of the runs of a comparison, on a light background."""
-# matplotlib writes fixed colours: the first of each three. In the finished SVG stands the page's CSS variable, or in a
-# file of its own, which nobody knows the background of, the third on white.
-_COLOURS = {
-    "text": ("#010101", "currentColor", "#1d2330"),
-    "grid": ("#010102", "var(--grid)", "#e4e8ee"),
-    "quantized": ("#010103", "var(--first)", "#1f6fb8"),
-    "fp": ("#010104", "var(--second)", "#c2590c"),
-    "download": ("#010105", "var(--third)", "#6b7685"),
-    "compute": ("#010106", "var(--first)", "#1f6fb8"),
-    "upload": ("#010107", "var(--second)", "#c2590c"),
-    "analysis": ("#010110", "var(--run-4)", "#6b5bc4"),
-    "card": ("#010108", "var(--card)", "#ffffff"),
-    **{
-        f"run-{number}": (f"#{0x010109 + number:06x}", f"var(--run-{number})", colour)
-        for number, colour in enumerate(RUN_COLOURS)
-    },
-}
-COLOURS = {name: written for name, (written, _, _) in _COLOURS.items()}
-"""What a picture is drawn with, by what it means."""
 MODE_COLOURS = {"fp": "#7b8490", "ptq": "#2a6fb5", "qat": "#d0761c"}
 """Cells of the map are an image inside the SVG, so these are fixed: a contrast of at least 3 to the page's light and
 its dark cards (WCAG 2.2, 1.4.11), and ptq darker than qat, which shows in grey too."""
+RUN_COLOURS = ("#0b7d8c", "#c2187a", "#6f7d00", "#7a4a1e", "#b3261e")
+"""Of those that stand side by side, on a light background."""
+_DARK_RUN_COLOURS = ("#4fc3d0", "#f26fb5", "#c5d04a", "#d3a27a", "#ff8a80")
+PAGE_COLOURS = {
+    "text": ("#1d2330", "#e6e9ef"),
+    "grid": ("#e4e8ee", "#2b313c"),
+    "card": ("#f5f7fa", "#1d222b"),
+    "quantized": ("#1b7f5c", "#4fc79a"),
+    "fp": (MODE_COLOURS["fp"], MODE_COLOURS["fp"]),
+    "download": ("#8f6fd0", "#a58ae8"),
+    "analysis": ("#b04fb3", "#e08fe2"),
+    "compute": ("#5e35a1", "#8465cf"),
+    "upload": ("#34205c", "#ddd3f5"),
+    "trial": ("#8a6d00", "#d9b93a"),
+    **{f"run-{number}": both for number, both in enumerate(zip(RUN_COLOURS, _DARK_RUN_COLOURS, strict=True))},
+}
+"""By what it means, a colour of the page in light and in dark; what fp is, a mode or a view, has one. No two meanings
+share a colour on any page: violets are what time and bytes go to, the last ones stand for runs."""
+# matplotlib writes fixed colours, these; in the finished SVG stands the page's CSS variable, or in a file of its own,
+# which nobody knows the background of, the light one on white.
+COLOURS = {name: f"#01010{number:x}" for number, name in enumerate(PAGE_COLOURS, start=1)}
+"""What a picture is drawn with, by what it means."""
 LEFT_OUT_MARKS = {"late": ("o", "ring"), "idle": ("_", "bar"), "quarantined": ("x", "cross")}
 """On the map, why a client's update was left out: matplotlib's marker, and what it looks like in words."""
 
@@ -96,8 +97,8 @@ def page_svg(
     body = svg[svg.index(">") + 1 :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL).replace("xlink:href=", "href=")
     body = re.sub(r'(\bid="|url\(#|href="#)', lambda match: f"{match[0]}{name}-", body)
-    for colour, page, _ in _COLOURS.values():
-        body = body.replace(colour, page)
+    for meaning, written in COLOURS.items():
+        body = body.replace(written, "currentColor" if meaning == "text" else f"var(--{meaning})")
     label = html.escape(description, quote=True)
     return f'<svg role="img" aria-label="{label}" {view_box[0] if view_box else ""}>{body.rstrip()}'
 
@@ -115,8 +116,8 @@ def file_svg(
         The file's content.
     """
     svg = _drawn(name, draw, size_inches, legend_columns, transparent=False)
-    for colour, _, own in _COLOURS.values():
-        svg = svg.replace(colour, own)
+    for meaning, written in COLOURS.items():
+        svg = svg.replace(written, "#ffffff" if meaning == "card" else PAGE_COLOURS[meaning][0])
     title = f"<title>{html.escape(description)}</title>"
     start = svg.index(">", svg.index("<svg")) + 1
     return f"{svg[:start]}\n {title}{svg[start:]}"

@@ -18,7 +18,7 @@ def header(run: Run) -> str:
         ("bytes up", format_bytes(summary.get("uplink_bytes", 0))),
         ("rounds", rounds_text(summary)),
     ]
-    recipe = html.escape(str(summary.get("recipe") or "Federated run"))
+    recipe = html.escape(": ".join(filter(None, (run.recipe_name or "Federated run", run.given_name))))
     return (
         f"<h1>{recipe}</h1>\n<p>Run {html.escape(run.name)}. Wall time was measured on this host; virtual time is what"
         " the modelled fleet would have taken. The quantized metric is that of the deployable model.</p>\n"

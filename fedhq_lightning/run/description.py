@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,14 @@ _DEPTH = 4
 # Subclasses of text and numbers become the thing itself, which is all that YAML and checkpoints hold.
 _PLAIN: dict[type, Callable[[Any], Any]] = {str: str.__str__, int: int.__int__, float: float.__float__}
 _LIGHTNING_OWN = ("training", "prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Name and resolved text of the recipe that a run was started from; the command line sets `trainer.recipe`."""
+
+    name: str
+    text: str
 
 
 def describe(value: Any, depth: int = _DEPTH) -> Any:

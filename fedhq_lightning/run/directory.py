@@ -8,9 +8,7 @@ import io
 import json
 import os
 import re
-import secrets
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import fields, replace
@@ -22,6 +20,7 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.run.checkpoint_file import to_bytes
 from fedhq_lightning.run.records import ClientRecord, RoundRecord, read_rounds
+from fedhq_lightning.run.run_names import new_folder_name
 from fedhq_lightning.support.atomic_files import (
     remove_leftovers,
     sync_folder,
@@ -58,13 +57,13 @@ class RunDirectory:
         self.inputs = path / INPUTS
 
     @classmethod
-    def create(cls, root: Path, name: str) -> RunDirectory:
-        """Make `root/name/TIME-ID` with its folders.
+    def create(cls, root: Path, recipe: str, name: str | None = None) -> RunDirectory:
+        """Make `root/recipe/TIME-ID` with its folders, or `root/recipe/TIME-ID-name`.
 
         Raises:
             ConfigurationError: The folder cannot be made.
         """
-        path = root / name / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        path = root / recipe / new_folder_name(name)
         try:
             path.mkdir(parents=True)
             directory = cls(path)

@@ -12,6 +12,7 @@ from fedhq_lightning.run.allocation import Allocation, read_allocation
 from fedhq_lightning.run.client_history import ClientHistory, split
 from fedhq_lightning.run.logged_rows import LoggedHistory, logged_values, make_history
 from fedhq_lightning.run.records import RoundRecord, read_rounds, tier_figures
+from fedhq_lightning.run.run_names import given_name
 from fedhq_lightning.run.summary_form import read_summary
 from fedhq_lightning.support.paths import expand_path
 from fedhq_lightning.support.yaml_text import parse_yaml
@@ -45,6 +46,11 @@ class Run:
     def name(self) -> str:
         """Name of the folder."""
         return self.folder.resolve().name
+
+    @property
+    def given_name(self) -> str:
+        """As the user has called it, else empty."""
+        return given_name(self.folder)
 
     @cached_property
     def summary(self) -> Mapping[str, Any]:

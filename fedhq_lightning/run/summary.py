@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import platform
-import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -87,24 +86,6 @@ def summarize(
 def versions() -> dict[str, str]:
     """Those of Python and of the packages that bits may depend on."""
     return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
-
-
-def monitored_on_test_data(summary: Mapping[str, Any]) -> tuple[str, float | None, float | None] | None:
-    """The monitored metric on the test data: its name there, its value in fp, and that of the deployed model.
-
-    Its name there is that of validation with `test` for `val` or `validation`, or the same one. None where nothing of
-    such a name was logged on test data.
-
-    Args:
-        summary: As `summary.json` holds it.
-    """
-    found: Mapping[str, float] = summary.get("test_metrics") or {}
-    monitor = str(summary.get("metric_name"))
-    for name in (re.sub(r"(?<![a-z])val(id(ation)?)?(?![a-z])", "test", monitor), monitor):
-        fp, quantized = found.get(f"fp/{name}"), found.get(f"quantized/{name}")
-        if fp is not None or quantized is not None:
-            return name, fp, quantized
-    return None
 
 
 def _version(package: str) -> str:

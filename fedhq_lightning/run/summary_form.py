@@ -5,6 +5,8 @@ A summary of another version may lack keys, or have others, which are kept as th
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Required
 
@@ -160,3 +162,21 @@ def read_summary(path: Path) -> dict[str, Any]:
     if len(lengths) > 1:
         raise ConfigurationError(f"{path} is damaged: per_class: columns of {' and '.join(map(str, lengths))} classes")
     return dict(summary)
+
+
+def monitored_on_test_data(summary: Mapping[str, Any]) -> tuple[str, float | None, float | None] | None:
+    """The monitored metric on the test data: its name there, its value in fp, and that of the deployed model.
+
+    Its name there is that of validation with `test` for `val` or `validation`, or the same one. None where nothing of
+    such a name was logged on test data.
+
+    Args:
+        summary: As `summary.json` holds it.
+    """
+    found: Mapping[str, float] = summary.get("test_metrics") or {}
+    monitor = str(summary.get("metric_name"))
+    for name in (re.sub(r"(?<![a-z])val(id(ation)?)?(?![a-z])", "test", monitor), monitor):
+        fp, quantized = found.get(f"fp/{name}"), found.get(f"quantized/{name}")
+        if fp is not None or quantized is not None:
+            return name, fp, quantized
+    return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -12,12 +13,13 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from fedhq_lightning.run.logged_rows import logged_values
 from fedhq_lightning.run.records import RoundRecord
+from fedhq_lightning.run.run_names import given_name
 from fedhq_lightning.support.lightnings import AnyLogger, both
 from fedhq_lightning.support.quiet import libraries_quiet
 from fedhq_lightning.support.wandb_session import wandb_session
 from fedhq_lightning.tracking import wandb_mode, wandb_run
 from fedhq_lightning.tracking.guest import Guest
-from fedhq_lightning.tracking.run_labels import current_labels
+from fedhq_lightning.tracking.run_labels import Labels, current_labels
 from fedhq_lightning.tracking.tracked_config import tracked_config
 
 _SECONDS_TO_OPEN = 10.0
@@ -80,7 +82,7 @@ def make_loggers(
         monitor_mode: Its direction, likewise.
         records: Rounds that are done, clients not needed; empty for a new run.
     """
-    labels = current_labels()
+    labels = labels_of(run_dir)
     settings = {**tracked_config(config, recipe_name, monitor, monitor_mode), **labels.config}
     done, is_own = list(records), logger is True or isinstance(config.get("recipe"), Mapping)
     loggers = _given(logger)
@@ -144,6 +146,12 @@ def finish(
 def _in_session(action: Callable[..., None], *arguments: Any) -> None:
     with wandb_session():
         action(*arguments)
+
+
+def labels_of(run_dir: Path) -> Labels:
+    """The labels of the run that is being started, with the name that WANDB_NAME, or else the user, has given it."""
+    labels = current_labels()
+    return replace(labels, name=labels.name or os.environ.get("WANDB_NAME") or given_name(run_dir) or None)
 
 
 def _given(logger: bool | AnyLogger | list[AnyLogger]) -> list[AnyLogger]:

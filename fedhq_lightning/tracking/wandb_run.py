@@ -45,7 +45,7 @@ def own_logger(run_dir: Path, recipe_name: str, labels: Labels) -> WandbLogger:
     )
     return WandbLogger(
         project=os.environ.get("WANDB_PROJECT", "fedhq_lightning"),
-        name=labels.name or os.environ.get("WANDB_NAME") or run_dir.name,
+        name=labels.name or run_dir.name,
         id=run_dir.name,
         group=os.environ.get("WANDB_RUN_GROUP") or labels.group or recipe_name,
         save_dir=run_dir.absolute(),  # wandb's own process stays where the first run of this one began
@@ -114,7 +114,7 @@ def _complete(logger: WandbLogger, labels: Labels) -> None:
     known = {
         "group": os.environ.get("WANDB_RUN_GROUP") or labels.group,
         "job_type": os.environ.get("WANDB_JOB_TYPE") or labels.job_type,
-        "name": labels.name or os.environ.get("WANDB_NAME"),
+        "name": labels.name,
     }
     arguments.update({key: value for key, value in known.items() if value and arguments.get(key) is None})
     if arguments.get("anonymous") is None:

@@ -62,6 +62,7 @@ QUICK = [
     ("compare", "--help"),
     ("eval", "--help"),
     ("report", "--help"),
+    ("runs", "--help"),
     ("completion", "--help"),
     ("--version",),
 ]
@@ -92,7 +93,7 @@ sys.exit(main())
     assert seconds < 0.6, "ten times what it takes"
 
 
-COMMANDS = ["ls", "cp", "show", "run", "resume", "eval", "report", "profile", "tune", "compare", "completion"]
+COMMANDS = ["ls", "cp", "show", "run", "runs", "resume", "eval", "report", "profile", "tune", "compare", "completion"]
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

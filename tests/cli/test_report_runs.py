@@ -86,10 +86,9 @@ class TestSeveralRuns:
         assert Path("comparison.html").read_text() == merged
         assert report_runs(two) == Path("comparison.html"), "a page of ours is replaced"
 
-    def test_curves_of_all_runs_over_both_clocks_and_rounds(self, merged: str) -> None:
+    def test_curves_of_all_runs_over_virtual_time_and_rounds(self, merged: str) -> None:
         found = svgs(merged)
         for name, label in (
-            ("runs-wall", "wall time (s)"),
             ("runs-virtual", "virtual time (min)"),
             ("runs-round", "round"),
         ):

@@ -50,7 +50,7 @@ def test_own_classes_and_files():
         ("best", "known are all-fp"),
         ("all-ptq=a.B", "is a built-in name"),
         ("a b=a.B", "is a built-in name or no name"),
-        ("mine=NoModule", "after '=' comes the class"),
+        ("mine=no-module", "after '=' comes the class"),
         ("mine=missing.yaml", "missing.yaml: No such file"),
         ("mine=list.yaml", "must hold class_path"),
         ("mine=more.yaml", "must hold class_path"),

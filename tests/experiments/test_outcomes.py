@@ -75,7 +75,7 @@ def test_rounds_without_evaluation_are_left_out():
 
 def test_rows_are_paired_by_seed():
     lonely = made_cell("free-qat", 1, 5.0, [0.1, 0.4, 0.4, 0.4])
-    rows = {row.allocator: row for row in rows_of(outcomes([*CELLS, lonely], at=40.0), "all-ptq")}
+    rows = {row.name: row for row in rows_of(outcomes([*CELLS, lonely], at=40.0), "all-ptq")}
     qat = rows["all-qat"]
     # At 40 s: QAT 0.6 and 0.2, PTQ 0.6 and 0.4.
     assert qat.metric_at_difference.mean == pytest.approx(-0.1)
@@ -130,7 +130,7 @@ def test_deployed_models_are_told_by_the_test_data():
     table = all_tables(rows_of(found, "all-ptq"), "test_accuracy", "val_accuracy", "all-ptq")[0]
     assert table.title == "Deployed models: test_accuracy of the round that val_accuracy chose"
     assert table.rows == [
-        ["all-ptq", "0%", "0.5000", "", "0.7500", "40", "4"],
+        ["all-ptq", "0%", "0.5000", "(baseline)", "0.7500", "40", "4"],
         ["all-qat", "100%", "0.6250", "+0.1250", "0.7500", "60", "6"],
     ]
 

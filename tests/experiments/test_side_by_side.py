@@ -1,13 +1,17 @@
 """Runs and allocators side by side: their lines, their totals, and the page of a comparison."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fedhq_lightning.experiments.comparison import Kept
 from fedhq_lightning.experiments.run_comparison import write_results
-from fedhq_lightning.experiments.side_by_side import Line, allocator_entries, runs_side_by_side
+from fedhq_lightning.experiments.side_by_side import Line, entries_of, runs_side_by_side
+from fedhq_lightning.experiments.side_by_side_figures import curves_svg
 from fedhq_lightning.experiments.statistics import value_at
+from fedhq_lightning.report.picture_style import RUN_COLOURS
 from fedhq_lightning.run.run import Run, curve
 
 from ..report.test_report import Page, svgs, texts
@@ -34,7 +38,7 @@ def test_a_run_is_shown_as_it_was(tmp_path: Path) -> None:
 
 
 def test_an_allocator_is_shown_by_means_over_its_seeds() -> None:
-    ptq, qat = allocator_entries(CELLS)
+    ptq, qat = entries_of(CELLS)
     line = ptq.line("virtual")
     times, means = line.quantized
     assert (times[0], times[-1]) == (0.0, 30.0)
@@ -47,6 +51,25 @@ def test_an_allocator_is_shown_by_means_over_its_seeds() -> None:
     assert ptq.line("wall").end == 3.0
     assert ptq.mode_counts == {"fp": 0, "ptq": 6, "qat": 0}
     assert ptq.total("virtual_seconds") == 30.0
+
+
+def test_means_over_rounds_end_with_the_shortest_run() -> None:
+    short = made_cell("all-ptq", 2, 10.0, [0.1, 0.2])
+    (ptq,) = entries_of([*CELLS[:2], short])
+    rounds, means = ptq.line("round").quantized
+    assert rounds == [0.0, 1.0]
+    assert means[1] == pytest.approx((0.5 + 0.3 + 0.2) / 3)
+
+
+def test_lines_on_top_of_each_other_can_be_told_apart(tmp_path: Path) -> None:
+    cells = [replace(CELLS[0], setting=f"lr=0.{number}", allocator="") for number in range(1, 6)]
+    svg = curves_svg(cells)
+    lines = [part for part in re.findall(r'<path [^>]*style="([^"]*)"', svg) if "fill: none" in part]
+    drawn = [dict(re.findall(r"([\w-]+): ([^;]+)", style)) for style in lines]
+    own = {(each.get("stroke"), each.get("stroke-width"), each.get("stroke-dasharray")) for each in drawn}
+    widths = {float(width) for _, width, _ in own if width}
+    assert len({stroke for stroke, _, _ in own} & set(RUN_COLOURS)) == 5
+    assert len([width for width in widths if 1.25 <= width <= 3.4]) >= 5, "each wider than the next"
 
 
 def test_lines_in_another_unit_and_without_fp() -> None:
@@ -62,7 +85,7 @@ def test_the_page_of_a_comparison_has_its_tables_and_pictures(tmp_path: Path) ->
     table = write_results(Kept(CELLS, []), tmp_path)
     text = (tmp_path / "comparison.html").read_text()
     page, found = Page(text), svgs(text)
-    assert set(found) == {"time-to-target", "runs-wall", "runs-virtual", "runs-enlarged", "run-modes", "run-bytes"}
+    assert set(found) == {"time-to-target", "runs-virtual", "runs-round", "run-modes", "run-bytes"}
     assert {"all-ptq", "all-qat", "quantized val_accuracy"} <= set(texts(found["runs-virtual"]))
     for said in ("Quantized val_accuracy at equal virtual time", "Target: half a point short of what all-qat"):
         assert said in table

@@ -5,7 +5,7 @@ from typing import Any
 import lightning as L
 import pytest
 
-from fedhq_lightning.run.summary import monitored_on_test_data
+from fedhq_lightning.run.summary_form import monitored_on_test_data
 from fedhq_lightning.trainer import FederatedTrainer
 
 from ..small_federation import SmallData, SmallModule, trainer

@@ -71,7 +71,7 @@ class TestReport:
         assert "2 boundaries tried against the incumbent. Trial 1 is the incumbent since round 9." in text
         picture = svgs(report)["boundary"]
         assert {"slack", "share", "incumbent", "on trial"} <= set(texts(picture))
-        marks = [style for style in shape(picture) if "stroke:var(--second)" in style]
+        marks = [style for style in shape(picture) if "stroke:var(--trial)" in style]
         assert len(marks) == 2 * 6 + 1  # rounds 3, 4, 7, 8, 11 and 12 in both panels, and the legend's
         for cell in ("3 to 4", "trial 1 challenges trial 0", "+0.500", "11 to 12"):
             assert cell in text

@@ -24,7 +24,7 @@ from fedhq_lightning.report.course_section import course_section
 from fedhq_lightning.report.curve_figures import enlarged, time_unit
 from fedhq_lightning.report.model_section import model_section
 from fedhq_lightning.report.numbers_section import numbers_section
-from fedhq_lightning.report.picture_style import MODE_COLOURS
+from fedhq_lightning.report.picture_style import MODE_COLOURS, PAGE_COLOURS
 from fedhq_lightning.report.report import write_report
 from fedhq_lightning.run.run import Run
 
@@ -149,13 +149,13 @@ def test_readable_on_a_phone_in_the_dark_and_aloud(report: str) -> None:
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.named("meta")
     assert "prefers-color-scheme: dark" in report
     pictures = page.named("svg")
-    assert len(pictures) == 8
+    assert len(pictures) == 6
     for attributes in pictures:
         assert attributes["role"] == "img"
         assert len(attributes["aria-label"] or "") > 40
         assert attributes["viewbox"]
         assert "width" not in attributes
-    assert len(page.named("figcaption")) == len(page.named("figure")) == 8
+    assert len(page.named("figcaption")) == len(page.named("figure")) == 6
     assert all(attributes.get("scope") in ("row", "col") for attributes in page.named("th"))
     assert len(page.named("caption")) == len(page.named("table"))
     scrolling = [each for _, each in page.elements if each.get("tabindex") == "0"]
@@ -179,13 +179,22 @@ def test_contrast_is_enough_on_both_backgrounds(report: str) -> None:
     style = report[report.index("<style>") : report.index("</style>")]
     light, dark = (dict(re.findall(r"--([\w-]+): (#[0-9a-f]+)", part)) for part in style.split("@media", 1))
     assert light["back"] == "#fff"
-    assert dark.keys() >= light.keys() >= {"back", "card", "text", "soft", "first", "run-0", "run-6"}
+    assert dark.keys() >= light.keys() >= {"back", "card", "text", "soft", "link", "quantized", "run-0"}
     for colours in (light, dark):
         grounds = [colours["back"], colours["card"]]
-        for name, least in (("text", 7.0), ("soft", 4.5), ("first", 4.5), ("second", 3.0), ("third", 3.0)):
+        for name, least in (("text", 7.0), ("soft", 4.5), ("link", 4.5)):
             assert min(contrast(colours[name], ground) for ground in grounds) >= least, name
-        for colour in (*(colours[f"run-{number}"] for number in range(7)), *MODE_COLOURS.values()):
-            assert contrast(colour, colours["card"]) >= 3.0, colour
+        drawn = {name: colours[name] for name in PAGE_COLOURS if name not in ("grid", "card")}
+        for name, colour in (drawn | MODE_COLOURS).items():
+            assert contrast(colour, colours["card"]) >= 3.0, name
+
+
+def test_a_colour_has_one_meaning_on_all_pages() -> None:
+    for theme in (0, 1):
+        meanings = {name: both[theme] for name, both in PAGE_COLOURS.items()}
+        assert meanings.pop("fp") == MODE_COLOURS["fp"], "fp is one thing, as a mode and as a view"
+        every = [*meanings.values(), *MODE_COLOURS.values()]
+        assert len(set(every)) == len(every)
 
 
 def contrast(one: str, other: str) -> float:
@@ -238,8 +247,7 @@ def test_the_figures_are_those_of_the_summary_and_the_records(report: str) -> No
 
 def test_every_time_axis_says_its_clock(report: str) -> None:
     pictures = svgs(report)
-    assert "wall time (s)" in texts(pictures["metric-wall"])
-    assert "virtual time (min)" in texts(pictures["metric-virtual"])
+    assert {"round", "virtual time (min)"} <= set(texts(pictures["metric"]))
     assert "virtual time of one local fit (s)" in texts(pictures["split"])
 
 
@@ -265,16 +273,33 @@ def test_a_point_for_every_evaluated_round_and_a_ring_on_the_best(tmp_path: Path
     text = written(write_run(tmp_path, best_round=8), course_section, numbers_section).read_text()
     rounds = small_rounds()
     evaluated = [record for record in rounds if record.metric_fp is not None]
-    for name in ("metric-round", "metric-wall", "metric-virtual"):
-        picture = svgs(text)[name]
-        # And one each in the legend.
-        assert markers(picture)[0] == 2 * len(evaluated) + 2
-        assert len([use for use in picture.iter("g") if use.get("id", "").startswith(f"{name}-line2d")]) > 0
-        assert "best (round 8)" in texts(picture)
+    picture = svgs(text)["metric"]
+    # In two panels, since the axis is broken; and one each in the legend.
+    assert markers(picture)[0] == 2 * 2 * len(evaluated) + 2
+    assert "best (round 8)" in texts(picture)
+    assert "The vertical axis is broken in two scales" in Page(text).text
     shown = Page(text).text
     assert f"Best, and deployed: round 8, quantized {rounds[8].metric_quantized:.4f}" in shown
-    assert f"Best round: after {rounds[8].total_wall_seconds:.1f} s wall." in shown
+    assert f"after {rounds[8].total_wall_seconds:.1f} s wall and " in shown
     assert "8 (best)" in shown
+
+
+def test_training_loss_beside_that_on_held_out_data(tmp_path: Path) -> None:
+    rounds = small_rounds()
+    text = written(write_run(tmp_path / "one"), course_section).read_text()
+    assert {"training", "loss", "round"} <= set(texts(svgs(text)["loss"]))
+    assert "Training loss (train_loss) by round" in Page(text).text
+    assert "training (train_loss) 0.1667 at round 12." in Page(text).text
+    more = {"fp/val_loss": 0.5, "quantized/val_loss": 0.75}
+    rounds = [replace(record, metrics={**record.metrics, **(more if record.metric_fp else {})}) for record in rounds]
+    text = written(write_run(tmp_path / "two", rounds), course_section).read_text()
+    assert {"training", "held out, quantized", "held out, fp"} <= set(texts(svgs(text)["loss"]))
+    assert "held out, fp (val_loss) 0.5000 at round 12" in Page(text).text
+    # What is monitored is shown already.
+    text = written(write_run(tmp_path / "three", rounds, metric_name="val_loss"), course_section).read_text()
+    assert "held out, fp" not in texts(svgs(text)["loss"])
+    silent = [replace(record, metrics={}) for record in rounds]
+    assert "loss" not in svgs(written(write_run(tmp_path / "four", silent), course_section).read_text())
 
 
 def test_what_quantization_changes(report: str) -> None:
@@ -450,9 +475,9 @@ def test_a_diverged_run_has_a_report(tmp_path: Path) -> None:
     rounds[-1] = replace(rounds[-1], metric_fp=math.nan, metric_quantized=math.inf, metrics={})
     summary = {"metric_fp": "nan", "metric_quantized": "inf", "worst_client": {"client_id": 1, "metric": "nan"}}
     text = written(write_run(tmp_path / "run", rounds, **summary), course_section).read_text()
-    assert "At round 12: quantized inf, fp nan." in text
-    assert markers(svgs(text)["metric-round"])[0] == 2 * 6 + 2
-    assert "best (round" not in " ".join(texts(svgs(text)["metric-round"]))
+    assert "At round 12: quantized inf, fp nan, after " in text
+    assert markers(svgs(text)["metric"])[0] == 2 * 2 * 6 + 2
+    assert "best (round" not in " ".join(texts(svgs(text)["metric"]))
 
 
 @pytest.mark.parametrize("kept", [slice(0, 1), slice(0, 0)])
@@ -490,7 +515,7 @@ def test_many_clients_and_rounds_stay_small(tmp_path: Path) -> None:
 def test_one_round(tmp_path: Path) -> None:
     text = written(write_run(tmp_path, small_rounds(num_rounds=1))).read_text()
     assert "It is the best round, and deployed." in Page(text).text
-    assert {"metric-round", "modes", "split", "bytes"} <= svgs(text).keys()
+    assert {"metric", "modes", "split", "bytes"} <= svgs(text).keys()
 
 
 def test_enlarged_to_the_second_half_only_where_that_helps() -> None:

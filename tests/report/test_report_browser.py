@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
 )
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine: chromium or google-chrome in PATH")
-REPORT = ("metric-wall", "metric-virtual", "metric-enlarged", "metric-round", "difference", "bytes")
+REPORT = ("metric", "difference", "loss", "bytes")
 REPORT += ("map-1", "map-7", "map-12", "boundary", "modes", "split", "classes", "latency", "sizes")
-COMPARISON = ("runs-wall", "runs-virtual", "runs-enlarged", "runs-round", "run-modes", "run-bytes")
-ALLOCATORS = ("time-to-target", "runs-wall", "runs-virtual", "runs-enlarged", "run-modes", "run-bytes")
+COMPARISON = ("runs-virtual", "runs-round", "run-modes", "run-bytes")
+CELLS = ("time-to-target", *COMPARISON)
 
 # Frames have the width they are given, a headless window not less than 500 px.
 PROBE = """<!DOCTYPE html><html lang="en"><body style="margin:0">FRAMES<pre id="found"></pre><script>
@@ -79,10 +80,17 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ]
     write_results(Kept(cells, []), root)
     (root / "comparison.html").rename(root / "allocators.html")
+    varied = [
+        replace(cell, allocator="", setting=f"aggregator=FedProx(mu={cell.allocator}), scheme=w4a8-g32")
+        for cell in cells
+    ]
+    write_results(Kept(varied, []), root)
+    (root / "comparison.html").rename(root / "settings.html")
     return {
         "report": report_runs([one]),
         "comparison": report_runs([one, other], root / "comparison.html"),
         "allocators": root / "allocators.html",
+        "settings": root / "settings.html",
     }
 
 
@@ -105,7 +113,7 @@ def laid_out(pages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.mark.parametrize(
-    ("name", "pictures"), [("report", REPORT), ("comparison", COMPARISON), ("allocators", ALLOCATORS)]
+    ("name", "pictures"), [("report", REPORT), ("comparison", COMPARISON), ("allocators", CELLS), ("settings", CELLS)]
 )
 @pytest.mark.parametrize("width", [1200, 390])
 def test_every_picture_is_drawn_whole_and_the_page_does_not_scroll_sideways(

@@ -14,7 +14,8 @@ from lightning.pytorch.loggers import WandbLogger
 from fedhq_lightning import tracking
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.report.allocation_figures import write_allocation_picture
-from fedhq_lightning.tracking.wandb_run import _wait_until_written, rounds_held
+from fedhq_lightning.tracking.loggers import labels_of
+from fedhq_lightning.tracking.wandb_run import _wait_until_written, own_logger, rounds_held
 
 from ..logged_run import SETTINGS, log_offline, write_logged_run
 from ..small_federation import SmallData, SmallModule, trainer
@@ -57,6 +58,20 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def logged(run_dir: Path) -> Logged:
     return Logged(run_dir)
+
+
+def test_a_run_is_called_as_the_user_calls_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shown(folder: str) -> str:
+        labels = labels_of(tmp_path / folder)
+        return str(own_logger(tmp_path / folder, "digits", labels)._wandb_init["name"])
+
+    monkeypatch.delenv("WANDB_NAME", raising=False)
+    assert shown("20250101-120000-00ab12-first-try") == "first-try"
+    assert shown("20250101-120000-00ab12") == "20250101-120000-00ab12"
+    with tracking.labelled(name="hybrid, seed 0"):
+        assert shown("20250101-120000-00ab12-first-try") == "hybrid, seed 0"
+    monkeypatch.setenv("WANDB_NAME", "mine")
+    assert shown("20250101-120000-00ab12-first-try") == "mine"
 
 
 def test_everything_is_drawn_over_rounds_and_the_metric_over_virtual_seconds_too(logged: Logged) -> None:

@@ -1,0 +1,94 @@
+"""`fedhq runs`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedhq_lightning.cli.parser import AddCommand, path
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.support.quiet import say_line
+
+if TYPE_CHECKING:
+    from fedhq_lightning.run.listed_runs import ListedRun
+
+_EPILOG = """examples:
+  fedhq runs                                  the newest runs in runs/
+  fedhq runs --last 0                         all of them
+  fedhq runs comparisons/digits-smoke         those of a comparison
+  fedhq runs --json                           for another program
+
+The first column is what `resume`, `report`, `eval` and warm_start take in place of the folder: the name that
+fedhq run --name gave, else the run's id. Sizes are on this disk.
+"""
+_HEADER = ("run", "recipe", "began", "state", "metric", "size")
+_DEFAULT_LAST = 30
+
+
+def add(add_command: AddCommand) -> None:
+    """Declare the subcommand."""
+    runs = add_command("runs", _runs, "List runs, the newest first.", _EPILOG, takes_overrides=False)
+    runs.add_argument("folder", metavar="DIR", type=path, nargs="?", default=Path("runs"), help="default: runs")
+    runs.add_argument("--last", metavar="N", default=str(_DEFAULT_LAST), help="default: 30; 0 for all")
+    runs.add_argument("--json", action="store_true", help="a list with all that is known of each")
+
+
+def _runs(known: argparse.Namespace, rest: list[str]) -> None:
+    from fedhq_lightning.run.listed_runs import listed, newest_runs
+
+    if not known.last.isdecimal():
+        raise ConfigurationError(f"--last {known.last!r}: must be a whole number, 0 for all")
+    if not known.folder.is_dir():
+        raise ConfigurationError(
+            f"runs: {known.folder} is no folder; runs are made in trainer.default_root_dir, by default runs"
+        )
+    found = newest_runs(known.folder)
+    shown = list(listed(found[: int(known.last) or None]))
+    if known.json:
+        say_line(json.dumps([asdict(each) for each in shown], indent=1), sys.stdout)
+    elif shown:
+        _print(shown)
+        if len(shown) < len(found):
+            say_line(f"{len(found) - len(shown):,} older ones are not shown; all: --last 0", sys.stdout)
+    else:
+        say_line(f"no runs in {known.folder}", sys.stdout)
+
+
+def _print(runs: Sequence[ListedRun]) -> None:
+    """A table on a terminal, in which the metric's name gives way first; plain aligned lines elsewhere."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from fedhq_lightning.report.final_table import aligned, on_terminal
+    from fedhq_lightning.support.terminal import Terminal
+
+    rows, console = [_row(each) for each in runs], Terminal()
+    if not on_terminal(console):
+        text = "\n".join(aligned([_HEADER, *rows]))
+        console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        return
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
+    for name in _HEADER:
+        gives_way = name in ("run", "recipe", "metric")
+        table.add_column(name, no_wrap=True, overflow="ellipsis", justify="right" if name == "size" else "left")
+        table.columns[-1].min_width = 6 if gives_way else max(len(row[_HEADER.index(name)]) for row in [_HEADER, *rows])
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def _row(run: ListedRun) -> tuple[str, ...]:
+    from fedhq_lightning.report.formats import format_bytes, format_metric
+
+    state = run.state
+    if state != "done":
+        state += f" {run.rounds}" + ("" if run.max_rounds is None else f"/{run.max_rounds}")
+    metric = "-" if run.metric is None else f"{format_metric(run.metric)} {run.metric_name or ''}".rstrip()
+    began = run.began[:16].replace("T", " ")
+    return run.name or run.id, run.recipe, began, state, metric, format_bytes(run.bytes)
