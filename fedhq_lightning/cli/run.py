@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from contextlib import nullcontext
@@ -44,7 +43,7 @@ def add(add_command: AddCommand) -> None:
 
 def _run(known: argparse.Namespace, rest: list[str]) -> None:
     name, text = recipe_files.find(known.recipe)
-    named = [] if known.name is None else [f"--trainer.name={json.dumps(known.name)}"]
+    named = [] if known.name is None else [f"--trainer.name={known.name}"]
     fit_recipe(f"recipe {name}", name, text, [*rest, *named])
 
 
