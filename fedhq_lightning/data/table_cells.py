@@ -93,7 +93,7 @@ def cells_of(
     numbers = [_number(texts[index]) for index in held]
     example = table.lines[rows[held[0]]], texts[held[0]]
     if as_texts or all(number is None for number in numbers):
-        plain = [_plain(texts[index], number) for index, number in zip(held, numbers, strict=True)]
+        plain = [plain_text(texts[index]) for index in held]
         different = tuple(sorted(set(plain)))
         places = {text: place for place, text in enumerate(different)}
         values[held] = [places[text] for text in plain]
@@ -134,5 +134,7 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _plain(text: str, number: float | None) -> str:
+def plain_text(text: str) -> str:
+    """A category as it is known: a whole number without a point, so that 1, 1.0 and 01 are the same."""
+    number = _number(text)
     return str(int(number)) if number is not None and number.is_integer() else text

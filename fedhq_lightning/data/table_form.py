@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedhq_lightning.data.table_cells import plain_text
 from fedhq_lightning.support.typed_json import read_json
 
 MOST_BYTES = 2**26
@@ -100,5 +101,5 @@ def _encoded(column: NumberColumn | CategoryColumn, value: Any) -> float:
         return math.nan
     if isinstance(column, NumberColumn):
         return float(value)
-    text = str(value)
+    text = plain_text(str(value))
     return float(column.categories.index(text)) if text in column.categories else math.nan

@@ -103,6 +103,11 @@ class TestRows:
         text = "ward,y\n" + "3,0\n1.0,1\n1,0\n" * 4
         module = ready(write(tmp_path / "a", a=text), "y", categorical=["ward"])
         assert module.model_inputs()["columns"] == [{"name": "ward", "categories": ["1", "3"]}]
+        assert module.form.encode([{"ward": 3.0}, {"ward": "3"}, {"ward": 1}, {"ward": 2}])[:3].tolist() == [
+            [1.0],
+            [1.0],
+            [0.0],
+        ]
 
     def test_dropped_columns_are_nowhere(self, folder: Path) -> None:
         module = ready(folder, drop=["size"])
