@@ -27,6 +27,20 @@ MOST_BYTES = 2**32
 """Of one file."""
 
 
+class HeldOutRows(TensorDataset):
+    """Rows of the server, with the names of the classes, which stand in its tables.
+
+    Args:
+        features: (num_rows, num_columns) float32.
+        labels: (num_rows,) int64.
+        classes: Name of each class.
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
+        super().__init__(features, labels)
+        self.classes = list(classes)
+
+
 class CSVDataModule(FederatedDataModule):
     """Clients' tables in CSV files, for classification.
 
@@ -104,7 +118,7 @@ class CSVDataModule(FederatedDataModule):
         self.delimiter = delimiter
         self._form: TableForm | None = None
         self._training: dict[ClientId, TensorDataset] = {}
-        self._held_out: list[TensorDataset] = []
+        self._held_out: list[HeldOutRows] = []
 
     @property
     def form(self) -> TableForm:
@@ -222,7 +236,7 @@ class CSVDataModule(FederatedDataModule):
                 "best round by; lower it, or name a file of other rows in held_out_file"
             )
         rows_of_both = stratified_split(labels, TEST_EVERY)
-        self._held_out = [TensorDataset(features[rows], labels[rows]) for rows in rows_of_both]
+        self._held_out = [HeldOutRows(features[rows], labels[rows], form.classes) for rows in rows_of_both]
         self._training = {client_id: TensorDataset(*dataset[kept[client_id]]) for client_id, dataset in encoded.items()}
         self._form = form
 

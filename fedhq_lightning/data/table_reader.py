@@ -155,7 +155,9 @@ class TableReader:
         for row in range(len(text.rows)) if rows is None else rows:
             cells.append(text.rows[row][position])
             if cells[-1].lower() in self.missing:
+                said = f" ({cells[-1]!r} is listed in missing)" if cells[-1] else ""
                 raise ConfigurationError(
-                    f"{text.name}, line {text.lines[row]}, column {column!r}: no value; give one, or leave the line out"
+                    f"{text.name}, line {text.lines[row]}, column {column!r}: no value{said}; give one, or leave the "
+                    "line out"
                 )
         return cells

@@ -157,6 +157,7 @@ class TestReproducible:
     ("files", "settings", "message"),
     [
         ({"a": "x,y\n1,0\n2,\n"}, {}, r"a\.csv, line 3, column 'y': no value; give one, or leave the line out"),
+        ({"a": "x,y\n1,None\n"}, {}, r"a\.csv, line 2, column 'y': no value \('None' is listed in missing\)"),
         ({"a": "x,z\n1,0\n"}, {}, r"label 'y': a\.csv has no such column; it has x, z"),
         ({"a": "x,y\n1,0\n2,1\n", "b": "z,y\n1,0\n"}, {}, r"b\.csv, line 1: no column 'x', which a\.csv has"),
         ({"a": "x,y\n1,0\n", "b": "x,z,y\n1,2,0\n"}, {}, r"a\.csv, line 1: no column 'z', which b\.csv has"),

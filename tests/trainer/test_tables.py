@@ -71,7 +71,7 @@ def test_what_left_the_clients_is_in_the_record(hospitals: Path) -> None:
     told = json.loads((there.run_dir / "inputs.json").read_text())
     assert told["fit"]["clients"] == 3
     assert any("sum of squared differences" in each for each in told["fit"]["each_client_sent"])
-    assert told["classes"] == ["benign", "malignant"]
+    assert told["classes"] == ["benign", "malignant"] == there.summary["per_class"]["classes"]
 
 
 class TestResume:
