@@ -68,6 +68,7 @@ class HuggingFaceDataModule(ImageDataModule):
             images, targets = images[train], targets[train]
         else:
             held_out_images, held_out_targets = self._decode(self._split(splits, self.held_out_split))
+        self.class_names = getattr(splits[self.train_split].features[self.label_key], "names", ())
         mean, std = _channel_statistics(images)
         return ImageTensors(images, targets, mean, std), ImageTensors(held_out_images, held_out_targets, mean, std)
 

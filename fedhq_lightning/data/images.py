@@ -80,6 +80,11 @@ class ImageTensors(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.targets)
 
+    @property
+    def normalization(self) -> dict[str, list[float]]:
+        """`mean` and `std`, one value a channel, or one for all."""
+        return {"mean": self._mean.flatten().tolist(), "std": self._std.flatten().tolist()}
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self._normalise(self.images[index]), self.targets[index]
 
@@ -141,6 +146,9 @@ class ImageDataModule(LightningDataModule, ABC):
         ConfigurationError: `batch_size` is below 1.
     """
 
+    class_names: Sequence[str] = ()
+    """By class number; empty where they are not known."""
+
     def __init__(self, batch_size: int = 32) -> None:
         super().__init__()
         if batch_size < 1:
@@ -166,6 +174,14 @@ class ImageDataModule(LightningDataModule, ABC):
     def test_dataset(self) -> ImageTensors:
         """Images that are in none of the others, in file order."""
         return self._read_once()[2]
+
+    def model_inputs(self) -> dict[str, Any]:
+        """`pixels`: `mean` and `std` of each channel, or of all; an input is (pixel - mean) / std. `classes`: names.
+
+        Pixels are whole numbers as the files have them, mostly 0 to 255. Names are those in `class_names`.
+        """
+        told: dict[str, Any] = {"pixels": self.train_dataset.normalization}
+        return told | ({"classes": list(self.class_names)} if self.class_names else {})
 
     def setup(self, stage: str) -> None:
         """Read the images where that has not happened yet."""

@@ -1,7 +1,7 @@
 """A federated data module from an ordinary one: its training set, dealt to clients by a partitioner."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,6 +100,11 @@ class PartitionedDataModule(FederatedDataModule):
         if stage == "fit":
             self._deal()
         self._stages.add(stage)
+
+    def model_inputs(self) -> Mapping[str, Any] | None:
+        """What the wrapped module's method of this name tells; None where it has none."""
+        tell = getattr(self.datamodule, "model_inputs", None)
+        return None if tell is None else tell()
 
     def teardown(self, stage: str) -> None:
         """Let the wrapped data module clean up; where it does, it is set up anew when it is needed again."""

@@ -32,6 +32,7 @@ class Format:
             torch's number of threads. `trust`: whatever is in it. A ConfigurationError says what is wrong with it.
         in_float: The same model in float32 and in the same runtime, to be timed beside it; an ExportError as of write.
         usage: Lines of Python that run a written file, for the folder's README.
+        note: What else its users should know, likewise.
     """
 
     file: str
@@ -42,6 +43,7 @@ class Format:
     read: Callable[[Path, bool], nn.Module]
     in_float: Callable[[ModelToWrite], nn.Module]
     usage: Callable[[ModelToWrite], str]
+    note: str
 
     @property
     def suffix(self) -> str:
@@ -71,6 +73,10 @@ FORMATS = {
         read=onnx_model.read,
         in_float=lambda model: onnx_model.OnnxModel(onnx_program.in_float(model)),
         usage=onnx_program.usage,
+        note=(
+            "On x86 processors without VNNI (of before about 2019) onnxruntime adds products of 8-bit weights in 16 "
+            "bits, which may overflow; there give it `SessionOptions` with `session.x64quantprecision` set to `1`."
+        ),
     )
 }
 """By their names in `trainer.export`."""

@@ -31,6 +31,7 @@ def deploy(
     logged: Mapping[str, float] | None = None,
     held_out: str = "the held-out data",
     exports: Sequence[str] = (),
+    inputs: Mapping[str, Any] | None = None,
 ) -> Deployment:
     """Write the deployed model of one global state.
 
@@ -43,6 +44,7 @@ def deploy(
         logged: `fp/NAME` and `quantized/NAME` of this state, for the folder's README.
         held_out: What the metrics are measured on, likewise.
         exports: Files beside `model.pt2`, by their names among `FORMATS`.
+        inputs: What inputs and outputs stand for; see `FederatedDataModule.model_inputs`.
     """
     module, converted = evaluator.model(state), None
     if evaluator.scheme is not None:
@@ -65,6 +67,7 @@ def deploy(
         quantized_metrics=metrics["quantized"],
         held_out=held_out,
         exports=exports,
+        inputs=inputs,
         statistics=deployed_statistics(state),
     )
 

@@ -47,6 +47,7 @@ def write_model_folder(
     name: str,
     *,
     exports: Sequence[str] = (),
+    inputs: Mapping[str, Any] | None = None,
     evaluate: Evaluate | None = None,
     fp_metrics: Mapping[str, float] | None = None,
     quantized_metrics: Mapping[str, float] | None = None,
@@ -68,6 +69,7 @@ def write_model_folder(
         scheme: Grid of `converted`; None if that is None.
         name: What the model is called, by custom its class.
         exports: Further files, by their names among `FORMATS`.
+        inputs: What inputs and outputs stand for, for the metadata of these; see `FederatedDataModule.model_inputs`.
         evaluate: Called with the program as read back; its metrics on held-out data. An ExportError of it means
             that the program is of no use, and the model is packed instead.
         fp_metrics: Metrics of the float32 weights by name, for the README.
@@ -88,7 +90,7 @@ def write_model_folder(
     write_atomically(folder / WEIGHTS, _as_bytes(weights))
     if statistics:
         write_atomically(folder / STATISTICS, _as_bytes(statistics))
-    deployment = _write_model(folder, converted, example_args, evaluate, exports, str(scheme), name)
+    deployment = _write_model(folder, converted, example_args, evaluate, exports, str(scheme), name, inputs)
     text = model_readme.text(
         folder,
         name,
@@ -121,6 +123,7 @@ def _write_model(
     exports: Sequence[str],
     scheme: str,
     name: str,
+    inputs: Mapping[str, Any] | None,
 ) -> Deployment:
     if converted is None:
         return Deployment("float32", "", {})
@@ -137,7 +140,7 @@ def _write_model(
         files.append(WrittenFile(PACKED, "fedhq_lightning", (folder / PACKED).stat().st_size))
         return Deployment("packed", str(error), {}, tuple(files), packed_bytes=packed_size(converted))
     write_atomically(folder / LOADER, model_readme.loader(path.read_bytes()))
-    model = ModelToWrite(converted, example_args, name, scheme, metrics)
+    model = ModelToWrite(converted, example_args, name, scheme, metrics, inputs)
     with torch.no_grad():
         output = converted(*example_args)  # of which export_program has seen that the program has the bits
     same = Agreement.between(output, output, batch_size(example_args))

@@ -125,7 +125,8 @@ def _other_files(deployment: Deployment) -> list[str]:
         elif file.name in forms and file.agreement is not None:
             usage = forms[file.name].usage(deployment.model)
             text = f"`{file.name}` ({file.bytes:,} bytes) is the same model for {file.runtime}"
-            found.append(f"{text}: {file.agreement.in_words()}.\n\n```python\n{usage}\n```")
+            note = forms[file.name].note
+            found.append(f"{text}: {file.agreement.in_words()}.\n\n```python\n{usage}\n```\n\n{note}")
     return found + missing
 
 

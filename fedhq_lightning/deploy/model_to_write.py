@@ -22,8 +22,7 @@ class ModelToWrite:
         name: What the model is called, by custom its class.
         scheme: Of the conversion, as text.
         metrics: Of the deployed model on held-out data, by name.
-        preprocessing: What is known of an example's way into `forward`, and of what comes out: plain values by name,
-            such as `mean`, `std` and `classes`; see `FederatedDataModule.preprocessing`.
+        inputs: What inputs and outputs stand for, as `FederatedDataModule.model_inputs` tells it; None if it does not.
     """
 
     converted: nn.Module
@@ -31,14 +30,14 @@ class ModelToWrite:
     name: str
     scheme: str
     metrics: Mapping[str, float] = field(default_factory=dict)
-    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] | None = None
 
     def facts(self) -> dict[str, str]:
         """What a file tells of the model, by name: texts as they are, the rest as JSON."""
         told = {"model": self.name, "scheme": self.scheme}
-        for name, value in {"metrics": dict(self.metrics), "preprocessing": dict(self.preprocessing)}.items():
+        for name, value in (("metrics", self.metrics), ("inputs", self.inputs)):
             if value:
-                told[name] = json.dumps(value)
+                told[name] = json.dumps(dict(value))
         return told
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.quantize.integer_matmul import has_exact_kernel
 from fedhq_lightning.support.text import first_line
 from fedhq_lightning.support.untrusted_files import read_bytes
 
@@ -45,6 +46,9 @@ class OnnxModel(nn.Module):
         options.intra_op_num_threads = torch.get_num_threads()
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
+        if not has_exact_kernel(torch.device("cpu")):
+            # Pairs of products of 8 bits overflow the 16 that x86 without VNNI adds them in; this takes other ones.
+            options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors have no base of their own

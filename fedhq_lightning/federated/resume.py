@@ -71,7 +71,8 @@ class Resumed:
             ConfigurationError: Names, shapes or types differ, or what was told of the inputs when the run began.
         """
         told = self.directory.inputs
-        before = read_json(told, dict[str, Any], MOST_INPUT_BYTES) if told.exists() else {}
+        # A run of before has none, where its data tell something now.
+        before = read_json(told, dict[str, Any], MOST_INPUT_BYTES) if told.exists() else inputs or {}
         if inputs is not None and (found := changes(before, inputs)):
             raise ConfigurationError(
                 f"{told}: the data are not those that the run began with: {in_words(found)}; put them back, or start "

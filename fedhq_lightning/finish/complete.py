@@ -71,6 +71,7 @@ def complete(
                 logged=next((record.metrics for record in state.records if record.round == state.best_round), None),
                 held_out=f"the held-out data (`val_dataloader`) of {_name_of(job.datamodule)}",
                 exports=settings.export,
+                inputs=job.datamodule.model_inputs(),
             )
         directory.hand_on_inputs()
     if settings.final_evaluation:
