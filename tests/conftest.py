@@ -176,7 +176,7 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     from fedhq_lightning.finish import complete
 
     monkeypatch.setattr(complete, "write_report", lambda run: None)
-    monkeypatch.setattr(complete, "measure_inference", lambda *arguments: {})
+    monkeypatch.setattr(complete, "_inference", lambda *arguments: None)
 
 
 @pytest.fixture
