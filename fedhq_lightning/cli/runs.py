@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from fedhq_lightning.cli.parser import AddCommand, path
 from fedhq_lightning.errors import ConfigurationError
@@ -28,6 +28,9 @@ fedhq run --name gave, else the run's id. Sizes are on this disk.
 """
 _HEADER = ("run", "recipe", "began", "state", "metric", "size")
 _DEFAULT_LAST = 30
+_GAP = 2
+"""Letters between two columns; one is the box's own."""
+_LEAST_OF_A_NAME = 8
 
 
 def add(add_command: AddCommand) -> None:
@@ -60,7 +63,7 @@ def _runs(known: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _print(runs: Sequence[ListedRun]) -> None:
-    """A table on a terminal, in which the metric's name gives way first; plain aligned lines elsewhere."""
+    """A table on a terminal, in narrow ones without the metrics' names; plain aligned lines elsewhere."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -73,14 +76,20 @@ def _print(runs: Sequence[ListedRun]) -> None:
         text = "\n".join(aligned([_HEADER, *rows]))
         console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
         return
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
-    for name in _HEADER:
-        gives_way = name in ("run", "recipe", "metric")
-        table.add_column(name, no_wrap=True, overflow="ellipsis", justify="right" if name == "size" else "left")
-        table.columns[-1].min_width = 6 if gives_way else max(len(row[_HEADER.index(name)]) for row in [_HEADER, *rows])
+    if sum(_widths(rows)) + _GAP * (len(_HEADER) - 1) > console.width:
+        rows = [(*row[:4], row[4].partition(" ")[0], row[5]) for row in rows]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))
+    for name, width in zip(_HEADER, _widths(rows), strict=True):
+        gives_way = name in ("run", "recipe")
+        side: Literal["left", "right"] = "right" if name == "size" else "left"
+        table.add_column(name, no_wrap=True, justify=side, min_width=_LEAST_OF_A_NAME if gives_way else width)
     for row in rows:
         table.add_row(*map(Text, row))
     console.print(table)
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(_HEADER, *rows, strict=True)]
 
 
 def _row(run: ListedRun) -> tuple[str, ...]:

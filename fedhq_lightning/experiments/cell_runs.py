@@ -21,6 +21,7 @@ from fedhq_lightning.experiments.workers import Workers
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.recipe.identity import without_free
 from fedhq_lightning.run.run import Run
+from fedhq_lightning.run.run_names import LONGEST_NAME
 from fedhq_lightning.support.yaml_text import parse_yaml
 from fedhq_lightning.tracking import labelled
 
@@ -81,7 +82,7 @@ def run_job(job: CellJob) -> float:
     labels = labelled(job.group, job.name, str(job))
     try:
         text = cell_recipe(job.text, job.contestant, job.seed, job.runs, job.reference)
-        resolved = resolve(job.recipe_name, text)
+        resolved = resolve(job.recipe_name, text, [f"--trainer.name={job.cell.stem[-LONGEST_NAME:].lstrip('-_.+=')}"])
         with resolved.keys_named(), labels:
             trainer, module, data = resolved.instantiate()
             trainer.writes_model = job.keeps_run or bool(trainer.logger)

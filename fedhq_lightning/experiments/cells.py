@@ -33,7 +33,7 @@ FILE_NAME = "comparison.json"
 FORMAT_VERSION = 1
 _MOST_BYTES = 2**28
 """Of a file: a cell has 20 bytes for every client and round."""
-_LONGEST_NAME = 80
+_LONGEST_NAME = 44
 _NUMBERS = ("wall_seconds", "virtual_seconds", "uplink_bytes", "downlink_bytes")
 _ALWAYS_KNOWN = [name for name in COLUMNS if not name.startswith("metric_")]
 _SUMMARY = (

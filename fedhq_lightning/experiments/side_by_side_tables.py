@@ -18,8 +18,10 @@ from fedhq_lightning.experiments.statistics import Difference, Duration, Ratio, 
 from fedhq_lightning.report.final_table import aligned, on_terminal
 
 _MISSING = "-"
-_BASELINE = "(baseline)"
+_BASELINE = "baseline"
 _LONGEST_IN_HEAD = 16
+_LONGEST_WORD = 24
+"""Of a name, which is not broken within where a terminal is narrow."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,8 @@ def print_table(table: TextTable, console: Console) -> None:
     drawn = Table(title=Text(table.title), box=box.SIMPLE_HEAD, title_justify="left", show_edge=False)
     for number, column in enumerate(table.columns):
         drawn.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    words = [len(word) for row in table.rows for word in row[0].split()]
+    drawn.columns[0].min_width = min(_LONGEST_WORD, max(words, default=0))
     for row in table.rows:
         drawn.add_row(*map(Text, row))
     console.print(drawn)

@@ -18,7 +18,9 @@ from fedhq_lightning.errors import ConfigurationError
 DEFAULT_ROOT = Path("runs")
 """Where names are looked for: `default_root_dir` of a trainer that sets none."""
 _FOLDER = re.compile(r"(?P<began>\d{8}-\d{6})-(?P<id>[0-9a-f]{6})(?:-(?P<name>.+))?")
-_NAME = re.compile(r"[A-Za-z0-9][\w.+=-]{0,63}", re.ASCII)
+LONGEST_NAME = 64
+"""Letters of a run's name."""
+_NAME = re.compile(rf"[A-Za-z0-9][\w.+=-]{{0,{LONGEST_NAME - 1}}}", re.ASCII)
 _TAKEN = ("last", "best")
 _DEEPEST = 6
 _MOST_LISTED = 3
@@ -67,8 +69,8 @@ def check_name(name: str | None) -> None:
     """
     if name is not None and (not _NAME.fullmatch(name) or name in _TAKEN):
         raise ConfigurationError(
-            f"name {name!r}: give up to 64 letters, digits, '-', '_', '.', '+' and '=', the first one a letter or a "
-            f"digit; not {' or '.join(_TAKEN)}, which have a meaning of their own"
+            f"name {name!r}: give up to {LONGEST_NAME} letters, digits, '-', '_', '.', '+' and '=', the first one a "
+            f"letter or a digit; not {' or '.join(_TAKEN)}, which have a meaning of their own"
         )
 
 

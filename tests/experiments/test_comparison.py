@@ -94,6 +94,7 @@ class TestComparison:
         assert sum(by_name["all-qat-fake"].rounds["qat"]) == 6
         assert "qat_kernel: fake" in (run_dir("all-qat-fake", 0) / "recipe.yaml").read_text()
         assert "qat_kernel: fake" not in (run_dir("half", 0) / "recipe.yaml").read_text()
+        assert run_dir("half", 0).name.endswith("-half-seed-0")
         assert "checkpoint_every_n_rounds: 3" in (run_dir("half", 0) / "recipe.yaml").read_text()
         assert "checkpoint_every_n_rounds: 3" not in (run_dir("all-ptq", 0) / "recipe.yaml").read_text()
         free, total, tier = (by_name[name] for name in ("half", "random-total", "random-tier"))

@@ -130,7 +130,7 @@ def test_deployed_models_are_told_by_the_test_data():
     table = all_tables(rows_of(found, "all-ptq"), "test_accuracy", "val_accuracy", "all-ptq")[0]
     assert table.title == "Deployed models: test_accuracy of the round that val_accuracy chose"
     assert table.rows == [
-        ["all-ptq", "0%", "0.5000", "(baseline)", "0.7500", "40", "4"],
+        ["all-ptq", "0%", "0.5000", "baseline", "0.7500", "40", "4"],
         ["all-qat", "100%", "0.6250", "+0.1250", "0.7500", "60", "6"],
     ]
 

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ window.addEventListener("load", () => {
       background: frame.contentWindow.getComputedStyle(page.body).backgroundColor,
       wide: [...page.querySelectorAll("figure, p, h1, h2, dl, nav, .scroll, pre, details")]
         .filter(each => rect(each)[2] > root.clientWidth + 1).map(each => each.outerHTML.slice(0, 80)),
+      tiles: [...page.querySelectorAll(".tiles div")].map(rect),
       pictures: [...page.querySelectorAll("svg")].map(svg => ({
         name: svg.querySelector("g").id.replace(/-figure_1$/, ""), box: rect(svg),
         texts: [...svg.querySelectorAll("text")].map(text => [text.textContent, ...rect(text)]),
@@ -101,7 +103,7 @@ def laid_out(pages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
         f'<iframe title="{name} {width}" style="width:{width}px;height:900px;border:0" srcdoc="'
         f'{html.escape(path.read_text(encoding="utf-8"))}"></iframe>'
         for name, path in pages.items()
-        for width in (1200, 390)
+        for width in (1200, 1000, 390)
     ]
     probe = tmp_path_factory.mktemp("probe") / "probe.html"
     probe.write_text(PROBE.replace("FRAMES", "".join(frames)), encoding="utf-8")
@@ -115,7 +117,7 @@ def laid_out(pages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
 @pytest.mark.parametrize(
     ("name", "pictures"), [("report", REPORT), ("comparison", COMPARISON), ("allocators", CELLS), ("settings", CELLS)]
 )
-@pytest.mark.parametrize("width", [1200, 390])
+@pytest.mark.parametrize("width", [1200, 1000, 390])
 def test_every_picture_is_drawn_whole_and_the_page_does_not_scroll_sideways(
     laid_out: dict[str, dict[str, Any]], name: str, pictures: tuple[str, ...], width: int
 ) -> None:
@@ -133,6 +135,12 @@ def test_every_picture_is_drawn_whole_and_the_page_does_not_scroll_sideways(
             inside = box[0] >= left - 2 and box[1] >= top - 2 and box[2] <= right + 2 and box[3] <= bottom + 2
             assert inside, f"{picture['name']}: {text!r} is cut off"
         assert not overlaps(picture["texts"]), picture["name"]
+
+
+@pytest.mark.parametrize(("width", "per_line"), [(1200, 6), (1000, 3), (390, 2)])
+def test_tiles_fill_their_lines(laid_out: dict[str, dict[str, Any]], width: int, per_line: int) -> None:
+    lines = Counter(round(top) for _, top, _, _ in laid_out[f"report {width}"]["tiles"])
+    assert set(lines.values()) == {per_line}
 
 
 def overlaps(texts: list[Any]) -> list[tuple[str, str]]:
