@@ -34,7 +34,7 @@ def test_a_terminal_gets_a_drawn_table_within_its_width() -> None:
 def test_a_narrow_terminal_breaks_a_long_name_between_its_words() -> None:
     file = Terminal()
     rows = [["aggregator=FedProx, scheme=w2a8", *["0.7045 ± 0.0884"] * 6]]
-    console = Console(file=file, force_terminal=True, width=80, no_color=True)
+    console = Console(file=file, force_terminal=True, width=80, color_system=None)
     print_table(TextTable("Wide", ["setting", *["virtual seconds"] * 6], rows), console)
     assert "aggregator=FedProx," in file.getvalue()
     assert "scheme=w2a8" in file.getvalue()
