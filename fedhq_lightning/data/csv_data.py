@@ -181,8 +181,8 @@ class CSVDataModule(FederatedDataModule):
                 raise ConfigurationError(f"{given}: a folder; with client, give the one file that has its column")
             return [(self.path.name, read_bytes(self.path, MOST_BYTES))]
         if not self.path.is_dir():
-            what = "a file; name its column of clients in client" if self.path.exists() else "no such folder"
-            raise ConfigurationError(f"{given}: {what}, or give a folder with a CSV file for each client")
+            what = "a file; name its column of clients in client, or" if self.path.exists() else "no such folder;"
+            raise ConfigurationError(f"{given}: {what} give a folder with a CSV file for each client")
         files = [file for file in self.path.iterdir() if file.suffix.lower() == ".csv" and file.name[0] != "."]
         files = sorted(file for file in files if not self._is_held_out(file))
         if not files:

@@ -117,7 +117,7 @@ class TableReader:
         for name in self.categorical:
             if name not in names:
                 raise ConfigurationError(
-                    f"categorical {name!r}: no such column{nearest(name, names)}; there are {', '.join(names[:20])}"
+                    f"categorical {name!r}: no such column; there are {_listed(names)}{nearest(name, names)}"
                 )
 
     def _parsed(self, name: str, content: bytes) -> TextTable:
@@ -147,8 +147,8 @@ class TableReader:
         if column not in text.header:
             role = "label" if column == self.label else "client"
             raise ConfigurationError(
-                f"{role} {column!r}: {text.name} has no such column{nearest(column, text.header)}; it has "
-                f"{', '.join(text.header[:20])}"
+                f"{role} {column!r}: {text.name} has no such column; it has {_listed(text.header)}"
+                f"{nearest(column, text.header)}"
             )
         position = text.header.index(column)
         cells = []
@@ -161,3 +161,8 @@ class TableReader:
                     "line out"
                 )
         return cells
+
+
+def _listed(names: Sequence[str], most: int = 10) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

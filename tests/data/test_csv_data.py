@@ -205,7 +205,10 @@ class TestRefusals:
         (tmp_path / "a.csv").write_text("ward,x,y\n1,1,0\n,1,0\n")
         with pytest.raises(ConfigurationError, match=r"a\.csv, line 3, column 'ward': no value"):
             ready(tmp_path / "a.csv", "y", client="ward")
-        with pytest.raises(ConfigurationError, match=r"client 'Ward': a\.csv has no such column; did you mean 'ward'"):
+        with pytest.raises(
+            ConfigurationError,
+            match=r"client 'Ward': a\.csv has no such column; it has ward, x, y; did you mean 'ward'",
+        ):
             ready(tmp_path / "a.csv", "y", client="Ward")
 
     @pytest.mark.parametrize(
