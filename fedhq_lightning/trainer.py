@@ -12,7 +12,7 @@ import lightning as L
 from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.data.partitioned import unwrapped
-from fedhq_lightning.devices import Fleet, FleetSpec
+from fedhq_lightning.devices import FleetSpec
 from fedhq_lightning.devices.fleet import expand_fleet
 from fedhq_lightning.federated import setup
 from fedhq_lightning.federated.after_fit import AfterFit
@@ -21,9 +21,11 @@ from fedhq_lightning.federated.callback import Monitored, RoundCallback, split_c
 from fedhq_lightning.federated.client_errors import OnClientError
 from fedhq_lightning.federated.endings import told_to_all
 from fedhq_lightning.federated.fabric import make_fabric
+from fedhq_lightning.federated.failing_clients import NoUsableUpdatesError
 from fedhq_lightning.federated.lightning_habits import plain_precision, with_lightning_names
 from fedhq_lightning.federated.resume import Resumed, begin_anew, check_same_from_start, find_run, read_same
 from fedhq_lightning.federated.rounds import RoundLoop
+from fedhq_lightning.federated.run_description import describe_run
 from fedhq_lightning.federated.same_everywhere import check_same_everywhere
 from fedhq_lightning.federated.settings import RunSettings, check_settings
 from fedhq_lightning.federated.wire import Downlink, Uplink
@@ -33,8 +35,6 @@ from fedhq_lightning.local.evaluation import Evaluator
 from fedhq_lightning.local.module_state import load_weights
 from fedhq_lightning.local.template import build_like
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
-from fedhq_lightning.quantize.compilation import has_compiler
-from fedhq_lightning.quantize.native.lanes import native_level
 from fedhq_lightning.report.progress import ProgressDisplay
 from fedhq_lightning.run.description import Recipe, describe, text_of
 from fedhq_lightning.run.directory import RunDirectory
@@ -50,7 +50,6 @@ from fedhq_lightning.support.memory import keep_freed_memory
 from fedhq_lightning.support.paths import expand_if_given
 from fedhq_lightning.support.phase_clock import PhaseClock
 from fedhq_lightning.support.views import users_view
-from fedhq_lightning.support.yaml_text import parse_yaml
 from fedhq_lightning.tracking import check_logger
 from fedhq_lightning.tracking.callback import Tracking
 from fedhq_lightning.types import MonitorMode
@@ -116,6 +115,8 @@ class FederatedTrainer(AfterFit):
         should_stop: Set it in a callback to end the run after this round.
         writes_model: Set it to False before `fit` where the rounds and their figures are all that is wanted: then there
             is no `model/` and no report.
+        clock: Where the wall time of the last `fit` went.
+        command_clock: Set it before `fit` to have what came before count too; the command line does.
 
     Raises:
         ConfigurationError: A value that cannot work.
@@ -187,6 +188,8 @@ class FederatedTrainer(AfterFit):
         self.summary: dict[str, Any] = {}
         self.should_stop = False
         self.writes_model = True
+        self.command_clock: PhaseClock | None = None
+        self.clock = PhaseClock("set_up")
         self._listeners: list[RoundCallback] = []
 
     @property
@@ -220,22 +223,26 @@ class FederatedTrainer(AfterFit):
         Raises:
             ConfigurationError: Whatever can be known to be wrong before round 1, with nothing left of a new run; a run
                 directory that cannot be written; another process in the run to go on from.
-            RunError: Another process has ended, or does not answer.
+            RunError: No client sends a usable update any more; another process has ended, or does not answer.
             SystemExit: SIGTERM or SIGHUP came, and the script has no handler of its own for it.
         """
         keep_freed_memory()
-        with told_to_all(self), reproducible(self.settings.threads, self.fabric.device):
+        clock, self.command_clock = self.command_clock or PhaseClock("set_up"), None
+        clock.go_on_with("set_up")
+        self.clock = clock
+        with told_to_all(self), reproducible(self.settings.threads, self.fabric.device), clock.measuring():
             self._fit(module, datamodule, ckpt_path)
 
     def _fit(
         self, module: L.LightningModule, datamodule: FederatedDataModule | None, ckpt_path: str | Path | None
     ) -> None:
         """Set up, open the run directory, launch, and run."""
-        clock = PhaseClock("set_up")
+        clock = self.clock
         self.monitored, self.summary, self._listeners = Monitored(), {}, []
         self.run_dir = self.default_root_dir
         datamodule = setup.check_types(module, datamodule)
-        settings, described = self.settings, self._describe_run(module, datamodule)
+        settings, device = self.settings, self.fabric.device.type
+        described = describe_run(settings, self.described, module, datamodule, device, self.recipe)
         with ExitStack() as until_the_end:
             recipe = self.recipe or Recipe(type(module).__name__.lower(), text_of(described))
             resumed, directory = None, RunDirectory(self.default_root_dir)
@@ -314,16 +321,24 @@ class FederatedTrainer(AfterFit):
                 clock,
                 saved_parts=lambda: {"described": described, "callbacks": self._states_of_callbacks()},
             )
+            failure = None
             with clock.phase("other"):
-                rounds.run()
+                try:
+                    rounds.run()
+                except NoUsableUpdatesError as error:
+                    failure = error
+            told, writes = str(failure or ""), self.writes_model
             self.summary = processes.from_first(
-                lambda: complete(settings, job, evaluator, state, directory, recipe_name, clock, self.writes_model)
+                lambda: complete(settings, job, evaluator, state, directory, recipe_name, clock, writes, told)
             )
+            if failure is not None:
+                raise failure
             build_like(module, job.template, settings.fit_options, job.datamodule)
             load_weights(module, users_view(state.deployed))
             self._fitted_state = state.deployed
             self._fitted, self._fitted_on = module, job.datamodule
-            self.call("on_fit_end")
+            with clock.phase("loggers"):
+                self.call("on_fit_end")
             release_data(job.datamodule, "fit")
         except BaseException as error:
             processes.stand_down()
@@ -335,19 +350,6 @@ class FederatedTrainer(AfterFit):
         """Notify every round callback of the running fit, the loggers' last."""
         for callback in self._listeners:
             getattr(callback, hook)(self, *arguments)
-
-    def _describe_run(self, module: L.LightningModule, datamodule: FederatedDataModule) -> dict[str, Any]:
-        """Everything that decides the run's bits, as plain values, to tell whether a resumed run is the same."""
-        settings = self.settings
-        described = {"trainer": self.described, "model": describe(module), "data": describe(datamodule)}
-        described["device"] = self.fabric.device.type
-        described["virtual_fleet"] = f"content {Fleet.resolve(settings.fleet, settings.seed).digest}"
-        if settings.scheme is not None:
-            described["compiled_kernels"] = has_compiler()
-            described["native_kernels"] = native_level() is not None
-        if self.recipe is not None:
-            described["recipe"] = parse_yaml(self.recipe.text)
-        return described
 
     def _states_of_callbacks(self) -> dict[str, Any]:
         return {callback.state_key: callback.state_dict() for callback in self.callbacks}

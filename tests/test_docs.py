@@ -103,6 +103,7 @@ def test_yaml_blocks_resolve(page: Path) -> None:
 
 @by_name(LINKING_PAGES)
 @pytest.mark.usefixtures("page_files")
+@pytest.mark.filterwarnings("ignore:(not )?kept from the recipe")
 def test_commands_exist(page: Path) -> None:
     targets = _MAKE_TARGET.findall((ROOT / "Makefile").read_text(encoding="utf-8"))
     for line in commands(page):

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from typing_extensions import override
+
 from fedhq_lightning.allocation.boundary import (
     Allotment,
     Boundary,
@@ -16,6 +18,7 @@ from fedhq_lightning.allocation.boundary import (
     risk_level,
     round_seconds,
 )
+from fedhq_lightning.allocation.briefing import Briefing, start_in_brief, tier_briefs
 from fedhq_lightning.allocation.coarse import CoarseChoice, choose_boundary, start_of_qat
 from fedhq_lightning.allocation.explanation import explain, explain_outlook, explain_start
 from fedhq_lightning.allocation.fine import FineAdjustment
@@ -173,6 +176,21 @@ class HybridAllocator(Allocator):
         self.explanation += self._start_in_words()
         window = self._rounds_to_a_window()
         self.explanation += explain_outlook(self._choice.in_qat, context.max_rounds, window, len(trials))
+
+    @property
+    @override
+    def briefing(self) -> Briefing | None:
+        """What was chosen, in brief; None before `begin`."""
+        if self._knowledge is None:
+            return None
+        facts = self._knowledge.facts(self._knowledge.sample)
+        tiers = {client_id: self._context.tier(client_id) for client_id in facts}
+        return Briefing(
+            tier_briefs(facts, tiers, self._allot(self._choice.boundary, facts).modes),
+            self._choice.seconds,
+            start_in_brief(self._rounds_in_ptq, self._waits_for_proof() and not self._rounding.is_seen),
+            self._choice.in_qat,
+        )
 
     def propose(self, round_number: int, cohort: Sequence[ClientId]) -> Plan:
         """Modes by the boundary on trial, or by the incumbent's."""

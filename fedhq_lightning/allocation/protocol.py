@@ -11,6 +11,7 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.types import ClientId, Mode, MonitorMode, Plan
 
 if TYPE_CHECKING:
+    from fedhq_lightning.allocation.briefing import Briefing
     from fedhq_lightning.devices import FleetSpec
     from fedhq_lightning.devices.virtual_clock import VirtualClock
     from fedhq_lightning.risk.divergence import DivergenceMeasure
@@ -142,6 +143,11 @@ class Allocator(ABC):
     wants_label_divergence: bool = False
     wants_update_divergence: bool = False
     looks_at_max_rounds: bool = True
+
+    @property
+    def briefing(self) -> "Briefing | None":
+        """What the terminal shows before round 1, where there is something to show. Read after `begin`."""
+        return None
 
     def begin(self, context: AllocationContext) -> None:
         """Take in the run, before round 1 and again when a run resumes.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from fedhq_lightning.cli.parser import AddCommand, find_own_modules, naming, path
+from fedhq_lightning.cli import completers
+from fedhq_lightning.cli.parser import AddCommand, completed_by, find_own_modules, naming, path
 from fedhq_lightning.cli.recipes import add_recipe
 from fedhq_lightning.recipe import files as recipe_files
 
@@ -34,7 +35,7 @@ def add(add_command: AddCommand) -> None:
     add = command.add_argument
     add("--vary", action="append", metavar="KEY=VALUES", default=[], help="a key and its values; may be repeated")
     text = "default: all-ptq all-qat-fake all-qat free-qat hybrid; with --vary the recipe's own"
-    add("--allocators", nargs="*", metavar="NAME", help=text)
+    completed_by(add("--allocators", nargs="*", metavar="NAME", help=text), completers.allocators)
     add("--seeds", nargs="*", metavar="SEED", default=["0", "1", "2"], help="one run of each a seed; default: 0 1 2")
     text = "quantized metric to reach; default: all-QAT's at its end, less 0.005; else with --vary the first's"
     add("--target", metavar="X", help=text)

@@ -17,7 +17,19 @@ def shipped_recipes(**_: Any) -> list[str]:
 
 def recipes(prefix: str = "", **_: Any) -> list[str]:
     """Names of shipped recipes, the user's YAML files, and folders on the way to them."""
-    return [*recipe_files.shipped(), *_paths(prefix, (".yaml", ".yml"))]
+    return [*recipe_files.shipped(), *yaml_files(prefix)]
+
+
+def yaml_files(prefix: str = "") -> list[str]:
+    """The user's YAML files, and folders on the way to them."""
+    return list(_paths(prefix, (".yaml", ".yml")))
+
+
+def allocators(**_: Any) -> list[str]:
+    """What `fedhq compare --allocators` takes by name."""
+    from fedhq_lightning.experiments.contestants import NAMES
+
+    return list(NAMES)
 
 
 def run_directories(prefix: str = "", **_: Any) -> list[str]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -12,9 +15,11 @@ from collections.abc import Sequence
 from fedhq_lightning.cli import COMMANDS, shell
 from fedhq_lightning.cli.own_code import told_from_own_lines
 from fedhq_lightning.cli.parser import Function, Parser, complain
+from fedhq_lightning.cli.word_wrap import HelpFormatter
 from fedhq_lightning.errors import ConfigurationError, RunError
 from fedhq_lightning.support.first_process import is_first_process
-from fedhq_lightning.support.quiet import say_line, show_warnings
+from fedhq_lightning.support.process_age import seconds_so_far
+from fedhq_lightning.support.quiet import nobody_reads, say_line, show_warnings, write_nowhere
 from fedhq_lightning.support.signals import exit_code_of, stoppable, words_for
 from fedhq_lightning.version import __version__
 
@@ -42,17 +47,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0; 1 for a mistake in the user's own code, or a run that cannot go on; 2 for something else that the user can
-        mend; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
+        mend; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP; 141 where nobody reads the output any more.
 
     Raises:
         Exception: What is neither, or anything with `--debug`.
     """
+    try:
+        try:
+            return _main(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not nobody_reads():
+            raise
+        write_nowhere()
+        return 128 + signal.SIGPIPE  # as a shell has it of a program that the signal ended
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what goes wrong between processes is told by us
+    began = time.perf_counter() - (seconds_so_far() if arguments is None else 0.0)
     parser = make_parser()
     if "_ARGCOMPLETE" in os.environ:
-        import argcomplete
+        from fedhq_lightning.cli import key_completion
 
-        argcomplete.autocomplete(parser, always_complete_options=False)  # ends the process
+        key_completion.complete(parser, os.environ.get("COMP_LINE", ""))  # ends the process
     known, rest = parser.parse_known_args(arguments)
     if known.command is None and not rest:
         say_line(shell.next_steps(), sys.stdout)
@@ -63,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigurationError(f"unknown argument {rest[0]!r}; see {command} --help")
         with stoppable(ctrl_c=True, second_ends=is_first_process()), warnings.catch_warnings():
             show_warnings(_warn)
+            known.began = began
             known.function(known, rest)
     except (ConfigurationError, RunError) as error:
         _tell(error, error, known.debug)
@@ -71,6 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(f"{words_for(interruption)}{interruption}")
         return exit_code_of(interruption)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and nobody_reads():
+            raise
         own = None if known.debug else told_from_own_lines(error)
         if own is None:
             raise
@@ -113,7 +135,7 @@ def make_parser() -> Parser:
         prog="fedhq",
         description="Federated learning with hybrid quantization.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"fedhq_lightning {__version__}")
@@ -128,7 +150,7 @@ def make_parser() -> Parser:
             help=help_text,
             description=help_text,
             epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=HelpFormatter,
             allow_abbrev=False,
         )
         # Suppressed, or the default here would undo `fedhq --debug COMMAND`.
@@ -142,9 +164,17 @@ def make_parser() -> Parser:
         module.add(add_command)
     for command in commands.choices.values():
         if command.get_default("takes_overrides"):
-            command.usage = f"{command.format_usage().removeprefix('usage: ').strip()} [--KEY=VALUE ...]"
-    parser.commands = list(commands.choices)
+            command.usage = _with_keys(command.format_usage())
+    parser.commands = commands.choices
     return parser
+
+
+def _with_keys(usage: str) -> str:
+    """A command's usage that says of the recipe's keys too."""
+    keys, *lines = "[--KEY=VALUE ...]", *usage.rstrip().splitlines()
+    has_room = len(f"{lines[-1]} {keys}") < shutil.get_terminal_size().columns - 1
+    begin = " " * (len(lines[-1]) - len(lines[-1].lstrip()) or len("usage: fedhq "))
+    return (usage.rstrip() + (f" {keys}" if has_room else f"\n{begin}{keys}")).removeprefix("usage: ")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -14,7 +14,7 @@ from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.support.first_process import is_first_process
 from fedhq_lightning.support.paths import expand_path
 from fedhq_lightning.support.quiet import say_line
-from fedhq_lightning.support.setup_notice import clear_notice
+from fedhq_lightning.support.setup_notice import notice_aside
 
 _LONGEST = 4000
 """Characters of a message; what it quotes may be somebody's megabytes."""
@@ -43,7 +43,7 @@ class AddCommand(Protocol):
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser with errors of one line."""
 
-    commands: Sequence[str] = ()
+    commands: Mapping[str, argparse.ArgumentParser] = {}  # never changed in place
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and end with exit code 2."""
@@ -87,6 +87,6 @@ def find_own_modules() -> None:
 def complain(message: Any) -> None:
     """Print one line to stderr, once however many processes run."""
     if is_first_process():
-        clear_notice()
         text = str(message)
-        say_line(f"fedhq: {text if len(text) <= _LONGEST else f'{text[:_LONGEST]} ...'}", sys.stderr)
+        with notice_aside():
+            say_line(f"fedhq: {text if len(text) <= _LONGEST else f'{text[:_LONGEST]} ...'}", sys.stderr)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedhq_lightning.cli import completers
 from fedhq_lightning.cli.parser import AddCommand, complain, completed_by, find_own_modules, naming, path
+from fedhq_lightning.cli.word_wrap import columns, terminal_width
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.support.quiet import say_line
@@ -53,9 +54,9 @@ def add_recipe(command: argparse.ArgumentParser, nargs: str | None = None, defau
 
 def _list(known: argparse.Namespace, rest: list[str]) -> None:
     recipes = recipe_files.shipped()
-    width = max(map(len, recipes))
-    for name, file in recipes.items():
-        say_line(f"{name:<{width}}  {recipe_files.description(file.read_text(encoding='utf-8'))}", sys.stdout)
+    rows = [(name, recipe_files.description(file.read_text(encoding="utf-8"))) for name, file in recipes.items()]
+    for line in columns(rows, terminal_width()):
+        say_line(line, sys.stdout)
 
 
 def _copy(known: argparse.Namespace, rest: list[str]) -> None:

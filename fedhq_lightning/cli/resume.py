@@ -43,4 +43,4 @@ def _resume(known: argparse.Namespace, rest: list[str]) -> None:
             f"resume {run_dir}: this run was started from Python; go on there with "
             f"trainer.fit(module, datamodule, ckpt_path={str(run_dir)!r})"
         )
-    fit_recipe(f"resume {run_dir}", run_dir.resolve().parent.name, text, rest, given)
+    fit_recipe(f"resume {run_dir}", run_dir.resolve().parent.name, text, rest, known.began, given)

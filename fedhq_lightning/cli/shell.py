@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from fedhq_lightning.cli.parser import AddCommand
+from fedhq_lightning.cli.word_wrap import columns, terminal_width
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.version import __version__
@@ -16,7 +17,7 @@ _EPILOG = """examples:
   eval "$(fedhq completion zsh)"                                     likewise ~/.zshrc, after compinit
   fedhq completion fish > ~/.config/fish/completions/fedhq.fish
 
-Completes commands, options, recipes, run directories and models.
+Completes commands, options, recipes, run directories and models, and after --: keys of the recipe and their values.
 """
 
 
@@ -44,16 +45,14 @@ def next_steps() -> str:
     latest = max(Path("runs").glob("*/*/recipe.yaml"), key=lambda file: file.stat().st_mtime, default=None)
     if latest is not None:
         run = latest.parent
-        if (run / "summary.json").is_file():
+        if (run / "model").is_dir():
             steps[0] = (f"fedhq eval {run}", "the latest run's model, measured here")
             steps.insert(1, (f"fedhq report {run}", "its report.html, written anew"))
         elif _is_of_recipe(latest):
             steps[0] = (f"fedhq resume {run}", "the latest run, which has not ended: go on with it")
     steps.append(("fedhq --help", "all commands; fedhq COMMAND --help has examples of each"))
     steps.append(('eval "$(fedhq completion bash)"', "words completed by Tab; zsh and fish too"))
-    width = min(max(len(step) for step, _ in steps), 40)
-    lines = [f"  {step:<{width}}  {words}" if len(step) <= width else f"  {step}\n  {'':{width}}  {words}"
-             for step, words in steps]  # fmt: skip
+    lines = columns([(f"  {step}", words) for step, words in steps], terminal_width())
     return "\n".join([f"fedhq {__version__}: federated learning with hybrid quantization. What next?", "", *lines])
 
 

@@ -19,6 +19,9 @@ OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 """Builds an optimizer from parameters; in YAML a torch optimizer by `class_path` and `init_args`."""
 
 
+__all__ = ["Aggregator", "FedAvg", "FedOpt", "FedProx"]
+
+
 class Aggregator(ABC):
     """The server's step. The mean itself is taken exactly by `ExactMean`, weighted by examples."""
 

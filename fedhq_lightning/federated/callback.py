@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.run.records import ClientRecord, RoundRecord
+from fedhq_lightning.support.phase_clock import PhaseClock
 from fedhq_lightning.types import ClientId, Mode, MonitorMode, Plan
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class RoundControl(Protocol):
         run_dir: Where it writes.
         summary: What `summary.json` holds, once the run is complete.
         should_stop: Set it to end the run after this round.
+        clock: Where its wall time goes.
     """
 
     settings: RunSettings
@@ -45,6 +47,7 @@ class RoundControl(Protocol):
     run_dir: Path
     summary: dict[str, Any]
     should_stop: bool
+    clock: PhaseClock
 
     @property
     def is_global_zero(self) -> bool:

@@ -22,6 +22,8 @@ from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.devices.roofline import LayerCost, measure_costs
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.federated.clients import num_examples
+from fedhq_lightning.federated.not_finite import column_names, odd_values
+from fedhq_lightning.federated.update_checks import is_finite
 from fedhq_lightning.local.batch_statistics import tracked_layers
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.local.evaluation import as_loaders
@@ -106,6 +108,13 @@ def probe(
     module.training_step = measured_step  # type: ignore[method-assign]  # on this copy only
     _, logged = trainer.fit(_OneBatch(loader, batch))
     train_names, schedulers = list(logged), trainer.lr_scheduler_configs
+    if not is_finite(dict(module.named_parameters())):
+        odd = odd_values([batch], column_names(datamodule))
+        why = odd.words if odd else "its values are finite: look at the loss and the learning rate"
+        rank_zero_warn(
+            f"client {client_id}: one step on its first batch makes the weights no finite numbers, so its updates will "
+            f"not count; {why}"
+        )
     # What a module thaws when a fit begins is trained.
     frozen = _frozen(template) & _frozen(module)
     fixed = frozenset(name for name in frozen if same_values(template.get_parameter(name), module.get_parameter(name)))

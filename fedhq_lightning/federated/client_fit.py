@@ -13,12 +13,14 @@ import lightning as L
 import torch
 
 from fedhq_lightning.data import FederatedDataModule
+from fedhq_lightning.data.whole_batches import batches_of
 from fedhq_lightning.devices.virtual_clock import VirtualClock
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.aggregators import Aggregator
 from fedhq_lightning.federated.client_analysis import ClientAnalyst
 from fedhq_lightning.federated.client_errors import ClientError, OnClientError, free_memory, is_clients
 from fedhq_lightning.federated.client_ranges import ClientRanges
+from fedhq_lightning.federated.not_finite import column_names, odd_values
 from fedhq_lightning.federated.wire import Link
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.local.module_state import load_weights, reset_metrics, restore_buffers, restore_requires_grad
@@ -27,7 +29,7 @@ from fedhq_lightning.quantize import LaneOptions, QuantScheme, RangeLearner, cor
 from fedhq_lightning.risk.sensitivity import SensitivityMeasure, check_sensitivity_measure
 from fedhq_lightning.run.records import ClientRecord, Status
 from fedhq_lightning.support.process_state import process_state_kept
-from fedhq_lightning.support.seeds import derive_seed, seed_generators
+from fedhq_lightning.support.seeds import derive_seed, generators_kept, seed_generators
 from fedhq_lightning.types import ClientId, FitOptions, Mode, StateDict
 
 _NO_BATCH = "its training loader gives no batch, as with drop_last and fewer examples than batch_size"
@@ -197,6 +199,34 @@ class ClientFitter:
             traceback=done.error.traceback if done.error else "",
         )
         return Update(record, done.payload)
+
+    def why_not_finite(self, round_number: int, client_id: ClientId) -> str:
+        """Why an update of a client's holds values that are not finite, in words: where its data do, or that none do.
+
+        Its batches are gone through once more, in the order of its fit. A module may fill in what is missing: data are
+        blamed only where a step of the initial model on them has no finite loss.
+        """
+        with process_state_kept(), generators_kept():
+            seed_generators(derive_seed(self._seed, "fit", round_number, client_id))
+            try:
+                batches = batches_of(self._datamodule.train_dataloader(client_id))
+                found = odd_values(batches, column_names(self._datamodule))
+                is_to_blame = found is not None and not self._has_loss_on(found.batch)
+            except Exception as error:
+                if not is_clients(error):
+                    raise
+                return "and its data could not be looked through"
+        if found is not None and is_to_blame:
+            return found.words
+        return "its data are not why, so the training diverged: look at the loss and the learning rate"
+
+    def _has_loss_on(self, batch: Any) -> bool:
+        """Whether the initial model, in floating point, has a finite loss on a batch."""
+        plain = self._lane("fp")
+        restore_buffers(plain.lightning_module, self._template, self._device)
+        load_weights(plain.lightning_module, self._template.state_dict())
+        loss = plain.run_step(batch)
+        return loss is not None and bool(loss.isfinite().all())
 
     def _tried(
         self, round_number: int, client_id: ClientId, mode: Mode, fit_in: Callable[[Mode], _LocalFit]

@@ -16,6 +16,10 @@ CHANCES = 3
 _MOST_FRUITLESS = 3
 
 
+class NoUsableUpdatesError(RunError):
+    """A run ends because nobody sends it anything that it can use."""
+
+
 def sitting_out(offences: Offences, round_number: int) -> frozenset[int]:
     """Positions of the clients that a round does without."""
     return frozenset(position for position, (_, until) in offences.items() if round_number <= until)
@@ -55,13 +59,15 @@ def check_fruitful(records: Sequence[RoundRecord], clients: Sequence[ClientRecor
         min_clients: Usable updates that move the model.
 
     Raises:
-        RunError: Three rounds in a row had too few, and quarantined clients.
+        NoUsableUpdatesError: Three rounds in a row had too few, and quarantined clients.
     """
     last = records[-_MOST_FRUITLESS:]
     if len(last) == _MOST_FRUITLESS and all(each.quarantined and each.usable < min_clients for each in last):
-        raise RunError(
-            f"rounds {last[0].round} to {last[-1].round} had fewer than {min_clients} usable updates each, so the run "
-            f"ends with the model as it was before; {_told(clients)} (on_client_error: raise shows the whole traceback)"
+        whole = " (on_client_error: raise shows the whole traceback)" if any(each.traceback for each in clients) else ""
+        few = "no usable update" if min_clients == 1 else f"fewer than {min_clients} usable updates each"
+        raise NoUsableUpdatesError(
+            f"rounds {last[0].round} to {last[-1].round} had {few}, so the run ends with the model as it was before; "
+            f"{_told(clients)}{whole}"
         )
 
 
@@ -74,14 +80,16 @@ def check_has_model(records: Sequence[RoundRecord], clients: Sequence[ClientReco
         min_clients: Usable updates that move the model.
 
     Raises:
-        RunError: No round moved it.
+        NoUsableUpdatesError: No round moved it.
     """
     rounds = [each for each in records if each.round]
     if rounds and all(each.usable < min_clients for each in rounds):
-        raise RunError(
-            f"none of {len(rounds)} rounds had {min_clients} usable updates, so the model is untrained and not "
-            f"written; {_told(clients)}. The loss, the learning rate, round_deadline and the loaders' batch_size and "
-            "drop_last are where to look"
+        enough = "a usable update" if min_clients == 1 else f"{min_clients} usable updates"
+        hint = ". round_deadline and the loaders' batch_size and drop_last are where to look"
+        is_told = any(each.status == "quarantined" for each in clients)
+        raise NoUsableUpdatesError(
+            f"none of {len(rounds)} rounds had {enough}, so the model is untrained and not written; "
+            f"{_told(clients)}{'' if is_told else hint}"
         )
 
 

@@ -20,7 +20,7 @@ from fedhq_lightning.federated.server import Aggregated, Server, ServerRound
 from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.federated.setup import Job
 from fedhq_lightning.federated.statistics_round import Retaken, StatisticsRound
-from fedhq_lightning.federated.update_checks import Norms
+from fedhq_lightning.federated.update_checks import NOT_FINITE, Norms
 from fedhq_lightning.local.evaluation import Evaluator
 from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.run.lightning_checkpoint import for_lightning
@@ -29,6 +29,7 @@ from fedhq_lightning.run.state import RunState
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.notes import noted
 from fedhq_lightning.support.phase_clock import PhaseClock
+from fedhq_lightning.support.text import shortened
 from fedhq_lightning.support.views import float_view
 from fedhq_lightning.types import MODES, ClientId, Plan
 
@@ -174,7 +175,7 @@ class RoundLoop:
     def _everyones(self, records: Sequence[ClientRecord], found: Aggregated) -> list[ClientRecord]:
         """The records of all processes' clients, with what the server found."""
         mine = [
-            replace(record, status="quarantined", reason=found.refused[record.client_id])
+            replace(record, status="quarantined", reason=self._explained(record, found.refused[record.client_id]))
             if record.client_id in found.refused
             else replace(record, update_divergence=found.divergences.get(record.client_id))
             for record in records
@@ -182,6 +183,12 @@ class RoundLoop:
         parts = self._processes.gather([record.to_json() for record in mine])
         everyone = [ClientRecord.from_json(record) for part in parts for record in part]
         return sorted(everyone, key=lambda record: self._job.clock.position(record.client_id))
+
+    def _explained(self, record: ClientRecord, reason: str) -> str:
+        """Why the server refused an update, with what its client finds in its own data."""
+        if reason != NOT_FINITE:
+            return reason
+        return shortened(f"{reason}: {self._fitter.why_not_finite(record.round, record.client_id)}")
 
     def _check_first_round(self, records: Sequence[ClientRecord]) -> None:
         """End a run in whose first round every client failed: then the module is wrong, not a client."""
@@ -211,7 +218,8 @@ class RoundLoop:
         record = replace(record, allocator_seconds=allocator_seconds)
         state.round = round_number
         state.records.append(replace(record, clients=()))
-        is_best = round_number > 0 and state.is_better(record.monitored, self._job.monitored.mode)
+        is_trained = any(each.round and each.usable >= settings.min_clients for each in state.records)
+        is_best = is_trained and state.is_better(record.monitored, self._job.monitored.mode)
         if is_best:
             state.keep_as_best(record.monitored)
         control.call("on_round_end", record)

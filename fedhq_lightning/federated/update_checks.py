@@ -38,6 +38,7 @@ class Norms(NamedTuple):
         return Norms(self.parameters / factor, self.buffers / factor)
 
 
+NOT_FINITE = "the update holds values that are not finite"
 _FEWEST = 3
 """Of fewer updates none can be told to be unlike the others."""
 _SMALL = CHUNK // 16
@@ -91,7 +92,7 @@ def norms_of(update: PackedState, bases: Mapping[str, Tensor] | None, parameter_
             squares[is_buffer] += _square_norm(values if base is None else values - base)
     if not math.isfinite(sum(squares)):
         too_large = f"it holds a magnitude of {MAX_VALUE:.0f} and more"
-        raise PayloadError(too_large if is_finite(update) else "the update holds values that are not finite")
+        raise PayloadError(too_large if is_finite(update) else NOT_FINITE)
     return Norms(math.sqrt(squares[0]), math.sqrt(squares[1]))
 
 

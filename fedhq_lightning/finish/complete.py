@@ -41,6 +41,7 @@ def complete(
     recipe_name: str,
     clock: PhaseClock,
     writes_model: bool = True,
+    failure: str = "",
 ) -> dict[str, Any]:
     """Write `model/`, `clients.parquet`, `summary.json` and `report.html`; the summary.
 
@@ -55,12 +56,13 @@ def complete(
         recipe_name: For the summary.
         clock: Of the run.
         writes_model: Without, only the summary is written, from what the rounds logged and the test data tell.
+        failure: Why there is no model to write and to evaluate, where there is none; the report tells it.
     """
     # Clients are in `rounds.jsonl` alone, and may be many: whatever is told of them is read one round at a time.
     tiers = tier_figures(directory.stream_rounds())
     monitor, loaders = job.monitored.name, job.validation_loaders if settings.final_evaluation else []
     deployment, worst, per_class, inference, on_test = None, None, None, None, None
-    if writes_model:
+    if writes_model and not failure:
         with clock.phase("deploy"):
             deployment = deploy(
                 evaluator,
@@ -74,7 +76,7 @@ def complete(
                 inputs=job.datamodule.model_inputs(),
             )
         directory.hand_on_inputs()
-    if settings.final_evaluation:
+    if settings.final_evaluation and not failure:
         with clock.phase("final_evaluation"):
             on_test = metrics_on_test_data(evaluator, state.deployed, job.template, job.datamodule)
             if writes_model and loaders:
@@ -98,6 +100,7 @@ def complete(
         recipe_name,
         directory.path,
         clock.read(),
+        failure,
     )
     if writes_model:
         directory.write_clients()

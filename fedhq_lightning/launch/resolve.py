@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import yaml
 from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch.utilities import rank_zero_warn
 
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.devices import Fleet
@@ -22,9 +23,10 @@ from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.settings import check_settings
 from fedhq_lightning.launch.class_names import override_with_full_names, with_full_names
 from fedhq_lightning.launch.expanded import FLEETS, RUNS, expanded
+from fedhq_lightning.launch.other_class import other_classes, without_left
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
 from fedhq_lightning.recipe.errors import check_all_used, check_class_nodes, explain
-from fedhq_lightning.recipe.keys import locate, with_overrides, with_values
+from fedhq_lightning.recipe.keys import dotted_keys, locate, with_overrides, with_values
 from fedhq_lightning.run.description import Recipe
 from fedhq_lightning.support.lightnings import AnyModule
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
@@ -101,7 +103,7 @@ class Resolved:
     def _with_key(self, message: str) -> str:
         """The message itself where it does not begin with a key's last part, or several keys end so."""
         word = message.partition(" ")[0].rstrip(":")
-        keys = [key for key in _dotted_keys(self._values.as_dict()) if key.rpartition(".")[2] == word]
+        keys = [key for key in dotted_keys(self._values.as_dict()) if key.rpartition(".")[2] == word]
         return keys[0] + message.removeprefix(word) if len(keys) == 1 else message
 
 
@@ -130,7 +132,7 @@ def resolve(name: str, text: str, overrides: Sequence[str] = ()) -> Resolved:
             resolved = base.as_dict()
             placed = {locate(resolved, key): parse_yaml(value) for key, value in own}
             base = parser.parse_object(with_values(resolved, placed))
-        values = parser.parse_args(rest, namespace=base) if rest else base
+        values = _with_flags(parser, content, base, rest) if rest else base
     except ConfigurationError:
         raise
     # jsonargparse lets whatever a class's import raises through as an error of its own.
@@ -141,6 +143,19 @@ def resolve(name: str, text: str, overrides: Sequence[str] = ()) -> Resolved:
     if values.trainer.lanes is None:
         values.trainer.lanes = Namespace(asdict(LaneOptions()))  # type: ignore[no-untyped-call]  # untyped in jsonargparse
     return Resolved(Recipe(name, _header(text) + parser.dump(_rooted(values), skip_unset=False)), parser, values)
+
+
+def _with_flags(parser: ArgumentParser, content: Mapping[str, Any], base: Namespace, flags: list[str]) -> Namespace:
+    """The recipe with flags; where they put another class, with the arguments of the old one that it has a use for."""
+    values: Namespace = parser.parse_args(flags, namespace=base.clone())
+    others = other_classes(content, base.as_dict(), values.as_dict(), flags)
+    if not others:
+        return values
+    found: Namespace = parser.parse_object(without_left(values.as_dict(), others))
+    for other in others:
+        if told := other.told(content, values.as_dict(), found.as_dict()):
+            rank_zero_warn(told)
+    return found
 
 
 def as_written(text: str, overrides: Sequence[str] = ()) -> str:
@@ -240,15 +255,3 @@ def _instantiate(class_type: type, *args: Any, **kwargs: Any) -> Any:
     except ModuleNotFoundError as error:  # Lightning's loggers say so of packages that only they need
         needed = str(error).partition("\n")[0].rstrip(".")
         raise ConfigurationError(f"{class_type.__name__} needs a package that is not installed: {needed}") from error
-
-
-def _dotted_keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Every key, in the short form that the command line takes too: without `init_args` and list positions."""
-    keys = []
-    for key, value in values.items():
-        path = prefix.removesuffix(".") if key == "init_args" else f"{prefix}{key}"
-        keys.append(path)
-        for each in value if isinstance(value, list) else [value]:
-            if isinstance(each, Mapping):
-                keys += _dotted_keys(each, f"{path}.")
-    return list(dict.fromkeys(keys))

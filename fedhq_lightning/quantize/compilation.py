@@ -12,6 +12,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache, wraps
 from importlib import import_module
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from fedhq_lightning.support.phase_clock import phase_of_run
 from fedhq_lightning.support.quiet import libraries_quiet
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
@@ -73,6 +75,7 @@ def compiled(function: Kernel) -> Kernel:
         # A tracer (torch.export, a user's torch.compile) takes the function as it is.
         if has_failed or torch.compiler.is_compiling() or x.numel() < SMALL or not can_compile():
             return function(x, *arguments)
+        is_first = fused is None
         if fused is None:
             _load_quietly()
             # As eager mode divides: on GPUs the compiler's own division is an approximation.
@@ -82,7 +85,8 @@ def compiled(function: Kernel) -> Kernel:
 
         try:
             # Without their history: gradients are ours to compute, and dynamo would look for theirs.
-            return fused(x.detach(), *(a.detach() if isinstance(a, Tensor) else a for a in arguments))
+            with phase_of_run("compile") if is_first else nullcontext():
+                return fused(x.detach(), *(a.detach() if isinstance(a, Tensor) else a for a in arguments))
         except TorchDynamoException as error:
             has_failed = True
             reason = str(error).strip().splitlines()[0]

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.util import find_spec
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,16 @@ from typing import Any
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.recipe.lightning_names import instead_of
 
-_SHORT_NAMES_FROM = ("fedhq_lightning.models", "fedhq_lightning.data", "fedhq_lightning.callbacks")
+_SHIPPED = {
+    "model": "fedhq_lightning.models",
+    "data": "fedhq_lightning.data",
+    "data.datamodule": "fedhq_lightning.data",
+    "data.partitioner": "flwr_datasets.partitioner",
+    "trainer.callbacks": "fedhq_lightning.callbacks",
+    "trainer.aggregator": "fedhq_lightning.federated.aggregators",
+}
+"""Where the classes are that a key is most often given, each in the module's `__all__`."""
+_MOST_LISTED = 12
 _CLASS_KEYS = ("class_path", "init_args")
 _TYPES = {
     "int": "a whole number",
@@ -206,7 +216,7 @@ def _sentence(found: list[_Finding], known_keys: Sequence[str]) -> str:
     for finding in found:
         if match := _OPTION.search(finding.text):
             return _unknown_option(match[1] or where, match[2], first.classes, known_keys)
-        if reason := _about_class(finding.text):
+        if reason := _about_class(where, finding.text):
             return f"{where}: {reason}"
     allowed, given = [], first.given
     for finding in found:
@@ -221,11 +231,10 @@ def _sentence(found: list[_Finding], known_keys: Sequence[str]) -> str:
     return f"{where} {_shown(given)}: must be {listed}{nearest(given, _QUOTED.findall(listed))}"
 
 
-def _about_class(text: str) -> str | None:
+def _about_class(where: str, text: str) -> str | None:
     if match := _NO_ATTRIBUTE.search(text):
-        module = sys.modules.get(match[1])
-        names = getattr(module, "__all__", dir(module))
-        return f"{match[1]} has no {match[2]!r}{nearest(match[2], names)}"
+        names = _names_in(sys.modules.get(match[1]))
+        return f"{match[1]} has no {match[2]!r}{nearest(match[2], names) or _listed('it has', names)}"
     if match := _NO_MODULE.search(text):
         return f"no module {match[1]!r} is installed or in the current directory"
     if match := _NOT_SUBCLASS.search(text):
@@ -233,9 +242,26 @@ def _about_class(text: str) -> str | None:
     if match := _MISSING.search(text):
         return f"{match[1]} is missing; give it in init_args"
     if match := _NO_PATH.search(text):
-        full = {name: f"{module}.{name}" for module in _SHORT_NAMES_FROM for name in import_module(module).__all__}
-        return f"{match[1]!r} is no class; give its whole path, such as package.module.Class{_nearest(match[1], full)}"
+        full = {name: f"{module}.{name}" for module in _SHIPPED.values() for name in import_module(module).__all__}
+        if match[1].isidentifier() and find_spec(match[1]) is not None:
+            return f"{match[1]!r} is a module; name a class in it: {match[1]}.CLASS"
+        shipped = _SHIPPED.get(where)
+        here = [] if shipped is None else import_module(shipped).__all__
+        hint = _nearest(match[1], full) or _listed(f"{shipped} has", here)
+        return f"{match[1]!r} is no class; give its whole path, such as package.module.Class{hint}"
     return None
+
+
+def _names_in(module: Any) -> list[str]:
+    """What a module offers: what it says, else the classes that it defines itself, else everything."""
+    names = vars(module) if module is not None else {}
+    defined = [name for name, each in names.items() if isinstance(each, type) and each.__module__ == module.__name__]
+    return list(getattr(module, "__all__", None) or defined or [name for name in names if not name.startswith("_")])
+
+
+def _listed(what: str, names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
+    return f"; {what} {', '.join(names[:_MOST_LISTED])}{more}" if names else ""
 
 
 def _nearest(word: str, full_names: Mapping[str, str]) -> str:

@@ -42,7 +42,7 @@ def locate(content: Mapping[str, Any], key: str, is_resolved: bool = True) -> Pl
         if isinstance(node, Mapping):
             if is_resolved and part not in node and _is_closed(place):
                 raise ConfigurationError(
-                    f"unknown key {key!r}: {_dotted(place) or 'a recipe'} has {', '.join(map(str, node))}"
+                    f"unknown key {key!r}: {dotted(place) or 'a recipe'} has {', '.join(map(str, node))}"
                     f"{nearest(part, map(str, node))}"
                 )
             place, node = (*place, part), node.get(part)
@@ -50,7 +50,7 @@ def locate(content: Mapping[str, Any], key: str, is_resolved: bool = True) -> Pl
             return (*place, *parts[position:])
         else:
             raise ConfigurationError(
-                f"unknown key {key!r}: {_dotted(place)} is {node!r}, which has no parts; search {_dotted(place)} as a "
+                f"unknown key {key!r}: {dotted(place)} is {node!r}, which has no parts; search {dotted(place)} as a "
                 "whole, or write it as a mapping in the recipe"
             )
     return place
@@ -108,11 +108,23 @@ def short_names(keys: Sequence[str]) -> list[str]:
     return names
 
 
+def dotted_keys(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Every key, in the short form that the command line takes too: without `init_args` and list positions."""
+    keys = []
+    for key, value in values.items():
+        path = prefix.removesuffix(".") if key == "init_args" else f"{prefix}{key}"
+        keys.append(path)
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, Mapping):
+                keys += dotted_keys(each, f"{path}.")
+    return list(dict.fromkeys(keys))
+
+
 def _into_list(place: Place, items: Sequence[Any], part: str, key: str) -> tuple[Place, Any, bool]:
     """The item that a part names, and whether the part is used up by that."""
     if part.isdigit():
         if int(part) >= len(items):
-            raise ConfigurationError(f"unknown key {key!r}: {_dotted(place)} has {len(items)} entries, from 0")
+            raise ConfigurationError(f"unknown key {key!r}: {dotted(place)} has {len(items)} entries, from 0")
         return (*place, int(part)), items[int(part)], True
     names = [str(item.get("class_path", "")).rpartition(".")[2] if isinstance(item, Mapping) else "" for item in items]
     named = [index for index, name in enumerate(names) if name == part]
@@ -120,14 +132,14 @@ def _into_list(place: Place, items: Sequence[Any], part: str, key: str) -> tuple
     found = named or having
     if len(found) > 1:
         raise ConfigurationError(
-            f"key {key!r}: {len(found)} entries of {_dotted(place)} fit {part!r}; name one by its position, such as "
-            f"{_dotted((*place, found[0]))}"
+            f"key {key!r}: {len(found)} entries of {dotted(place)} fit {part!r}; name one by its position, such as "
+            f"{dotted((*place, found[0]))}"
         )
     if not found:
         arguments = [name for item in items if isinstance(item, Mapping) for name in item.get("init_args") or {}]
         allowed = [*filter(None, names), *arguments]
         raise ConfigurationError(
-            f"unknown key {key!r}: {_dotted(place)} has {', '.join(allowed) or 'nothing'}{nearest(part, allowed)}"
+            f"unknown key {key!r}: {dotted(place)} has {', '.join(allowed) or 'nothing'}{nearest(part, allowed)}"
         )
     return (*place, found[0]), items[found[0]], bool(named)
 
@@ -141,5 +153,6 @@ def _is_closed(place: Place) -> bool:
     return place in ((), ("trainer",)) or place[-1] == "init_args"
 
 
-def _dotted(place: Place) -> str:
+def dotted(place: Place) -> str:
+    """A place as a key of the command line."""
     return ".".join(str(part) for part in place if part != "init_args")

@@ -8,6 +8,18 @@ from fedhq_lightning.run.records import LEFT_OUT
 from fedhq_lightning.run.summary_form import monitored_on_test_data
 from fedhq_lightning.types import MODES
 
+PHASES = {
+    "start": "start",
+    "set_up": "set-up",
+    "compile": "compiling",
+    "rounds": "rounds",
+    "deploy": "export",
+    "final_evaluation": "evaluation",
+    "report": "report",
+    "loggers": "loggers",
+}
+"""What people call the phases of a run, in order; those that are not here are parts of its rounds."""
+
 
 def format_seconds(seconds: float) -> str:
     """A duration with its unit: `30 ms`, `12.4 s`, `4 min 05 s`, `2 h 07 min`, `3 d 04 h`.
@@ -73,14 +85,14 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("rounds", rounds_text(summary)),
     ]
     times = (
-        ("wall time", "wall_seconds"),
+        ("wall time of the rounds", "wall_seconds"),
         ("wall time of local fits", "fit_wall_seconds"),
         ("wall time of the allocator", "allocator_seconds"),
         ("virtual time", "virtual_seconds"),
     )
     rows += [(label, format_seconds(float(summary[key]))) for label, key in times if summary.get(key) is not None]
     if phases := summary.get("wall_phases"):
-        rows.append(("wall time beside the rounds", _phases_text(phases)))
+        rows.append(("wall time, all of it", waited_text(phases)))
     sizes = (("bytes up", "uplink_bytes"), ("bytes down", "downlink_bytes"))
     rows += [(label, format_bytes(summary[key])) for label, key in sizes if summary.get(key) is not None]
     rows.append(("local fits by mode", format_modes(summary.get("mode_counts") or {})))
@@ -98,10 +110,17 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _phases_text(phases: Mapping[str, float]) -> str:
-    names = ("set_up", "deploy", "final_evaluation", "report")
-    told = [f"{name.replace('_', ' ')} {format_seconds(phases[name])}" for name in names if name in phases]
-    return ", ".join(told)
+def waited_text(phases: Mapping[str, float]) -> str:
+    """How long somebody waited, and for what: `12.1 s: start 4.1 s, set-up 2.3 s, rounds 1.3 s, ...`.
+
+    Args:
+        phases: Wall seconds by phase, as `summary.json` has them.
+    """
+    told = dict.fromkeys(PHASES.values(), 0.0)
+    for name, seconds in phases.items():
+        told[PHASES.get(name, "rounds")] += seconds
+    parts = ", ".join(f"{label} {format_seconds(seconds)}" for label, seconds in told.items() if seconds)
+    return f"{format_seconds(sum(phases.values()))}: {parts}"
 
 
 def _kernels_text(summary: Mapping[str, Any]) -> str:

@@ -19,8 +19,10 @@ _PAGE = """<!DOCTYPE html>
 <title>{title}</title>
 <style>
 :root {{ color-scheme: light dark; --back: #fff; --soft: #5a6475; --line: #d9dee7; --link: #1f6fb8;
+  --alarm: #c8102e; --alarm-back: #fdeceb;
   {light} }}
 @media (prefers-color-scheme: dark) {{ :root {{ --back: #14171d; --soft: #a3adbc; --line: #343b47; --link: #6db3f2;
+  --alarm: #ff6b78; --alarm-back: #3a1b1e;
   {dark} }} }}
 * {{ box-sizing: border-box; }}
 body {{ margin: 0 auto; max-width: 70rem; padding: 1rem; background: var(--back); color: var(--text);
@@ -35,6 +37,12 @@ p, figcaption {{ color: var(--soft); margin: .2rem 0; overflow-wrap: anywhere; }
 p + p, p + .figures, .scroll + p, .scroll + .scroll {{ margin-top: .7rem; }}
 figcaption {{ font-size: .9rem; }}
 figcaption b {{ color: var(--text); font-weight: 600; }}
+.alarm, .notice {{ margin: 1rem 0; padding: .7rem .9rem; border: 1px solid var(--line);
+  border-left: .4rem solid var(--soft); border-radius: .5rem; background: var(--card); overflow-wrap: anywhere; }}
+.alarm {{ border-color: var(--alarm); background: var(--alarm-back); }}
+.alarm > b {{ color: var(--alarm); }}
+.alarm p, .alarm li {{ color: var(--text); }}
+.alarm ul, .notice ul {{ margin: .4rem 0; padding-left: 1.2rem; }}
 .tiles, .figures {{ display: grid; gap: .8rem; }}
 .tiles {{ grid-template-columns: repeat(6, 1fr); margin: 1rem 0; padding: 0; }}
 .tiles div, figure, pre {{ background: var(--card); border: 1px solid var(--line); border-radius: .5rem; }}

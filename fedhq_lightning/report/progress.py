@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
@@ -11,22 +11,27 @@ from rich.table import Table
 from rich.text import Text
 
 from fedhq_lightning.federated.callback import RoundCallback, RoundControl
+from fedhq_lightning.report.briefing import briefing_table, briefing_text
 from fedhq_lightning.report.final_table import on_terminal
-from fedhq_lightning.report.formats import format_metric, format_modes, format_seconds
+from fedhq_lightning.report.formats import PHASES, format_metric, format_modes, format_seconds
 from fedhq_lightning.run.records import LEFT_OUT, ClientRecord, RoundRecord
+from fedhq_lightning.support.phase_clock import PhaseClock
 from fedhq_lightning.support.setup_notice import clear_notice
 from fedhq_lightning.support.terminal import Terminal
 from fedhq_lightning.types import ClientId, Mode, Plan
 
 _ROUNDS_FOR_ETA = 10
 _REFRESHES_PER_SECOND = 4
+_BEFORE_THE_ROUNDS = ("start", "set_up", "compile")
+_AFTER_THE_ROUNDS = ("deploy", "final_evaluation", "report")
+_LABEL = max(len(PHASES[phase]) for phase in _AFTER_THE_ROUNDS)
 
 
 class ProgressDisplay(RoundCallback):
     """Shows rounds, clients within the round and who trains, the monitored metric, both clocks and the ETA.
 
-    The metric is that of the quantized and of the fp model. Before the first round, once, comes the allocator's
-    explanation of its plan, where it has one.
+    The metric is that of the quantized and of the fp model. Before the first round, once, comes the allocator's plan in
+    brief, where it has one.
 
     On a terminal a display that redraws itself; without one (a pipe, a log file, TERM=dumb) one plain line a round.
     NO_COLOR is respected. Only the first process shows anything; it counts the clients that it trains itself, and
@@ -49,15 +54,19 @@ class ProgressDisplay(RoundCallback):
             return
         # Made here and not in the constructor: standard output may be another one by now.
         self._output = self._console or Terminal()
-        self._view = _View(trainer.settings.max_rounds, trainer.monitored.name or "metric", lambda: trainer.should_stop)
-        explanation = str(getattr(trainer.settings.allocator, "explanation", "") or "")
-        if explanation:
-            watched = on_terminal(self._output)
-            text = Text(explanation, style="dim" if watched else "")
-            self._output.print(text, soft_wrap=not watched, highlight=False, emoji=False)
+        name = trainer.monitored.name or "metric"
+        self._view = _View(trainer.settings.max_rounds, name, lambda: trainer.should_stop, trainer.clock)
+        self._print_line(_started(trainer.clock.own()))
+        briefing = getattr(trainer.settings.allocator, "briefing", None)
+        if briefing is not None and on_terminal(self._output):
+            self._output.print(briefing_table(briefing))
+        elif briefing is not None:
+            self._print_line(briefing_text(briefing))
         if on_terminal(self._output):
             self._live = Live(self._view, console=self._output, refresh_per_second=_REFRESHES_PER_SECOND)
             self._live.start()
+        else:
+            trainer.clock.on_phase = self._say_phase
 
     def on_round_start(self, trainer: RoundControl, round_number: int, plan: Plan) -> None:
         """Show the round's cohort."""
@@ -82,7 +91,7 @@ class ProgressDisplay(RoundCallback):
         self._view.name = trainer.monitored.name or self._view.name
         self._view.end_round(record)
         if self._live is None and self._output is not None:
-            self._output.print(self._view.line(record), markup=False, highlight=False, emoji=False, soft_wrap=True)
+            self._print_line(self._view.line(record))
 
     def on_fit_end(self, trainer: RoundControl) -> None:
         """Leave the last state on the screen."""
@@ -91,6 +100,15 @@ class ProgressDisplay(RoundCallback):
     def on_exception(self, trainer: RoundControl, error: BaseException) -> None:
         """Give the terminal back, so that the error is readable below."""
         self._stop()
+
+    def _say_phase(self, phase: str) -> None:
+        """Say what follows the rounds as it begins; the display shows it otherwise."""
+        if phase in _AFTER_THE_ROUNDS:
+            self._print_line(f"{PHASES[phase]} ...")
+
+    def _print_line(self, text: str) -> None:
+        assert self._output is not None
+        self._output.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def _stop(self) -> None:
         if self._live is not None:
@@ -103,8 +121,13 @@ class _View:
     """State of the display and its rendering; no terminal needed."""
 
     def __init__(
-        self, max_rounds: int = 0, name: str = "metric", should_stop: Callable[[], bool] = lambda: False
+        self,
+        max_rounds: int = 0,
+        name: str = "metric",
+        should_stop: Callable[[], bool] = lambda: False,
+        clock: PhaseClock | None = None,
     ) -> None:
+        self._clock = clock
         self._should_stop = should_stop
         self.max_rounds = max_rounds
         self.name = name
@@ -143,7 +166,7 @@ class _View:
         if self._left:
             return ""
         if self._since is None and (self.rounds_done >= self.max_rounds or self._should_stop()):
-            return " | writing model and report"
+            return ""
         return f" | ETA {self.eta(elapsed)} wall"
 
     def eta(self, elapsed: float = 0.0) -> str:
@@ -181,7 +204,7 @@ class _View:
         )
         counts = [f"{done:,}/{total:,}" for _, done, total, _ in bars]
         grid = Table.grid(padding=(0, 1), expand=True)
-        grid.add_column(width=len("clients"))
+        grid.add_column(width=_LABEL)
         grid.add_column(width=max(6, min(30, options.max_width // 4)))
         grid.add_column(width=max(map(len, counts)), justify="right")
         grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
@@ -197,6 +220,17 @@ class _View:
         if left_out:
             clocks += f" | last round: {', '.join(left_out)}"
         yield Text(clocks, no_wrap=True, overflow="ellipsis", style="dim")
+        seconds = {} if self._clock is None else self._clock.own()
+        for phase in _AFTER_THE_ROUNDS:
+            if phase in seconds:
+                yield Text(f"{PHASES[phase]:<{_LABEL}} {format_seconds(seconds[phase])} wall", style="dim")
+
+
+def _started(seconds: Mapping[str, float]) -> str:
+    """How long it took to get here."""
+    parts = {PHASES[phase]: seconds[phase] for phase in _BEFORE_THE_ROUNDS if phase in seconds}
+    told = ", ".join(f"{label} {format_seconds(value)}" for label, value in parts.items())
+    return f"{told} wall"
 
 
 def _short(value: float | None) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from fedhq_lightning.report.allocation_section import boundary_section
+from fedhq_lightning.report.banner import banner
 from fedhq_lightning.report.clients_section import clients_section
 from fedhq_lightning.report.course_section import course_section
 from fedhq_lightning.report.model_section import model_section
@@ -47,4 +48,4 @@ def run_page(run: Run) -> str:
     """The page of the report as text; arguments and errors as for `write_report`."""
     title = " ".join(str(part) for part in (run.summary.get("recipe"), run.name) if part)
     sections = [text for section in _SECTIONS if (text := section(run))]
-    return page(f"{title}: report", "\n".join((header(run), contents(sections), *sections)))
+    return page(f"{title}: report", "\n".join((header(run), banner(run), contents(sections), *sections)))

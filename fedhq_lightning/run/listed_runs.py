@@ -31,7 +31,7 @@ class ListedRun:
         id: Six digits of its folder's name.
         recipe: What it runs.
         began: When, in local time, as ISO 8601 without a zone.
-        state: `done`, `running`, `stopped`, or `damaged` where its summary cannot be read.
+        state: `done`, `failed` where it came to nothing, `running`, `stopped`, or `damaged`, its summary.
         rounds: Rounds that are done, as far as a checkpoint or the summary tells.
         max_rounds: Rounds in all; None where that is not known.
         metric_name: What is monitored; None before the end.
@@ -54,6 +54,7 @@ class ListedRun:
 
 class _Summary(TypedDict, total=False):
     __pydantic_config__ = {"extra": "allow"}  # type: ignore[misc]  # noqa: RUF012  # pydantic's own way
+    failure: str | None
     rounds: int
     metric_name: str | None
     metric_quantized: float | None
@@ -82,7 +83,8 @@ def _listed(folder: Path, parts: RunName, locked: Collection[int]) -> ListedRun:
         except ConfigurationError:
             state = "damaged"
         else:
-            state, rounds, name = "done", summary.get("rounds", rounds), summary.get("metric_name")
+            state = "failed" if summary.get("failure") else "done"
+            rounds, name = summary.get("rounds", rounds), summary.get("metric_name")
             value = summary.get("metric_quantized")
             value = summary.get("metric_fp") if value is None else value
     recipe = folder / "recipe.yaml"

@@ -36,11 +36,12 @@ def summarize(
     recipe: str,
     run_dir: Path,
     wall_phases: Mapping[str, float],
+    failure: str = "",
 ) -> dict[str, Any]:
     """Figures of the whole run; `metric_fp` and `metric_quantized` are those of the deployed round.
 
     `test_metrics` are `fp/NAME` and `quantized/NAME` on the test data. Without a deployment, a model that was not
-    written, `metric_quantized` is what the round logged.
+    written, `metric_quantized` is what the round logged. `failure` says why a run has come to nothing.
     Wall times cover the rounds and the evaluation before them, not set-up, export and report: those are among
     `wall_phases`, seconds by phase.
     """
@@ -52,6 +53,7 @@ def summarize(
     return {
         "recipe": recipe,
         "run_dir": run_dir.name,
+        "failure": failure or None,
         "rounds": state.round,
         "best_round": state.best_round,
         "metric_name": monitor,
@@ -73,7 +75,7 @@ def summarize(
         "per_class": per_class,
         "tiers": tiers,
         "export": deployment.export if deployment else None,
-        "export_reason": deployment.reason if deployment else "not asked for",
+        "export_reason": deployment.reason if deployment else failure or "not asked for",
         "files": [file.described() for file in deployment.files] if deployment else [],
         "inference": inference,
         "seed": seed,

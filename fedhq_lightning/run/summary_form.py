@@ -118,6 +118,7 @@ class Summary(TypedDict, total=False):
     __pydantic_config__ = _OTHER_KEYS  # type: ignore[misc]  # pydantic's own way
     recipe: str | None
     run_dir: str | None
+    failure: str | None
     rounds: Count
     best_round: Count | None
     metric_name: str | None

@@ -5,6 +5,9 @@ may be those of the user's own code, which runs inside of nearly everything here
 """
 
 import logging
+import os
+import select
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -55,6 +58,29 @@ def show_warnings(say: Callable[[str], None]) -> None:
             say(text)
 
     warnings.showwarning = show
+
+
+def nobody_reads() -> bool:
+    """Whether the other end of this process's output is closed, as of `fedhq ls | head`."""
+    return any(_is_closed(stream) for stream in (sys.stdout, sys.stderr))
+
+
+def write_nowhere() -> None:
+    """Let go of output that nobody reads: Python would complain at its exit of what it could not write."""
+    for stream in (sys.stdout, sys.stderr):
+        if _is_closed(stream):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+
+
+def _is_closed(stream: TextIO) -> bool:
+    try:
+        asked = select.poll()
+        asked.register(stream.fileno(), 0)
+        return any(answer & select.POLLERR for _, answer in asked.poll(0))
+    except (OSError, ValueError, AttributeError):  # no file, as in a test or a notebook
+        return False
 
 
 def say_line(line: str, stream: TextIO) -> None:

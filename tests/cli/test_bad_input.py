@@ -331,6 +331,13 @@ ON_THE_COMMAND_LINE = {
     "--model.lr=fast": "model.lr 'fast': must be a number",
     "--model=MLPP": "model: 'MLPP' is no class; give its whole path, such as package.module.Class; did you mean "
     "'fedhq_lightning.models.MLP'?",
+    "--model=Foo": "model: 'Foo' is no class; give its whole path, such as package.module.Class; "
+    "fedhq_lightning.models has MLP, Classifier, LeNet5, MobileNetV2, ResNet20, TabularInput, TabularMLP, ViT",
+    "--model=math": "model: 'math' is a module; name a class in it: math.CLASS",
+    "--trainer.aggregator=Krum": "trainer.aggregator: 'Krum' is no class; give its whole path, such as "
+    "package.module.Class; fedhq_lightning.federated.aggregators has Aggregator, FedAvg, FedOpt, FedProx",
+    "--trainer.aggregator=fedhq_lightning.federated.aggregators.Krum": "trainer.aggregator: "
+    "fedhq_lightning.federated.aggregators has no 'Krum'; it has Aggregator, FedAvg, FedOpt, FedProx",
     "--data.partitioner.alfa=3": "data.partitioner: DirichletPartitioner has no 'alfa'; it takes "
     f"{DIRICHLET_TAKES}; did you mean 'alpha'?",
     "--trainer.callbacks.alocation=1": "trainer.callbacks: FixedAllocator has no 'alocation'; it takes allocation, by; "
@@ -651,6 +658,6 @@ def test_a_run_that_used_no_update_is_no_success(capsys, tmp_path, monkeypatch):
     assert main(["run", "mine.yaml"]) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert re.fullmatch(
-        r"fedhq: none of \d+ rounds had 1 usable updates, so the model is untrained and not written; .*", said
+        r"fedhq: none of \d+ rounds had a usable update, so the model is untrained and not written; .*", said
     )
     assert not list(Path().rglob("model"))

@@ -3,12 +3,20 @@
 import os
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
+from fedhq_lightning import FederatedTrainer, QuantScheme, data, models
+from fedhq_lightning.cli import key_completion
 from fedhq_lightning.cli.main import main
+from fedhq_lightning.devices import Fleet
+from fedhq_lightning.federated.client_errors import OnClientError
+from fedhq_lightning.federated.wire import Downlink, Uplink
 from fedhq_lightning.recipe import files as recipe_files
+from fedhq_lightning.types import MonitorMode
 
 COMPLETE = """
 eval "$(fedhq completion bash)"
@@ -19,7 +27,8 @@ COMP_CWORD=$(( ${#COMP_WORDS[@]} - 1 ))
 declared=$(complete -p fedhq)
 function=${declared##*-F }; function=${function%% *}
 $function fedhq "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"
-compgen -W "${COMPREPLY[*]}" -- "${COMP_WORDS[COMP_CWORD]}"
+word=${COMP_WORDS[COMP_CWORD]}
+compgen -W "${COMPREPLY[*]}" -- "${word#--*=}"
 """
 """What bash does at Tab: call the function that was declared for the command, with the line in COMP_*."""
 
@@ -66,6 +75,31 @@ class TestBash:
             assert set(completed(f"fedhq {command} runs/")) == runs
         assert completed("fedhq eval al") == ["alone.pt2"]
 
+    def test_keys_of_the_recipe_and_of_the_trainer_wait_for_a_value(self) -> None:
+        assert set(completed("fedhq run digits-smoke --model.")) == {"--model.image_size=", "--model.lr="}
+        assert completed("fedhq show digits-smoke --trainer.sch") == ["--trainer.scheme="]
+        assert completed("fedhq run no-such-recipe --trainer.max_r") == ["--trainer.max_rounds="]
+        assert completed("fedhq ls --trainer.sch") == []
+
+    @pytest.mark.parametrize(
+        ("typed", "some"),
+        [
+            ("--trainer.scheme=w4", {"w4a8", "w4a8s", "w4"}),
+            ("--trainer.aggregator=", {"FedAvg", "FedProx", "FedOpt"}),
+            ("--trainer.callbacks=H", {"HybridAllocator"}),
+            ("--trainer.fleet=", {"mixed", "uniform", "mine.yaml"}),
+            ("--trainer.final_evaluation=", {"true", "false"}),
+            ("--model=", {"fedhq_lightning.models.LeNet5"}),
+            ("--data.datamodule=", {"fedhq_lightning.data.Digits"}),
+        ],
+    )
+    def test_values(self, tmp_path: Path, typed: str, some: set[str]) -> None:
+        (tmp_path / "mine.yaml").touch()
+        assert some <= set(completed(f"fedhq run digits-smoke {typed}"))
+
+    def test_allocators(self) -> None:
+        assert set(completed("fedhq compare digits-smoke --allocators all-f")) == {"all-fp"}
+
     def test_options(self) -> None:
         assert completed("fedhq profile --w") == ["--write"]
 
@@ -81,3 +115,50 @@ def test_another_shell(capsys: pytest.CaptureFixture[str]) -> None:
         main(["completion", "cmd"])
     assert ended.value.code == 2
     assert "invalid choice: 'cmd' (choose from 'bash', 'zsh', 'fish')" in capsys.readouterr().err
+
+
+class TestWhatIsKnown:
+    """By text alone; here beside what it is said about."""
+
+    def test_arguments_of_the_trainer(self) -> None:
+        assert set(key_completion.trainer_arguments()) == {
+            f"trainer.{name}" for name in list(signature(FederatedTrainer.__init__).parameters)[1:]
+        }
+
+    @pytest.mark.parametrize("scheme", key_completion.SCHEMES)
+    def test_schemes(self, scheme: str) -> None:
+        QuantScheme.parse(scheme)
+
+    @pytest.mark.parametrize(
+        ("known", "allowed"),
+        [
+            (key_completion.UPLINKS, Uplink),
+            (key_completion.DOWNLINKS, Downlink),
+            (key_completion.ON_CLIENT_ERROR, OnClientError),
+            (key_completion.MONITOR_MODES, MonitorMode),
+        ],
+    )
+    def test_words(self, known: tuple[str, ...], allowed: Any) -> None:
+        assert set(known) == set(get_args(allowed))
+
+    @pytest.mark.parametrize("key", ["trainer.fleet", "trainer.round_lr", "trainer.precision"])
+    def test_each_can_be_given(self, key: str) -> None:
+        for value in key_completion.values_of(key):
+            trainer = FederatedTrainer(**{key.removeprefix("trainer."): value}, accelerator="cpu")  # type: ignore[arg-type]
+            Fleet.resolve(trainer.settings.fleet, 0)
+
+    def test_data_with_clients_and_without(self) -> None:
+        for name in data.__all__:
+            if name not in ("FederatedDataModule", "TableForm"):
+                has_clients = issubclass(getattr(data, name), data.FederatedDataModule)
+                key = "data" if has_clients else "data.datamodule"
+                assert f"fedhq_lightning.data.{name}" in key_completion.values_of(key)
+
+    def test_shipped_names(self) -> None:
+        assert key_completion.names_in("models/__init__.py") == models.__all__
+        assert key_completion.names_in("data/__init__.py", "x.") == [f"x.{name}" for name in data.__all__]
+        assert key_completion.names_in("federated/aggregators.py", but=["FedAvg"]) == [
+            "Aggregator",
+            "FedOpt",
+            "FedProx",
+        ]

@@ -175,7 +175,10 @@ def test_classes_in_the_current_directory_are_found(capsys, tmp_path):
 
 
 OWN_LINES = (
-    r"Hardware: .*",  # the allocator's reasons
+    r"start .*, set-up .* wall",
+    r"tiers, with virtual times of one round, medians",
+    r"Rounds take .* virtual; QAT begins .*; the report tells why\.",
+    r"(export|evaluation|report) \.\.\.",
     r"round \d+/\d+ \| .*",
     r"digits-smoke \d{8}-\d{6}-\w+",
     r"  [a-z].*  .*",

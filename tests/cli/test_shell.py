@@ -20,7 +20,7 @@ def leave_run(path: Path, text: str, done: bool, age: int) -> None:
     path.mkdir(parents=True)
     (path / "recipe.yaml").write_text(text, encoding="utf-8", errors="surrogateescape")
     if done:
-        (path / "summary.json").touch()
+        (path / "model").mkdir()
     os.utime(path / "recipe.yaml", (1e9 - age, 1e9 - age))
 
 

@@ -78,14 +78,17 @@ class TestFruitlessRounds:
         if not ends:
             check_fruitful(records, [failed], min_clients)
             return
-        with pytest.raises(RunError, match=r"usable updates each, so the run ends .* client 2: RuntimeError: boom"):
+        with pytest.raises(
+            RunError,
+            match=r"usable updates?( each)?, so the run ends .* client 2: RuntimeError: boom",
+        ):
             check_fruitful(records, [failed], min_clients)
 
     def test_rounds_whose_clients_are_late_do_not(self) -> None:
         check_fruitful([_round(number, 0, late=6) for number in (1, 2, 3)], [], 1)
 
     def test_a_run_that_nobody_helped_has_no_model(self) -> None:
-        with pytest.raises(RunError, match="none of 2 rounds had 1 usable updates, so the model is untrained"):
+        with pytest.raises(RunError, match="none of 2 rounds had a usable update, so the model is untrained"):
             check_has_model([_round(0, 0), _round(1, 6), _round(2, 6)], [], 1)
         check_has_model([_round(0, 0), _round(1, 6), _round(2, 5)], [], 1)
         with pytest.raises(RunError, match="client 2: late"):

@@ -35,6 +35,7 @@ def test_a_recipe_of_short_names_is_that_of_whole_ones() -> None:
         ("--trainer.logger=CSVLogger", "lightning.pytorch.loggers.CSVLogger"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:kept from the recipe")
 def test_overrides(override: str, meant: str) -> None:
     recipe = changed({"trainer.callbacks": None} if override.endswith("}]") else {})
     more = {"logger": ["--trainer.logger.save_dir=logs"], "partit": ["--data.partitioner.num_partitions=4"]}

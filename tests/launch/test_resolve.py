@@ -65,6 +65,7 @@ def test_a_resolved_recipe_says_how_the_lanes_compute(override):
         ("--trainer.callbacks+=fedhq_lightning.callbacks.EarlyStopping", "trainer.callbacks.1.init_args.patience", 5),
     ],
 )
+@pytest.mark.filterwarnings("ignore:kept from the recipe")
 def test_overrides(override, key, expected):
     node = yaml.safe_load(resolve("mine", text_of(), [override]).recipe.text)
     for part in key.split("."):

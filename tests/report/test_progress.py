@@ -17,14 +17,24 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from fedhq_lightning.allocation.briefing import Briefing, TierBrief
 from fedhq_lightning.federated.callback import Monitored
+from fedhq_lightning.report.briefing import briefing_text
 from fedhq_lightning.report.formats import format_seconds
 from fedhq_lightning.report.progress import ProgressDisplay
 from fedhq_lightning.run.records import RoundRecord
+from fedhq_lightning.support.phase_clock import PhaseClock
 from fedhq_lightning.types import Plan
 
 from ..small_run import small_rounds
 from .test_final_table import Terminal
+
+
+def clock() -> PhaseClock:
+    """One that tells what came before the rounds."""
+    found = PhaseClock("rounds")
+    found._seconds |= {"start": 3.14, "set_up": 2.0}
+    return found
 
 
 def drive(
@@ -38,7 +48,7 @@ def drive(
     """Call the hooks as the trainer does."""
     settings = SimpleNamespace(max_rounds=12, allocator=allocator)
     trainer: Any = SimpleNamespace(
-        settings=settings, is_global_zero=True, monitored=Monitored(monitor), should_stop=False
+        settings=settings, is_global_zero=True, monitored=Monitored(monitor), should_stop=False, clock=clock()
     )
     trainer.__dict__.update(attributes)
     display.on_fit_start(trainer)
@@ -64,7 +74,8 @@ def test_without_a_terminal_one_plain_line_a_round() -> None:
     file = io.StringIO()
     rounds = small_rounds()
     drive(ProgressDisplay(Console(file=file, width=20)), rounds)
-    lines = file.getvalue().splitlines()
+    before, *lines = file.getvalue().splitlines()
+    assert before == "start 3.1 s, set-up 2.0 s wall"
     assert len(lines) == len(rounds)
     assert "\x1b" not in file.getvalue()
     assert lines[0].startswith("round 0/12 | val_accuracy quantized 0.0715 fp 0.1000 | wall 534 ms | virtual 0 s")
@@ -149,7 +160,7 @@ def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("TERM", "dumb")
     file = Terminal()
     drive(ProgressDisplay(Console(file=file, force_terminal=True, color_system=None)), small_rounds())
-    assert len(file.getvalue().splitlines()) == 13
+    assert len(file.getvalue().splitlines()) == 14
     assert "\x1b" not in file.getvalue()
 
 
@@ -169,7 +180,7 @@ def test_a_resumed_run_counts_on_and_the_console_is_found_late(capsys: pytest.Ca
     display = ProgressDisplay()
     drive(display, small_rounds()[8:10])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" | ")[0] for line in lines] == ["round 8/12", "round 9/12"]
+    assert [line.split(" | ")[0] for line in lines[1:]] == ["round 8/12", "round 9/12"]
 
 
 def test_brackets_in_a_metric_name_are_shown() -> None:
@@ -179,55 +190,86 @@ def test_brackets_in_a_metric_name_are_shown() -> None:
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_after_the_last_round_the_clock_stands_and_the_display_says_what_is_done(stopped: bool) -> None:
+def test_after_the_last_round_the_clock_stands_and_each_phase_has_a_line(stopped: bool) -> None:
     file = Terminal()
-    display = ProgressDisplay(Console(file=file, force_terminal=True, width=100, height=30))
+    display, there = ProgressDisplay(Console(file=file, force_terminal=True, width=100, height=30)), clock()
     rounds = small_rounds()[: 5 if stopped else 13]
-    drive(display, rounds, end=False, should_stop=stopped)
-    display._live.refresh()  # type: ignore[union-attr]  # a terminal has one
-    shown = last_frame(file)[-1]
+    drive(display, rounds, end=False, should_stop=stopped, clock=there)
+    with there.phase("deploy"):
+        display._live.refresh()  # type: ignore[union-attr]  # a terminal has one
+        first = last_frame(file)
+    with there.phase("report"):
+        display._live.refresh()  # type: ignore[union-attr]  # a terminal has one
+        second = last_frame(file)
     display.on_fit_end(SimpleNamespace(is_global_zero=True))  # type: ignore[arg-type]  # a stand-in
-    assert shown.startswith(f"wall {format_seconds(rounds[-1].total_wall_seconds)} | ")
-    assert "writing model and report" in shown
+    assert first[-2].startswith(f"wall {format_seconds(rounds[-1].total_wall_seconds)} | ")
+    assert "ETA" not in first[-2]
+    assert re.fullmatch(r"export     \S+ \S+ wall", first[-1].strip())
+    assert [line.split()[0] for line in second[-2:]] == ["export", "report"]
 
 
-class TestExplanation:
-    TEXT = "Hardware: 3 board [with] 60 in ptq. " * 6
+def test_without_a_terminal_each_phase_after_the_rounds_is_said_as_it_begins() -> None:
+    file, there = io.StringIO(), clock()
+    drive(ProgressDisplay(Console(file=file)), small_rounds(), clock=there)
+    for phase in ("aggregate", "deploy", "final_evaluation", "report"):
+        with there.phase(phase):
+            pass
+    assert file.getvalue().splitlines()[-3:] == ["export ...", "evaluation ...", "report ..."]
 
-    def test_is_one_plain_line_before_the_rounds_without_a_terminal(self) -> None:
+
+class TestBriefing:
+    TIERS = (
+        TierBrief("board [x]", 4, 60.0, 95.0, 0),
+        TierBrief("phone", 5, 14.0, 20.0, 2),
+        TierBrief("pc", 1, 2, 3, 1),
+    )
+    BRIEFING = Briefing(TIERS, 62.1, "in round 5", 0.4)
+    SENTENCE = "Rounds take 1 min 02 s virtual; QAT begins in round 5, for 40% of their clients; the report tells why."
+
+    def test_is_a_small_table_and_a_sentence_before_the_rounds_without_a_terminal(self) -> None:
         file = io.StringIO()
-        rounds = small_rounds()[:2]
-        allocator = SimpleNamespace(explanation=self.TEXT)
-        drive(ProgressDisplay(Console(file=file, width=40)), rounds, allocator=allocator)
-        lines = file.getvalue().splitlines()
-        assert lines[0].strip() == self.TEXT.strip()
-        assert len(lines) == 1 + len(rounds)
+        drive(ProgressDisplay(Console(file=file, width=40)), [], allocator=SimpleNamespace(briefing=self.BRIEFING))
+        _, title, header, *rows, sentence = file.getvalue().splitlines()
+        assert title == "tiers, with virtual times of one round, medians"
+        assert re.split(r"  +", header.strip()) == ["tier", "clients", "round in PTQ", "round in QAT", "train in QAT"]
+        assert [re.split(r"  +", row.strip()) for row in rows] == [
+            ["board [x]", "4", "1 min 00 s", "1 min 35 s", "0"],
+            ["phone", "5", "14.0 s", "20.0 s", "2"],
+            ["pc", "1", "2.0 s", "3.0 s", "all"],
+        ]
+        assert sentence == self.SENTENCE
 
-    def test_is_wrapped_and_dim_on_a_terminal_and_printed_once(self) -> None:
+    def test_is_drawn_once_on_a_terminal_in_few_lines(self) -> None:
         file = Terminal()
-        console = Console(file=file, force_terminal=True, width=60, height=30, color_system="standard")
-        drive(ProgressDisplay(console), small_rounds(), allocator=SimpleNamespace(explanation=self.TEXT))
-        assert file.getvalue().startswith("\x1b[2mHardware")
+        console = Console(file=file, force_terminal=True, width=80, height=30, color_system="standard")
+        drive(ProgressDisplay(console), small_rounds(), allocator=SimpleNamespace(briefing=self.BRIEFING))
         plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", file.getvalue())
-        assert " ".join(plain.split()).count(self.TEXT.strip()) == 1
-        assert max(map(len, plain.splitlines()[:4])) <= 60
+        before = plain.partition("rounds ")[0].splitlines()
+        assert " ".join(plain.split()).count("the report tells why.") == 1
+        assert len(before) <= 10
+        assert max(map(len, before)) <= 80
 
-    @pytest.mark.parametrize("allocator", [SimpleNamespace(), SimpleNamespace(explanation=""), None])
+    def test_many_tiers_are_counted(self) -> None:
+        many = Briefing([TierBrief(f"device {number}", 2, 1.0, 2.0, 0) for number in range(9)], 1.0, "at once", 0.0)
+        text = briefing_text(many)
+        assert re.search(r"3 faster ones +6$", text, flags=re.MULTILINE)
+        assert "in which nobody can take enough steps in QAT; the report tells why." in text
+
+    @pytest.mark.parametrize("allocator", [SimpleNamespace(), SimpleNamespace(briefing=None), None])
     def test_nothing_where_there_is_none(self, allocator: Any) -> None:
         file = io.StringIO()
         drive(ProgressDisplay(Console(file=file)), small_rounds()[:1], allocator=allocator)
-        assert file.getvalue().startswith("round 0/12")
+        assert file.getvalue().splitlines()[1].startswith("round 0/12")
 
 
 ON_A_TERMINAL = """
-from types import SimpleNamespace
 from tests.report.test_progress import drive
 from tests.small_run import small_rounds, small_summary
 from fedhq_lightning.report.progress import ProgressDisplay
 from fedhq_lightning.report.final_table import print_final
 
 rounds = small_rounds()[:3]
-drive(ProgressDisplay(), rounds, allocator=SimpleNamespace(explanation="Hardware: who trains how."))
+drive(ProgressDisplay(), rounds)
 print_final(small_summary(rounds))
 """
 

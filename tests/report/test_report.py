@@ -19,6 +19,7 @@ import pytest
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.report import report as report_of_run
+from fedhq_lightning.report.banner import banner
 from fedhq_lightning.report.clients_section import clients_section
 from fedhq_lightning.report.course_section import course_section
 from fedhq_lightning.report.curve_figures import enlarged, time_unit
@@ -539,3 +540,28 @@ def test_enlarged_to_the_second_half_only_where_that_helps() -> None:
 )
 def test_time_unit(seconds: float, unit: tuple[float, str]) -> None:
     assert time_unit(seconds) == unit
+
+
+class TestBanner:
+    def test_none_where_every_update_counted(self, tmp_path: Path) -> None:
+        rounds = [
+            replace(each, clients=tuple(replace(c, status="ok") for c in each.clients)) for each in small_rounds()
+        ]
+        assert banner(Run(write_run(tmp_path, rounds))) == ""
+
+    def test_a_quiet_one_names_clients_and_rounds_without_any(self, tmp_path: Path) -> None:
+        rounds = small_rounds(num_rounds=2)
+        broken = replace(rounds[2].clients[0], status="quarantined", reason="<NaN> & so on")
+        rounds[1] = replace(rounds[1], clients=(), mode_counts={"fp": 0, "ptq": 0, "qat": 0}, quarantined=0, late=0)
+        rounds[2] = replace(rounds[2], clients=(broken, *rounds[2].clients[1:]))
+        told = banner(Run(write_run(tmp_path, rounds)))
+        assert 'class="notice"' in told
+        assert f"client {broken.client_id}, in 1 of 1 rounds: &lt;NaN&gt; &amp; so on" in told
+        assert "In round 1 none did: the model stayed as it was." in told
+
+    def test_a_red_one_where_there_is_no_model(self, tmp_path: Path) -> None:
+        text = written(write_run(tmp_path, failure="rounds 1 to 3 had no usable update"), clients_section).read_text()
+        (box,) = re.findall(r'<aside class="alarm".*?</aside>', text, flags=re.DOTALL)
+        assert "This run has no model to use" in box
+        assert "rounds 1 to 3 had no usable update" in box
+        assert text.index(box) < text.index("<nav")

@@ -47,6 +47,11 @@ def test_what_is_told(runs: list[Path]) -> None:
     assert damaged.state == "damaged"
 
 
+def test_one_that_came_to_nothing(runs: list[Path]) -> None:
+    write_run(runs[0], failure="rounds 1 to 3 had no usable update")
+    assert [each.state for each in listed(runs[:1])] == ["failed"]
+
+
 @pytest.mark.skipif(not Path("/proc/locks").is_file(), reason="Linux tells of locks there")
 def test_a_run_that_is_going_on_is_not_disturbed(runs: list[Path]) -> None:
     with (runs[1] / "recipe.yaml").open("r+b") as file:

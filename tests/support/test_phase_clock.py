@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from fedhq_lightning.support.phase_clock import PhaseClock
+from fedhq_lightning.support.phase_clock import PhaseClock, phase_of_run
 
 
 @pytest.fixture
@@ -47,3 +47,25 @@ def test_since_counts_from_a_reading_and_add_does_what_was_before(hands: list[fl
     assert clock.since(before) == {"other": 0.0, "fit": 3.0}
     clock.add({"fit": 10.0, "save": 1.0})
     assert clock.read() == {"other": 2.0, "fit": 13.0, "save": 1.0}
+    assert clock.own() == {"other": 2.0, "fit": 3.0}, "what this process took"
+
+
+def test_it_may_have_begun_before_it_was_made(hands: list[float]) -> None:
+    hands[0] = 5.0
+    clock = PhaseClock("start", began=1.0)
+    clock.go_on_with("set_up")
+    hands[0] = 6.0
+    assert clock.own() == {"start": 4.0, "set_up": 1.0}
+
+
+def test_what_has_no_clock_finds_that_of_the_run(hands: list[float]) -> None:
+    clock, begun = PhaseClock("other"), list[str]()
+    clock.on_phase = begun.append
+    with phase_of_run("compile"):
+        hands[0] = 1.0
+    with clock.measuring(), phase_of_run("compile"):
+        hands[0] = 3.0
+    with phase_of_run("compile"):
+        hands[0] = 7.0
+    assert clock.own() == {"other": 5.0, "compile": 2.0}
+    assert begun == ["compile"]

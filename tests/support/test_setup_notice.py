@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedhq_lightning.cli.main import main
+from fedhq_lightning.support.setup_notice import notice_aside, setting_up
 
 from ..report.test_final_table import Terminal
 from ..small_recipe import write_recipe
@@ -79,3 +80,15 @@ def test_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, environmen
         monkeypatch.setenv(name, value)
     assert main(["run", "mine.yaml", "--trainer.scheme=w9a8"]) == 2
     assert terminal.getvalue() == ""
+
+
+def test_within_another_and_beside_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_a_terminal(monkeypatch)
+    with setting_up("mine"):
+        with setting_up("the kernels"), notice_aside():
+            terminal.write("fedhq: warning: careful\n")
+        assert terminal.getvalue().endswith(f"{CLEARED}{NOTICE}")
+    kernels = f"{CLEARED}setting up the kernels ..."
+    assert terminal.getvalue() == (
+        f"{NOTICE}{kernels}{CLEARED}fedhq: warning: careful\nsetting up the kernels ...{CLEARED}{NOTICE}{CLEARED}"
+    )

@@ -1,13 +1,18 @@
 """Clients that are late, empty, or send what cannot be used."""
 
+import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
 from fedhq_lightning.callbacks import FixedAllocator
 from fedhq_lightning.errors import ConfigurationError, RunError
+from fedhq_lightning.report.banner import banner
+from fedhq_lightning.run.run import Run
 
 from ..small_federation import SmallData, SmallModule, same_bits, trainer
 from .runs import checkpoint, fit, records
@@ -26,6 +31,23 @@ class _PoisonedData(SmallData):
         data = super().dataset(client_id)
         if client_id == 2:
             data.tensors[0][0, 0] = 77.0
+        return data
+
+
+class _MissingValues(SmallData):
+    """A table in which two columns of some clients were not filled in."""
+
+    def __init__(self, whose: Sequence[int] = (2,)) -> None:
+        super().__init__()
+        self.whose = whose
+
+    def model_inputs(self) -> dict[str, Any]:
+        return {"columns": ["age", *(f"lab {number}" for number in range(1, 11)), {"name": "dose"}]}
+
+    def dataset(self, client_id: Any) -> Any:
+        data = super().dataset(client_id)
+        if client_id in self.whose:
+            data.tensors[0][:, [0, 11]] = math.nan
         return data
 
 
@@ -59,14 +81,69 @@ class TestBadClients:
 
         module, there = AllPoisoned(), trainer(max_rounds=2)
         with (
-            pytest.warns(UserWarning, match="quarantined|no usable update") as caught,  # either
-            pytest.raises(RunError, match="none of 2 rounds had 1 usable updates, so the model is untrained"),
+            pytest.warns(UserWarning, match="quarantined|no usable update|no finite numbers") as caught,
+            pytest.raises(RunError, match="none of 2 rounds had a usable update, so the model is untrained"),
         ):
             there.fit(module, SmallData())
         assert sum("no usable update arrived" in str(warning.message) for warning in caught) == 2
         assert not (there.run_dir / "model").exists()
         state = checkpoint(there)["state"]["global_state"]
         assert same_bits(state, SmallModule().state_dict())
+
+    def test_missing_values_are_told_by_client_batch_and_column(self) -> None:
+        with pytest.warns(UserWarning, match="client 2 is quarantined|makes the weights no finite") as caught:
+            done, state = fit(SmallModule(), _MissingValues(), max_rounds=1)
+        (client,) = (each for each in records(done)[1].clients if each.status == "quarantined")
+        place = "its inputs have such values from the first training batch on, in 8 of 8 examples, in columns age, dose"
+        assert client.reason == f"the update holds values that are not finite: {place}"
+        assert any(place in str(each.message) for each in caught)
+        told = banner(Run(done.run_dir))
+        assert 'class="notice"' in told
+        assert f"client 2, in 1 of 1 rounds: the update holds values that are not finite: {place}" in told
+        # Looking for the place drew from the same generators as the fits.
+        data = SmallData({0: 20, 1: 13, 3: 27})
+        data.dataset = SmallData().dataset  # type: ignore[method-assign]  # by id, as with all four
+        assert same_bits(state, fit(SmallModule(), data, max_rounds=1)[1])
+
+    def test_where_all_clients_have_them_the_run_says_so_before_round_1_and_in_a_red_banner(self) -> None:
+        there = trainer(max_rounds=5)
+        with (
+            pytest.warns(UserWarning, match="quarantined|usable update|no finite numbers") as caught,
+            pytest.raises(RunError, match=r"rounds 1 to 3 had no usable update, .* client 0: .* columns age, dose"),
+        ):
+            there.fit(SmallModule(), _MissingValues(whose=range(4)))
+        before = "client 3: one step on its first batch makes the weights no finite numbers, so its updates will not"
+        assert before in str(caught[0].message)
+        assert "columns age, dose" in str(caught[0].message)
+        assert not (there.run_dir / "model").exists()
+        assert there.summary["best_round"] is None
+        assert json.loads((there.run_dir / "summary.json").read_text())["failure"].startswith("rounds 1 to 3")
+        told = banner(Run(there.run_dir))
+        assert 'class="alarm"' in told
+        assert "This run has no model to use" in told
+        assert told.count("<li>client ") == 4
+        assert not (there.run_dir / "checkpoints" / "best.ckpt").exists()
+
+    def test_data_that_are_finite_are_not_blamed(self) -> None:
+        with pytest.warns(UserWarning, match="so the training diverged: look at the loss"):
+            fit(_Poisons(), _PoisonedData(), max_rounds=1)
+
+    def test_nor_are_values_that_the_module_fills_in(self) -> None:
+        class Fills(SmallModule):
+            """Diverges in its second step."""
+
+            def forward(self, inputs: Any) -> Any:
+                return super().forward(inputs.nan_to_num())
+
+            def training_step(self, batch: Any, batch_idx: int) -> Any:
+                has_moved = not torch.equal(self.net[0].weight, SmallModule().net[0].weight.to(self.device))
+                return super().training_step(batch, batch_idx) * (math.nan if has_moved else 1)
+
+        with (
+            pytest.warns(UserWarning, match="quarantined|no usable update"),
+            pytest.raises(RunError, match=r"none of 1 rounds .* client 0: .*: its data are not why, so the training"),
+        ):
+            fit(Fills(), _MissingValues(whose=range(4)), max_rounds=1, local_epochs=2)
 
     def test_an_empty_client_is_left_out_with_a_warning(self) -> None:
         data = SmallData({"a": 20, "b": 0, "c": 9})

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from fedhq_lightning.quantize.compilation import compiler
+from fedhq_lightning.support.phase_clock import phase_of_run
 from fedhq_lightning.support.setup_notice import setting_up
 
 LEVELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -68,7 +69,8 @@ def built_library() -> Path:
         if library.exists():
             return library
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock"), setting_up("the int8 kernels, once per machine: about half a minute"):
+        notice = setting_up("the int8 kernels, once per machine: about half a minute")
+        with FileLock(folder / "lock"), notice, phase_of_run("compile"):
             if not library.exists():
                 _compile(program, levels, library)
     except OSError as error:
