@@ -61,7 +61,10 @@ def _check_finished(run_dir: Path) -> None:
     if (run_dir / "summary.json").is_file():
         return
     if not run_dir.exists():
-        raise ConfigurationError(f"report {run_dir}: no such folder; give the folder of a run, such as runs/RECIPE/RUN")
+        raise ConfigurationError(
+            f"report {run_dir}: no such folder; give the folder of a run, such as runs/RECIPE/RUN, or its name (fedhq "
+            "runs)"
+        )
     if not run_dir.is_dir():
         raise ConfigurationError(f"report {run_dir}: a file; give the folder of the run, such as runs/RECIPE/RUN")
     if (run_dir / "rounds.jsonl").is_file() or (run_dir / "checkpoints").is_dir():

@@ -407,12 +407,13 @@ COMMANDS = {
     "name another file",
     ("ls", "extra"): "unknown argument 'extra'; see fedhq ls --help",
     ("rn", "digits-smoke"): (
-        "unknown command 'rn'; allowed are ls, cp, show, run, resume, eval, report, profile, tune, compare, completion"
-        "; did you mean 'run'?"
+        "unknown command 'rn'; allowed are ls, cp, show, run, runs, resume, eval, report, profile, tune, compare, "
+        "completion; did you mean 'run'?"
     ),
     ("--verbose",): "unknown argument '--verbose'; see fedhq --help",
     ("run",): "the following arguments are required: NAME|FILE; see fedhq run --help",
-    ("resume", "nowhere"): "resume nowhere: no such folder; give the directory of a run, such as runs/RECIPE/RUN",
+    ("resume", "nowhere"): "resume nowhere: no such folder; give the directory of a run, such as "
+    "runs/RECIPE/RUN, or its name (fedhq runs)",
     ("resume", "."): "resume .: no recipe.yaml there; give the directory of a run, such as runs/RECIPE/RUN",
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fedhq_lightning.cli.main import main
 from fedhq_lightning.cli.report_runs import report_runs
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.experiments.side_by_side import runs_side_by_side
@@ -76,8 +77,27 @@ class TestOneRun:
         assert not (run_dir / "report.html").exists()
         assert path.read_text() == report_runs([run_dir]).read_text()
 
+    def test_by_its_name_as_resume_and_eval_take_it(self, capsys: pytest.CaptureFixture[str]) -> None:
+        folder = run(Path("runs/digits/20250101-120000-00ab12-first-try"))
+        assert main(["report", "first-try"]) == 0
+        assert capsys.readouterr().out == f"{folder}/report.html written\n"
+        assert "<h1>digits" in (folder / "report.html").read_text()
+        assert ": first-try</h1>" in (folder / "report.html").read_text()
+        (folder / "recipe.yaml").unlink()
+        assert main(["resume", "00ab12"]) == 2
+        assert f"resume {folder}: no recipe.yaml there" in capsys.readouterr().err
+        assert main(["eval", "first-try"]) == 2
+        assert f"in {folder}" in capsys.readouterr().err
+
 
 class TestSeveralRuns:
+    def test_legends_have_the_names_that_tell_the_runs_apart(self, tmp_path: Path) -> None:
+        folders = [run(tmp_path / f"2025010{day}-120000-00ab1{day}-{name}") for day, name in ((1, "one"), (2, "two"))]
+        assert [each.label for each in runs_side_by_side(list(map(Run, folders))).runs] == ["A: one", "B: two"]
+        folders.append(run(tmp_path / "20250103-120000-00ab13-two"))
+        labels = [each.label for each in runs_side_by_side(list(map(Run, folders))).runs]
+        assert all("2025010" in label for label in labels), "two of one name"
+
     def test_in_the_working_directory_by_default(
         self, two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merged: str
     ) -> None:

@@ -101,3 +101,16 @@ def test_unresolved_ones_are_refused_by_their_key(changes: dict[str, Any], overr
     with pytest.raises(ConfigurationError, match=told):
         resolve("small", recipe(changes), overrides).instantiate()
     assert not Path("runs").exists()
+
+
+def test_runs_may_be_given_by_their_names(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "digits" / "20250101-120000-00ab12-first-try"
+    run.mkdir(parents=True)
+    node = {
+        "class_path": "HybridAllocator",
+        "init_args": {"warm_start": ["first-try", "00ab12", "me/project/first-try", "nobody"]},
+    }
+    resolved = resolve("small", recipe({"trainer.callbacks": [node]}))
+    kept = yaml.safe_load(resolved.recipe.text)["trainer"]["callbacks"][0]["init_args"]["warm_start"]
+    assert kept == [str(run), str(run), "me/project/first-try", "nobody"]
+    assert resolved.instantiate()[0].allocator.warm_start[2:] == ["me/project/first-try", "nobody"]
