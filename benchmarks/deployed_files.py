@@ -26,18 +26,18 @@ from torch import nn
 
 from fedhq_lightning.deploy.deployment import Deployment
 from fedhq_lightning.deploy.formats import FORMATS, float_forms
-from fedhq_lightning.deploy.model_folder import write_model_folder
+from fedhq_lightning.deploy.model_folder import PROGRAM, write_model_folder
 from fedhq_lightning.deploy.speed import measure_inference
 from fedhq_lightning.models import MLP, LeNet5, MobileNetV2, ResNet20, ViT
-from fedhq_lightning.quantize import QuantScheme, convert
+from fedhq_lightning.quantize import QuantScheme, calibrate_ranges, convert
 from fedhq_lightning.report.formats import format_bytes, speed_text
 
 TEXT = """## Files of the deployed model
 
 Wall milliseconds of one forward, on one thread: medians of {rounds} rounds, each a median of up to 40 forwards, all
-forms in turns. Images of 28 x 28, scheme `{scheme}`, edges at 8 bits. *Agreement* is with the training-time integer
-model, on {batch} samples. The fastest float32 form and the fastest file are in bold. Printed by
-`python benchmarks/deployed_files.py`.
+forms in turns. Images of 28 x 28, scheme `{scheme}`, edges at 8 bits; *static* is the same with static activation
+ranges (`{scheme}s`). *Agreement* is with the training-time integer model, on {batch} samples. The fastest float32 form
+and the fastest file are in bold. Printed by `python benchmarks/deployed_files.py`.
 
 {machine}
 
@@ -97,35 +97,37 @@ def measure(module: nn.Module, scheme: str, batch: int, rounds: int) -> list[Row
         batch: Size of the larger batch.
         rounds: How often everything is timed.
     """
-    assert isinstance(module, L.LightningModule)
     module.eval()
-    grid, example = QuantScheme(scheme), (torch.rand(batch, 1, 28, 28, generator=torch.Generator().manual_seed(0)),)
-    with TemporaryDirectory() as folder:
-        converted = convert(copy.deepcopy(module), grid)
-        name = type(module).__name__
-        deployment = write_model_folder(
-            Path(folder) / "model", converted, module.state_dict(), example, grid, name, exports=list(FORMATS)
-        )
-        weights = (Path(folder) / "model/weights.safetensors").stat().st_size
-    times = _times(module, deployment, example, rounds)
-    rows = [Row(form, weights, "", times[form]) for form in times if form not in deployment.programs]
-    for file in deployment.files:
+    example = (torch.rand(batch, 1, 28, 28, generator=torch.Generator().manual_seed(0)),)
+    dynamic, static = _written(module, scheme, example), _written(module, f"{scheme}s", example)
+    assert dynamic.model is not None
+    floats = {"fp32 in torch": module, **float_forms(dynamic.model, dynamic.programs)}
+    files = {file.name: file for file in dynamic.files}
+    files |= {f"{file.name}, static": file for file in static.files if file.name != PROGRAM}
+    programs = {name: file.program for name, file in files.items() if file.program is not None}
+    measured = [measure_inference(floats, programs, example)["batch_sizes"] for _ in range(rounds)]
+
+    def times(form: str) -> dict[str, float]:
+        return {size: median(each[size]["forms"][form]["ms"] for each in measured) for size in measured[0]}
+
+    weights = sum(value.nbytes for value in module.state_dict().values())
+    rows = [Row(form, weights, "", times(form)) for form in floats]
+    for name, file in files.items():
         told = file.reason if file.agreement is None else file.agreement.in_words()
-        rows.append(Row(file.name, file.bytes, told, times.get(file.name, {})))
+        rows.append(Row(name, file.bytes, told, times(name) if name in programs else {}))
     return rows
 
 
-def _times(
-    module: nn.Module, deployment: Deployment, example: tuple[torch.Tensor], rounds: int
-) -> dict[str, dict[str, float]]:
-    """Milliseconds by form and by batch size."""
-    assert deployment.model is not None
-    forms = {"fp32 in torch": module, **float_forms(deployment.model, deployment.programs)}
-    measured = [measure_inference(forms, deployment.programs, example)["batch_sizes"] for _ in range(rounds)]
-    return {
-        form: {size: median(each[size]["forms"][form]["ms"] for each in measured) for size in measured[0]}
-        for form in (*forms, *deployment.programs)
-    }
+def _written(module: nn.Module, scheme: str, example: tuple[torch.Tensor]) -> Deployment:
+    """Every file of a module that is left as it is, static ranges calibrated on the example."""
+    grid, module = QuantScheme(scheme), copy.deepcopy(module)
+    calibrate_ranges(module, grid, lambda module: module(*example))
+    converted = convert(module, grid)
+    assert isinstance(converted, L.LightningModule)
+    name = type(module).__name__
+    with TemporaryDirectory() as folder:
+        place = Path(folder) / "model"
+        return write_model_folder(place, converted, module.state_dict(), example, grid, name, exports=list(FORMATS))
 
 
 def model_table(rows: list[Row]) -> str:

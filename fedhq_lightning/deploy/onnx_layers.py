@@ -185,8 +185,9 @@ def _steps(op: Any, x: Any, top: int, axes: list[int], range_scale: Any, range_z
         zero = op.Neg(op.Round(op.Div(smallest, step)))
     else:
         step, zero = range_scale, range_zero
-    # The reciprocal first, as `activation_integers` does: dividing would round differently.
-    return op.Round(op.Mul(x, op.Div(1.0, step))), step, zero
+    # The reciprocal first, as `activation_integers` does: dividing would round differently. Of halves, because a
+    # runtime takes a product with one over something for a division.
+    return op.Round(op.Mul(x, op.Div(0.5, op.Mul(step, 0.5)))), step, zero
 
 
 def _of_whole_numbers(

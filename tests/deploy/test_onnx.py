@@ -92,6 +92,15 @@ def test_sums_that_float32_cannot_hold_are_taken_in_two_parts(tmp_path: Path) ->
     assert Agreement.of(program, model.converted, args).bit_equal == 1
 
 
+def test_activations_at_the_edge_between_two_levels_are_rounded_alike(tmp_path: Path) -> None:
+    """Dividing by the step, in place of multiplying by its reciprocal, would take some of them to the other one."""
+    step = torch.rand(64, 1, generator=torch.Generator().manual_seed(3)) + 0.5
+    x = torch.cat([torch.zeros(64, 1), 255 * step, (torch.arange(254) + 0.5) * step], dim=1)
+    assert int(((x / step).round() != (x * (1 / step)).round()).sum()) > 100
+    model = made_of("w8a8", nn.Linear(256, 4), (x,))
+    assert Agreement.of(written(model, tmp_path / "model.onnx"), model.converted, (x,)).bit_equal == 1
+
+
 class TestContent:
     def test_weights_take_their_bits(self, tmp_path: Path) -> None:
         sizes = {}
