@@ -74,7 +74,7 @@ def _rows(found: Evaluation) -> list[Sequence[str]]:
     if found.inference:
         rows.append(["size", *(format_bytes(found.inference[f"{kind}_bytes"]) for kind in ("fp32", "int8"))])
         rows += [
-            [f"wall time of a batch of {size}", *(_time(times, kind) for kind in ("fp32", "int8"))]
+            [f"batch of {size}, wall", *(_time(times, kind) for kind in ("fp32", "int8"))]
             for size, times in found.inference["batch_sizes"].items()
         ]
     return rows
@@ -105,7 +105,7 @@ def _notes(found: Evaluation, threads: int) -> list[str]:
         on = "1 thread" if threads == 1 else f"{threads} threads"
         notes.append(f"wall times are medians of one forward on this CPU, on {on} (first to third quartile)")
         notes += [
-            f"batch of {size}: int8 is {speed_text(times['speedup'])} ({times['fp32']})"
+            f"batch of {size}: int8 is {speed_text(times['speedup'])} as {times['fp32']}"
             for size, times in found.inference["batch_sizes"].items()
         ]
     return notes

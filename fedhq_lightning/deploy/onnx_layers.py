@@ -35,14 +35,15 @@ _FLOAT, _UINT8, _INT32 = 1, 2, 6
 # Opaque to torch.export, which needs the shape of the result and nothing else.
 _LIBRARY = torch.library.Library("fedhq_onnx", "DEF")  # type: ignore[no-untyped-call]  # torch does not type it
 _LIBRARY.define(  # type: ignore[no-untyped-call]  # nor this
-    "layer(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor? sums, Tensor? range_scale, Tensor? range_zero, "
-    "str way, int bits, int[] grouped, int[] strides, int[] pads, int[] dilations, int groups) -> Tensor"
+    "layer(Tensor x, Tensor weight, Tensor scale, Tensor? zero, Tensor? bias, Tensor? sums, "
+    "Tensor? range_scale, Tensor? range_zero, str way, int bits, int[] grouped, int[] strides, int[] pads, "
+    "int[] dilations, int groups) -> Tensor"
 )
 
 
 @torch.library.register_fake("fedhq_onnx::layer", lib=_LIBRARY)  # type: ignore[untyped-decorator]  # nor this
 def _result(
-    x: Tensor, weight: Tensor, scale: Tensor, bias: Any, sums: Any, range_scale: Any, range_zero: Any,
+    x: Tensor, weight: Tensor, scale: Tensor, zero: Any, bias: Any, sums: Any, range_scale: Any, range_zero: Any,
     way: str, bits: int, grouped: list[int], strides: list[int], pads: list[int], dilations: list[int], groups: int,
 ) -> Tensor:  # fmt: skip
     if not strides:
@@ -73,14 +74,17 @@ class LayerForOnnx(nn.Module):
         self.grouped = self._take_weight(layer)
         ones = [1] * len(self.strides)
         self.register_buffer("bias", None if layer.bias is None else layer.bias.view(-1, *ones).clone())
+        # Zero points of zero, which operators that runtimes make of a dequantized weight must have.
+        zero = torch.zeros(len(layer.scale), dtype=torch.int8) if self.way == "static" else None
+        self.register_buffer("zero", zero)
         sums = layer.quantized_weight.sum(1, dtype=torch.int32) if self.way == "integers" else None
         self.register_buffer("sums", sums)
-        zero = layer.activation_zero_point
-        if zero is not None:
-            zero = zero - integer_range(self.bits)[0]
-            zero = zero.to(torch.uint8) if self.way == "static" else zero
+        range_zero = layer.activation_zero_point
+        if range_zero is not None:
+            range_zero = range_zero - integer_range(self.bits)[0]
+            range_zero = range_zero.to(torch.uint8) if self.way == "static" else range_zero
         self.register_buffer("range_scale", layer.activation_scale)
-        self.register_buffer("range_zero", zero)
+        self.register_buffer("range_zero", range_zero)
 
     def _take_padding(self, amounts: list[int], mode: str) -> None:
         """Amounts as `F.pad` takes them: zeros become the operator's own padding."""
@@ -112,7 +116,7 @@ class LayerForOnnx(nn.Module):
         is_single = bool(self.strides) and input.dim() == 1 + len(self.strides)
         x = pad(input.unsqueeze(0) if is_single else input, self.amounts, self.padding_mode)
         output: Tensor = torch.ops.fedhq_onnx.layer(
-            *(x.float(), self.integers, self.scale, self.bias, self.sums, self.range_scale, self.range_zero),
+            *(x.float(), self.integers, self.scale, self.zero, self.bias, self.sums, self.range_scale, self.range_zero),
             *(self.way, self.bits, self.grouped, self.strides, self.pads, self.dilations, self.groups),
         )
         output = output.to(input.dtype)
@@ -140,7 +144,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 
 def _translated(
-    x: Any, weight: Any, scale: Any, bias: Any, sums: Any, range_scale: Any, range_zero: Any,
+    x: Any, weight: Any, scale: Any, zero: Any, bias: Any, sums: Any, range_scale: Any, range_zero: Any,
     way: str, bits: int, grouped: Sequence[int], strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int],
     groups: int,
 ) -> Any:  # fmt: skip
@@ -156,7 +160,7 @@ def _translated(
 
     if way == "static":
         left = op.DequantizeLinear(op.QuantizeLinear(x, range_scale, range_zero), range_scale, range_zero)
-        output = product(left, op.DequantizeLinear(weight, scale, axis=0 if strides else 1))
+        output = product(left, op.DequantizeLinear(weight, scale, zero, axis=0 if strides else 1))
     elif way == "weights":
         output = product(x, _dequantized(op, weight, scale, grouped))
     else:

@@ -99,7 +99,9 @@ def _latency(run: Run, inference: Mapping[str, Any]) -> str:
     batches: Mapping[str, Mapping[str, Any]] = inference["batch_sizes"]
     threads = inference.get("threads")
     note = f"Wall time on this host's CPU, {threads} {'thread' if threads == 1 else 'threads'}. "
-    note += " ".join(f"Batch of {size}: {_verdict(measured)}" for size, measured in batches.items())
+    note += " ".join(f"Batch of {size}: {_fastest(measured)}" for size, measured in batches.items())
+    if slow := [size for size, measured in batches.items() if _speedup(measured) <= 1]:
+        note += f" Int8 does not pay in time here for a batch of {' and of '.join(slow)}."
     note += f" {run.metric_name}: quantized {format_metric(run.summary.get('metric_quantized'))}, "
     note += f"fp {format_metric(run.summary.get('metric_fp'))}. Medians of one forward, with quartiles."
     forms = {size: _forms(measured) for size, measured in batches.items()}
@@ -118,13 +120,11 @@ def _forms(measured: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return found
 
 
-def _verdict(measured: Mapping[str, Any]) -> str:
-    """Which file is fastest, and whether that beats the fastest float32."""
+def _fastest(measured: Mapping[str, Any]) -> str:
+    """Which file is fastest, beside the fastest float32."""
     fp32, int8 = (format_seconds(float(measured[f"{kind}_ms"]) / 1e3) for kind in ("fp32", "int8"))
     file, rival = measured.get("int8", "model.pt2"), measured.get("fp32", "fp32 in torch")
-    speedup = _speedup(measured)
-    pays = "" if speedup > 1 else " On this processor int8 does not pay in time."
-    return f"{file} {int8}, {speed_text(speedup)} as the fastest {rival}, {fp32}.{pays}"
+    return f"{file} is fastest, {int8}: {speed_text(_speedup(measured))} as {rival}, {fp32}."
 
 
 def _speedup(measured: Mapping[str, Any]) -> float:

@@ -70,7 +70,7 @@ def test_eval_takes_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found.is_conversion is True
     shown = capsys.readouterr().out
     assert "beside the conversion of the weights: the same bits on 64 samples" in shown
-    assert "(fp32 in " in shown
+    assert " as fp32 in " in shown
 
 
 def test_eval_takes_a_packed_model(run: Path) -> None:
