@@ -109,18 +109,22 @@ def integer_program(converted: nn.Module, example_args: tuple[Any, ...]) -> torc
     return traced_program(module, example_args)
 
 
-def traced_program(module: nn.Module, example_args: tuple[Any, ...]) -> torch.export.ExportedProgram:
+def traced_program(
+    module: nn.Module, example_args: tuple[Any, ...], samples: int = 2, most: int | None = None
+) -> torch.export.ExportedProgram:
     """A module as torch traces it, for a batch of any size.
 
     Args:
         module: In evaluation mode.
         example_args: As in `export_program`; their values go nowhere.
+        samples: That it is traced with, at least 2: a batch of one would be taken for a constant.
+        most: Samples that a batch may have; None: any number.
     """
-    # Zeros, two samples of them: programs carry their example, which is somebody's data, and a batch of one would be
-    # taken for a constant.
-    args = pytree.tree_map(lambda leaf: torch.zeros_like(leaf[:1].expand(2, *leaf.shape[1:])).contiguous()
-                           if _has_batch(leaf) else leaf, example_args)  # fmt: skip
-    batch = torch.export.Dim("batch", min=1)
+    # Zeros: programs carry their example, which is somebody's data.
+    args = pytree.tree_map(
+        lambda leaf: leaf.new_zeros((samples, *leaf.shape[1:])) if _has_batch(leaf) else leaf, example_args
+    )
+    batch = torch.export.Dim("batch", min=1, max=most)
     shapes = pytree.tree_map(lambda leaf: {0: batch} if _has_batch(leaf) else None, args)
     program = torch.export.export(_ForwardOnly(module), args, dynamic_shapes=(shapes,))
     for node in list(program.graph.nodes):

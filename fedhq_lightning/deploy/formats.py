@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from fedhq_lightning.deploy import onnx_model, onnx_program
+from fedhq_lightning.deploy import executorch_model, executorch_program, onnx_model, onnx_program
 from fedhq_lightning.deploy.export import ExportError
 from fedhq_lightning.deploy.model_to_write import ModelToWrite
 from fedhq_lightning.deploy.program_file import load_program
@@ -33,6 +33,7 @@ class Format:
         in_float: The same model in float32 and in the same runtime, to be timed beside it; an ExportError as of write.
         usage: Lines of Python that run a written file, for the folder's README.
         note: What else its users should know, likewise.
+        danger: Why a file of others may do harm, so that it is read on trust alone; empty where it may not.
     """
 
     file: str
@@ -44,6 +45,7 @@ class Format:
     in_float: Callable[[ModelToWrite], nn.Module]
     usage: Callable[[ModelToWrite], str]
     note: str
+    danger: str = ""
 
     @property
     def suffix(self) -> str:
@@ -77,7 +79,23 @@ FORMATS = {
             "On x86 processors without VNNI (of before about 2019) onnxruntime adds products of 8-bit weights in 16 "
             "bits, which may overflow; there give it `SessionOptions` with `session.x64quantprecision` set to `1`."
         ),
-    )
+    ),
+    "executorch": Format(
+        file="model.pte",
+        runtime="executorch",
+        extra="executorch",
+        needs=("executorch",),
+        write=executorch_program.write,
+        read=executorch_model.read,
+        in_float=lambda model: executorch_model.ExecutorchModel(executorch_program.in_float(model)),
+        usage=executorch_program.usage,
+        note=(
+            f"It takes batches of 1 to {executorch_program.MOST_SAMPLES} samples. Depthwise convolutions compute in "
+            "float32 in it, with weights on their grid, and so do norms, but for a BatchNorm after a layer, which is "
+            "part of that layer's scales."
+        ),
+        danger="ExecuTorch's runtime is not made to withstand forged files",
+    ),
 }
 """By their names in `trainer.export`."""
 
@@ -100,7 +118,7 @@ def _write(form: Format, model: ModelToWrite, path: Path) -> WrittenFile:
     try:
         form.check_installed()
         form.write(model, path)
-        program = form.read(path, False)
+        program = form.read(path, bool(form.danger))
         agreement = Agreement.of(program, model.converted, model.example_args)
     except (ExportError, ConfigurationError) as error:
         path.unlink(missing_ok=True)
@@ -151,6 +169,8 @@ def read_program(file: Path, trust: bool = False) -> nn.Module:
     for form in FORMATS.values():
         if file.name.endswith(form.suffix):
             form.check_installed()
+            if form.danger and not trust:
+                raise ConfigurationError(f"{file.name}: {form.danger}, so it was not loaded (--trust loads it)")
             return form.read(file, trust)
     if file.name.endswith(".pt2"):
         return load_program(file, trust)

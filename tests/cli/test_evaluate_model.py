@@ -128,7 +128,7 @@ class TestWhatIsFound:
 class TestRefusals:
     def test_no_model(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert refusal(capsys, "nowhere") == f"no such folder or file; {ALONE}"
-        assert refusal(capsys, "mine.yaml") == f"mine.yaml is no .pt2, .onnx or .safetensors file; {ALONE}"
+        assert refusal(capsys, "mine.yaml") == f"mine.yaml is no .pt2, .onnx, .pte or .safetensors file; {ALONE}"
         shutil.rmtree(run / "model")
         assert refusal(capsys, str(run)).startswith("no model.pt2, model.safetensors or weights.safetensors in ")
 
