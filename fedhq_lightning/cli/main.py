@@ -27,13 +27,14 @@ _EPILOG = """examples:
   fedhq ls                                          the shipped recipes
   fedhq run mnist5k-hybrid                          run one
   fedhq run mnist5k-hybrid --trainer.max_rounds=5   with another value
+  fedhq runs                                        the newest runs, with names, states and metrics
   fedhq cp mnist5k-hybrid mine.yaml                 copy one to edit; then: fedhq run mine.yaml
   fedhq resume runs/mnist5k-hybrid/RUN              go on where a run was stopped
   fedhq eval runs/mnist5k-hybrid/RUN                its deployed model beside its float32 weights
   fedhq report runs/mnist5k-hybrid/*                several runs in one report
   fedhq profile mnist5k-hybrid                      measure its lanes and kernels on this host
   fedhq tune digits-tune                            search for better values by an Optuna study over whole runs
-  fedhq compare digits-smoke --allocators all-ptq all-qat free-qat
+  fedhq compare digits-smoke --vary trainer.aggregator=FedAvg,FedProx
 
 fedhq COMMAND --help tells more.
 """
