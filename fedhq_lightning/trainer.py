@@ -307,7 +307,8 @@ class FederatedTrainer(AfterFit):
         settings, fabric = self.settings, self.fabric
         self.should_stop = state.stopped
         try:
-            self.call("on_fit_start")
+            with clock.phase("loggers"):
+                self.call("on_fit_start")
             rounds = RoundLoop(
                 settings,
                 self,

@@ -126,7 +126,7 @@ _BOUNDARIES = (
     (9, 0.3, 0.4, 1, 1, 1, 0.5, "trial 1 beat the incumbent by 2.6 standard deviations and takes over"),
     (11, 0.5, 0.1, 2, 1, None, None, "trial 2 challenges trial 1"),
 )
-EXPLANATION = "Hardware: 3 board with 60 in ptq & 95 in qat. T = 62.1 s (slack 0.05), rho = 0.6 (share <0.2>)."
+EXPLANATION = "Hardware: 3 board with 60 in PTQ & 95 in QAT. T = 62.1 s (slack 0.05), rho = 0.6 (share <0.2>)."
 
 
 def allocation_of(number: int) -> dict[str, Any]:

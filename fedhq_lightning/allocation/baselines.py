@@ -51,7 +51,7 @@ class FreeQatAllocator(Allocator):
 
         return Plan(
             {client_id: mode(client_id) for client_id in cohort},
-            reason=f"qat for whom it takes no longer than the slowest client's ptq, {seconds:.3g} virtual seconds",
+            reason=f"QAT for whom it takes no longer than the slowest client's PTQ, {seconds:.3g} virtual seconds",
             logged={"seconds": seconds},
         )
 
@@ -119,7 +119,7 @@ class MatchedRandomAllocator(Allocator):
         matched = "in all" if self.per == "total" else "in every round and tier"
         return Plan(
             {client_id: modes[str(client_id)] for client_id in cohort},
-            reason=f"qat at random, for as many fits {matched} as in {Path(self.reference).name}",
+            reason=f"QAT at random, for as many fits {matched} as in {Path(self.reference).name}",
         )
 
     def _check_cohort(

@@ -41,9 +41,9 @@ def explain(knowledge: "ClientKnowledge", choice: "CoarseChoice", least_work: fl
             f"Data: risk is {_risk(knowledge)}, {_spread([each.risk for each in facts.values()])}.",
             *([origin] if origin else []),
             f"A round takes T = {choice.seconds:.3g} s, {_to_the_slowest(boundary.slack)} (medians over rounds): who "
-            f"can take {_words(least_work)} by then trains in qat, the others in ptq, with as many steps as T allows"
+            f"can take {_words(least_work)} by then trains in QAT, the others in PTQ, with as many steps as T allows"
             f"{_at_risk(level, boundary.share)}.",
-            f"Expected once qat has begun: {choice.in_qat:.0%} of a round's clients in qat, with "
+            f"Expected once QAT has begun: {choice.in_qat:.0%} of a round's clients in QAT, with "
             f"{choice.protected:.0%} of the risk; {choice.work:.0%} of all local steps taken"
             f"{_longer(choice.slowdown)}.",
         ]
@@ -66,20 +66,20 @@ def explain_start(
         waits_for_proof: Whether it begins only once rounding is seen to cost.
         was_seen: Whether that was seen in an earlier run.
     """
-    begins = f"qat begins in round {rounds_in_ptq + 1}, ptq is for everybody before" if rounds_in_ptq else ""
+    begins = f"QAT begins in round {rounds_in_ptq + 1}, PTQ is for everybody before" if rounds_in_ptq else ""
     if is_given:
         return f" As was given, {begins}." if begins else ""
     known = "What rounding destroys is not known"
     if noise_to_signal is not None:
         known = f"Rounding to the scheme destroys {noise_to_signal:.1%} of the power of the initial model's output"
     if waits_for_proof and was_seen:
-        return f" {known}. That it costs was seen in the earlier run, so {begins or 'qat begins at once'}."
+        return f" {known}. That it costs was seen in the earlier run, so {begins or 'QAT begins at once'}."
     if waits_for_proof:
         return (
-            f" {known}. So qat begins in round {rounds_in_ptq + 1} at the earliest, and only once the deployed model "
-            "is seen to be worse than its float32 original; before, ptq is for everybody."
+            f" {known}. So QAT begins in round {rounds_in_ptq + 1} at the earliest, and only once the deployed model "
+            "is seen to be worse than its float32 original; before, PTQ is for everybody."
         )
-    return f" {known}, so {begins or 'qat begins at once'}."
+    return f" {known}, so {begins or 'QAT begins at once'}."
 
 
 def explain_outlook(in_qat: float, rounds: int, window: int | None, judged: int) -> str:
@@ -94,7 +94,7 @@ def explain_outlook(in_qat: float, rounds: int, window: int | None, judged: int)
     said = ""
     if in_qat == 0:
         said = (
-            " By this boundary nobody trains in qat: nobody can take enough of its steps in it. `slowdown` allows "
+            " By this boundary nobody trains in QAT: nobody can take enough of its steps in it. `slowdown` allows "
             "longer rounds, and `least_work` fewer steps."
         )
     if window is None:
@@ -107,24 +107,24 @@ def explain_outlook(in_qat: float, rounds: int, window: int | None, judged: int)
 def _longer(slowdown: float) -> str:
     if abs(slowdown) < 0.0005:
         return ""
-    return f"; rounds {abs(slowdown):.1%} {'longer' if slowdown > 0 else 'shorter'} than in ptq with all steps"
+    return f"; rounds {abs(slowdown):.1%} {'longer' if slowdown > 0 else 'shorter'} than in PTQ with all steps"
 
 
 def _to_the_slowest(slack: float) -> str:
     if slack == 0:
-        return "as long as its slowest client's in ptq"
-    return f"{1 + slack:.3g} times as long as its slowest client's in ptq (slack {slack:.3g})"
+        return "as long as its slowest client's in PTQ"
+    return f"{1 + slack:.3g} times as long as its slowest client's in PTQ (slack {slack:.3g})"
 
 
 def _words(least_work: float) -> str:
-    return "all its steps in qat" if least_work == 1 else f"{least_work:.0%} of its steps or more in qat"
+    return "all its steps in QAT" if least_work == 1 else f"{least_work:.0%} of its steps or more in QAT"
 
 
 def _tier(name: str, own: Sequence[ClientFacts]) -> str:
     ptq, qat = median(each.ptq_seconds for each in own), median(each.qat_seconds for each in own)
     unable = sum(not each.can_qat for each in own)
-    short = f", {unable} without the memory for qat" if unable else ""
-    return f"{len(own)} {name} with {ptq:.3g} in ptq and {qat:.3g} in qat{short}"
+    short = f", {unable} without the memory for QAT" if unable else ""
+    return f"{len(own)} {name} with {ptq:.3g} in PTQ and {qat:.3g} in QAT{short}"
 
 
 def _risk(knowledge: "ClientKnowledge") -> str:

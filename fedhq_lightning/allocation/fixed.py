@@ -84,7 +84,7 @@ class FixedAllocator(Allocator):
         if isinstance(self.allocation, Mapping):
             return "modes as mapped by client"
         picked = "at random" if self.by == "random" else "with the most divergent labels"
-        return f"{self.allocation:.0%} of the clients, {picked}, train in qat, the others in ptq"
+        return f"{self.allocation:.0%} of the clients, {picked}, train in QAT, the others in PTQ"
 
 
 def _check_mode(mode: object, where: str) -> None:

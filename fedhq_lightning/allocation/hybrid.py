@@ -241,7 +241,7 @@ class HybridAllocator(Allocator):
         if self.fine:
             self._fine.observe(result.round, self._length(result), result.monitored)
             if result.round > 0 and self._has_begun(result.round + 1) and not had_begun:
-                self._fine.begin_anew("qat has begun")
+                self._fine.begin_anew("QAT has begun")
 
     def _length(self, result: "RoundRecord") -> float:
         """How long a round lasted, in rounds of the same cohort under the incumbent.
@@ -322,8 +322,8 @@ class HybridAllocator(Allocator):
         if self._has_begun(round_number):
             return ""
         if round_number > self._rounds_in_ptq:
-            return "ptq for everybody, because rounding is not seen to cost anything; "
-        return f"ptq for everybody up to round {self._rounds_in_ptq}; "
+            return "PTQ for everybody, because rounding is not seen to cost anything; "
+        return f"PTQ for everybody up to round {self._rounds_in_ptq}; "
 
     def _waits_for_proof(self) -> bool:
         """Whether rounding must be seen to cost before qat begins: not in runs too short to see anything."""

@@ -63,7 +63,7 @@ class LateQatAllocator(Allocator):
         """PTQ, or QAT up to the time that the slowest client of this cohort needs for PTQ."""
         context, first = self._begun, self._begun.max_rounds - self.num_rounds + 1
         if round_number < first:
-            return Plan(dict.fromkeys(cohort, "ptq"), f"ptq for everybody before round {first}")
+            return Plan(dict.fromkeys(cohort, "ptq"), f"PTQ for everybody before round {first}")
         seconds = max((context.client_seconds(client_id, "ptq") for client_id in cohort), default=0.0)
         seconds *= 1 + self.budget
         if context.round_deadline is not None:
@@ -78,7 +78,7 @@ class LateQatAllocator(Allocator):
                     work[client_id] = share
         return Plan(
             modes,
-            f"qat for everybody from round {first}, in {seconds:.3g} virtual seconds a round",
+            f"QAT for everybody from round {first}, in {seconds:.3g} virtual seconds a round",
             {"seconds": seconds},
             work,
             {"qat": self.lr_factor, "ptq": self.lr_factor} if self.lr_factor != 1 else {},

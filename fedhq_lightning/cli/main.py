@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import shutil
 import signal
@@ -58,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _main(arguments)
         finally:
             sys.stdout.flush()
+            if arguments is None:
+                gc.freeze()  # the process ends: to go through all that was imported once more would take seconds
     except BrokenPipeError:
         if not nobody_reads():
             raise

@@ -84,7 +84,7 @@ def _limits(boundary: RoundBoundary, risks: Sequence[float]) -> str:
     size, unit = time_unit(boundary.seconds)
     if not boundary.qat:
         within = f", T = {boundary.seconds / size:.3g} {unit}" if boundary.seconds else ""
-        return f"qat has not begun, ptq for everybody{within}"
+        return f"QAT has not begun, PTQ for everybody{within}"
     above_all = boundary.risk > max(risks, default=0.0)
     level = "rho above every client's risk" if above_all else f"rho = {boundary.risk:.3g}"
     return f"T = {boundary.seconds / size:.3g} {unit}, {level}"
@@ -129,7 +129,7 @@ def write_allocation_picture(run_dir: Path) -> Path | None:
         return map_keys(allocation)
 
     texts = [f"round {boundary.round}: {describe_boundary(boundary, risks)}" for boundary in shown]
-    description = f"Clients by virtual time in qat and risk, coloured by mode, with the boundary. {'; '.join(texts)}."
+    description = f"Clients by virtual time in QAT and risk, coloured by mode, with the boundary. {'; '.join(texts)}."
     width, height = _PANEL_INCHES
     path = run_dir / "allocation.svg"
     columns = 6 if len(shown) > 1 else legend_columns(allocation)

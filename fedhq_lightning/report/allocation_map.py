@@ -6,6 +6,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from fedhq_lightning.report.curve_figures import time_unit
+from fedhq_lightning.report.formats import MODE_NAMES
 from fedhq_lightning.report.picture_style import COLOURS, MODE_COLOURS
 from fedhq_lightning.run.allocation import Allocation, AllottedClient, RoundBoundary
 from fedhq_lightning.types import MODES, ClientId
@@ -45,7 +46,7 @@ def draw_map(axes: "Axes", allocation: Allocation, boundary: RoundBoundary, trai
     top = 1.1 * highest or 1.0
     axes.set_xlim(limits[0] / size, limits[1] / size)
     axes.set_ylim(-0.03 * top, top)
-    axes.set_xlabel(f"virtual time in qat, fewest steps ({unit})")
+    axes.set_xlabel(f"virtual time in QAT, fewest steps ({unit})")
     axes.set_ylabel("risk")
     # A rho just above the highest risk is no line through that client.
     level = boundary.risk if boundary.qat and boundary.risk <= highest else top
@@ -88,15 +89,15 @@ def map_keys(allocation: Allocation) -> list[Any]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    keys: list[Any] = [Patch(color=MODE_COLOURS[mode], label=mode) for mode in MODES if mode != "fp"]
-    keys.append(Patch(color=MODE_COLOURS["qat"], alpha=0.2, label="qat region"))
+    keys: list[Any] = [Patch(color=MODE_COLOURS[mode], label=MODE_NAMES[mode]) for mode in MODES if mode != "fp"]
+    keys.append(Patch(color=MODE_COLOURS["qat"], alpha=0.2, label="QAT region"))
     by_marker: dict[str, list[str]] = {}
     for tier, marker in _tier_markers(allocation.clients).items():
         by_marker.setdefault(marker, []).append(tier)
     text = COLOURS["text"]
     looks = [(marker, tiers[0] if len(tiers) == 1 else "other tiers", text) for marker, tiers in by_marker.items()]
     if any(not client.can_qat for client in allocation.clients):
-        looks.append(("x", "cannot hold qat", _UNABLE_COLOUR))
+        looks.append(("x", "cannot hold QAT", _UNABLE_COLOUR))
     for marker, label, colour in looks:
         short = label if len(label) <= 24 else f"{label[:23]}\N{HORIZONTAL ELLIPSIS}"
         look: dict[str, Any] = {"marker": marker, "markerfacecolor": "none", "markeredgecolor": colour, "label": short}

@@ -16,7 +16,7 @@ _TOPIC = re.compile(r"(?<=\.) (?=[A-Z]\w+: )")
 """Where the allocator's paragraph turns to another topic, such as `Data: `."""
 _HEADER = ("rounds", "trial", "slack", "share", "steps", "T of its first round, virtual", "rho", "objective", "why")
 _HOW_TO_READ = (
-    "A client in the shaded region trains in qat: left of T it can take enough of its steps in time, above rho it "
+    "A client in the shaded region trains in QAT: left of T it can take enough of its steps in time, above rho it "
     "takes all of them, however long that lasts. T follows the slowest client of the round's cohort. "
     "Filled: took part in that round, coloured by the mode it trained in. Hollow: was not in its cohort, coloured by "
     "what the boundary would have given it. Times and risks are as known at the end of the run."
@@ -55,7 +55,7 @@ def _maps(run: Run, allocation: Allocation) -> list[str]:
         note = f"{describe_boundary(boundary, risks)}. Trained: {counts}."
         if total < len(run.clients):
             note += f" {total:,} of all clients are shown."
-        description = f"Scatter plot: clients by virtual time in qat and by risk. Round {boundary.round}: {note}"
+        description = f"Scatter plot: clients by virtual time in QAT and by risk. Round {boundary.round}: {note}"
         svg = map_svg(f"map-{boundary.round}", description, allocation, boundary, trained)
         pictures.append(figure(f"Allocation map, round {boundary.round}", note, svg))
     return pictures

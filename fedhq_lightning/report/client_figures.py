@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from fedhq_lightning.report.curve_figures import time_unit
+from fedhq_lightning.report.formats import MODE_NAMES
 from fedhq_lightning.report.picture_style import COLOURS, LEFT_OUT_MARKS, MODE_COLOURS, page_svg, whole_numbers
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def _mode_keys(modes: ModeMap) -> Iterator[Any]:
     from matplotlib.patches import Patch
 
     used, text = set(modes.cells.values()), COLOURS["text"]
-    yield from (Patch(color=colour, label=mode) for mode, colour in MODE_COLOURS.items() if mode in used)
+    yield from (Patch(color=colour, label=MODE_NAMES[mode]) for mode, colour in MODE_COLOURS.items() if mode in used)
     for word, (marker, _) in LEFT_OUT_MARKS.items():
         if word in modes.left_out.values():
             look: dict[str, Any] = {"marker": marker, "markerfacecolor": "none", "markeredgecolor": text}

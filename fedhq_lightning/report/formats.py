@@ -20,6 +20,9 @@ PHASES = {
 }
 """What people call the phases of a run, in order; those that are not here are parts of its rounds."""
 
+MODE_NAMES: Mapping[str, str] = {"fp": "fp", "ptq": "PTQ", "qat": "QAT"}
+"""What people call the modes."""
+
 
 def format_seconds(seconds: float) -> str:
     """A duration with its unit: `30 ms`, `12.4 s`, `4 min 05 s`, `2 h 07 min`, `3 d 04 h`.
@@ -70,8 +73,8 @@ def format_metric(value: float | None) -> str:
 
 
 def format_modes(counts: Mapping[str, int]) -> str:
-    """`ptq 6, qat 4`: the modes that occur, in their usual order."""
-    return ", ".join(f"{mode} {counts[mode]:,}" for mode in MODES if counts.get(mode)) or "none"
+    """`PTQ 6, QAT 4`: the modes that occur, in their usual order."""
+    return ", ".join(f"{MODE_NAMES[mode]} {counts[mode]:,}" for mode in MODES if counts.get(mode)) or "none"
 
 
 def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from rich.text import Text
 from fedhq_lightning.federated.callback import RoundCallback, RoundControl
 from fedhq_lightning.report.briefing import briefing_table, briefing_text
 from fedhq_lightning.report.final_table import on_terminal
-from fedhq_lightning.report.formats import PHASES, format_metric, format_modes, format_seconds
+from fedhq_lightning.report.formats import MODE_NAMES, PHASES, format_metric, format_modes, format_seconds
 from fedhq_lightning.run.records import LEFT_OUT, ClientRecord, RoundRecord
 from fedhq_lightning.support.phase_clock import PhaseClock
 from fedhq_lightning.support.setup_notice import clear_notice
@@ -23,6 +23,11 @@ from fedhq_lightning.types import ClientId, Mode, Plan
 _ROUNDS_FOR_ETA = 10
 _REFRESHES_PER_SECOND = 4
 _BEFORE_THE_ROUNDS = ("start", "set_up", "compile")
+_WITHIN_A_ROUND = {
+    "statistics": "taking batch statistics",
+    "evaluate": "evaluating",
+    "save": "saving",
+}
 _AFTER_THE_ROUNDS = ("deploy", "final_evaluation", "report")
 _LABEL = max(len(PHASES[phase]) for phase in _AFTER_THE_ROUNDS)
 
@@ -65,8 +70,7 @@ class ProgressDisplay(RoundCallback):
         if on_terminal(self._output):
             self._live = Live(self._view, console=self._output, refresh_per_second=_REFRESHES_PER_SECOND)
             self._live.start()
-        else:
-            trainer.clock.on_phase = self._say_phase
+        trainer.clock.on_phase = self._say_phase
 
     def on_round_start(self, trainer: RoundControl, round_number: int, plan: Plan) -> None:
         """Show the round's cohort."""
@@ -76,13 +80,13 @@ class ProgressDisplay(RoundCallback):
     def on_client_start(self, trainer: RoundControl, client_id: ClientId, mode: Mode) -> None:
         """Show who trains."""
         if trainer.is_global_zero:
-            self._view.doing = f"client {client_id} trains in {mode}"
+            self._view.doing = f"client {client_id} trains in {MODE_NAMES[mode]}"
 
     def on_client_end(self, trainer: RoundControl, record: ClientRecord) -> None:
         """Count the client."""
         if trainer.is_global_zero:
             self._view.clients_done += 1
-            self._view.doing = "aggregating, evaluating"
+            self._view.doing = "aggregating"
 
     def on_round_end(self, trainer: RoundControl, record: RoundRecord) -> None:
         """Show the round's result."""
@@ -102,8 +106,11 @@ class ProgressDisplay(RoundCallback):
         self._stop()
 
     def _say_phase(self, phase: str) -> None:
-        """Say what follows the rounds as it begins; the display shows it otherwise."""
-        if phase in _AFTER_THE_ROUNDS:
+        """Say what begins; the display has a line of its own for what follows the rounds."""
+        if self._live is not None:
+            within = "" if phase in _AFTER_THE_ROUNDS else self._view.doing
+            self._view.doing = _WITHIN_A_ROUND.get(phase, within)
+        elif phase in _AFTER_THE_ROUNDS:
             self._print_line(f"{PHASES[phase]} ...")
 
     def _print_line(self, text: str) -> None:

@@ -23,7 +23,7 @@ def test_both_modes_are_planned_and_the_boundary_is_logged():
 
 def test_the_explanation_names_both_analyses_and_the_boundary():
     text = ready().explanation
-    for words in ("4 board with 10 in ptq and 13 in qat", "total variation", "T ="):
+    for words in ("4 board with 10 in PTQ and 13 in QAT", "total variation", "T ="):
         assert words in text
     assert "rho =" in ready(boundary={"slack": 0, "share": 0.3}).explanation
     assert "rho =" not in ready(boundary={"slack": 0, "share": 0}).explanation
@@ -123,7 +123,7 @@ class TestRefinement:
     def test_the_beginning_of_qat_begins_the_comparison_anew(self):
         plans = at_speed(ready(qat_from=1 / 6), 30, lambda plan: 0.01)
         assert [plan.logged["trial"] for plan in plans[:11]] == [0, 0, 1, 1, 0, 0, 0, 1, 1, 0, 0]
-        assert "qat has begun" in plans[5].reason
+        assert "QAT has begun" in plans[5].reason
 
 
 class TestData:
@@ -243,8 +243,8 @@ def test_the_rounds_that_are_said_to_be_needed_are_needed(window, every):
 def test_nobody_in_qat_is_said():
     equal = {"ptq": 1.0, "qat": 2.5}
     allocator = ready({"client_seconds": lambda client_id, mode: equal[mode], "sensitivity": lambda *_: 0.0})
-    assert "By this boundary nobody trains in qat: " in allocator.explanation
-    assert "nobody trains in qat" not in ready().explanation
+    assert "By this boundary nobody trains in QAT: " in allocator.explanation
+    assert "nobody trains in QAT" not in ready().explanation
 
 
 class TestWarmStart:
@@ -313,7 +313,7 @@ class TestWarmStart:
         ]
         allocator = ready({"sensitivity": lambda *_: 0.0}, qat_from=None, warm_start="before")
         assert set(allocator.propose(1, cohort(1)).modes.values()) >= {mode}
-        assert ("was seen in the earlier run, so qat begins at once" in allocator.explanation) == (mode == "qat")
+        assert ("was seen in the earlier run, so QAT begins at once" in allocator.explanation) == (mode == "qat")
         resumed = ready({"sensitivity": lambda *_: 0.0, "resumes": True}, qat_from=None, warm_start="gone")
         resumed.load_state_dict(json.loads(json.dumps(allocator.state_dict())))
         assert resumed.explanation == allocator.explanation

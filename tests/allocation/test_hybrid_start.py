@@ -16,7 +16,7 @@ class TestByNoise:
     def test_ptq_comes_first_where_rounding_destroys_much(self):
         allocator = ready(qat_from=None, fine=False)
         assert "destroys 10.0% of the power" in allocator.explanation
-        assert "qat begins in round 16, ptq is for everybody before" in allocator.explanation
+        assert "QAT begins in round 16, PTQ is for everybody before" in allocator.explanation
         plans = play(allocator, range(1, 31), metric=0.5)
         assert modes_of(plans)[:15] == [{"ptq"}] * 15
         assert all("qat" in modes for modes in modes_of(plans)[15:])
@@ -24,13 +24,13 @@ class TestByNoise:
     def test_it_begins_at_once_where_rounding_destroys_nothing(self):
         allocator = ready({"sensitivity": lambda *_: 1e-4}, qat_from=None, fine=False)
         assert (
-            "destroys 0.0% of the power of the initial model's output, so qat begins at once." in allocator.explanation
+            "destroys 0.0% of the power of the initial model's output, so QAT begins at once." in allocator.explanation
         )
         assert allocator.propose(1, CLIENTS).counts()["qat"] > 0
 
     def test_it_can_be_given(self):
         allocator = ready(qat_from=0.1)
-        assert "As was given, qat begins in round 4" in allocator.explanation
+        assert "As was given, QAT begins in round 4" in allocator.explanation
         assert [plan.counts()["qat"] > 0 for plan in play(allocator, range(1, 5))] == [False, False, False, True]
 
 
@@ -42,7 +42,7 @@ class TestByProof:
 
     def test_where_rounding_costs_nothing_nobody_trains_in_qat(self):
         allocator = self.ready()
-        assert "qat begins in round 4 at the earliest, and only once the deployed" in allocator.explanation
+        assert "QAT begins in round 4 at the earliest, and only once the deployed" in allocator.explanation
         plans = play(allocator, range(1, 31))
         assert modes_of(plans) == [{"ptq"}] * 30
         assert "rounding is not seen to cost anything" in plans[-1].reason
@@ -78,7 +78,7 @@ class TestByProof:
 
     def test_a_run_too_short_to_see_anything_does_not_wait(self):
         allocator = self.ready(max_rounds=3, noise=1e-4)
-        assert "qat begins at once" in allocator.explanation
+        assert "QAT begins at once" in allocator.explanation
         assert allocator.propose(1, CLIENTS).counts()["qat"] > 0
 
 

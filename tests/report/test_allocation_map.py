@@ -47,7 +47,7 @@ class TestReport:
         assert "How the clients were allotted" in page.text
         assert EXPLANATION in page.text
         assert [name for name in svgs(report) if name.startswith("map-")] == ["map-1", "map-7", "map-12"]
-        assert "T = 63 s, rho = 0.6 (trial 0: slack 0.05, share 0.2). Trained: ptq 3, qat 3." in page.text
+        assert "T = 63 s, rho = 0.6 (trial 0: slack 0.05, share 0.2). Trained: PTQ 3, QAT 3." in page.text
         assert "T = 106 s, rho = 0.7 (trial 2: slack 0.5, share 0.1)." in page.text
 
     @pytest.mark.parametrize("number", [1, 7, 12])
@@ -63,8 +63,8 @@ class TestReport:
         for mode in ("ptq", "qat"):
             expected = sum(allocation.mode_under(client, boundary) == mode for client in others)
             assert drawn(picture, MODE_COLOURS[mode]) == {True: list(trained.values()).count(mode), False: expected}
-        assert {"T", "rho", "board", "phone", "server", "cannot hold qat"} <= set(texts(picture))
-        assert "virtual time in qat, fewest steps (s)" in texts(picture)
+        assert {"T", "rho", "board", "phone", "server", "cannot hold QAT"} <= set(texts(picture))
+        assert "virtual time in QAT, fewest steps (s)" in texts(picture)
 
     def test_the_boundary_over_the_rounds(self, report: str) -> None:
         text = Page(report).text
@@ -126,7 +126,7 @@ class TestPicture:
         assert title is not None
         assert "round 7: T = 85.8 s" in str(title.text)
         shown = " ".join("".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text"))
-        for part in ("round 1", "round 7", "round 12", "T = 63 s, rho = 0.6", "cannot hold qat"):
+        for part in ("round 1", "round 7", "round 12", "T = 63 s, rho = 0.6", "cannot hold QAT"):
             assert part in shown
         assert write_allocation_picture(run_dir) == path
         assert path.read_text() == text

@@ -63,7 +63,7 @@ def test_metric_and_modes() -> None:
     assert format_metric(None) == "not evaluated"
     assert format_metric(0.95) == "0.9500"
     assert format_metric(123456.0) == "1.235e+05"
-    assert format_modes({"qat": 4, "fp": 0, "ptq": 1600}) == "ptq 1,600, qat 4"
+    assert format_modes({"qat": 4, "fp": 0, "ptq": 1600}) == "PTQ 1,600, QAT 4"
     assert format_modes({}) == "none"
 
 
@@ -186,7 +186,7 @@ def test_without_a_terminal_plain_text() -> None:
     assert not set(text) & set("─│╭╰━")
     assert "digits <smoke> & more" in text
     assert "5: val_accuracy 0.8125" in text
-    assert any(line.split()[:4] == ["board", "3", "ptq", "21"] for line in text.splitlines())
+    assert any(line.split()[:4] == ["board", "3", "PTQ", "21"] for line in text.splitlines())
 
 
 def test_color_forced_into_a_file_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,8 +225,8 @@ def test_long_tier_names_and_times_stay_whole_at_80_characters() -> None:
         "1 min 06 s",
         "960 ms",
         "out",
-        "ptq 10",
-        "qat 13",
+        "PTQ 10",
+        "QAT 13",
     ):
         assert word in text
 

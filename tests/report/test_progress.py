@@ -79,7 +79,7 @@ def test_without_a_terminal_one_plain_line_a_round() -> None:
     assert len(lines) == len(rounds)
     assert "\x1b" not in file.getvalue()
     assert lines[0].startswith("round 0/12 | val_accuracy quantized 0.0715 fp 0.1000 | wall 534 ms | virtual 0 s")
-    assert lines[1].startswith("round 1/12 | val_accuracy not evaluated | ptq 3, qat 3 | 1 late | wall ")
+    assert lines[1].startswith("round 1/12 | val_accuracy not evaluated | PTQ 3, QAT 3 | 1 late | wall ")
     assert lines[-1].startswith("round 12/12 | val_accuracy quantized 0.9268 fp 0.9541")
     assert lines[-1].endswith("| wall 12.7 s | virtual 14 min 15 s | ETA 0 s wall")
 
@@ -106,7 +106,7 @@ def test_on_a_terminal_the_last_state_stays() -> None:
     assert "12/12" in rounds
     assert metric.strip() == "val_accuracy quantized 0.9268 fp 0.9541"
     assert "6/6" in clients
-    assert "ptq 3, qat 3" in clients
+    assert "PTQ 3, QAT 3" in clients
     assert clocks.strip() == "wall 12.7 s | virtual 14 min 15 s"  # the summary's figures, and no ETA
     assert file.getvalue().rstrip("\n").endswith("\x1b[?25h")  # the cursor is shown again
 
@@ -128,9 +128,9 @@ def test_on_a_terminal_who_trains_is_shown_and_then_what_follows() -> None:
         display._live.refresh()  # type: ignore[union-attr]  # a terminal has one
         shown.append(last_frame(file)[1].rstrip())
     assert "0/2" in shown[0]
-    assert shown[0].endswith("| client 7 trains in qat")
+    assert shown[0].endswith("| client 7 trains in QAT")
     assert "1/2" in shown[1]
-    assert shown[1].endswith("| aggregating, evaluating")
+    assert shown[1].endswith("| aggregating")
     assert "|" not in shown[2]
     display.on_fit_end(trainer)
 

@@ -236,7 +236,7 @@ class TestWhatChangesIsTold:
         assert counts[3] == 0
         assert counts[4] > 0
         explanation = json.loads((short.run_dir / "allocation.json").read_text())["explanation"]
-        assert "Made 6 rounds long later on. As was given, qat begins in round 4" in explanation
+        assert "Made 6 rounds long later on. As was given, QAT begins in round 4" in explanation
         assert ran(short.run_dir, max_rounds=6, **settings()).allocator.explanation.count("Made 6") == 1
 
     def test_a_last_round_that_cannot_be_taken_back(self) -> None:
