@@ -23,6 +23,7 @@ class ModelToWrite:
         scheme: Of the conversion, as text.
         metrics: Of the deployed model on held-out data, by name.
         inputs: What inputs and outputs stand for, as `FederatedDataModule.model_inputs` tells it; None if it does not.
+        made: What those who write files keep from one call to the next, each under its own name.
     """
 
     converted: nn.Module
@@ -31,6 +32,7 @@ class ModelToWrite:
     scheme: str
     metrics: Mapping[str, float] = field(default_factory=dict)
     inputs: Mapping[str, Any] | None = None
+    made: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def facts(self) -> dict[str, str]:
         """What a file tells of the model, by name: texts as they are, the rest as JSON."""

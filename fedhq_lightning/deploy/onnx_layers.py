@@ -29,6 +29,8 @@ Way = Literal["integers", "whole numbers", "parts", "grid", "weights", "static"]
 
 _EXACT_SUM = 2**24
 """Up to which float32 holds every integer."""
+EITHER = "Sum"
+"""Operator of the nodes that hold a layer's two outputs while a model is exported; nothing of torch becomes one."""
 _FLOAT, _UINT8, _INT32 = 1, 2, 6
 """ONNX's numbers of types."""
 
@@ -59,12 +61,11 @@ class LayerForOnnx(nn.Module):
 
     Args:
         layer: An integer layer.
-        way: How ONNX computes it; None: the best that the layer can have.
     """
 
-    def __init__(self, layer: IntegerLayer, way: Way | None = None) -> None:
+    def __init__(self, layer: IntegerLayer) -> None:
         super().__init__()
-        self.way: Way = best_way(layer) if way is None else way
+        self.way: Way = best_way(layer)
         self.bits = layer.scheme.activation_bits or 0
         self.strides, self.pads, self.dilations, self.groups = list[int](), list[int](), list[int](), 1
         self.padding_mode, self.amounts = "zeros", list[int]()
@@ -106,7 +107,7 @@ class LayerForOnnx(nn.Module):
         elif self.way == "static" or not self.strides:
             scale = scale.flatten()
         else:
-            scale = scale.view(-1, *[1] * (len(self.strides) + (self.way == "weights")))
+            scale = scale.view(-1, *[1] * len(self.strides))
         self.register_buffer("integers", (integers if self.strides else integers.t()).clone().contiguous())
         self.register_buffer("scale", scale.clone().contiguous())
         return grouped
@@ -139,8 +140,25 @@ def best_way(layer: IntegerLayer) -> Way:
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """What `torch.onnx.export` takes as its `custom_translation_table`."""
-    return {torch.ops.fedhq_onnx.layer.default: _translated}
+    """What `torch.onnx.export` takes as its `custom_translation_table`.
+
+    A layer ends with one `EITHER` node: its inputs are the layer's output, and what it would be in float32. Whoever
+    exports takes one of the two in its place.
+    """
+    return {torch.ops.fedhq_onnx.layer.default: _both}
+
+
+def _both(
+    x: Any, weight: Any, scale: Any, zero: Any, bias: Any, sums: Any, range_scale: Any, range_zero: Any,
+    way: str, bits: int, grouped: Sequence[int], strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int],
+    groups: int,
+) -> Any:  # fmt: skip
+    from onnxscript import opset21
+
+    tensors = x, weight, scale, zero, bias, sums, range_scale, range_zero
+    geometry = bits, grouped, strides, pads, dilations, groups
+    integer, in_float = (_translated(*tensors, each, *geometry) for each in (way, "weights"))
+    return opset21.Sum(integer, in_float)
 
 
 def _translated(
@@ -162,7 +180,7 @@ def _translated(
         left = op.DequantizeLinear(op.QuantizeLinear(x, range_scale, range_zero), range_scale, range_zero)
         output = product(left, op.DequantizeLinear(weight, scale, zero, axis=0 if strides else 1))
     elif way == "weights":
-        output = product(x, _dequantized(op, weight, scale, grouped))
+        output = product(x, _dequantized(op, weight, scale, grouped, strides))
     else:
         axes = list(range(1, 2 + len(strides))) if strides else [-1]
         steps, step, zero = _steps(op, x, 2**bits - 1, axes, range_scale, range_zero)
@@ -175,7 +193,11 @@ def _translated(
             # A one that is not known before the model runs: a runtime would multiply the integers of the weight by a
             # constant once and for all, and products of the result are no longer exact.
             one = op.Div(step, step)
-            output = op.Mul(_of_whole_numbers(op, product, whole, weight, scale, grouped, one, way == "parts"), step)
+            if way == "grid":
+                output = product(whole, _dequantized(op, weight, scale, grouped, strides))
+            else:
+                output = _of_whole_numbers(op, product, whole, weight, scale, one, way == "parts")
+            output = op.Mul(output, step)
     return output if bias is None else op.Add(output, bias)
 
 
@@ -195,11 +217,8 @@ def _steps(op: Any, x: Any, top: int, axes: list[int], range_scale: Any, range_z
 
 
 def _of_whole_numbers(
-    op: Any, product: Callable[[Any, Any], Any], whole: Any, weight: Any, scale: Any, grouped: Sequence[int],
-    one: Any, in_parts: bool,
-) -> Any:  # fmt: skip
-    if grouped:
-        return product(whole, _dequantized(op, weight, scale, grouped))
+    op: Any, product: Callable[[Any, Any], Any], whole: Any, weight: Any, scale: Any, one: Any, in_parts: bool
+) -> Any:
     weight = op.Cast(weight, to=_FLOAT)
     if in_parts:
         # Sixteenths, and what is left: sums of either are exact, and adding the two rounds as a cast of int32 would.
@@ -211,9 +230,11 @@ def _of_whole_numbers(
     return op.Mul(exact, op.Mul(scale, one))
 
 
-def _dequantized(op: Any, weight: Any, scale: Any, grouped: Sequence[int]) -> Any:
+def _dequantized(op: Any, weight: Any, scale: Any, grouped: Sequence[int], strides: Sequence[int]) -> Any:
     values = op.Cast(weight, to=_FLOAT)
     if not grouped:
+        if strides:
+            scale = op.Reshape(scale, op.Constant(value_ints=[-1, 1, *[1] * len(strides)]))
         return op.Mul(values, scale)
     values = op.Mul(op.Reshape(values, op.Constant(value_ints=grouped)), scale)
     return op.Reshape(values, op.Shape(weight))

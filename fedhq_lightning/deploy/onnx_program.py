@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from fedhq_lightning.deploy.export import ExportError, traced_program, tracer_silent
 from fedhq_lightning.deploy.model_to_write import ModelToWrite, describe_inputs
-from fedhq_lightning.deploy.onnx_layers import LayerForOnnx, Way, translations
+from fedhq_lightning.deploy.onnx_layers import EITHER, LayerForOnnx, translations
 from fedhq_lightning.quantize import IntegerLayer
 from fedhq_lightning.quantize.conversion import copy_without_trainer
 from fedhq_lightning.quantize.grid import integer_range
@@ -49,7 +50,7 @@ def write(model: ModelToWrite, path: Path) -> None:
         ExportError: The module cannot be exported with a batch of any size, or takes something else than tensors.
         ConfigurationError: The file cannot be written.
     """
-    write_atomically(path, _as_onnx(model))
+    write_atomically(path, _contents(model)[0])
 
 
 def usage(model: ModelToWrite) -> str:
@@ -68,10 +69,18 @@ def in_float(model: ModelToWrite) -> bytes:
     Raises:
         ExportError: See `write`.
     """
-    return _as_onnx(model, "weights")
+    return _contents(model)[1]
 
 
-def _as_onnx(model: ModelToWrite, way: Way | None = None) -> bytes:
+def _contents(model: ModelToWrite) -> tuple[bytes, bytes]:
+    """The integer program and the one in float32, both of one export, which takes seconds."""
+    if "onnx" not in model.made:
+        model.made["onnx"] = _exported(model)
+    contents: tuple[bytes, bytes] = model.made["onnx"]
+    return contents
+
+
+def _exported(model: ModelToWrite) -> tuple[bytes, bytes]:
     converted, example_args = model.converted, model.example_args
     kind = type(converted).__name__
     others = [leaf for leaf in pytree.tree_leaves(example_args) if not isinstance(leaf, Tensor)]
@@ -81,7 +90,7 @@ def _as_onnx(model: ModelToWrite, way: Way | None = None) -> bytes:
     for layer in module.modules():
         if isinstance(layer, IntegerLayer):
             # Hooks and second names of the layer stay; on this copy only.
-            layer.add_module(_STAND_IN, LayerForOnnx(layer, way))
+            layer.add_module(_STAND_IN, LayerForOnnx(layer))
             layer.forward = layer.get_submodule(_STAND_IN).forward
     try:
         with torch.no_grad(), tracer_silent(), libraries_quiet(*_LIBRARIES, level=logging.CRITICAL, noise=_NOISE):
@@ -96,14 +105,28 @@ def _as_onnx(model: ModelToWrite, way: Way | None = None) -> bytes:
             proto: onnx.ModelProto = program.model_proto
     except Exception as error:  # export raises whatever the traced code and a dozen of its own passes raise
         raise ExportError(f"{kind} cannot be exported to ONNX: {first_line(_cause(error))}") from error
-    _strip(proto)
-    _pack(proto)
+    in_float = type(proto).FromString(proto.SerializeToString())
     outputs = traced.call_spec.out_spec
-    _rename(proto, _input_names(converted, example_args), _output_names(outputs))
-    proto.producer_name, proto.producer_version = "fedhq_lightning", __version__
-    for name, text in {**model.facts(), "outputs": _nesting(outputs)}.items():
-        proto.metadata_props.add(key=name, value=text)
-    return bytes(proto.SerializeToString(deterministic=True))
+    for place, each in enumerate((proto, in_float)):
+        _choose(each, place)
+        _strip(each)
+        _pack(each)
+        _rename(each, _input_names(converted, example_args), _output_names(outputs))
+        each.producer_name, each.producer_version = "fedhq_lightning", __version__
+        for name, text in {**model.facts(), "outputs": _nesting(outputs)}.items():
+            each.metadata_props.add(key=name, value=text)
+    return bytes(proto.SerializeToString(deterministic=True)), bytes(in_float.SerializeToString(deterministic=True))
+
+
+def _choose(proto: onnx.ModelProto, place: int) -> None:
+    """Let whatever takes a layer's two outputs take one of them."""
+    graph = proto.graph
+    chosen = {node.output[0]: node.input[place] for node in graph.node if node.op_type == EITHER}
+    for node in graph.node:
+        if node.op_type != EITHER:
+            node.input[:] = [chosen.get(name, name) for name in node.input]
+    for value in graph.output:
+        value.name = chosen.get(value.name, value.name)
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -113,16 +136,33 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _strip(proto: onnx.ModelProto) -> None:
-    """Leave out what says how the file was made, stack traces with folders of this machine among it."""
+    """Leave out what no output needs, and what says how the file was made, as stack traces with folders do."""
     graph = proto.graph
+    used, kept_nodes = {value.name for value in graph.output}, []
+    for node in reversed(graph.node):
+        if used.intersection(node.output):
+            kept_nodes.append(node)
+            used.update(_taken_by(node))
+    nodes = [type(node).FromString(node.SerializeToString()) for node in reversed(kept_nodes)]
+    del graph.node[:]
+    graph.node.extend(nodes)
     for part in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         del part.metadata_props[:]
         part.doc_string = ""
     del graph.value_info[:]
-    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
     kept = [each for each in graph.initializer if each.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)
+
+
+def _taken_by(node: onnx.NodeProto) -> Iterator[str]:
+    """Names of values that a node takes, in graphs within it too."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in ([attribute.g] if attribute.HasField("g") else []) + [*attribute.graphs]:
+            yield from (value.name for value in graph.output)
+            for inner in graph.node:
+                yield from _taken_by(inner)
 
 
 def _pack(proto: onnx.ModelProto) -> None:

@@ -15,6 +15,7 @@ from fedhq_lightning.deploy import onnx_program
 from fedhq_lightning.deploy.export import ExportError
 from fedhq_lightning.deploy.formats import read_program
 from fedhq_lightning.deploy.model_to_write import ModelToWrite
+from fedhq_lightning.deploy.onnx_model import OnnxModel
 from fedhq_lightning.deploy.written_file import Agreement
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.quantize import QuantScheme, attach_ranges, convert
@@ -99,6 +100,23 @@ def test_activations_at_the_edge_between_two_levels_are_rounded_alike(tmp_path: 
     assert int(((x / step).round() != (x * (1 / step)).round()).sum()) > 100
     model = made_of("w8a8", nn.Linear(256, 4), (x,))
     assert Agreement.of(written(model, tmp_path / "model.onnx"), model.converted, (x,)).bit_equal == 1
+
+
+@pytest.mark.parametrize("scheme", ["w4a8", "w4a8s", "w4", "w3a8-g2"])
+def test_in_float_it_is_the_model_with_its_weights_on_the_grid(scheme: str) -> None:
+    model = made_of(scheme)
+    weights_alone = made_of(scheme.replace("a8s", "").replace("a8", ""))
+    program = OnnxModel(onnx_program.in_float(model))
+    assert Agreement.of(program, weights_alone.converted, model.example_args).largest_difference < 1e-6
+
+
+def test_both_programs_are_of_one_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made_of("w4a8", nn.Linear(4, 3), (torch.randn(2, 4),))
+    onnx_program.write(model, tmp_path / "model.onnx")
+    monkeypatch.setattr(onnx_program, "traced_program", None)
+    operators = {node.op_type for node in onnx.ModelProto.FromString(onnx_program.in_float(model)).graph.node}
+    assert "MatMul" in operators
+    assert "MatMulInteger" not in operators
 
 
 class TestContent:
