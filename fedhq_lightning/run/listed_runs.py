@@ -136,7 +136,7 @@ def _bytes_in(folder: str) -> int:
 def _locked_files() -> set[int]:
     """Inodes of files that a process of this machine has locked; to try a lock could make a run that starts fail."""
     try:
-        lines = _LOCKS.read_text().splitlines()
+        lines = _LOCKS.read_text(encoding="utf-8").splitlines()
     except OSError:
         return set()
     return {int(match[1]) for line in lines if (match := re.search(r" FLOCK .* [\da-f]+:[\da-f]+:(\d+) ", line))}
