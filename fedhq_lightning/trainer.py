@@ -100,8 +100,8 @@ class FederatedTrainer(AfterFit):
         checkpoint_every_n_rounds: Write a checkpoint after every so many rounds, and after the last.
         final_evaluation: After the last round, evaluate the deployed model on test data, on each class and on clients,
             and time it. False leaves these figures null, and `metric_quantized` as the deployed round logged it.
-        export: Files of the deployed model beside `model.pt2`: "onnx" for `model.onnx`, "executorch" for `model.pte`;
-            one name, or several, or none.
+        export: Files of the deployed model beside `model.pt2`: "onnx" for `model.onnx`, "executorch" for `model.pte`,
+            "aoti" for `model.aoti.pt2`; one name, or several, or none.
         enable_progress_bar: Show progress, and the result at the end.
         seed: Where every random number of the run comes from.
         name: What the run is called: in its folder's name, in lists and pages, and at W&B.

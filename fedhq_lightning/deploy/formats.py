@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from fedhq_lightning.deploy import executorch_model, executorch_program, onnx_model, onnx_program
+from fedhq_lightning.deploy import aoti_program, executorch_model, executorch_program, onnx_model, onnx_program
 from fedhq_lightning.deploy.export import ExportError
 from fedhq_lightning.deploy.model_to_write import ModelToWrite
 from fedhq_lightning.deploy.program_file import load_program
@@ -96,6 +96,18 @@ FORMATS = {
         ),
         danger="ExecuTorch's runtime is not made to withstand forged files",
     ),
+    "aoti": Format(
+        file="model.aoti.pt2",
+        runtime="AOTInductor",
+        extra="",
+        needs=(),
+        write=aoti_program.write,
+        read=aoti_program.read,
+        in_float=aoti_program.in_float,
+        usage=aoti_program.usage,
+        note="It is machine code: for the torch that wrote it, and for processors with the instructions of that one.",
+        danger="it is machine code",
+    ),
 }
 """By their names in `trainer.export`."""
 
@@ -152,7 +164,7 @@ def program_suffixes() -> str:
 
 
 def _suffixes() -> tuple[str, ...]:
-    return (".pt2", *(form.suffix for form in FORMATS.values()))
+    return (".pt2", *(form.suffix for form in FORMATS.values() if not form.suffix.endswith(".pt2")))
 
 
 def read_program(file: Path, trust: bool = False) -> nn.Module:
