@@ -17,7 +17,7 @@ def banner(run: Run) -> str:
     failure = str(run.summary.get("failure") or "")
     quarantined = [client for client in run.clients if "quarantined" in client.left_out.values()]
     if failure:
-        return _box("alarm", "This run has no model to use", failure, quarantined)
+        return _box("alarm", "This run has no model to use", f"{failure[:1].upper()}{failure[1:]}.", quarantined)
     if not quarantined:
         return ""
     updates = sum(list(client.left_out.values()).count("quarantined") for client in quarantined)

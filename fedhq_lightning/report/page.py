@@ -44,13 +44,13 @@ figcaption b {{ color: var(--text); font-weight: 600; }}
 .alarm p, .alarm li {{ color: var(--text); }}
 .alarm ul, .notice ul {{ margin: .4rem 0; padding-left: 1.2rem; }}
 .tiles, .figures {{ display: grid; gap: .8rem; }}
-.tiles {{ grid-template-columns: repeat(6, 1fr); margin: 1rem 0; padding: 0; }}
+.tiles {{ grid-template-columns: repeat(6, minmax(0, 1fr)); margin: 1rem 0; padding: 0; }}
 .tiles div, figure, pre {{ background: var(--card); border: 1px solid var(--line); border-radius: .5rem; }}
 .tiles div, figure {{ padding: .7rem .9rem; }}
 .tiles dt {{ color: var(--soft); font-size: .85rem; }}
-.tiles dd {{ margin: 0; font-size: 1.25rem; font-weight: 600; white-space: nowrap; }}
-@media (max-width: 64rem) {{ .tiles {{ grid-template-columns: repeat(3, 1fr); }} }}
-@media (max-width: 34rem) {{ .tiles {{ grid-template-columns: repeat(2, 1fr); }} }}
+.tiles dd {{ margin: 0; font-size: 1.25rem; font-weight: 600; }}
+@media (max-width: 64rem) {{ .tiles {{ grid-template-columns: repeat(3, minmax(0, 1fr)); }} }}
+@media (max-width: 34rem) {{ .tiles {{ grid-template-columns: repeat(2, minmax(0, 1fr)); }} }}
 .figures {{ grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); align-items: start; }}
 figure {{ margin: 0; min-width: 0; }}
 .figures + .scroll, .figures + details {{ margin-top: 1rem; }}

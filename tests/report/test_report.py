@@ -565,5 +565,5 @@ class TestBanner:
         text = written(write_run(tmp_path, failure="rounds 1 to 3 had no usable update"), clients_section).read_text()
         (box,) = re.findall(r'<aside class="alarm".*?</aside>', text, flags=re.DOTALL)
         assert "This run has no model to use" in box
-        assert "rounds 1 to 3 had no usable update" in box
+        assert "Rounds 1 to 3 had no usable update." in box
         assert text.index(box) < text.index("<nav")
