@@ -2,6 +2,7 @@
 
     python benchmarks/deployed_files.py                # some minutes; prints the tables, writes its page
     python benchmarks/deployed_files.py --models MLP   # one model; prints only
+    python benchmarks/deployed_files.py --formats onnx executorch   # without AOTInductor, which compiles for minutes
 
 Every file of `trainer.export` whose runtime is installed, `model.pt2` and the packed weights, of models with random
 weights: neither time nor size depends on what a model has learned. Forms are timed in turns, so that whatever else the
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -88,7 +89,7 @@ class Row:
     milliseconds: Mapping[str, float]
 
 
-def measure(module: nn.Module, scheme: str, batch: int, rounds: int) -> list[Row]:
+def measure(module: nn.Module, scheme: str, batch: int, rounds: int, formats: Sequence[str]) -> list[Row]:
     """Write every file of a module and time it beside float32.
 
     Args:
@@ -96,10 +97,11 @@ def measure(module: nn.Module, scheme: str, batch: int, rounds: int) -> list[Row
         scheme: Of the conversion.
         batch: Size of the larger batch.
         rounds: How often everything is timed.
+        formats: Which files, of `FORMATS`.
     """
     module.eval()
     example = (torch.rand(batch, 1, 28, 28, generator=torch.Generator().manual_seed(0)),)
-    dynamic, static = _written(module, scheme, example), _written(module, f"{scheme}s", example)
+    dynamic, static = (_written(module, each, example, formats) for each in (scheme, f"{scheme}s"))
     assert dynamic.model is not None
     floats = {"fp32 in torch": module, **float_forms(dynamic.model, dynamic.programs)}
     files = {file.name: file for file in dynamic.files}
@@ -118,7 +120,7 @@ def measure(module: nn.Module, scheme: str, batch: int, rounds: int) -> list[Row
     return rows
 
 
-def _written(module: nn.Module, scheme: str, example: tuple[torch.Tensor]) -> Deployment:
+def _written(module: nn.Module, scheme: str, example: tuple[torch.Tensor], formats: Sequence[str]) -> Deployment:
     """Every file of a module that is left as it is, static ranges calibrated on the example."""
     grid, module = QuantScheme(scheme), copy.deepcopy(module)
     calibrate_ranges(module, grid, lambda module: module(*example))
@@ -127,7 +129,7 @@ def _written(module: nn.Module, scheme: str, example: tuple[torch.Tensor]) -> De
     name = type(module).__name__
     with TemporaryDirectory() as folder:
         place = Path(folder) / "model"
-        return write_model_folder(place, converted, module.state_dict(), example, grid, name, exports=list(FORMATS))
+        return write_model_folder(place, converted, module.state_dict(), example, grid, name, exports=formats)
 
 
 def model_table(rows: list[Row]) -> str:
@@ -168,6 +170,7 @@ def main() -> None:
     """Measure, print, write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--formats", nargs="+", choices=list(FORMATS), default=list(FORMATS))
     parser.add_argument("--scheme", default="w4a8")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
@@ -178,7 +181,7 @@ def main() -> None:
     found = {}
     for name in options.models:
         torch.manual_seed(0)
-        found[name] = measure(MODELS[name](), options.scheme, options.batch, options.rounds)
+        found[name] = measure(MODELS[name](), options.scheme, options.batch, options.rounds, options.formats)
         print(f"{name}\n\n{model_table(found[name])}\n", flush=True)
     text = TEXT.format(
         rounds=options.rounds,
@@ -189,7 +192,8 @@ def main() -> None:
         verdict=verdict(found),
     )
     print(verdict(found))
-    if not options.print_only and options.models == list(MODELS):
+    is_whole = options.models == list(MODELS) and options.formats == list(FORMATS)
+    if is_whole and not options.print_only:
         results.write_section("deployed_files", text, options.output)
 
 

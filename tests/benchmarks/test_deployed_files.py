@@ -14,7 +14,7 @@ ROWS = [
 
 
 def test_every_form_is_measured() -> None:
-    rows = measure(MLP(hidden_sizes=(16,)), "w4a8", batch=3, rounds=2)
+    rows = measure(MLP(hidden_sizes=(16,)), "w4a8", batch=3, rounds=2, formats=["onnx"])
     told = {row.form: row for row in rows}
     assert {"fp32 in torch", "fp32 in onnxruntime", "model.pt2", "model.onnx", "model.onnx, static"} <= told.keys()
     for row in rows:
