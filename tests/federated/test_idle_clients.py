@@ -127,7 +127,7 @@ def test_nobody_takes_a_step(tmp_path: Path) -> None:
         with (
             pytest.warns(UserWarning, match="round 1: 4 of 4 clients took no step"),
             pytest.warns(UserWarning, match="round 1: no usable update arrived; the global model stays as it is"),
-            pytest.raises(RunError, match=r"none of 1 rounds had 1 usable .* client 0: no batch was trained on"),
+            pytest.raises(RunError, match=r"none of 1 rounds had a usable .* client 0: no batch was trained on"),
         ):
             fitted(module, SmallData(), tmp_path, max_rounds=1, aggregator=FedProx(0.1), ema_decay=0.5, scheme="w4a8")
     finally:

@@ -111,10 +111,10 @@ def test_a_million_clients_are_set_up_in_seconds() -> None:
 def test_a_module_that_asks_for_the_data_module() -> None:
     class Asks(SmallModule):
         def setup(self, stage: str) -> None:
-            self.classes = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning's Trainer has one
+            self.asked = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning's Trainer has one
 
-    with pytest.raises(ConfigurationError, match="no 'datamodule'"):
-        job(Asks())
+    data = SmallData()
+    assert job(Asks(), data).template.asked is data
 
 
 def test_a_client_without_a_batch_needs_no_schedule_and_moves_nothing(tmp_path: Path) -> None:

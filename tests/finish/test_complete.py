@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("no_report")
 def test_without_a_final_evaluation_its_figures_are_null_and_the_model_is_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(complete, "measure_inference", lambda *arguments: {"threads": 1})
+    monkeypatch.setattr(complete, "_inference", lambda *arguments: {"threads": 1})
     whole, state = fit(max_rounds=2, scheme="w4a8")
     short, same_state = fit(max_rounds=2, scheme="w4a8", final_evaluation=False)
     assert same_bits(state, same_state)

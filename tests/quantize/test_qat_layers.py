@@ -1,5 +1,6 @@
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ from fedhq_lightning.quantize import qat_layers
 from fedhq_lightning.quantize.conversion import convert
 from fedhq_lightning.quantize.convolution import pad, padding_amounts
 from fedhq_lightning.quantize.grid import quantize_activation, quantize_weight
-from fedhq_lightning.quantize.integer_layers import INTEGER_TYPES
 from fedhq_lightning.quantize.lane_options import LaneOptions
 from fedhq_lightning.quantize.lanes import prepare
 from fedhq_lightning.quantize.qat_layers import gradient_dtype, has_integer_forward
@@ -108,8 +108,12 @@ class Together(nn.Module):
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         kinds = [nn.Linear, nn.Conv1d, nn.Conv2d]
         given = dict(zip(kinds, inputs, strict=True))
-        inverse = {integer: plain for plain, integer in INTEGER_TYPES.items()}
-        return [layer(given[getattr(layer, "plain_type", inverse.get(type(layer)))]) for layer in self.layers]
+
+        def kind(layer: Any) -> Any:
+            # In a program, integer layers are of other types.
+            return getattr(layer, "plain_type", None) or kinds[len(layer.weight_shape) - 2]
+
+        return [layer(given[kind(layer)]) for layer in self.layers]
 
 
 @even_kernel

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from fedhq_lightning import trainer as trainer_module
 from fedhq_lightning.callbacks import FixedAllocator
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated import client_fit
+from fedhq_lightning.federated import client_fit, run_description
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
 from fedhq_lightning.quantize.native.lanes import kernels_of_torch, native_level
 
@@ -83,7 +82,7 @@ class TestLanes:
         done, _ = fit(scheme="w4a8", max_rounds=2)
         with pytest.raises(ConfigurationError, match="lanes"):
             fit(scheme="w4a8", max_rounds=2, lanes=LaneOptions("fake"), ckpt_path=done.run_dir)
-        monkeypatch.setattr(trainer_module, "has_compiler", lambda: not done.summary["compiled_kernels"])
+        monkeypatch.setattr(run_description, "has_compiler", lambda: not done.summary["compiled_kernels"])
         with pytest.raises(ConfigurationError, match="compiled_kernels"):
             fit(scheme="w4a8", max_rounds=2, ckpt_path=done.run_dir)
 
