@@ -1,8 +1,8 @@
 """What the files of a deployed model take beside float32: wall time of one forward, bytes, and how they agree.
 
     python benchmarks/deployed_files.py                # some minutes; prints the tables, writes its page
-    python benchmarks/deployed_files.py --models MLP   # one model; prints only
     python benchmarks/deployed_files.py --formats onnx executorch   # without AOTInductor, which compiles for minutes
+    python benchmarks/deployed_files.py --models MLP   # one model; prints only
 
 Every file of `trainer.export` whose runtime is installed, `model.pt2` and the packed weights, of models with random
 weights: neither time nor size depends on what a model has learned. Forms are timed in turns, so that whatever else the
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ TEXT = """## Files of the deployed model
 Wall milliseconds of one forward, on one thread: medians of {rounds} rounds, each a median of up to 40 forwards, all
 forms in turns. Images of 28 x 28, scheme `{scheme}`, edges at 8 bits; *static* is the same with static activation
 ranges (`{scheme}s`). *Agreement* is with the training-time integer model, on {batch} samples. The fastest float32 form
-and the fastest file are in bold. Printed by `python benchmarks/deployed_files.py`.
+and the fastest file are in bold. Printed by `{command}`.
 
 {machine}
 
@@ -184,6 +185,7 @@ def main() -> None:
         found[name] = measure(MODELS[name](), options.scheme, options.batch, options.rounds, options.formats)
         print(f"{name}\n\n{model_table(found[name])}\n", flush=True)
     text = TEXT.format(
+        command=" ".join(["python benchmarks/deployed_files.py", *sys.argv[1:]]),
         rounds=options.rounds,
         scheme=options.scheme,
         batch=options.batch,
@@ -192,8 +194,7 @@ def main() -> None:
         verdict=verdict(found),
     )
     print(verdict(found))
-    is_whole = options.models == list(MODELS) and options.formats == list(FORMATS)
-    if is_whole and not options.print_only:
+    if options.models == list(MODELS) and not options.print_only:
         results.write_section("deployed_files", text, options.output)
 
 

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class ExecutorchModel(nn.Module):
                 self._program, self._method, metadata = program, method, method.metadata
                 self._inputs = metadata.num_inputs()
                 self._most = metadata.input_tensor_meta(0).sizes()[0]
-                self._nesting = "tensor"
+                self._nesting, self._has_run = "tensor", False
                 with suppress(KeyError):
                     self._nesting = json.loads(program.load_method("outputs").execute(())[0])
         except Exception as error:  # the runtime's errors have no base of their own
@@ -60,13 +60,23 @@ class ExecutorchModel(nn.Module):
 
         Raises:
             ValueError: There are other arguments than the file's inputs.
+            RuntimeError: ExecuTorch has lowered the model to something that it cannot run.
         """
         leaves = pytree.tree_leaves((args, keywords))
         if len(leaves) != self._inputs or not all(isinstance(leaf, Tensor) for leaf in leaves):
             raise ValueError(f"it takes {self._inputs} tensors and nothing else")
         parts = zip(*(leaf.detach().cpu().contiguous().split(self._most) for leaf in leaves), strict=True)
-        # The next call writes to the same memory.
-        found = [[output.clone() for output in self._method.execute(list(part))] for part in parts]
+        # What does not run fails at the first call, and the runtime tells lines of its own.
+        with nullcontext() if self._has_run else _native_output_dropped():
+            try:
+                # The next call writes to the same memory.
+                found = [[output.clone() for output in self._method.execute(list(part))] for part in parts]
+            except RuntimeError as error:
+                raise RuntimeError(
+                    f"ExecuTorch cannot run what it has made of the model ({first_line(error)}); models with GroupNorm "
+                    "are known for that: take BatchNorm, or another file"
+                ) from error
+        self._has_run = True
         outputs = [torch.cat(pieces) if len(pieces) > 1 else pieces[0] for pieces in zip(*found, strict=True)]
         if isinstance(self._nesting, list):
             return dict(zip(self._nesting, outputs, strict=True))

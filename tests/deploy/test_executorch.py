@@ -1,6 +1,7 @@
 """`model.pte`: the layers' own grid in XNNPACK's kernels, checked in ExecuTorch's runtime."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,21 @@ def test_what_was_returned_stays_when_it_runs_again(file: tuple[Path, ModelToWri
     kept = first.clone()
     program(-torch.ones(2, 1, 8, 8))
     assert torch.equal(first, kept)
+
+
+def test_what_cannot_be_run_is_told_once_and_by_us(
+    file: tuple[Path, ModelToWrite], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Failing:
+        def execute(self, inputs: object) -> None:
+            os.write(2, b"CALL_DELEGATE execute failed")
+            raise RuntimeError("method->execute() failed with error 0x1")
+
+    program = ExecutorchModel(file[0].read_bytes())
+    monkeypatch.setattr(program, "_method", Failing())
+    with pytest.raises(RuntimeError, match=r"cannot run what it has made of the model .* 0x1.; models with GroupNorm"):
+        program(torch.zeros(1, 1, 8, 8))
+    assert capfd.readouterr().err == ""
 
 
 def test_it_tells_what_it_is(file: tuple[Path, ModelToWrite]) -> None:
