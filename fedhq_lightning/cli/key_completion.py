@@ -20,7 +20,7 @@ from fedhq_lightning.support.yaml_text import parse_yaml
 
 SCHEMES = ("w8a8", "w4a8", "w3a8", "w2a8", "w4a4", "w8a8s", "w4a8s", "w4a4s", "w4a8-g32", "w3a8-g32", "w8", "w4", "w3")
 """Of the many that there are."""
-UPLINKS, DOWNLINKS = ("delta", "weights"), ("fp32", "scheme")
+UPLINKS, DOWNLINKS, EXPORTS = ("delta", "weights"), ("fp32", "scheme"), ("onnx", "executorch", "aoti")
 ON_CLIENT_ERROR, MONITOR_MODES = ("quarantine", "retry", "raise"), ("min", "max")
 ROUND_LR, PRECISIONS = ("constant", "cosine", "linear"), ("32-true", "bf16-mixed")
 FEDERATED_DATA = ("PartitionedDataModule", "CSVDataModule", "BreastCancerHospitals")
@@ -64,6 +64,7 @@ def values_of(key: str) -> Iterable[str]:
         "trainer.scheme": lambda: SCHEMES,
         "trainer.uplink": lambda: UPLINKS,
         "trainer.downlink": lambda: DOWNLINKS,
+        "trainer.export": lambda: EXPORTS,
         "trainer.on_client_error": lambda: ON_CLIENT_ERROR,
         "trainer.monitor_mode": lambda: MONITOR_MODES,
         "trainer.round_lr": lambda: ROUND_LR,

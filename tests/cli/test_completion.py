@@ -12,6 +12,7 @@ import pytest
 from fedhq_lightning import FederatedTrainer, QuantScheme, data, models
 from fedhq_lightning.cli import key_completion
 from fedhq_lightning.cli.main import main
+from fedhq_lightning.deploy.formats import FORMATS
 from fedhq_lightning.devices import Fleet
 from fedhq_lightning.federated.client_errors import OnClientError
 from fedhq_lightning.federated.wire import Downlink, Uplink
@@ -140,6 +141,9 @@ class TestWhatIsKnown:
     )
     def test_words(self, known: tuple[str, ...], allowed: Any) -> None:
         assert set(known) == set(get_args(allowed))
+
+    def test_files_of_the_deployed_model(self) -> None:
+        assert list(key_completion.values_of("trainer.export")) == list(FORMATS)
 
     @pytest.mark.parametrize("key", ["trainer.fleet", "trainer.round_lr", "trainer.precision"])
     def test_each_can_be_given(self, key: str) -> None:
