@@ -386,21 +386,7 @@ class HybridAllocator(Allocator):
         assert self._knowledge is not None
         facts = self._knowledge.facts(self._knowledge.sample)
         modes = self._allot(self._fine.incumbent.boundary, facts).modes
-        return [
-            {
-                "client_id": client_id,
-                "tier": self._context.tier(client_id),
-                "ptq_seconds": each.ptq_seconds,
-                "qat_seconds": each.qat_seconds,
-                "least_qat_seconds": each.seconds("qat", self.least_work),
-                "risk": each.risk,
-                "divergence": self._knowledge.divergence_of(client_id),
-                "sensitivity": self._knowledge.sensitivity_of(client_id),
-                "can_qat": each.can_qat,
-                "mode": modes[client_id],
-            }
-            for client_id, each in facts.items()
-        ]
+        return [self._knowledge.described(each, facts[each], modes[each], self.least_work) for each in facts]
 
     def _learned_before(self, sign: float) -> Earlier | None:
         if not self.fine or not self.warm_start or self._context.resumes:

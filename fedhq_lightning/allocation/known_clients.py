@@ -126,6 +126,28 @@ class ClientKnowledge:
         """Relative to the mean client, whose sensitivity is 1."""
         return self._relative_sensitivity.get(client_id, 1.0)
 
+    def described(self, client_id: ClientId, facts: ClientFacts, mode: Mode, least_work: float) -> dict[str, Any]:
+        """A client in the plane of time and risk, as JSON has it.
+
+        Args:
+            client_id: The client.
+            facts: Its facts.
+            mode: What it would train in.
+            least_work: The least share of its steps that QAT may take.
+        """
+        return {
+            "client_id": client_id,
+            "tier": self.context.tier(client_id),
+            "ptq_seconds": facts.ptq_seconds,
+            "qat_seconds": facts.qat_seconds,
+            "least_qat_seconds": facts.seconds("qat", least_work),
+            "risk": facts.risk,
+            "divergence": self.divergence_of(client_id),
+            "sensitivity": self.sensitivity_of(client_id),
+            "can_qat": facts.can_qat,
+            "mode": mode,
+        }
+
     def learn(self, clients: Sequence["ClientRecord"]) -> str:
         """Take in what a round logged.
 
