@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from fedhq_lightning.errors import RunError
+from fedhq_lightning.federated.not_finite import blames_data
 from fedhq_lightning.run.records import ClientRecord, RoundRecord
 
 Offences: TypeAlias = dict[int, tuple[int, int]]
@@ -14,6 +15,7 @@ Offences: TypeAlias = dict[int, tuple[int, int]]
 CHANCES = 3
 """Quarantines in a row after which a client sits out."""
 _MOST_FRUITLESS = 3
+"""Rounds in a row, or clients of the first, that bring nothing before a run ends."""
 
 
 class NoUsableUpdatesError(RunError):
@@ -50,17 +52,27 @@ def after_round(
     return after, begin
 
 
-def check_fruitful(records: Sequence[RoundRecord], clients: Sequence[ClientRecord], min_clients: int) -> None:
-    """End a run whose clients fail round after round.
+def check_fruitful(
+    records: Sequence[RoundRecord], clients: Sequence[ClientRecord], min_clients: int, num_clients: int
+) -> None:
+    """End a run whose clients fail round after round, or all at once for what is wrong with their data.
 
     Args:
         records: Of all rounds so far.
         clients: Of the last one.
         min_clients: Usable updates that move the model.
+        num_clients: Clients of the run that hold data.
 
     Raises:
-        NoUsableUpdatesError: Three rounds in a row had too few, and quarantined clients.
+        NoUsableUpdatesError: Three rounds in a row had too few, and quarantined clients; or all clients of round 1, of
+            which there are three or all, hold data that are not finite.
     """
+    is_enough = len(clients) >= min(_MOST_FRUITLESS, num_clients)
+    if records[-1].round == 1 and is_enough and all(blames_data(each.reason) for each in clients):
+        raise NoUsableUpdatesError(
+            f"round 1 had no usable update: the data of all its {len(clients)} clients hold values that are not "
+            f"finite, so the run ends with the model as it was before; {_told(clients)}"
+        )
     last = records[-_MOST_FRUITLESS:]
     if len(last) == _MOST_FRUITLESS and all(each.quarantined and each.usable < min_clients for each in last):
         whole = " (on_client_error: raise shows the whole traceback)" if any(each.traceback for each in clients) else ""

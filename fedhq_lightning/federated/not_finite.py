@@ -11,6 +11,7 @@ from torch import Tensor
 from fedhq_lightning.data import FederatedDataModule
 
 _MOST_COLUMNS = 5
+_HAVE = "have such values"
 _PARTS_OF_TWO = ("inputs", "targets")
 """What a batch of two holds, as everywhere in Lightning."""
 
@@ -40,7 +41,7 @@ class _Part:
         """Where its values are not finite."""
         start = f"from training batch {self.first} on" if self.first > 1 else "from the first training batch on"
         examples = f"in {self.odd_examples:,} of {self.examples:,} examples"
-        return f"its {self.name} have such values {start}, {examples}{self._columns(column_names)}"
+        return f"its {self.name} {_HAVE} {start}, {examples}{self._columns(column_names)}"
 
     def _columns(self, names: Sequence[str]) -> str:
         """Which columns, where it is a table."""
@@ -86,6 +87,11 @@ def odd_values(batches: Iterable[Any], column_names: Sequence[str] = ()) -> OddV
             first = batch if part.first and first is None else first
     odd = [part for part in parts.values() if part.first]
     return OddValues(min(odd, key=lambda part: part.first).told(column_names), first) if odd else None
+
+
+def blames_data(reason: str) -> bool:
+    """Whether the reason of a quarantine is one of `OddValues.words`."""
+    return f" {_HAVE} " in reason
 
 
 def column_names(datamodule: FederatedDataModule) -> list[str]:

@@ -84,7 +84,7 @@ class RoundLoop:
     def run(self) -> None:
         """All rounds that are still to be done; before the first, an evaluation that counts as round 0."""
         state, control, clients = self._state, self._control, list[ClientRecord]()
-        min_clients = self._settings.min_clients
+        min_clients, num_clients = self._settings.min_clients, len(self._job.sampler.with_data())
         if not state.records:
             self._processes.from_first(lambda: self._directory.write_inputs(self._job.datamodule.model_inputs()))
             self._observe(0, Plan({}), [], self._clock.read())
@@ -100,7 +100,7 @@ class RoundLoop:
                 state.stopped = True
                 self._retake(at_server.number, clients)
                 self._processes.from_first(self._save_checkpoint)
-            check_fruitful(state.records, clients, min_clients)
+            check_fruitful(state.records, clients, min_clients, num_clients)
         check_has_model(state.records, clients, min_clients)
 
     def _plan(self, round_number: int) -> Plan:

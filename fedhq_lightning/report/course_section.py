@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from itertools import accumulate
 
-from fedhq_lightning.report.curve_figures import Curve, curves_svg, difference_svg, enlarged, time_unit
+from fedhq_lightning.report.curve_figures import Curve, broken_at, curves_svg, difference_svg, time_unit
 from fedhq_lightning.report.formats import format_bytes, format_metric, format_seconds
 from fedhq_lightning.report.model_figures import byte_unit
 from fedhq_lightning.report.page import figure, figures, paragraph, section
@@ -37,7 +37,7 @@ def _metric_figure(run: Run, evaluated: Sequence[RoundRecord]) -> str:
         Curve("fp", "fp", rounds, [record.metric_fp for record in evaluated]),
     ]
     shown = [curve for curve in curves if any(value is not None for value in curve.y)]
-    if enlarged([curve.y for curve in shown]) is not None:
+    if broken_at([curve.y for curve in shown]) is not None:
         note += " The vertical axis is broken in two scales, to show the second half of the rounds."
     ringed = None
     if best is not None:

@@ -19,6 +19,7 @@ _LOOKS = {
     "text": ("-.", "^"),
 }
 _MOST_MARKERS = 30
+_FEWEST_TO_BREAK = 6
 
 
 @dataclass(frozen=True)
@@ -104,15 +105,12 @@ def scaled_axes(canvas: "Figure", values: Sequence[Sequence[float | None]]) -> "
     """
     from matplotlib.ticker import MaxNLocator
 
-    limits = enlarged(values)
-    every = [value for line in values for value in line if value is not None and math.isfinite(value)]
-    is_below, is_above = (
-        (limits is not None and min(every) < limits[0]),
-        (limits is not None and max(every) > limits[1]),
-    )
-    if limits is None or is_below == is_above:
+    limits = broken_at(values)
+    if limits is None:
         axes = canvas.subplots()
         return [axes], axes
+    every = [value for line in values for value in line if value is not None and math.isfinite(value)]
+    is_below = min(every) < limits[0]
     top, bottom = canvas.subplots(2, 1, sharex=True, height_ratios=(3, 1) if is_below else (1, 3))
     late, early = (top, bottom) if is_below else (bottom, top)
     margin = 0.04 * (max(every) - min(every))
@@ -126,6 +124,18 @@ def scaled_axes(canvas: "Figure", values: Sequence[Sequence[float | None]]) -> "
     for axes, edge in ((top, 0.0), (bottom, 1.0)):
         axes.plot([0], [edge], transform=axes.transAxes, color=text, markeredgecolor=text, **slash)
     return [top, bottom], late
+
+
+def broken_at(values: Sequence[Sequence[float | None]]) -> tuple[float, float] | None:
+    """Lowest and highest value of the tall panel where `scaled_axes` breaks the range in two; else None.
+
+    It does not for a few points, nor where there would be a rest on both sides.
+    """
+    limits = enlarged(values)
+    if limits is None or max(map(len, values)) < _FEWEST_TO_BREAK:
+        return None
+    every = [value for line in values for value in line if value is not None and math.isfinite(value)]
+    return None if (min(every) < limits[0]) == (max(every) > limits[1]) else limits
 
 
 def enlarged(values: Sequence[Sequence[float | None]]) -> tuple[float, float] | None:

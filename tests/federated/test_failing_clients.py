@@ -1,9 +1,11 @@
 """Clients that are quarantined again and again, and runs that get nothing from them."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from fedhq_lightning.errors import RunError
 from fedhq_lightning.federated.failing_clients import (
@@ -13,11 +15,16 @@ from fedhq_lightning.federated.failing_clients import (
     check_has_model,
     sitting_out,
 )
+from fedhq_lightning.federated.not_finite import odd_values
+from fedhq_lightning.federated.update_checks import NOT_FINITE
 from fedhq_lightning.run.records import ClientRecord, RoundRecord, Status
 from fedhq_lightning.testing.made_rounds import made_context, made_record
 from fedhq_lightning.types import Plan
 
 CONTEXT = made_context(range(6), 10)
+_DIVERGED = f"{NOT_FINITE}: its data are not why, so the training diverged: look at the loss and the learning rate"
+_FOUND = odd_values([(torch.tensor([[math.nan]]), torch.zeros(1))], ["bmi"])
+_MISSING = f"{NOT_FINITE}: {_FOUND.words if _FOUND else None}"
 
 
 def _client(round_number: int, **changes: Any) -> ClientRecord:
@@ -76,16 +83,38 @@ class TestFruitlessRounds:
         records = [_round(number, count) for number, count in enumerate(quarantined, start=1)]
         failed = _client(3, status="quarantined", reason="RuntimeError: boom")
         if not ends:
-            check_fruitful(records, [failed], min_clients)
+            check_fruitful(records, [failed], min_clients, num_clients=6)
             return
         with pytest.raises(
             RunError,
             match=r"usable updates?( each)?, so the run ends .* client 2: RuntimeError: boom",
         ):
-            check_fruitful(records, [failed], min_clients)
+            check_fruitful(records, [failed], min_clients, num_clients=6)
 
     def test_rounds_whose_clients_are_late_do_not(self) -> None:
-        check_fruitful([_round(number, 0, late=6) for number in (1, 2, 3)], [], 1)
+        check_fruitful([_round(number, 0, late=6) for number in (1, 2, 3)], [], 1, num_clients=6)
+
+    @pytest.mark.parametrize(
+        ("round_number", "num_failed", "num_clients", "others", "ends"),
+        [
+            (1, 3, 40, [], True),
+            (1, 2, 2, [], True),
+            (1, 2, 40, [], False),
+            (1, 3, 40, [_DIVERGED], False),
+            (2, 3, 40, [], False),
+        ],
+    )
+    def test_a_first_round_of_data_that_are_not_finite_does(
+        self, round_number: int, num_failed: int, num_clients: int, others: list[str], ends: bool
+    ) -> None:
+        reasons = [_MISSING] * num_failed + others
+        clients = [_client(round_number, status="quarantined", reason=reason) for reason in reasons]
+        records = [_round(number, 6) for number in range(1, round_number + 1)]
+        if not ends:
+            check_fruitful(records, clients, 1, num_clients)
+            return
+        with pytest.raises(RunError, match=f"the data of all its {num_failed} clients hold .* client 2: .*column bmi"):
+            check_fruitful(records, clients, 1, num_clients)
 
     def test_a_run_that_nobody_helped_has_no_model(self) -> None:
         with pytest.raises(RunError, match="none of 2 rounds had a usable update, so the model is untrained"):

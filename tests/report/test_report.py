@@ -22,7 +22,7 @@ from fedhq_lightning.report import report as report_of_run
 from fedhq_lightning.report.banner import banner
 from fedhq_lightning.report.clients_section import clients_section
 from fedhq_lightning.report.course_section import course_section
-from fedhq_lightning.report.curve_figures import enlarged, time_unit
+from fedhq_lightning.report.curve_figures import broken_at, enlarged, time_unit
 from fedhq_lightning.report.model_section import model_section
 from fedhq_lightning.report.numbers_section import numbers_section
 from fedhq_lightning.report.picture_style import MODE_COLOURS, PAGE_COLOURS
@@ -519,6 +519,15 @@ def test_one_round(tmp_path: Path) -> None:
     text = written(write_run(tmp_path, small_rounds(num_rounds=1))).read_text()
     assert "It is the best round, and deployed." in Page(text).text
     assert {"metric", "modes", "split", "bytes"} <= svgs(text).keys()
+
+
+def test_an_axis_is_broken_where_there_is_enough_to_see() -> None:
+    rising = [0.1, 0.5, 0.8, 0.9, 0.91, 0.92]
+    assert broken_at([rising]) == enlarged([rising])
+    assert broken_at([[-value for value in rising]]) is not None
+    assert broken_at([rising[:1] + rising[3:]]) is None, "four points"
+    assert broken_at([rising, [1.5, 1.2, 0.9, 0.91, 0.92, 0.91]]) is None, "a rest on both sides"
+    assert broken_at([]) is None
 
 
 def test_enlarged_to_the_second_half_only_where_that_helps() -> None:

@@ -74,6 +74,15 @@ def test_a_run_is_called_as_the_user_calls_it(tmp_path: Path, monkeypatch: pytes
     assert shown("20250101-120000-00ab12-first-try") == "mine"
 
 
+def test_artifacts_of_a_name_with_what_wandb_refuses_in_theirs(tmp_path: Path) -> None:
+    rounds = small_rounds(num_rounds=1)
+    run_dir = write_logged_run(tmp_path / "20250101-120000-00ab13-mu=0.5+lr", rounds)
+    log_offline(run_dir, rounds)
+    names = {each.type: each.name for each in Logged(run_dir).artifacts.values()}
+    assert names["model"] == "model-20250101-120000-00ab13-mu-0.5-lr"
+    assert names["recipe"] == "recipe-20250101-120000-00ab13-mu-0.5-lr"
+
+
 def test_everything_is_drawn_over_rounds_and_the_metric_over_virtual_seconds_too(logged: Logged) -> None:
     assert logged.values["allocation/slack"] == ROUNDS[-1].allocation["slack"]
     assert logged.axes["*"].step_metric == "round"
