@@ -34,7 +34,7 @@ from fedhq_lightning import FederatedTrainer
 from fedhq_lightning.callbacks import FixedAllocator
 from fedhq_lightning.data import FederatedDataModule, PartitionedDataModule
 from fedhq_lightning.data.mnist5k import MNIST5k
-from fedhq_lightning.federated import setup
+from fedhq_lightning.federated import parts, setup
 from fedhq_lightning.federated.client_analysis import ClientAnalyst
 from fedhq_lightning.federated.exact_mean import ExactMean
 from fedhq_lightning.federated.update_directions import UpdateDirections, sketcher_of
@@ -221,7 +221,7 @@ def examine(
     settings, fabric = trainer.settings, trainer.fabric
     assert settings.scheme is not None
     job = setup.set_up(settings, fabric, module, data)
-    fitter = setup.fitter_of(settings, fabric, job)
+    fitter = parts.fitter_of(settings, fabric, job)
     received, size = job.link.down(state, round_number)
     clients: Sequence[ClientId] = job.sampler.with_data()
     directions = UpdateDirections(settings.uplink, sketcher_of(settings.seed), job.parameter_names, received)

@@ -16,14 +16,15 @@ from fedhq_lightning.drop_in.lane_swap import Lane, refuse_unsupported
 from fedhq_lightning.drop_in.quantized_callback import plain_scheme
 from fedhq_lightning.drop_in.trainer_parts import training_loaders
 from fedhq_lightning.errors import ConfigurationError, nearest
-from fedhq_lightning.federated.aggregators import Aggregator, FedAvg
+from fedhq_lightning.federated.algorithms.aggregator import Aggregator, ClientStart
+from fedhq_lightning.federated.algorithms.fed_avg import FedAvg
 from fedhq_lightning.federated.update_checks import check_norm_ratio
 from fedhq_lightning.federated.wire import Uplink
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
 from fedhq_lightning.silos import silo_checkpoint
 from fedhq_lightning.silos.local_work import LocalWork
 from fedhq_lightning.silos.silo_callback import SiloCallback
-from fedhq_lightning.silos.silo_checks import refuse_layers, refuse_loaders, refuse_settings
+from fedhq_lightning.silos.silo_checks import refuse_client_state, refuse_layers, refuse_loaders, refuse_settings
 from fedhq_lightning.silos.silo_results import epoch_values
 from fedhq_lightning.silos.silo_run import SiloRun
 from fedhq_lightning.silos.silo_settings import SiloSettings
@@ -158,6 +159,7 @@ class FederatedAveraging(SiloCallback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check the layers, which are complete by now."""
         refuse_layers(pl_module)
+        refuse_client_state(self.aggregator, pl_module)
         refuse_unsupported(trainer, pl_module, self.scheme)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -177,7 +179,7 @@ class FederatedAveraging(SiloCallback):
         seed_generators(derive_seed(run.seed, "silo", trainer.current_epoch, run.processes.rank))
         if run.epochs_in_round == 0:
             self._local = run.begin_round(trainer, pl_module)
-        self._term = self.aggregator.client_term(pl_module)
+        self._term = self.aggregator.client_term(ClientStart(pl_module))
         self._enter_lane(pl_module)
         self._is_open, self._since, self._steps_before = True, time.perf_counter(), trainer.global_step
         _renew_iterator(trainer)
@@ -187,7 +189,7 @@ class FederatedAveraging(SiloCallback):
     ) -> None:
         """Add the aggregator's term to the gradients."""
         if self._term is not None:
-            self._term()
+            self._term.before_step(optimizer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

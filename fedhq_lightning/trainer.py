@@ -14,9 +14,9 @@ from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.data.partitioned import unwrapped
 from fedhq_lightning.devices import FleetSpec
 from fedhq_lightning.devices.fleet import expand_fleet
-from fedhq_lightning.federated import setup
+from fedhq_lightning.federated import parts, setup
 from fedhq_lightning.federated.after_fit import AfterFit
-from fedhq_lightning.federated.aggregators import Aggregator
+from fedhq_lightning.federated.algorithms.aggregator import Aggregator
 from fedhq_lightning.federated.callback import Monitored, RoundCallback, split_callbacks
 from fedhq_lightning.federated.client_errors import OnClientError
 from fedhq_lightning.federated.endings import told_to_all
@@ -272,7 +272,7 @@ class FederatedTrainer(AfterFit):
             check_same_everywhere(processes, described, job.datamodule, job.sampler.with_data(), resumed)
             self.run_dir = Path(processes.broadcast(str(directory.path)))
             directory = RunDirectory(self.run_dir)
-            evaluator = setup.evaluator_of(settings, self.fabric, job.template, processes, job.datamodule)
+            evaluator = parts.evaluator_of(settings, self.fabric, job.template, processes, job.datamodule)
             if resumed is None:
                 state = RunState(job.initial_state())
                 # What was measured or read at set-up need not be the same to the last bit on every process.
@@ -313,13 +313,13 @@ class FederatedTrainer(AfterFit):
                 settings,
                 self,
                 job,
-                setup.fitter_of(settings, fabric, job),
+                parts.fitter_of(settings, fabric, job, directory.client_store),
                 evaluator,
-                setup.server_of(settings, job, processes),
+                parts.server_of(settings, job, processes),
                 processes,
                 directory,
                 state,
-                setup.statistics_of(settings, job, evaluator, processes),
+                parts.statistics_of(settings, job, evaluator, processes),
                 clock,
                 saved_parts=lambda: {"described": described, "callbacks": self._states_of_callbacks()},
             )
@@ -358,10 +358,10 @@ class FederatedTrainer(AfterFit):
 
     def _load_parts(self, resumed: Resumed, allocator: Allocator, evaluator: Evaluator) -> None:
         saved = resumed.saved
-        parts: list[tuple[Any, Any]] = [(self.settings.aggregator, saved["aggregator"])]
-        parts += [(allocator, saved["allocator"]), (evaluator, saved["evaluator"])]
-        parts += [(each, saved["callbacks"].get(each.state_key)) for each in self.callbacks]
-        for part, state in parts:
+        loaded: list[tuple[Any, Any]] = [(self.settings.aggregator, saved["aggregator"])]
+        loaded += [(allocator, saved["allocator"]), (evaluator, saved["evaluator"])]
+        loaded += [(each, saved["callbacks"].get(each.state_key)) for each in self.callbacks]
+        for part, state in loaded:
             if state is not None:
                 with resumed.taken_up_by(part):
                     part.load_state_dict(state)

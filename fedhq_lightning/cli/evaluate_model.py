@@ -25,7 +25,7 @@ from fedhq_lightning.deploy.model_to_write import ModelToWrite
 from fedhq_lightning.deploy.speed import measure_inference
 from fedhq_lightning.deploy.written_file import Agreement
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated import checks, setup
+from fedhq_lightning.federated import checks, parts
 from fedhq_lightning.federated.clients import client_to_probe, plain_client_ids
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.local.data_hooks import prepare_data, prepared
@@ -86,7 +86,7 @@ def _evaluate(
 ) -> Evaluation:
     if trainer.settings.scheme is not None:
         attach_ranges(template, trainer.settings.scheme)
-    evaluator = setup.evaluator_of(trainer.settings, trainer.fabric, template, Processes(None), datamodule)
+    evaluator = parts.evaluator_of(trainer.settings, trainer.fabric, template, Processes(None), datamodule)
     kind = type(template).__name__
     state = template.state_dict() if files.weights is None else read_weights(files.weights, template, recipe)
     deployed: Path | None = files.program or files.packed

@@ -11,7 +11,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated import setup
+from fedhq_lightning.federated import parts, setup
 from fedhq_lightning.federated.lightning_habits import LightningAttributes, callback_metrics, with_lightning_names
 from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.local import prediction
@@ -110,7 +110,7 @@ class AfterFit(LightningAttributes):
         """
         settings, fabric = self.settings, self.fabric
         template, weights = self._weighed("predict", module, ckpt_path)
-        evaluator = setup.evaluator_of(settings, fabric, template, launch(fabric))
+        evaluator = parts.evaluator_of(settings, fabric, template, launch(fabric))
         model = evaluator.deployed if quantized and settings.scheme is not None else evaluator.model
         with reproducible(settings.threads, fabric.device), prepared(data, "predict") as hooked:
             loaders = prediction.loaders_of(data)
@@ -131,7 +131,7 @@ class AfterFit(LightningAttributes):
             reproducible(settings.threads, fabric.device),
             prepared(data, "validate" if stage == "validation" else "test") as hooked,
         ):
-            evaluator = setup.evaluator_of(settings, fabric, template, launch(fabric), hooked)
+            evaluator = parts.evaluator_of(settings, fabric, template, launch(fabric), hooked)
             if hooked is not None:
                 data = hooked.val_dataloader() if stage == "validation" else hooked.test_dataloader()
             self._evaluated = evaluator.evaluate(weights, as_loaders(data), stage)

@@ -16,17 +16,20 @@ from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.data.whole_batches import batches_of
 from fedhq_lightning.devices.virtual_clock import VirtualClock
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.aggregators import Aggregator
+from fedhq_lightning.federated.algorithms.aggregator import Aggregator, ClientEnd, ClientStart
+from fedhq_lightning.federated.beside import named_beside
 from fedhq_lightning.federated.client_analysis import ClientAnalyst
 from fedhq_lightning.federated.client_errors import ClientError, OnClientError, free_memory, is_clients
 from fedhq_lightning.federated.client_ranges import ClientRanges
 from fedhq_lightning.federated.not_finite import column_names, odd_values
+from fedhq_lightning.federated.update_checks import is_finite
 from fedhq_lightning.federated.wire import Link
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.local.module_state import load_weights, reset_metrics, restore_buffers, restore_requires_grad
 from fedhq_lightning.local.pristine import Pristine
 from fedhq_lightning.quantize import LaneOptions, QuantScheme, RangeLearner, correct_bias, prepare
 from fedhq_lightning.risk.sensitivity import SensitivityMeasure, check_sensitivity_measure
+from fedhq_lightning.run.client_store import ClientStore
 from fedhq_lightning.run.records import ClientRecord, Status
 from fedhq_lightning.support.process_state import process_state_kept
 from fedhq_lightning.support.seeds import derive_seed, generators_kept, seed_generators
@@ -81,6 +84,7 @@ class ClientFitter:
             passes for it cost the client virtual time, which counts for the deadline too.
         batch_norms: Layers whose statistics are taken anew, for the calibration of static activation ranges.
         on_error: What happens when a client's code raises.
+        store: Where clients keep what they keep from round to round; None where they keep nothing.
 
     Attributes:
         first_error: What the first client's code raised in round 1, until somebody has looked.
@@ -105,6 +109,7 @@ class ClientFitter:
         wanted_sensitivity: SensitivityMeasure | None = None,
         batch_norms: Mapping[str, Sequence[str]] | None = None,
         on_error: OnClientError = "raise",
+        store: ClientStore | None = None,
     ) -> None:
         self._template = template
         self._scheme = scheme
@@ -119,6 +124,7 @@ class ClientFitter:
         self._autocast = autocast
         self._lanes: dict[Mode, tuple[ClientTrainer, Pristine]] = {}
         self._on_error: OnClientError = on_error
+        self._store = store
         self.first_error: BaseException | None = None
         self._wanted_sensitivity = wanted_sensitivity
         self._ranges: ClientRanges | None = None
@@ -147,6 +153,7 @@ class ClientFitter:
         deadline: float | None,
         is_first: bool = False,
         work: float = 1.0,
+        beside: StateDict | None = None,
     ) -> Update:
         """Train one client from the model it received.
 
@@ -165,6 +172,7 @@ class ClientFitter:
             deadline: Virtual seconds, or None.
             is_first: Whether the client takes part for the first time, and receives what no round changes too.
             work: Share of its local steps that it takes. Its weight in the mean stays: it changes less as it is.
+            beside: What came down beside the model.
         """
         seconds = self._clock.time(client_id, mode, is_first, work)
         analysis_seconds = self._analysis_seconds(client_id)
@@ -175,7 +183,9 @@ class ClientFitter:
                 round_number,
                 client_id,
                 mode,
-                lambda lane: self._train(round_number, client_id, lane, received, learning_rate_scale, work),
+                lambda lane: self._train(
+                    round_number, client_id, lane, received, learning_rate_scale, work, beside or {}
+                ),
             )
         status: Status = "late" if late else "quarantined" if done.error else "ok" if done.num_steps else "idle"
         record = ClientRecord(
@@ -264,6 +274,7 @@ class ClientFitter:
         received: StateDict,
         learning_rate_scale: float,
         work: float,
+        beside: StateDict,
     ) -> _LocalFit:
         ranges, start, sensitivity = self._ranges, received, None
         if self._analyst is not None and self._wanted_sensitivity is not None:
@@ -278,23 +289,30 @@ class ClientFitter:
         reset_metrics(module)
         seed_generators(derive_seed(self._seed, "fit", round_number, client_id))
         loader = self._datamodule.train_dataloader(client_id)
-        term = self._aggregator.client_term(module)
+        kept = {} if self._store is None else self._store.load(self._clock.position(client_id), round_number)
+        term = self._aggregator.client_term(ClientStart(module, beside, kept))
         learner, after_step = None, None
         if ranges is not None and mode == "qat":
             learner = RangeLearner(module, self._lane_options.range_lr * learning_rate_scale)
             after_step = learner.step
-        num_steps, metrics = trainer.fit(loader, learning_rate_scale, term, work, after_step)
+        before_step = None if term is None else term.before_step
+        num_steps, metrics = trainer.fit(loader, learning_rate_scale, before_step, work, after_step)
         if learner is not None:
             learner.finish()
         self._check_frozen(module)
         if not num_steps:
             return _LocalFit(reason=_SKIPPED if len(loader) else _NO_BATCH, sensitivity=sensitivity)
+        end = ClientEnd() if term is None else term.finish(num_steps)
         state = module.state_dict()
         if ranges is not None and mode != "qat":
             state = state | ranges.calibrated(state, client_id)
         if mode == "ptq" and self._lane_options.bias_correction:
             state = self._corrected(state, client_id)
-        payload = self._link.up(state, received, round_number, client_id)
+        if end.change_factor != 1:
+            state = state | _scaled_change(module, received, end.change_factor)
+        payload = self._link.up(state | named_beside(end.beside), received, round_number, client_id)
+        if self._store is not None and end.kept and is_finite(end.kept):
+            self._store.save(self._clock.position(client_id), round_number, end.kept)
         return _LocalFit(num_steps, metrics, payload, sensitivity=sensitivity)
 
     def _check_frozen(self, module: L.LightningModule) -> None:
@@ -333,3 +351,14 @@ class ClientFitter:
         trainer, pristine = self._lanes[mode]
         pristine.restore()
         return trainer
+
+
+@torch.no_grad()
+def _scaled_change(module: L.LightningModule, received: StateDict, factor: float) -> StateDict:
+    """Parameters that differ from those received by a share of how a module's do."""
+    scaled: StateDict = {}
+    for name, value in module.named_parameters(remove_duplicate=False):
+        if name in received:
+            base = received[name].to(value.device)
+            scaled[name] = base + factor * (value.detach() - base)
+    return scaled

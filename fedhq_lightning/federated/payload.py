@@ -84,11 +84,13 @@ def encode(
         state: Name to tensor, any device; tensors named in `grids` are float weights.
         grids: Grid of each tensor that is rounded; names not in `state` are ignored.
         header: Goes into the metadata.
-        bases: What is taken off each tensor before, where its shape is the same; or None.
+        bases: What is taken off tensors before, by name, where the shape is the same; or None.
     """
     entries: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        base = None if bases is None or bases[name].shape != tensor.shape else bases[name]
+        base = None if bases is None else bases.get(name)
+        if base is not None and base.shape != tensor.shape:
+            base = None
         if name in grids:
             entries[name + INTEGERS], entries[name + SCALES] = pack_weight(tensor, grids[name], base)
         else:

@@ -136,6 +136,7 @@ class RoundLoop:
                     settings.round_deadline,
                     client_id in newcomers,
                     plan.work.get(client_id, 1.0),
+                    at_server.received_beside,
                 )
             control.call("on_client_end", update.record)
             yield update

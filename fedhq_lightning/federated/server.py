@@ -15,7 +15,8 @@ from typing import Protocol
 from torch import Tensor
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.aggregators import Aggregator
+from fedhq_lightning.federated.algorithms.aggregator import Aggregator, Gathered
+from fedhq_lightning.federated.beside import beside_of, model_of, named_beside
 from fedhq_lightning.federated.exact_mean import ExactMean
 from fedhq_lightning.federated.held_updates import HeldUpdate, HeldUpdates
 from fedhq_lightning.federated.payload import PackedState, PayloadError, decoded
@@ -69,6 +70,7 @@ class Server:
         typical_examples: Of a client. The norm of one with more is taken for as many, since a longer fit goes farther.
         unseal: Takes the seal off what a client sent, or raises `PayloadError`; None where nothing is sealed.
         min_updates: How many a step takes, 1 or more; the model stays where fewer came.
+        total_examples: Of all clients; None where that is not known, and those of a round count as all.
     """
 
     link: Link
@@ -82,6 +84,7 @@ class Server:
     typical_examples: float = math.inf
     unseal: Callable[[ClientId, bytes], bytes] | None = None
     min_updates: int = 1
+    total_examples: int | None = None
 
     def open_round(self, round_number: int, current: StateDict, usual_norms: Norms | None = None) -> ServerRound:
         """Begin a round: encode the global model as every client of the round receives it.
@@ -91,7 +94,9 @@ class Server:
             current: The global model.
             usual_norms: What the round before found, if there was one.
         """
-        received, num_bytes = self.link.down(current, round_number)
+        parameters = {name: current[name] for name in self.link.trained(self.parameter_names)}
+        beside = named_beside(self.aggregator.beside_down(parameters))
+        received, num_bytes = self.link.down(current | beside, round_number)
         return ServerRound(self, round_number, current, received, num_bytes, usual_norms)
 
 
@@ -123,7 +128,7 @@ class ServerRound:
         server: The run's.
         round_number: From 1.
         current: The global model.
-        received: What every client of the round received.
+        received: What every client of the round received, with what came beside the model.
         downlink_bytes: Size of the round's payload, for one client.
         usual_norms: Median norms of the updates of the round before, see `Aggregated.usual_norms`.
     """
@@ -138,8 +143,10 @@ class ServerRound:
         usual_norms: Norms | None = None,
     ) -> None:
         self.number = round_number
-        self.received = received
+        self.received = model_of(received)
+        self.received_beside = beside_of(received)
         self.downlink_bytes = downlink_bytes
+        self._bases = self.received | server.link.no_change_beside()
         self._server = server
         self._current = current
         self._usual_norms = usual_norms
@@ -151,7 +158,8 @@ class ServerRound:
         self._refused: dict[ClientId, str] = {}
         self._directions: UpdateDirections | None = None
         if server.sketcher is not None:
-            self._directions = UpdateDirections(server.link.uplink, server.sketcher, server.parameter_names, received)
+            names = server.parameter_names
+            self._directions = UpdateDirections(server.link.uplink, server.sketcher, names, self.received)
 
     def receive(self, client_id: ClientId, payload: bytes, num_examples: int, most_examples: int | None = None) -> None:
         """Check one client's update and add it up, or leave it out and note why.
@@ -181,7 +189,7 @@ class ServerRound:
                 payload = server.unseal(client_id, payload)
             update = server.link.open(payload, self.number, client_id)
             is_model = server.link.uplink == "weights"
-            norms = norms_of(update, self.received if is_model else None, server.parameter_names)
+            norms = norms_of(update, self._bases if is_model else None, server.parameter_names)
             norms = norms.over(max(1.0, num_examples / server.typical_examples))
             check_values(update, None if is_model else self.received)
             self._norms.append(norms)
@@ -204,11 +212,14 @@ class ServerRound:
         if num_updates < server.min_updates:
             self._sum = server.accumulator()
             return Aggregated(self._current, 0, num_updates, self._refused, {}, usual_norms)
-        decoded_mean, total_weight = self._sum.mean(server.processes)
+        summed, total_weight = self._sum.mean(server.processes)
         self._sum = server.accumulator()
+        decoded_mean = model_of(summed)
         divergences = {} if self._directions is None else self._directions.divergences(decoded_mean)
         mean = server.link.combine(decoded_mean, self.received)
-        state = server.aggregator.step(self._current, mean, server.parameter_names)
+        share = total_weight / (server.total_examples or total_weight)
+        gathered = Gathered(mean, server.parameter_names, beside_of(summed), share)
+        state = server.aggregator.step(self._current, gathered)
         _check_fixed(server, self._current, state)
         return Aggregated(state, total_weight, num_updates, self._refused, divergences, usual_norms)
 

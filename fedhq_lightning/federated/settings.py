@@ -11,7 +11,8 @@ from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.deploy.formats import FORMATS
 from fedhq_lightning.devices import FleetSpec
 from fedhq_lightning.errors import ConfigurationError, nearest
-from fedhq_lightning.federated.aggregators import Aggregator, FedAvg
+from fedhq_lightning.federated.algorithms.aggregator import Aggregator
+from fedhq_lightning.federated.algorithms.fed_avg import FedAvg
 from fedhq_lightning.federated.client_errors import OnClientError
 from fedhq_lightning.federated.update_checks import check_norm_ratio
 from fedhq_lightning.federated.wire import Downlink, Uplink

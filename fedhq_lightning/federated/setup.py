@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,9 +19,9 @@ from fedhq_lightning.devices.lane_kernels import LaneKernels
 from fedhq_lightning.devices.virtual_clock import VirtualClock
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import checks
+from fedhq_lightning.federated.beside import named_beside
 from fedhq_lightning.federated.callback import Monitored
 from fedhq_lightning.federated.client_analysis import ClientAnalyst
-from fedhq_lightning.federated.client_fit import ClientFitter
 from fedhq_lightning.federated.clients import (
     check_last_batches,
     client_sizes,
@@ -32,13 +32,10 @@ from fedhq_lightning.federated.clients import (
 )
 from fedhq_lightning.federated.monitor_mode import resolve_monitor_mode
 from fedhq_lightning.federated.sampling import CohortSampler
-from fedhq_lightning.federated.server import Server
 from fedhq_lightning.federated.settings import RunSettings
-from fedhq_lightning.federated.statistics_round import StatisticsRound, statistics_names
-from fedhq_lightning.federated.update_directions import sketcher_of
+from fedhq_lightning.federated.statistics_round import statistics_names
 from fedhq_lightning.federated.wire import Link, warn_of_lost_changes
 from fedhq_lightning.local.data_hooks import prepare_data
-from fedhq_lightning.local.evaluation import Evaluator
 from fedhq_lightning.local.module_checks import (
     check_is_lightning_module,
     check_module,
@@ -48,7 +45,6 @@ from fedhq_lightning.local.template import set_up_template
 from fedhq_lightning.quantize import LayerScheme, attach_ranges
 from fedhq_lightning.risk.divergence import DivergenceMeasure, LabelStatistics
 from fedhq_lightning.risk.sensitivity import SensitivityMeasure
-from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.lightnings import is_overridden
 from fedhq_lightning.support.notes import noted
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
@@ -71,6 +67,8 @@ class Job:
         allocator: Proposes plans, set up.
         monitored: What is watched.
         typical_examples: Median over the clients that hold any.
+        total_examples: Of all clients.
+        beside: What goes down beside the initial model, by its own names.
     """
 
     template: L.LightningModule
@@ -83,6 +81,8 @@ class Job:
     allocator: Allocator
     monitored: Monitored
     typical_examples: float
+    total_examples: int
+    beside: StateDict
 
     @cached_property
     def validation_loaders(self) -> list[Any]:
@@ -92,8 +92,7 @@ class Job:
     @cached_property
     def parameter_names(self) -> frozenset[str]:
         """Names of trained parameters in a state; tied ones under each of their names."""
-        names = {name for name, _ in self.template.named_parameters(remove_duplicate=False)}
-        return frozenset(names - self.probe.frozen)
+        return _parameter_names(self.template, self.probe.frozen)
 
     def initial_state(self) -> StateDict:
         """The user's weights."""
@@ -156,7 +155,8 @@ def set_up(
     retaken = statistics_names(batch_norms)
     link = Link(sent, sent_grids, settings.uplink, settings.downlink, found.fixed, retaken & sent.keys())
     state = {name: value.detach() for name, value in template.state_dict().items()}
-    _, download_bytes = link.down(state, 0)
+    beside = _carry_beside(settings, link, template, found.frozen)
+    _, download_bytes = link.down(state | named_beside(beside), 0)
     clock = VirtualClock(
         fleet,
         client_ids,
@@ -196,7 +196,12 @@ def set_up(
         names = ", ".join(str(client_ids[position]) for position in sorted(empty)[:5])
         rank_zero_warn(f"{len(empty)} of {len(client_ids)} clients hold no examples and are left out: {names}")
     typical_examples = float(np.median(sizes[sizes > 0]))
-    return Job(template, datamodule, sampler, found, grids, link, clock, allocator, monitored, typical_examples)
+    return Job(
+        *(template, datamodule, sampler, found, grids, link, clock, allocator, monitored),
+        typical_examples=typical_examples,
+        total_examples=int(sizes.sum()),
+        beside=beside,
+    )
 
 
 def check_types(module: Any, datamodule: Any) -> FederatedDataModule:
@@ -257,71 +262,17 @@ def _attach_ranges(settings: RunSettings, template: L.LightningModule) -> None:
         )
 
 
-def fitter_of(settings: RunSettings, fabric: Fabric, job: Job) -> ClientFitter:
-    """The part that trains clients on this process."""
-    return ClientFitter(
-        job.template,
-        settings.scheme,
-        settings.lanes,
-        settings.fit_options,
-        job.datamodule,
-        settings.aggregator,
-        job.link,
-        job.clock,
-        settings.seed,
-        fabric.device,
-        fabric.autocast,
-        job.allocator.wanted_sensitivity,
-        job.probe.batch_norms if settings.retake_batch_statistics else {},
-        settings.on_client_error,
-    )
+def _parameter_names(template: L.LightningModule, frozen: Set[str]) -> frozenset[str]:
+    return frozenset(name for name, _ in template.named_parameters(remove_duplicate=False)) - frozen
 
 
-def evaluator_of(
-    settings: RunSettings,
-    fabric: Fabric,
-    template: L.LightningModule,
-    processes: Processes,
-    datamodule: L.LightningDataModule | None = None,
-) -> Evaluator:
-    """The part that evaluates global states."""
-    return Evaluator(
-        template,
-        settings.scheme,
-        settings.fit_options,
-        processes,
-        fabric.device,
-        fabric.autocast,
-        settings.seed,
-        datamodule,
-    )
-
-
-def statistics_of(
-    settings: RunSettings, job: Job, evaluator: Evaluator, processes: Processes
-) -> StatisticsRound | None:
-    """The part that takes batch statistics anew, where there are any and they shall be."""
-    layers = job.probe.batch_norms
-    if not layers or not settings.retake_batch_statistics:
-        return None
-    return StatisticsRound(
-        layers, evaluator, settings.fit_options, job.datamodule, job.clock, processes, settings.on_client_error
-    )
-
-
-def server_of(settings: RunSettings, job: Job, processes: Processes) -> Server:
-    """The part that makes the next global model of clients' updates."""
-    sketcher = sketcher_of(settings.seed) if job.allocator.wants_update_divergence else None
-    return Server(
-        job.link,
-        settings.aggregator,
-        job.parameter_names,
-        processes,
-        sketcher=sketcher,
-        max_norm_ratio=settings.max_norm_ratio,
-        typical_examples=job.typical_examples,
-        min_updates=settings.min_clients,
-    )
+def _carry_beside(settings: RunSettings, link: Link, template: L.LightningModule, frozen: Set[str]) -> StateDict:
+    """Have the link carry what the algorithm sends beside models; what goes down first, by its own names."""
+    state, names = template.state_dict(), link.trained(_parameter_names(template, frozen))
+    parameters = {name: state[name].detach().cpu() for name in names}
+    down = settings.aggregator.beside_down(parameters)
+    link.carry(down, settings.aggregator.beside_up(parameters))
+    return down
 
 
 def _sensitivity(

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated.beside import beside_of, model_of, named_beside
 from fedhq_lightning.federated.payload import (
     Header,
     PackedState,
@@ -96,6 +98,25 @@ class Link:
         self._sent = {name: value for name, value in self._moving.items() if name not in retaken}
         self.fixed_names = frozenset(name for name in template if self._tied.get(name, name) in self._fixed)
         self._last_fixed: tuple[StateDict, StateDict] = {}, {}
+        self._beside_down: StateDict = {}
+
+    def carry(self, beside_down: StateDict, beside_up: StateDict) -> None:
+        """Take tensors beside the model in every payload from now on: by their own names, with their shapes.
+
+        Args:
+            beside_down: What `down` finds beside the model in the state that it is given, see `beside.py`.
+            beside_up: What `up` does.
+        """
+        self._beside_down = named_beside(beside_down)
+        self._sent = model_of(self._sent) | named_beside(beside_up)
+
+    def no_change_beside(self) -> StateDict:
+        """Zeros for every tensor that comes up beside the model, by its name in the payload."""
+        return named_beside({name: torch.zeros_like(each) for name, each in beside_of(self._sent).items()})
+
+    def trained(self, parameter_names: frozenset[str]) -> list[str]:
+        """Those of the parameters that travel, each once where the module holds it under several names."""
+        return [name for name in self._moving if name in parameter_names]
 
     @cached_property
     def fixed_bytes(self) -> int:
@@ -108,8 +129,9 @@ class Link:
         A client that takes part for the first time receives `fixed_bytes` more.
         """
         header = Header("weights", round_number, "server")
-        payload = encode({name: state[name] for name in self._moving}, self._down_grids, header)
-        received = self._received_fixed(state) | _copied(decode(payload, self._moving, self._down_grids, header))
+        template = self._moving | self._beside_down
+        payload = encode({name: state[name] for name in template}, self._down_grids, header)
+        received = self._received_fixed(state) | _copied(decode(payload, template, self._down_grids, header))
         return self._with_tied({name: received[name] for name in state if name in received}), len(payload)
 
     def up(self, local: Mapping[str, Tensor], received: StateDict, round_number: int, client_id: ClientId) -> bytes:

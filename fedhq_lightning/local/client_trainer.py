@@ -106,7 +106,7 @@ class ClientTrainer(TrainerSurface):
         self,
         loader: Sequence[Any] | DataLoader[Any],
         learning_rate_scale: float = 1.0,
-        after_backward: Callable[[], None] | None = None,
+        before_step: Callable[[Optimizer], None] | None = None,
         work: float = 1.0,
         after_step: Callable[[], None] | None = None,
     ) -> tuple[int, dict[str, float]]:
@@ -115,7 +115,7 @@ class ClientTrainer(TrainerSurface):
         Args:
             loader: The client's batches. Without any (`drop_last` on a small client) nothing is done at all.
             learning_rate_scale: Factor on every learning rate in this fit.
-            after_backward: Called once an optimizer step, before clipping, for client-side gradient terms.
+            before_step: Called with the optimizer once a step, before clipping, for client-side gradient terms.
             work: Share of its optimizer steps that are taken, see `FitOptions.num_steps`.
             after_step: Called after every optimizer step.
 
@@ -139,7 +139,7 @@ class ClientTrainer(TrainerSurface):
         while not self._fit_is_over():
             steps_before = self.global_step
             self._call("on_train_epoch_start")
-            complete = self._run_epoch(loader, optimizer, after_backward, after_step)
+            complete = self._run_epoch(loader, optimizer, before_step, after_step)
             self._reduce_so_far()
             self._call("on_train_epoch_end")
             metrics |= self._finish_epoch()
@@ -247,7 +247,7 @@ class ClientTrainer(TrainerSurface):
         self,
         loader: Iterable[Any],
         optimizer: Optimizer,
-        after_backward: Callable[[], None] | None,
+        before_step: Callable[[Optimizer], None] | None,
         after_step: Callable[[], None] | None,
     ) -> bool:
         """Train on the loader's batches, in the order of Lightning's loop; whether the epoch was not cut short."""
@@ -261,7 +261,7 @@ class ClientTrainer(TrainerSurface):
             first, complete = batch_idx % every == 0, count == self.num_training_batches
             self.is_last_batch = complete
             last = count % every == 0 or complete
-            closure = partial(self._closure, batch, batch_idx, optimizer, first, after_backward if last else None, last)
+            closure = partial(self._closure, batch, batch_idx, optimizer, first, before_step if last else None, last)
             if last:
                 self._call("optimizer_step", self.current_epoch, batch_idx, optimizer, closure)
                 if after_step is not None:
@@ -285,7 +285,7 @@ class ClientTrainer(TrainerSurface):
         batch_idx: int,
         optimizer: Optimizer,
         first: bool,
-        after_backward: Callable[[], None] | None,
+        before_step: Callable[[Optimizer], None] | None,
         last: bool,
     ) -> Tensor | None:
         """Forward and backward of one batch, in the order of Lightning's closure."""
@@ -299,8 +299,8 @@ class ClientTrainer(TrainerSurface):
             self._call("backward", loss)
             self._call("on_after_backward")
         if last:
-            if after_backward is not None:
-                after_backward()
+            if before_step is not None:
+                before_step(optimizer)
             self._call("on_before_optimizer_step", optimizer)
             if self.gradient_clip_val or not self._is_lightnings("configure_gradient_clipping", "clip_gradients"):
                 self._call("configure_gradient_clipping", optimizer, self.gradient_clip_val, None)

@@ -21,6 +21,7 @@ from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.devices.roofline import Precision
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import setup
+from fedhq_lightning.federated.algorithms.aggregator import ClientStart
 from fedhq_lightning.federated.clients import client_to_probe
 from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.local.client_trainer import ClientTrainer
@@ -141,6 +142,7 @@ class _Bench:
         self._grids = settings.scheme.for_layers(self._template)
         self._batch_size = job.probe.batch_size
         self._costs = job.probe.costs
+        self._beside = job.beside
         self._precision: Precision = "bf16" if settings.precision == "bf16-mixed" else "fp32"
         self._client_id = client_to_probe(job.datamodule, job.sampler.with_data())
         self._seed = partial(seed_generators, derive_seed(settings.seed, "profile"))
@@ -286,7 +288,8 @@ class _Bench:
             module.load_state_dict(self._template.state_dict())
             self._seed()
             batches = TimedBatches(self._batch, repeats * self._options.accumulate_grad_batches, self._device)
-            num_steps, _ = trainer.fit(batches, 1.0, self._settings.aggregator.client_term(module))  # type: ignore[arg-type]  # has what fit asks of a loader
+            term = self._settings.aggregator.client_term(ClientStart(module, self._beside))
+            num_steps, _ = trainer.fit(batches, 1.0, None if term is None else term.before_step)  # type: ignore[arg-type]  # has what fit asks of a loader
             if not num_steps:
                 raise ConfigurationError(f"{type(module).__name__}.on_train_batch_start leaves no step to measure")
             return batches.seconds / num_steps

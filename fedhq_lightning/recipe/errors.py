@@ -29,7 +29,7 @@ _SHIPPED = {
     "data.datamodule": "fedhq_lightning.data",
     "data.partitioner": "flwr_datasets.partitioner",
     "trainer.callbacks": "fedhq_lightning.callbacks",
-    "trainer.aggregator": "fedhq_lightning.federated.aggregators",
+    "trainer.aggregator": "fedhq_lightning.federated.algorithms",
 }
 """Where the classes are that a key is most often given, each in the module's `__all__`."""
 _MOST_LISTED = 12

@@ -19,6 +19,7 @@ from typing import Any, get_type_hints
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.run.checkpoint_file import to_bytes
+from fedhq_lightning.run.client_store import ClientStore
 from fedhq_lightning.run.records import ClientRecord, RoundRecord, read_rounds
 from fedhq_lightning.run.run_names import new_folder_name
 from fedhq_lightning.support.atomic_files import (
@@ -55,6 +56,7 @@ class RunDirectory:
         self.best = self.checkpoints / "best.ckpt"
         self.model = path / "model"
         self.inputs = path / INPUTS
+        self.client_store = ClientStore(path / "client_state", self._oldest_round)
 
     @classmethod
     def create(cls, root: Path, recipe: str, name: str | None = None) -> RunDirectory:
@@ -206,6 +208,7 @@ class RunDirectory:
                     path.unlink(missing_ok=True)
             for path in self.saved_checkpoints()[:-keep]:
                 path.unlink(missing_ok=True)
+            self.client_store.forget_after(round_number)
             if round_number < 0:
                 self.rounds_file.unlink(missing_ok=True)
                 return
@@ -245,6 +248,9 @@ class RunDirectory:
         with whole_file(self.path / "clients.parquet") as path, pyarrow.parquet.ParquetWriter(path, schema) as writer:
             while part := list(islice(rows, _ROWS_AT_ONCE)):
                 writer.write_table(pyarrow.Table.from_pylist(part, schema))
+
+    def _oldest_round(self) -> int:
+        return min(map(round_of, self.saved_checkpoints()), default=0)
 
     def _clients(self) -> Iterator[ClientRecord]:
         return (client for record in self.stream_rounds() for client in record.clients)

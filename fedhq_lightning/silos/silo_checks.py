@@ -21,6 +21,7 @@ from fedhq_lightning.drop_in.lane_swap import has_lazy_layers
 from fedhq_lightning.drop_in.quantized_callback import QuantizedCallback
 from fedhq_lightning.drop_in.trainer_parts import callbacks_of, is_rehearsal, training_loaders
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated.algorithms.aggregator import Aggregator
 from fedhq_lightning.quantize import QuantScheme
 from fedhq_lightning.silos.silo_callback import SiloCallback
 from fedhq_lightning.silos.silo_strategy import SiloStrategy
@@ -54,6 +55,21 @@ def refuse_settings(trainer: pl.Trainer, every_n_epochs: int, scheme: QuantSchem
             "one, such as FederatedAveraging(scheme='w4a8'), or leave the allocator out to train in fp"
         )
     return allocators[0] if allocators else None
+
+
+def refuse_client_state(aggregator: Aggregator, pl_module: nn.Module) -> None:
+    """Refuse an algorithm whose clients keep or send more than their models.
+
+    Raises:
+        ConfigurationError: Silos exchange models alone.
+    """
+    parameters = {name: value.detach() for name, value in pl_module.named_parameters()}
+    if aggregator.has_client_state or aggregator.beside_up(parameters):
+        raise ConfigurationError(
+            f"FederatedAveraging(aggregator={type(aggregator).__name__}): its clients keep something from round to "
+            "round or send it beside the model, and silos exchange models alone; take FedAvg, FedProx or FedOpt, or "
+            "FederatedTrainer"
+        )
 
 
 def refuse_layers(pl_module: pl.LightningModule) -> None:

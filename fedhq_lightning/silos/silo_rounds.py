@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fedhq_lightning.federated.aggregators import Aggregator
+from fedhq_lightning.federated.algorithms.aggregator import Aggregator
 from fedhq_lightning.federated.server import Aggregated, Server, ServerRound
 from fedhq_lightning.federated.update_checks import Norms
 from fedhq_lightning.federated.wire import Link, Uplink

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedhq_lightning.devices import FleetSpec
-from fedhq_lightning.federated.aggregators import Aggregator
+from fedhq_lightning.federated.algorithms.aggregator import Aggregator
 from fedhq_lightning.federated.wire import Uplink
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from fedhq_lightning.federated.aggregators import Aggregator
+from fedhq_lightning.federated.algorithms.aggregator import Aggregator, ClientEnd, ClientStart, ClientTerm, Gathered
 from fedhq_lightning.testing.host_state import generator_states, seeded
 from fedhq_lightning.testing.made_states import PARAMETERS, global_state, mean_of_clients
 from fedhq_lightning.testing.same_values import not_plain, same_values, through_checkpoint
@@ -24,14 +24,26 @@ class AggregatorContract:
         """The global models after these rounds, each with a mean of its own."""
         following = []
         for number in rounds:
-            state = aggregator.step(state, mean_of_clients(number), PARAMETERS)
+            state = aggregator.step(state, self.gathered(aggregator, mean_of_clients(number)))
             following.append(state)
         return following
+
+    def gathered(self, aggregator: Aggregator, mean: StateDict) -> Gathered:
+        """What a round comes to whose clients send this mean, and small numbers beside it."""
+        current = global_state()
+        beside = aggregator.beside_up({name: current[name] for name in current if name in PARAMETERS})
+        return Gathered(mean, PARAMETERS, {name: torch.full_like(value, 0.01) for name, value in beside.items()}, 0.5)
+
+    def begun(self, aggregator: Aggregator, module: nn.Module) -> ClientTerm | None:
+        """The term of a client that takes part for the first time."""
+        beside = aggregator.beside_down({name: value.detach() for name, value in module.named_parameters()})
+        return aggregator.client_term(ClientStart(module, beside))
 
     def test_keeps_names_shapes_and_dtypes(self) -> None:
         """The next model has the names, in their order, the shapes and the dtypes of the current one, and no graph."""
         current = global_state()
-        following = self.make().step(current, mean_of_clients(), PARAMETERS)
+        aggregator = self.make()
+        following = aggregator.step(current, self.gathered(aggregator, mean_of_clients()))
         assert list(following) == list(current)
         for name, value in following.items():
             assert (value.shape, value.dtype) == (current[name].shape, current[name].dtype), name
@@ -40,9 +52,9 @@ class AggregatorContract:
     def test_inputs_are_not_changed(self) -> None:
         """A step changes neither what it is given nor a model that an earlier step gave."""
         current, mean, aggregator = global_state(), mean_of_clients(), self.make()
-        following = aggregator.step(current, mean, PARAMETERS)
+        following = aggregator.step(current, self.gathered(aggregator, mean))
         kept = copy.deepcopy(following)
-        aggregator.step(following, mean_of_clients(2), PARAMETERS)
+        aggregator.step(following, self.gathered(aggregator, mean_of_clients(2)))
         assert same_values(current, global_state()), "the current model was changed"
         assert same_values(mean, mean_of_clients()), "the mean was changed"
         assert same_values(following, kept), "an earlier model was changed"
@@ -63,7 +75,7 @@ class AggregatorContract:
         for number in range(1, 4):
             mean = mean_of_clients(number)
             del mean["bias"], mean["running_mean"]
-            state = aggregator.step(state, mean, PARAMETERS)
+            state = aggregator.step(state, self.gathered(aggregator, mean))
         for name in ("bias", "running_mean"):
             assert same_values(state[name], global_state()[name]), name
 
@@ -75,7 +87,8 @@ class AggregatorContract:
     def test_moves_towards_the_mean(self) -> None:
         """The first step goes from the current weights towards the mean, not away from it."""
         current, mean = global_state(), mean_of_clients()
-        moved = self.make().step(current, mean, PARAMETERS)["weight"] - current["weight"]
+        aggregator = self.make()
+        moved = aggregator.step(current, self.gathered(aggregator, mean))["weight"] - current["weight"]
         assert (moved * (mean["weight"] - current["weight"])).sum().item() > 0
 
     def test_the_order_of_names_decides_nothing(self) -> None:
@@ -84,8 +97,8 @@ class AggregatorContract:
         one = other = global_state()
         for number in range(1, 4):
             mean = mean_of_clients(number)
-            one = forward.step(one, mean, PARAMETERS)
-            other = backward.step(other, dict(reversed(mean.items())), PARAMETERS)
+            one = forward.step(one, self.gathered(forward, mean))
+            other = backward.step(other, self.gathered(backward, dict(reversed(mean.items()))))
             assert same_values(one, other)
 
     def test_global_random_numbers_decide_nothing(self) -> None:
@@ -123,27 +136,47 @@ class AggregatorContract:
         assert same_values(self.play(aggregator, global_state(), range(1, 4)), first)
 
     def test_the_clients_term_leaves_the_weights_alone(self) -> None:
-        """`client_term` and what it returns change gradients only, never weights."""
+        """`client_term` and the term's steps change gradients only, never weights, and neither does its end."""
         module = _trained_module()
         before = copy.deepcopy(module.state_dict())
-        term = self.make().client_term(module)
+        term = self.begun(self.make(), module)
         assert same_values(module.state_dict(), before)
         if term is not None:
             module(torch.ones(1, 3)).sum().backward()
-            term()
+            term.before_step(torch.optim.SGD(module.parameters(), lr=0.1))
+            term.finish(1)
             assert same_values(module.state_dict(), before)
 
     def test_the_clients_term_takes_frozen_weights(self) -> None:
         """Parameters without a gradient, such as frozen ones, are passed over."""
         module = _trained_module()
         module.bias.requires_grad_(False)
-        term = self.make().client_term(module)
+        term = self.begun(self.make(), module)
         if term is not None:
-            term()
+            optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+            term.before_step(optimizer)
             assert all(parameter.grad is None for parameter in module.parameters())
             module(torch.ones(1, 3)).sum().backward()
-            term()
+            term.before_step(optimizer)
             assert module.bias.grad is None
+
+    def test_clients_send_beside_the_model_what_was_said(self) -> None:
+        """A term sends float32 tensors with the names and shapes of `beside_up`, and keeps something only if it may."""
+        module, aggregator = _trained_module(), self.make()
+        parameters = {name: value.detach().clone() for name, value in module.named_parameters()}
+        said = {name: (value.shape, torch.float32) for name, value in aggregator.beside_up(parameters).items()}
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        kept: StateDict = {}
+        for _ in range(2):
+            term = aggregator.client_term(ClientStart(module, aggregator.beside_down(parameters), kept))
+            module(torch.ones(1, 3)).sum().backward()
+            if term is not None:
+                term.before_step(optimizer)
+            optimizer.step()
+            end = ClientEnd() if term is None else term.finish(1)
+            assert {name: (value.shape, value.dtype) for name, value in end.beside.items()} == said
+            assert aggregator.has_client_state or not end.kept, "has_client_state is False, so nothing is kept"
+            kept = end.kept
 
 
 def _trained_module() -> nn.Linear:

@@ -23,7 +23,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from fedhq_lightning.callbacks import FederatedAveraging, FixedAllocator, HybridAllocator, QuantizedTraining, allocators
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.aggregators import FedProx
+from fedhq_lightning.federated.algorithms import FedProx
 from fedhq_lightning.quantize import LaneOptions, QuantScheme, convert
 from fedhq_lightning.silos import silo_run
 from fedhq_lightning.silos.silo_context import label_counts

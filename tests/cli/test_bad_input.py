@@ -335,9 +335,9 @@ ON_THE_COMMAND_LINE = {
     "fedhq_lightning.models has MLP, Classifier, LeNet5, MobileNetV2, ResNet20, TabularInput, TabularMLP, ViT",
     "--model=math": "model: 'math' is a module; name a class in it: math.CLASS",
     "--trainer.aggregator=Krum": "trainer.aggregator: 'Krum' is no class; give its whole path, such as "
-    "package.module.Class; fedhq_lightning.federated.aggregators has Aggregator, FedAvg, FedOpt, FedProx",
-    "--trainer.aggregator=fedhq_lightning.federated.aggregators.Krum": "trainer.aggregator: "
-    "fedhq_lightning.federated.aggregators has no 'Krum'; it has Aggregator, FedAvg, FedOpt, FedProx",
+    "package.module.Class; fedhq_lightning.federated.algorithms has Aggregator, FedAvg, FedOpt, FedProx, Scaffold",
+    "--trainer.aggregator=fedhq_lightning.federated.algorithms.Krum": "trainer.aggregator: "
+    "fedhq_lightning.federated.algorithms has no 'Krum'; it has Aggregator, FedAvg, FedOpt, FedProx, Scaffold",
     "--data.partitioner.alfa=3": "data.partitioner: DirichletPartitioner has no 'alfa'; it takes "
     f"{DIRICHLET_TAKES}; did you mean 'alpha'?",
     "--trainer.callbacks.alocation=1": "trainer.callbacks: FixedAllocator has no 'alocation'; it takes allocation, by; "

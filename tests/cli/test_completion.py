@@ -161,7 +161,7 @@ class TestWhatIsKnown:
     def test_shipped_names(self) -> None:
         assert key_completion.names_in("models/__init__.py") == models.__all__
         assert key_completion.names_in("data/__init__.py", "x.") == [f"x.{name}" for name in data.__all__]
-        assert key_completion.names_in("federated/aggregators.py", but=["FedAvg"]) == [
+        assert key_completion.names_in("federated/algorithms/__init__.py", but=["FedAvg"]) == [
             "Aggregator",
             "FedOpt",
             "FedProx",

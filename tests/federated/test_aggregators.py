@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated import aggregators
-from fedhq_lightning.federated.aggregators import Aggregator, FedAvg, FedOpt, FedProx, OptimizerFactory
+from fedhq_lightning.federated import algorithms
+from fedhq_lightning.federated.algorithms import Aggregator, FedAvg, FedOpt, FedProx, Scaffold
+from fedhq_lightning.federated.algorithms.aggregator import ClientStart, Gathered
+from fedhq_lightning.federated.algorithms.fed_opt import OptimizerFactory
 from fedhq_lightning.testing import AggregatorContract
 from fedhq_lightning.testing.made_states import PARAMETERS, global_state, mean_of_clients
 
@@ -21,6 +23,7 @@ ADAM: OptimizerFactory = partial(torch.optim.Adam, lr=0.01)
 AGGREGATORS: dict[str, Callable[[], Aggregator]] = {
     "FedAvg": FedAvg,
     "FedProx": lambda: FedProx(mu=0.1),
+    "SCAFFOLD": Scaffold,
     "FedAvgM": lambda: FedOpt(SGD),
     "FedAdam": lambda: FedOpt(ADAM),
     "FedOpt with AdamW": lambda: FedOpt(partial(torch.optim.AdamW, lr=0.1, amsgrad=True)),
@@ -38,13 +41,13 @@ class TestEveryAggregator(AggregatorContract):
 
 
 def test_every_aggregator_is_listed() -> None:
-    of_module = {value for value in vars(aggregators).values() if inspect.isclass(value)}
-    concrete = {each for each in of_module if issubclass(each, Aggregator) and not inspect.isabstract(each)}
+    public = [getattr(algorithms, name) for name in algorithms.__all__]
+    concrete = {each for each in public if not inspect.isabstract(each)}
     assert concrete == {type(make()) for make in AGGREGATORS.values()}
 
 
 def test_fedavg_is_the_mean() -> None:
-    following = FedAvg().step(global_state(), mean_of_clients(), PARAMETERS)
+    following = FedAvg().step(global_state(), Gathered(mean_of_clients(), PARAMETERS))
     assert same_bits(following, global_state(1) | {"num_batches_tracked": torch.tensor(0)})
 
 
@@ -53,14 +56,13 @@ def test_fedprox_adds_the_gradient_of_the_proximal_term(mu: float) -> None:
     torch.manual_seed(0)
     module, inputs = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1)), torch.randn(6, 5)
     anchors = [parameter.detach().clone() for parameter in module.parameters()]
-    term = FedProx(mu).client_term(module)
+    term = FedProx(mu).client_term(ClientStart(module))
     with torch.no_grad():  # somewhere else than at the start
         for parameter in module.parameters():
             parameter.add_(torch.randn_like(parameter))
 
     module(inputs).square().mean().backward()
-    if term is not None:
-        term()
+    term.before_step(torch.optim.SGD(module.parameters(), lr=0.1))
     got = [parameter.grad for parameter in module.parameters()]
 
     distance = sum((p - a).square().sum() for p, a in zip(module.parameters(), anchors, strict=True))
@@ -73,9 +75,8 @@ def test_fedprox_adds_the_gradient_of_the_proximal_term(mu: float) -> None:
 def test_fedprox_skips_parameters_without_gradient() -> None:
     module = nn.Linear(2, 2)
     module.bias.requires_grad_(False)
-    term = FedProx(0.1).client_term(module)
-    assert term is not None
-    term()
+    term = FedProx(0.1).client_term(ClientStart(module))
+    term.before_step(torch.optim.SGD(module.parameters(), lr=0.1))
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
@@ -93,12 +94,12 @@ def test_fedopt_is_the_optimizer_over_the_pseudo_gradient(factory: OptimizerFact
         mean = {"weight": mean_of_clients(number)["weight"]}
         reference.grad = reference.detach() - mean["weight"]
         optimizer.step()
-        state = aggregator.step(state, mean, frozenset({"weight"}))
+        state = aggregator.step(state, Gathered(mean, frozenset({"weight"})))
         assert same_bits(state, {"weight": reference.detach()})
 
 
 def test_fedopt_with_plain_sgd_of_rate_one_is_fedavg() -> None:
     aggregator = FedOpt(partial(torch.optim.SGD, lr=1.0))
-    following = aggregator.step(global_state(), mean_of_clients(), PARAMETERS)
-    for name, value in FedAvg().step(global_state(), mean_of_clients(), PARAMETERS).items():
+    following = aggregator.step(global_state(), Gathered(mean_of_clients(), PARAMETERS))
+    for name, value in FedAvg().step(global_state(), Gathered(mean_of_clients(), PARAMETERS)).items():
         torch.testing.assert_close(following[name], value)

@@ -18,7 +18,7 @@ from fedhq_lightning.callbacks import FederatedAveraging, QuantizedTraining
 from fedhq_lightning.cli.evaluate_model import evaluate_model
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import client_fit
-from fedhq_lightning.federated.aggregators import FedOpt
+from fedhq_lightning.federated.algorithms import FedOpt
 from fedhq_lightning.federated.client_fit import ClientFitter
 from fedhq_lightning.federated.client_ranges import ClientRanges
 from fedhq_lightning.federated.payload import PackedState, decoded

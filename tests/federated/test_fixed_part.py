@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from fedhq_lightning.callbacks import FixedAllocator
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import rounds
-from fedhq_lightning.federated.aggregators import FedAvg, FedOpt, FedProx
+from fedhq_lightning.federated.algorithms import FedAvg, FedOpt, FedProx
+from fedhq_lightning.federated.algorithms.aggregator import Gathered
 from fedhq_lightning.federated.callback import RoundCallback
 from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.run.records import ClientRecord, RoundRecord
@@ -182,8 +183,8 @@ def test_without_a_fixed_part_everybody_receives_the_same_and_nothing_is_kept(tm
 
 def test_an_aggregator_that_changes_it_is_refused(tmp_path: Path) -> None:
     class Decays(FedAvg):
-        def step(self, current: StateDict, mean: StateDict, parameter_names: frozenset[str]) -> StateDict:
-            following = super().step(current, mean, parameter_names)
+        def step(self, current: StateDict, gathered: Gathered) -> StateDict:
+            following = super().step(current, gathered)
             return {name: value * 0.9 if value.is_floating_point() else value for name, value in following.items()}
 
     with pytest.raises(ConfigurationError, match=r"Decays\.step changed base\.\w+, which no client sends"):

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from fedhq_lightning.callbacks import FixedAllocator, HybridAllocator
 from fedhq_lightning.errors import RunError
-from fedhq_lightning.federated.aggregators import FedProx
+from fedhq_lightning.federated.algorithms import FedProx
 from fedhq_lightning.run.checkpoint_file import load_checkpoint
 from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.run.records import RoundRecord, read_rounds

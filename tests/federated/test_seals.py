@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.aggregators import FedAvg
+from fedhq_lightning.federated.algorithms import FedAvg
 from fedhq_lightning.federated.payload import PayloadError
 from fedhq_lightning.federated.seals import NUM_SEAL_BYTES, Sealer, Seals
 from fedhq_lightning.federated.server import Server

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedhq_lightning.federated.aggregators import FedAvg
+from fedhq_lightning.federated.algorithms import FedAvg
 from fedhq_lightning.federated.held_updates import HeldUpdates
 from fedhq_lightning.federated.payload import PayloadError
 from fedhq_lightning.federated.server import Aggregated, Server, ServerRound

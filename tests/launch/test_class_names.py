@@ -28,7 +28,7 @@ def test_a_recipe_of_short_names_is_that_of_whole_ones() -> None:
     ("override", "meant"),
     [
         ("--model=LeNet5", "fedhq_lightning.models.LeNet5"),
-        ("--trainer.aggregator=FedProx", "fedhq_lightning.federated.aggregators.FedProx"),
+        ("--trainer.aggregator=FedProx", "fedhq_lightning.federated.algorithms.FedProx"),
         ("--trainer.callbacks=HybridAllocator", "fedhq_lightning.callbacks.HybridAllocator"),
         ("--trainer.callbacks=[{class_path: EarlyStopping}]", "fedhq_lightning.callbacks.EarlyStopping"),
         ("--data.partitioner=IidPartitioner", "flwr_datasets.partitioner.IidPartitioner"),

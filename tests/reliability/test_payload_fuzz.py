@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedhq_lightning.federated.aggregators import FedAvg
+from fedhq_lightning.federated.algorithms import FedAvg
 from fedhq_lightning.federated.payload import Header, PayloadError, _checksum, _head
 from fedhq_lightning.federated.payload_layout import expected_layout, places_of
 from fedhq_lightning.federated.server import Server, ServerRound

@@ -14,7 +14,7 @@ import yaml
 from fedhq_lightning.callbacks import EarlyStopping
 from fedhq_lightning.data import Digits, PartitionedDataModule
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.aggregators import FedOpt
+from fedhq_lightning.federated.algorithms import FedOpt
 from fedhq_lightning.quantize import QuantScheme
 from fedhq_lightning.recipe.identity import check_same
 from fedhq_lightning.run.description import describe, text_of
@@ -32,7 +32,7 @@ def test_simple_values_stay() -> None:
 
 def test_objects_are_class_paths_with_their_settings() -> None:
     found = describe(FedOpt(partial(torch.optim.Adam, lr=0.1)))
-    assert found["class_path"] == "fedhq_lightning.federated.aggregators.FedOpt"
+    assert found["class_path"] == "fedhq_lightning.federated.algorithms.FedOpt"
     assert found["optimizer"]["init_args"]["lr"] == 0.1
     assert found["optimizer"]["class_path"].endswith("Adam")
     assert describe(QuantScheme("w4a8"))["edge_bits"] == 8

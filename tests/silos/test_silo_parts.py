@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset, SubsetRandomSampler, TensorDataset
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.aggregators import FedAvg, FedOpt
+from fedhq_lightning.federated.algorithms import FedAvg, FedOpt
 from fedhq_lightning.federated.exact_mean import ExactMean
 from fedhq_lightning.quantize import QuantScheme
 from fedhq_lightning.silos import silo_checkpoint, silo_strategy

@@ -1,8 +1,21 @@
 """An aggregator that keeps to the contract, and for each of its sentences one that does not."""
 
+from dataclasses import replace
+
 import torch
 
-from fedhq_lightning.federated.aggregators import Aggregator, FedAvg
+from fedhq_lightning.federated.algorithms import Aggregator, FedAvg
+from fedhq_lightning.federated.algorithms.aggregator import ClientEnd, ClientTerm
+
+
+class Halves(ClientTerm):
+    def __init__(self, module):
+        self.module = module
+
+    def before_step(self, optimizer):
+        for parameter in self.module.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(0.5)
 
 
 class Sound(FedAvg):
@@ -11,19 +24,15 @@ class Sound(FedAvg):
     def __init__(self):
         self.rounds = 0
 
-    def step(self, current, mean, parameter_names):
+    def step(self, current, gathered):
+        mean = gathered.mean
         self.rounds += 1
         share = self.rounds / (self.rounds + 1)
-        moved = {name: current[name].float().lerp(mean[name], share) for name in parameter_names & mean.keys()}
-        return super().step(current, {**mean, **moved}, parameter_names)
+        moved = {name: current[name].float().lerp(mean[name], share) for name in gathered.parameter_names & mean.keys()}
+        return super().step(current, replace(gathered, mean={**mean, **moved}))
 
-    def client_term(self, module):
-        def term():
-            for parameter in module.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.mul_(0.5)
-
-        return term
+    def client_term(self, start):
+        return Halves(start.module)
 
     def state_dict(self):
         return {"rounds": torch.tensor(self.rounds)}
@@ -35,56 +44,61 @@ class Sound(FedAvg):
 class GivesTheMean(Aggregator):
     """In float32, and without what nobody sent."""
 
-    def step(self, current, mean, parameter_names):
-        return mean
+    def step(self, current, gathered):
+        return gathered.mean
 
 
 class AddsInPlace(Sound):
-    def step(self, current, mean, parameter_names):
+    def step(self, current, gathered):
         current["weight"].add_(1.0)
-        return super().step(current, mean, parameter_names)
+        return super().step(current, gathered)
 
 
 class KeepsBuffers(Sound):
-    def step(self, current, mean, parameter_names):
-        sent = {name: mean[name] for name in parameter_names & mean.keys()}
-        return super().step(current, sent, parameter_names)
+    def step(self, current, gathered):
+        mean = gathered.mean
+        sent = {name: mean[name] for name in gathered.parameter_names & mean.keys()}
+        return super().step(current, replace(gathered, mean=sent))
 
 
 class CountsBatches(Sound):
-    def step(self, current, mean, parameter_names):
-        following = super().step(current, mean, parameter_names)
+    def step(self, current, gathered):
+        following = super().step(current, gathered)
         return following | {"num_batches_tracked": following["num_batches_tracked"] + 1}
 
 
 class DecaysTheUnsent(Sound):
-    def step(self, current, mean, parameter_names):
-        following = super().step(current, mean, parameter_names)
+    def step(self, current, gathered):
+        mean = gathered.mean
+        following = super().step(current, gathered)
         return following | {name: 0.9 * following[name] for name in following.keys() - mean.keys()}
 
 
 class StepsByPlace(Sound):
-    def step(self, current, mean, parameter_names):
-        following = super().step(current, mean, parameter_names)
+    def step(self, current, gathered):
+        following = super().step(current, gathered)
         return following | {"tied": following["tied"] + 1e-3}
 
 
 class GoesAway(Sound):
-    def step(self, current, mean, parameter_names):
-        away = {name: 2 * current[name].float() - mean[name] for name in parameter_names & mean.keys()}
-        return super().step(current, {**mean, **away}, parameter_names)
+    def step(self, current, gathered):
+        mean = gathered.mean
+        away = {name: 2 * current[name].float() - mean[name] for name in gathered.parameter_names & mean.keys()}
+        return super().step(current, replace(gathered, mean={**mean, **away}))
 
 
 class ScalesByTheFirst(Sound):
-    def step(self, current, mean, parameter_names):
+    def step(self, current, gathered):
+        mean = gathered.mean
         scale = next(iter(mean.values())).norm()
-        return super().step(current, {**mean, "bias": scale * mean["bias"]}, parameter_names)
+        return super().step(current, replace(gathered, mean={**mean, "bias": scale * mean["bias"]}))
 
 
 class AddsNoise(Sound):
-    def step(self, current, mean, parameter_names):
+    def step(self, current, gathered):
+        mean = gathered.mean
         noisy = {"weight": mean["weight"] + 0.01 * torch.randn_like(mean["weight"])}
-        return super().step(current, {**mean, **noisy}, parameter_names)
+        return super().step(current, replace(gathered, mean={**mean, **noisy}))
 
 
 class KeepsAnObject(Sound):
@@ -103,18 +117,33 @@ class GoesOn(Sound):
 
 
 class PullsWeights(Sound):
-    def client_term(self, module):
+    class Term(Halves):
         @torch.no_grad()
-        def term():
-            for parameter in module.parameters():
+        def before_step(self, optimizer):
+            for parameter in self.module.parameters():
                 parameter.mul_(0.9)
 
-        return term
+    def client_term(self, start):
+        return self.Term(start.module)
 
 
 class NeedsGradients(Sound):
-    def client_term(self, module):
-        return lambda: [parameter.grad.mul_(0.5) for parameter in module.parameters()]
+    class Term(Halves):
+        def before_step(self, optimizer):
+            for parameter in self.module.parameters():
+                parameter.grad.mul_(0.5)
+
+    def client_term(self, start):
+        return self.Term(start.module)
+
+
+class KeepsUnsaid(Sound):
+    class Term(Halves):
+        def finish(self, num_steps):
+            return ClientEnd(kept={"steps": torch.tensor(num_steps)})
+
+    def client_term(self, start):
+        return self.Term(start.module)
 
 
 BROKEN: dict[str, tuple[type[Aggregator], type[BaseException]]] = {
@@ -132,4 +161,5 @@ BROKEN: dict[str, tuple[type[Aggregator], type[BaseException]]] = {
     "test_nothing_to_load_starts_afresh": (GoesOn, AssertionError),
     "test_the_clients_term_leaves_the_weights_alone": (PullsWeights, AssertionError),
     "test_the_clients_term_takes_frozen_weights": (NeedsGradients, AttributeError),
+    "test_clients_send_beside_the_model_what_was_said": (KeepsUnsaid, AssertionError),
 }

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.aggregators import FedOpt
+from fedhq_lightning.federated.algorithms import FedOpt
 from fedhq_lightning.federated.callback import RoundCallback
 from fedhq_lightning.run.checkpoint_file import load_checkpoint, to_bytes
 from fedhq_lightning.run.directory import RunDirectory

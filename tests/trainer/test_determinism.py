@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fedhq_lightning.callbacks import FixedAllocator
-from fedhq_lightning.federated.aggregators import FedAvg, FedOpt, FedProx
+from fedhq_lightning.federated.algorithms import FedAvg, FedOpt, FedProx
 from fedhq_lightning.federated.callback import Monitored
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
 

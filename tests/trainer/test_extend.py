@@ -16,7 +16,7 @@ from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.callbacks import EarlyStopping, FixedAllocator, HybridAllocator
 from fedhq_lightning.cli.main import main
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.aggregators import FedOpt
+from fedhq_lightning.federated.algorithms import FedOpt
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.run.checkpoint_file import load_checkpoint
 from fedhq_lightning.run.directory import RunDirectory

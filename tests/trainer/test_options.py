@@ -13,7 +13,8 @@ from torch import Tensor
 from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.callbacks import EarlyStopping, FixedAllocator
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.aggregators import FedAvg, FedOpt
+from fedhq_lightning.federated.algorithms import FedAvg, FedOpt
+from fedhq_lightning.federated.algorithms.aggregator import Gathered
 from fedhq_lightning.federated.client_fit import Update
 from fedhq_lightning.federated.wire import Link
 from fedhq_lightning.quantize import QuantScheme
@@ -31,8 +32,8 @@ class TestOptions:
         states: list[StateDict] = []
 
         class Keeps(FedAvg):
-            def step(self, current: StateDict, mean: StateDict, parameter_names: frozenset[str]) -> StateDict:
-                states.append(super().step(current, mean, parameter_names))
+            def step(self, current: StateDict, gathered: Gathered) -> StateDict:
+                states.append(super().step(current, gathered))
                 return states[-1]
 
         done, plain = fit(max_rounds=3, ema_decay=0.75, aggregator=Keeps())

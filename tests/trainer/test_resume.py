@@ -15,7 +15,7 @@ import torch
 from fedhq_lightning.callbacks import EarlyStopping, FixedAllocator, HybridAllocator
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import resume
-from fedhq_lightning.federated.aggregators import FedOpt, FedProx
+from fedhq_lightning.federated.algorithms import FedOpt, FedProx
 from fedhq_lightning.federated.callback import RoundCallback
 from fedhq_lightning.quantize import LaneOptions
 from fedhq_lightning.run.checkpoint_file import to_bytes

@@ -1,0 +1,25 @@
+"""Federated algorithms, one file each: what clients add to their training, and the server's step."""
+
+from typing import TYPE_CHECKING
+
+from fedhq_lightning.support.lazy import on_first_use
+
+if TYPE_CHECKING:
+    from fedhq_lightning.federated.algorithms.aggregator import Aggregator
+    from fedhq_lightning.federated.algorithms.fed_avg import FedAvg
+    from fedhq_lightning.federated.algorithms.fed_opt import FedOpt
+    from fedhq_lightning.federated.algorithms.fed_prox import FedProx
+    from fedhq_lightning.federated.algorithms.scaffold import Scaffold
+
+__all__ = ["Aggregator", "FedAvg", "FedOpt", "FedProx", "Scaffold"]
+
+__getattr__, __dir__ = on_first_use(
+    __name__,
+    {
+        "fedhq_lightning.federated.algorithms.aggregator": ["Aggregator"],
+        "fedhq_lightning.federated.algorithms.fed_avg": ["FedAvg"],
+        "fedhq_lightning.federated.algorithms.fed_opt": ["FedOpt"],
+        "fedhq_lightning.federated.algorithms.fed_prox": ["FedProx"],
+        "fedhq_lightning.federated.algorithms.scaffold": ["Scaffold"],
+    },
+)

@@ -1,0 +1,49 @@
+"""FedProx: clients are held back to where they began."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated.algorithms.aggregator import ClientStart, ClientTerm
+from fedhq_lightning.federated.algorithms.fed_avg import FedAvg
+
+
+class FedProx(FedAvg):
+    """FedAvg with a proximal term in every client's loss, mu/2 times the squared distance to the global model.
+
+    Args:
+        mu: Weight of the term, >= 0.
+
+    Raises:
+        ConfigurationError: mu is negative.
+
+    Source: Li et al. 2020, Algorithm 2 and equation (2).
+    """
+
+    def __init__(self, mu: float = 0.01) -> None:
+        if mu < 0:
+            raise ConfigurationError(f"FedProx mu {mu}: must be >= 0; 0 is FedAvg")
+        self.mu = mu
+
+    @override
+    def client_term(self, start: ClientStart) -> ClientTerm:
+        return ProximalTerm(start.module, self.mu)
+
+
+class ProximalTerm(ClientTerm):
+    """The gradient of mu/2 times the squared distance to where the module is now."""
+
+    def __init__(self, module: nn.Module, mu: float) -> None:
+        self._anchors = [(parameter, parameter.detach().clone()) for parameter in module.parameters()]
+        self._mu = mu
+
+    @override
+    @torch.no_grad()
+    def before_step(self, optimizer: Optimizer) -> None:
+        for parameter, anchor in self._anchors:
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter - anchor, alpha=self._mu)

@@ -1,0 +1,85 @@
+"""The parts of a run on this process, put together from its settings and checked inputs."""
+
+from __future__ import annotations
+
+import lightning as L
+from lightning.fabric import Fabric
+
+from fedhq_lightning.federated.client_fit import ClientFitter
+from fedhq_lightning.federated.server import Server
+from fedhq_lightning.federated.settings import RunSettings
+from fedhq_lightning.federated.setup import Job
+from fedhq_lightning.federated.statistics_round import StatisticsRound
+from fedhq_lightning.federated.update_directions import sketcher_of
+from fedhq_lightning.local.evaluation import Evaluator
+from fedhq_lightning.run.client_store import ClientStore
+from fedhq_lightning.support.collectives import Processes
+
+
+def fitter_of(settings: RunSettings, fabric: Fabric, job: Job, store: ClientStore | None = None) -> ClientFitter:
+    """The part that trains clients on this process; they keep in the store what they keep, if anything."""
+    return ClientFitter(
+        job.template,
+        settings.scheme,
+        settings.lanes,
+        settings.fit_options,
+        job.datamodule,
+        settings.aggregator,
+        job.link,
+        job.clock,
+        settings.seed,
+        fabric.device,
+        fabric.autocast,
+        job.allocator.wanted_sensitivity,
+        job.probe.batch_norms if settings.retake_batch_statistics else {},
+        settings.on_client_error,
+        store if settings.aggregator.has_client_state else None,
+    )
+
+
+def evaluator_of(
+    settings: RunSettings,
+    fabric: Fabric,
+    template: L.LightningModule,
+    processes: Processes,
+    datamodule: L.LightningDataModule | None = None,
+) -> Evaluator:
+    """The part that evaluates global states."""
+    return Evaluator(
+        template,
+        settings.scheme,
+        settings.fit_options,
+        processes,
+        fabric.device,
+        fabric.autocast,
+        settings.seed,
+        datamodule,
+    )
+
+
+def statistics_of(
+    settings: RunSettings, job: Job, evaluator: Evaluator, processes: Processes
+) -> StatisticsRound | None:
+    """The part that takes batch statistics anew, where there are any and they shall be."""
+    layers = job.probe.batch_norms
+    if not layers or not settings.retake_batch_statistics:
+        return None
+    return StatisticsRound(
+        layers, evaluator, settings.fit_options, job.datamodule, job.clock, processes, settings.on_client_error
+    )
+
+
+def server_of(settings: RunSettings, job: Job, processes: Processes) -> Server:
+    """The part that makes the next global model of clients' updates."""
+    sketcher = sketcher_of(settings.seed) if job.allocator.wants_update_divergence else None
+    return Server(
+        job.link,
+        settings.aggregator,
+        job.parameter_names,
+        processes,
+        sketcher=sketcher,
+        max_norm_ratio=settings.max_norm_ratio,
+        typical_examples=job.typical_examples,
+        min_updates=settings.min_clients,
+        total_examples=job.total_examples,
+    )

@@ -1,0 +1,85 @@
+"""What clients keep from round to round, on disk: nothing for clients that never took part.
+
+Each client that keeps anything has a folder, with a file for each round in which it kept it. A round reads the newest
+file of a round before it, so a run that goes on from a checkpoint finds what its clients had then, and runs on to the
+same bits. Files older than any checkpoint needs are dropped when the client keeps something new. What was read or
+written last lies in the page cache of the operating system, which is bounded and shared by all processes.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.run.checkpoint_file import load_checkpoint, to_bytes
+from fedhq_lightning.support.atomic_files import told_to_user, write_atomically
+from fedhq_lightning.types import StateDict
+
+_NAME = re.compile(r"round-(\d+)\.state")
+
+
+class ClientStore:
+    """The states of a run's clients, by their positions among all clients.
+
+    Args:
+        folder: Every process sees the same; made with the first state.
+        oldest_needed: The earliest round that the run may go on from.
+    """
+
+    def __init__(self, folder: Path, oldest_needed: Callable[[], int]) -> None:
+        self._root = folder
+        self._oldest_needed = oldest_needed
+
+    def load(self, position: int, round_number: int) -> StateDict:
+        """What a client kept of the last round before this one in which it kept anything; empty where there is none.
+
+        Raises:
+            ConfigurationError: The file is damaged.
+        """
+        rounds = [each for each in self._rounds(position) if each < round_number]
+        if not rounds:
+            return {}
+        file = self._file(position, max(rounds))
+        state = load_checkpoint(file).get("kept")
+        if not isinstance(state, dict) or not all(torch.is_tensor(each) for each in state.values()):
+            raise ConfigurationError(f"{file}: damaged: it holds no tensors by name")
+        return state
+
+    def save(self, position: int, round_number: int, state: StateDict) -> None:
+        """Keep something of a round, and drop what no checkpoint needs.
+
+        Raises:
+            ConfigurationError: It cannot be written.
+        """
+        file = self._file(position, round_number)
+        with told_to_user(file.parent):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, to_bytes({"kept": dict(state)}))
+        oldest = self._oldest_needed()
+        for each in sorted(each for each in self._rounds(position) if each <= oldest)[:-1]:
+            self._file(position, each).unlink(missing_ok=True)
+
+    def forget_after(self, round_number: int) -> None:
+        """Forget what clients kept of later rounds, and what a killed process left; all where the round is below 0."""
+        if round_number < 0:
+            shutil.rmtree(self._root, ignore_errors=True)
+        for path in self._root.glob("*/*"):
+            name = _NAME.fullmatch(path.name)
+            if name is None or int(name[1]) > round_number:
+                path.unlink(missing_ok=True)
+
+    def _rounds(self, position: int) -> list[int]:
+        folder = self._folder(position)
+        names = [_NAME.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
+        return [int(name[1]) for name in names if name]
+
+    def _folder(self, position: int) -> Path:
+        return self._root / str(position)
+
+    def _file(self, position: int, round_number: int) -> Path:
+        return self._folder(position) / f"round-{round_number:06d}.state"
