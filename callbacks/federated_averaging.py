@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from fedhq_lightning.drop_in.lane_swap import Lane, refuse_unsupported
 from fedhq_lightning.drop_in.quantized_callback import plain_scheme
 from fedhq_lightning.drop_in.trainer_parts import training_loaders
 from fedhq_lightning.errors import ConfigurationError, nearest
-from fedhq_lightning.federated.algorithms.aggregator import Aggregator, ClientStart
+from fedhq_lightning.federated.algorithms.aggregator import Aggregator, ClientStart, ClientTerm
 from fedhq_lightning.federated.algorithms.fed_avg import FedAvg
 from fedhq_lightning.federated.update_checks import check_norm_ratio
 from fedhq_lightning.federated.wire import Uplink
@@ -118,7 +117,7 @@ class FederatedAveraging(SiloCallback):
         self._logs = Path()
         self._local = LocalWork()
         self._lane: Lane | None = None
-        self._term: Callable[[], None] | None = None
+        self._term: ClientTerm | None = None
         self._is_open, self._since, self._steps_before = False, 0.0, 0
 
     @property

@@ -15,8 +15,17 @@ from typing import Any
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.support.yaml_text import parse_yaml
 
-_PACKAGES = ("fedhq_lightning.models", "fedhq_lightning.data", "fedhq_lightning.callbacks")
-_CLASS_KEYS = re.compile(r"model|data|(data\.)?(.+\.)?datamodule|trainer\.callbacks\+?|.+\.class_path")
+_PACKAGES = (
+    "fedhq_lightning.models",
+    "fedhq_lightning.data",
+    "fedhq_lightning.callbacks",
+    "fedhq_lightning.federated.algorithms",
+)
+_PARTS = ("aggregator",)
+"""Keys of the trainer whose values are classes of these packages, also without `class_path`."""
+_CLASS_KEYS = re.compile(
+    r"model|data|(data\.)?(.+\.)?datamodule|trainer\.(callbacks\+?|" + "|".join(_PARTS) + r")|.+\.class_path"
+)
 """Keys whose values are classes of these packages."""
 _NAME = re.compile(r"[A-Z]\w*")
 
@@ -31,7 +40,10 @@ def with_full_names(content: Any) -> Any:
         return [with_full_names(each) for each in content]
     if not isinstance(content, Mapping):
         return content
-    return {key: _full(each) if key == "class_path" else with_full_names(each) for key, each in content.items()}
+    return {
+        key: _full(each) if key in ("class_path", *_PARTS) and isinstance(each, str) else with_full_names(each)
+        for key, each in content.items()
+    }
 
 
 def override_with_full_names(override: str) -> str:

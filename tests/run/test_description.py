@@ -32,7 +32,7 @@ def test_simple_values_stay() -> None:
 
 def test_objects_are_class_paths_with_their_settings() -> None:
     found = describe(FedOpt(partial(torch.optim.Adam, lr=0.1)))
-    assert found["class_path"] == "fedhq_lightning.federated.algorithms.FedOpt"
+    assert found["class_path"] == "fedhq_lightning.federated.algorithms.fed_opt.FedOpt"
     assert found["optimizer"]["init_args"]["lr"] == 0.1
     assert found["optimizer"]["class_path"].endswith("Adam")
     assert describe(QuantScheme("w4a8"))["edge_bits"] == 8

@@ -16,7 +16,7 @@ from fedhq_lightning.federated.algorithms.fed_opt import OptimizerFactory
 from fedhq_lightning.testing import AggregatorContract
 from fedhq_lightning.testing.made_states import PARAMETERS, global_state, mean_of_clients
 
-from ..small_federation import same_bits
+from ...small_federation import same_bits
 
 SGD: OptimizerFactory = partial(torch.optim.SGD, lr=1.0, momentum=0.9)
 ADAM: OptimizerFactory = partial(torch.optim.Adam, lr=0.01)
