@@ -102,6 +102,8 @@ class FederatedTrainer(AfterFit):
             and time it. False leaves these figures null, and `metric_quantized` as the deployed round logged it.
         export: Files of the deployed model beside `model.pt2`: "onnx" for `model.onnx`, "executorch" for `model.pte`,
             "aoti" for `model.aoti.pt2`; one name, or several, or none.
+        export_inputs: "pixels": the files of the deployed model take images as the data module has them before it
+            normalizes them, by the mean and std that its `model_inputs` tells. None: they take what `forward` takes.
         enable_progress_bar: Show progress, and the result at the end.
         seed: Where every random number of the run comes from.
         name: What the run is called: in its folder's name, in lists and pages, and at W&B.
@@ -162,6 +164,7 @@ class FederatedTrainer(AfterFit):
         checkpoint_every_n_rounds: int = 1,
         final_evaluation: bool = True,
         export: str | Sequence[str] = ("onnx",),
+        export_inputs: Literal["pixels"] | None = None,
         enable_progress_bar: bool = True,
         seed: int = 0,
         name: str | None = None,

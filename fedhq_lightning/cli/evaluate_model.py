@@ -22,6 +22,7 @@ from fedhq_lightning.deploy.from_state import metrics_of_program
 from fedhq_lightning.deploy.model_files import ModelFiles, find_files, read_weights, recipe_of
 from fedhq_lightning.deploy.model_folder import MOST_SAMPLES
 from fedhq_lightning.deploy.model_to_write import ModelToWrite
+from fedhq_lightning.deploy.pixels import PIXELS, Pixels
 from fedhq_lightning.deploy.speed import measure_inference
 from fedhq_lightning.deploy.written_file import Agreement
 from fedhq_lightning.errors import ConfigurationError
@@ -98,11 +99,12 @@ def _evaluate(
         recorder = checks.ForwardRecorder(plain)
         fp_metrics = evaluator.metrics_of(plain, loaders, autocast=trainer.fabric.autocast)
         example_args = recorder.arguments
-    metrics, program = dict[str, float](), None
+    metrics, program, pixels = dict[str, float](), None, None
     if files.program is not None:
         program = _read_program(files.program, trust)
+        pixels = _pixels_taken(program, files.program.name, datamodule)
         try:
-            metrics = metrics_of_program(evaluator, state, loaders, program)
+            metrics = metrics_of_program(evaluator, state, loaders, program, pixels)
         except ExportError as error:
             wanted = f"the {kind} of recipe {recipe}"
             raise ConfigurationError(f"{files.program.name} does not do what {wanted} does: {error}") from error
@@ -113,11 +115,14 @@ def _evaluate(
         few = first_samples(example_args, MOST_SAMPLES)
         few = pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, few)
         made = ModelToWrite(evaluator.deployed(state).cpu(), few, kind, str(evaluator.scheme))
+        if pixels is not None:
+            made = made.taking(pixels)
+            pixels.put_before(plain, few[0].dim())
         with suppress(ExportError):
-            agreement = Agreement.of(program, made.converted, few)
+            agreement = Agreement.of(program, made.converted, made.example_args)
         is_conversion = agreement is not None and (agreement.bit_equal == 1 or not files.program.name.endswith(".pt2"))
         forms = {"fp32 in torch": plain.cpu(), **float_forms(made, [files.program.name])}
-        inference = measure_inference(forms, {files.program.name: program}, few)
+        inference = measure_inference(forms, {files.program.name: program}, made.example_args)
         inference |= {"fp32_bytes": files.weights.stat().st_size, "int8_bytes": files.program.stat().st_size}
         inference["packed_bytes"] = packed_size(made.converted) if is_conversion else None
     return Evaluation(
@@ -130,6 +135,16 @@ def _evaluate(
         is_conversion,
         agreement,
     )
+
+
+def _pixels_taken(program: nn.Module, name: str, datamodule: FederatedDataModule) -> Pixels | None:
+    """Those of the data where a program takes pixels; None where it takes what the module's `forward` takes."""
+    if getattr(program, "facts", {}).get("takes") != PIXELS:
+        return None
+    try:
+        return Pixels.told_by(datamodule.model_inputs())
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{name} takes pixels, but {error}") from error
 
 
 def _read_program(file: Path, trust: bool) -> nn.Module:

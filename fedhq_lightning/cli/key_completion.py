@@ -65,6 +65,7 @@ def values_of(key: str) -> Iterable[str]:
         "trainer.uplink": lambda: UPLINKS,
         "trainer.downlink": lambda: DOWNLINKS,
         "trainer.export": lambda: EXPORTS,
+        "trainer.export_inputs": lambda: ("pixels",),
         "trainer.on_client_error": lambda: ON_CLIENT_ERROR,
         "trainer.monitor_mode": lambda: MONITOR_MODES,
         "trainer.round_lr": lambda: ROUND_LR,

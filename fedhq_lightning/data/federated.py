@@ -73,7 +73,9 @@ class FederatedDataModule(LightningDataModule, ABC):
         """What the inputs and outputs of a model on these data stand for, as JSON has it, or None if that is not told.
 
         It is asked for once the data are set up, and written to `inputs.json` of the run and of its `model/`. A run
-        that is resumed with data that tell something else is refused. Common keys: `columns`, `pixels` and `classes`.
+        that is resumed with data that tell something else is refused. Common keys: `columns`, `classes`, and
+        `pixels`, whose `mean` and `std`, one value a channel or one for all, make an input, (pixel - mean) / std, of a
+        pixel; its `dtype` is "uint8" for whole numbers from 0 to 255, else "float32".
         """
         return None
 

@@ -178,9 +178,10 @@ class ImageDataModule(LightningDataModule, ABC):
     def model_inputs(self) -> dict[str, Any]:
         """`pixels`: `mean` and `std` of each channel, or of all; an input is (pixel - mean) / std. `classes`: names.
 
-        Pixels are whole numbers as the files have them, mostly 0 to 255. Names are those in `class_names`.
+        Pixels are whole numbers as the files have them, `dtype` uint8, mostly 0 to 255. Names are those in
+        `class_names`.
         """
-        told: dict[str, Any] = {"pixels": self.train_dataset.normalization}
+        told: dict[str, Any] = {"pixels": {**self.train_dataset.normalization, "dtype": "uint8"}}
         return told | ({"classes": list(self.class_names)} if self.class_names else {})
 
     def setup(self, stage: str) -> None:

@@ -33,6 +33,9 @@ class CompiledModel(nn.Module):
     Args:
         file: What `write` wrote.
 
+    Attributes:
+        facts: What the file tells of its model, by name.
+
     Raises:
         ConfigurationError: torch cannot load it.
     """
@@ -42,6 +45,7 @@ class CompiledModel(nn.Module):
         try:
             with libraries_quiet(*_LIBRARIES, level=logging.CRITICAL, noise=_NOISE):
                 self._model = torch._inductor.aoti_load_package(str(file))
+            self.facts: dict[str, str] = self._model.get_metadata()
         except Exception as error:  # of C++, of the linker, of torch
             raise ConfigurationError(f"{file.name}: torch cannot load it: {first_line(error)}") from error
 
@@ -68,8 +72,9 @@ def write(model: ModelToWrite, path: Path) -> None:
             with tracer_silent():
                 program = integer_program(model.converted, model.example_args)
             package = Path(folder) / "model.pt2"
+            options = {**_OPTIONS, "aot_inductor.metadata": model.facts()}
             with libraries_quiet(*_LIBRARIES, level=logging.CRITICAL, noise=_NOISE):
-                torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=_OPTIONS)
+                torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=options)
             content = package.read_bytes()
     except Exception as error:  # export and compilation raise whatever a dozen of their passes raise
         kind = type(model.converted).__name__

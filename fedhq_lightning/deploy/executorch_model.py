@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ class ExecutorchModel(nn.Module):
     Args:
         content: A `.pte` file's.
 
+    Attributes:
+        facts: What the file tells of its inputs and outputs, by name.
+
     Raises:
         ConfigurationError: ExecuTorch cannot read it.
     """
@@ -49,9 +52,9 @@ class ExecutorchModel(nn.Module):
                 self._program, self._method, metadata = program, method, method.metadata
                 self._inputs = metadata.num_inputs()
                 self._most = metadata.input_tensor_meta(0).sizes()[0]
-                self._nesting, self._has_run = "tensor", False
-                with suppress(KeyError):
-                    self._nesting = json.loads(program.load_method("outputs").execute(())[0])
+                told = sorted({"takes", "outputs"} & program.method_names)
+                self.facts: dict[str, str] = {name: program.load_method(name).execute(())[0] for name in told}
+                self._nesting, self._has_run = json.loads(self.facts.get("outputs", '"tensor"')), False
         except Exception as error:  # the runtime's errors have no base of their own
             raise ConfigurationError(f"ExecuTorch cannot read it: {first_line(error)}") from error
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from typing_extensions import TypedDict
 
+from fedhq_lightning.deploy.program_file import FACTS, as_module
 from fedhq_lightning.deploy.program_layers import become_program_layers
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.quantize.conversion import become_integer, copy_without_trainer
@@ -57,7 +58,9 @@ class _ForwardOnly(nn.Module):
         return self.module(*args)
 
 
-def export_program(converted: nn.Module, example_args: tuple[Any, ...], path: Path) -> nn.Module:
+def export_program(
+    converted: nn.Module, example_args: tuple[Any, ...], path: Path, facts: Mapping[str, str] | None = None
+) -> nn.Module:
     """Write a module as a program that `torch.export.load(path).module()` runs without this package.
 
     Args:
@@ -65,6 +68,7 @@ def export_program(converted: nn.Module, example_args: tuple[Any, ...], path: Pa
         example_args: Positional arguments of one forward call. The first dimension of every tensor is the batch and
             may vary in the program; nothing else may. Their values are compared, not stored.
         path: File to write, whole or not at all. By custom `*.pt2`.
+        facts: What it tells of the model, by name; `extra/facts.json` in the archive.
 
     Returns:
         The program as it was read back from what is in the file.
@@ -84,9 +88,9 @@ def export_program(converted: nn.Module, example_args: tuple[Any, ...], path: Pa
                 program = integer_program(converted, example_args)
             # In memory: torch ends the process, in C++, where it writes to a disk that is full.
             written = io.BytesIO()
-            torch.export.save(program, written)
+            torch.export.save(program, written, extra_files={FACTS: json.dumps(dict(facts or {}))})
             content = _with_compressed_text(written)
-            loaded: nn.Module = torch.export.load(io.BytesIO(content)).module()
+            loaded = as_module(io.BytesIO(content))
         except Exception as error:  # export raises whatever the traced code and a dozen of its own passes raise
             raise ExportError(f"{kind} cannot be exported: {first_line(error)}") from error
         for args, what in ((example_args, "the example"), (first_samples(example_args, 1), "a batch of one")):

@@ -15,6 +15,7 @@ from fedhq_lightning.deploy import ExportError
 from fedhq_lightning.deploy.deployment import Deployment
 from fedhq_lightning.deploy.export import first_samples, same_outputs
 from fedhq_lightning.deploy.model_folder import MOST_SAMPLES, write_model_folder
+from fedhq_lightning.deploy.pixels import Pixels
 from fedhq_lightning.local.evaluation import Evaluator
 from fedhq_lightning.quantize import IntegerLayer, LayerScheme
 from fedhq_lightning.support.text import first_line
@@ -32,6 +33,7 @@ def deploy(
     held_out: str = "the held-out data",
     exports: Sequence[str] = (),
     inputs: Mapping[str, Any] | None = None,
+    pixels: Pixels | None = None,
 ) -> Deployment:
     """Write the deployed model of one global state.
 
@@ -45,6 +47,7 @@ def deploy(
         held_out: What the metrics are measured on, likewise.
         exports: Files beside `model.pt2`, by their names among `FORMATS`.
         inputs: What inputs and outputs stand for; see `FederatedDataModule.model_inputs`.
+        pixels: What the files take in place of what `forward` takes, if that is told.
     """
     module, converted = evaluator.model(state), None
     if evaluator.scheme is not None:
@@ -62,12 +65,13 @@ def deploy(
         example_args,
         evaluator.scheme,
         type(module).__name__,
-        evaluate=partial(metrics_of_program, evaluator, state, loaders, only_new_shapes=True),
+        evaluate=partial(metrics_of_program, evaluator, state, loaders, pixels=pixels, only_new_shapes=True),
         fp_metrics=metrics["fp"],
         quantized_metrics=metrics["quantized"],
         held_out=held_out,
         exports=exports,
         inputs=inputs,
+        pixels=pixels,
         statistics=deployed_statistics(state),
     )
 
@@ -92,6 +96,7 @@ def metrics_of_program(
     state: StateDict,
     loaders: Sequence[Any],
     program: nn.Module,
+    pixels: Pixels | None = None,
     only_new_shapes: bool = False,
 ) -> dict[str, float]:
     """Metrics with an exported program as the module's `forward`; empty if validation never calls `forward`.
@@ -101,6 +106,7 @@ def metrics_of_program(
         state: What the program was made from.
         loaders: Held-out batches.
         program: As read back.
+        pixels: Those of the data, where the program takes them.
         only_new_shapes: Run the program on a few samples of the first batch of every shape alone, compare its bits with
             the converted module's, and have that one, which has faster kernels, compute the metrics.
 
@@ -114,13 +120,17 @@ def metrics_of_program(
     def forward(*args: Any, **keywords: Any) -> Any:
         nonlocal calls
         calls += 1
+        given = args
+        if pixels is not None:
+            given = (pixels.of(*args),)
+            args = (pixels.normalized(*given),)  # what the program makes of them
         if not only_new_shapes:
-            return program(*args, **keywords)
+            return program(*given, **keywords)
         shapes = tuple(_shape(leaf) for leaf in pytree.tree_leaves((args, keywords)))
         if shapes not in seen:
             seen.add(shapes)
             few, named = first_samples((args, keywords), MOST_SAMPLES)
-            if not same_outputs(program(*few, **named), converted(*few, **named)):
+            if not same_outputs(program(*first_samples(given, MOST_SAMPLES), **named), converted(*few, **named)):
                 raise ExportError("it differs from the module")
         return converted(*args, **keywords)
 

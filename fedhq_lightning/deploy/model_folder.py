@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fedhq_lightning.deploy.deployment import Deployment
 from fedhq_lightning.deploy.export import batch_size, first_samples, packed_size
 from fedhq_lightning.deploy.formats import FORMATS, write_formats
 from fedhq_lightning.deploy.model_to_write import ModelToWrite
+from fedhq_lightning.deploy.pixels import Pixels
 from fedhq_lightning.deploy.written_file import Agreement, WrittenFile
 from fedhq_lightning.quantize import QuantScheme
 from fedhq_lightning.support.atomic_files import remove_leftovers, told_to_user, write_atomically
@@ -48,6 +50,7 @@ def write_model_folder(
     *,
     exports: Sequence[str] = (),
     inputs: Mapping[str, Any] | None = None,
+    pixels: Pixels | None = None,
     evaluate: Evaluate | None = None,
     fp_metrics: Mapping[str, float] | None = None,
     quantized_metrics: Mapping[str, float] | None = None,
@@ -69,7 +72,8 @@ def write_model_folder(
         scheme: Grid of `converted`; None if that is None.
         name: What the model is called, by custom its class.
         exports: Further files, by their names among `FORMATS`.
-        inputs: What inputs and outputs stand for, for the metadata of these; see `FederatedDataModule.model_inputs`.
+        inputs: What inputs and outputs stand for, for the files' metadata; see `FederatedDataModule.model_inputs`.
+        pixels: What the files take in place of what `forward` takes, if that is told.
         evaluate: Called with the program as read back; its metrics on held-out data. An ExportError of it means
             that the program is of no use, and the model is packed instead.
         fp_metrics: Metrics of the float32 weights by name, for the README.
@@ -90,7 +94,7 @@ def write_model_folder(
     write_atomically(folder / WEIGHTS, _as_bytes(weights))
     if statistics:
         write_atomically(folder / STATISTICS, _as_bytes(statistics))
-    deployment = _write_model(folder, converted, example_args, evaluate, exports, str(scheme), name, inputs)
+    deployment = _write_model(folder, converted, example_args, evaluate, exports, str(scheme), name, inputs, pixels)
     text = model_readme.text(
         folder,
         name,
@@ -124,13 +128,16 @@ def _write_model(
     scheme: str,
     name: str,
     inputs: Mapping[str, Any] | None,
+    pixels: Pixels | None,
 ) -> Deployment:
     if converted is None:
         return Deployment("float32", "", {})
     converted, path = converted.cpu(), folder / PROGRAM
     try:
-        example_args = _example(converted, example_args)
-        program = export_program(converted, first_samples(example_args, MOST_SAMPLES), path)
+        model = ModelToWrite(converted, _example(converted, example_args), name, scheme, inputs=inputs)
+        model = model if pixels is None else model.taking(pixels)
+        few = first_samples(model.example_args, MOST_SAMPLES)
+        program = export_program(model.converted, few, path, model.facts())
         metrics = dict(evaluate(program)) if evaluate is not None else {}
     except ExportError as error:
         path.unlink(missing_ok=True)
@@ -140,10 +147,10 @@ def _write_model(
         files.append(WrittenFile(PACKED, "fedhq_lightning", (folder / PACKED).stat().st_size))
         return Deployment("packed", str(error), {}, tuple(files), packed_bytes=packed_size(converted))
     write_atomically(folder / LOADER, model_readme.loader(path.read_bytes()))
-    model = ModelToWrite(converted, example_args, name, scheme, metrics, inputs)
+    model = replace(model, metrics=metrics)
     with torch.no_grad():
-        output = converted(*example_args)  # of which export_program has seen that the program has the bits
-    same = Agreement.between(output, output, batch_size(example_args))
+        output = model.converted(*model.example_args)  # of which export_program has seen that the program has the bits
+    same = Agreement.between(output, output, batch_size(model.example_args))
     written = WrittenFile(PROGRAM, "torch", path.stat().st_size, same, program=program)
     files = [written, *write_formats(exports, model, folder)]
     return Deployment(PROGRAM, "", metrics, tuple(files), model, packed_size(converted))

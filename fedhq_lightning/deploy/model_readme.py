@@ -49,7 +49,10 @@ _PROGRAM_LIMITS = """- The batch may have any size from 1; all other sizes are f
 - It is for inference, on the CPU. There is nothing in it to train; take `weights.safetensors` for that.
 - A `.pt2` file is for the torch that wrote it, {torch}; a later one may refuse it.
 - Integers are small, not always fast: a small model runs slower than in float32. Measure it where it shall run.
-- What comes before `forward` (resizing, normalizing, tokenizing) and after it (argmax, thresholds) is not in it."""
+- What comes before {first} and after it (argmax, thresholds) is not in it."""
+
+_PIXELS = """It takes {pixels}, and so do the other files but for the weights:
+they normalize them themselves, (pixel - mean) / std with mean {mean} and std {std}."""
 
 _PACKED = """`model.safetensors` holds packed integers and scales. There is no `model.pt2`: {reason}.
 
@@ -101,7 +104,11 @@ def text(
         limits, file = _PACKED_LIMITS.format(name=name), "model.safetensors"
     else:
         what = _PROGRAM.format(torch=torch_name, inputs=inputs)
-        limits, file = _PROGRAM_LIMITS.format(torch=torch_name, inputs=inputs), "model.pt2"
+        first = "`forward` (resizing, normalizing, tokenizing)"
+        if deployment.model is not None and (pixels := deployment.model.pixels) is not None:
+            what += "\n\n" + _PIXELS.format(pixels=pixels.in_words(), mean=list(pixels.mean), std=list(pixels.std))
+            first = "the pixels (resizing)"
+        limits, file = _PROGRAM_LIMITS.format(torch=torch_name, inputs=inputs, first=first), "model.pt2"
     figures = _figures(folder, file, scheme, fp_metrics, quantized_metrics, held_out)
     weights = _WEIGHTS.format(parts="", strict="")
     if leaves_out:

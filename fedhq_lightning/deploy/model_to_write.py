@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from fedhq_lightning.deploy.pixels import PIXELS, Pixels
+from fedhq_lightning.quantize.conversion import copy_without_trainer
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class ModelToWrite:
         scheme: Of the conversion, as text.
         metrics: Of the deployed model on held-out data, by name.
         inputs: What inputs and outputs stand for, as `FederatedDataModule.model_inputs` tells it; None if it does not.
+        pixels: What `converted` and `example_args` take and are, where that is not what `forward` takes; see `taking`.
         made: What those who write files keep from one call to the next, each under its own name.
     """
 
@@ -32,6 +36,7 @@ class ModelToWrite:
     scheme: str
     metrics: Mapping[str, float] = field(default_factory=dict)
     inputs: Mapping[str, Any] | None = None
+    pixels: Pixels | None = None
     made: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def facts(self) -> dict[str, str]:
@@ -40,7 +45,13 @@ class ModelToWrite:
         for name, value in (("metrics", self.metrics), ("inputs", self.inputs)):
             if value:
                 told[name] = json.dumps(dict(value))
-        return told
+        return told | ({} if self.pixels is None else {"takes": PIXELS})
+
+    def taking(self, pixels: Pixels) -> ModelToWrite:
+        """The same model with pixels for inputs; `converted` itself is left as it is."""
+        (inputs,), converted = self.example_args, copy_without_trainer(self.converted)
+        pixels.put_before(converted, inputs.dim())
+        return replace(self, converted=converted, example_args=(pixels.of(inputs),), pixels=pixels)
 
 
 def describe_inputs(example_args: tuple[Any, ...]) -> str:

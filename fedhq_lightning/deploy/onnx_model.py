@@ -34,6 +34,9 @@ class OnnxModel(nn.Module):
     Args:
         content: An ONNX file's. What a file of ours tells of how its outputs are nested is kept to.
 
+    Attributes:
+        facts: What the file tells of its model, by name.
+
     Raises:
         ConfigurationError: onnxruntime cannot read it.
     """
@@ -55,7 +58,8 @@ class OnnxModel(nn.Module):
             raise ConfigurationError(f"onnxruntime cannot read it: {first_line(error)}") from error
         self._inputs = [each.name for each in self._session.get_inputs()]
         self._outputs = [each.name for each in self._session.get_outputs()]
-        self._nesting = self._session.get_modelmeta().custom_metadata_map.get("outputs", "tensor")
+        self.facts: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        self._nesting = self.facts.get("outputs", "tensor")
 
     def forward(self, *args: Any, **keywords: Any) -> Any:
         """Outputs of one forward call, nested as the model's own.

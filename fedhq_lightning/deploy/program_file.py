@@ -28,6 +28,8 @@ _MOST_TEXT_BYTES = 2**28
 _MOST_SAMPLE_BYTES = 2**24
 """Of the sample inputs, two zeros each."""
 
+FACTS = "facts.json"
+"""Texts by their names, which torch hands out as they are."""
 _MODEL, _SAMPLES = "models/model.json", "data/sample_inputs/model.pt"
 _CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
 _TENSOR = re.compile(r"data/(weights/weight|constants/tensor)_\d+")
@@ -57,12 +59,19 @@ def load_program(file: Path, trust: bool = False) -> nn.Module:
     """
     checked = file if trust else _checked(file)
     try:
-        program: nn.Module = torch.export.load(checked).module()
+        return as_module(checked)
     except Exception as error:  # a damaged archive fails in any of a dozen ways
         raise ConfigurationError(
             f"{file.name} is damaged, or written by another torch than {torch.__version__}: {first_line(error)}"
         ) from error
-    return program
+
+
+def as_module(archive: Path | io.BytesIO) -> nn.Module:
+    """A program that is trusted, as torch reads it; what it tells of its model as the module's `facts`."""
+    extra = {FACTS: ""}
+    module: nn.Module = torch.export.load(archive, extra_files=extra).module()
+    module.facts = json.loads(extra[FACTS] or "{}")
+    return module
 
 
 def _checked(file: Path) -> io.BytesIO:
@@ -99,7 +108,7 @@ def _check_member(name: str, content: bytes) -> None:
         _check(json.loads(content), "")
     elif name == _SAMPLES:
         _check_samples(content)
-    elif not _TENSOR.fullmatch(name) and name not in _MARKS:
+    elif not _TENSOR.fullmatch(name) and name not in (*_MARKS, f"extra/{FACTS}"):
         raise _RefusedError(f"it has a member {name!r}")
 
 

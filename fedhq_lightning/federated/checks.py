@@ -19,6 +19,8 @@ from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedhq_lightning.data import FederatedDataModule
+from fedhq_lightning.data.partitioned import unwrapped
+from fedhq_lightning.deploy.pixels import Pixels
 from fedhq_lightning.devices.roofline import LayerCost, measure_costs
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.federated.clients import num_examples
@@ -219,6 +221,26 @@ def _frozen(module: torch.nn.Module) -> frozenset[str]:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names) if names else "nothing"
+
+
+def check_export_inputs(asked: str, datamodule: FederatedDataModule, example_args: tuple[Any, ...] | None) -> None:
+    """Refuse a deployed model whose files shall take pixels of which the data do not tell how they become inputs.
+
+    Args:
+        asked: `export_inputs`.
+        datamodule: The clients' data.
+        example_args: Arguments of the module's `forward` in validation.
+
+    Raises:
+        ConfigurationError: The data tell no normalization, or another than what `forward` takes has.
+    """
+    try:
+        Pixels.told_by(datamodule.model_inputs()).check(example_args)
+    except ConfigurationError as error:
+        kind = type(unwrapped(datamodule)).__name__
+        raise ConfigurationError(
+            f"export_inputs {asked!r}, with the data of {kind}: {error}; mend that, or leave export_inputs out"
+        ) from error
 
 
 class ForwardRecorder:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.deploy.formats import FORMATS
+from fedhq_lightning.deploy.pixels import PIXELS
 from fedhq_lightning.devices import FleetSpec
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.federated.algorithms.aggregator import Aggregator
@@ -71,6 +72,7 @@ class RunSettings:
     checkpoint_every_n_rounds: int
     final_evaluation: bool
     export: tuple[str, ...]
+    export_inputs: str | None
     seed: int
 
     @classmethod
@@ -124,6 +126,8 @@ def check_settings(given: Mapping[str, Any]) -> None:
         raise ConfigurationError("local_epochs and local_steps are both given; set one of them to null")
     for name in exports_of(given["export"]):
         _check_choice("export", name, tuple(FORMATS))
+    if given["export_inputs"] is not None:
+        _check_choice("export_inputs", given["export_inputs"], (PIXELS,))
     cohort, round_lr, decay = given["clients_per_round"], given["round_lr"], given["ema_decay"]
     if cohort is not None and not _is_number(cohort):
         raise ConfigurationError(

@@ -146,6 +146,8 @@ def set_up(
     quantized = {name.removesuffix(".weight"): grid.activation_bits is not None for name, grid in grids.items()}
     with noted(first_batch):
         found = checks.probe(template, datamodule, client_id, settings.fit_options, quantized, fabric.autocast)
+    if settings.export_inputs is not None:
+        checks.check_export_inputs(settings.export_inputs, datamodule, found.example_args)
     check_last_batches(datamodule, with_data, found.batch_size, found.batch_norm, settings.fit_options)
     warn_of_examples_never_drawn(datamodule, client_id, settings.fit_options)
     check_state(template, found.frozen)

@@ -14,6 +14,7 @@ from fedhq_lightning.deploy.export import first_samples
 from fedhq_lightning.deploy.formats import float_forms
 from fedhq_lightning.deploy.from_state import deploy
 from fedhq_lightning.deploy.model_folder import MOST_SAMPLES, WEIGHTS
+from fedhq_lightning.deploy.pixels import Pixels
 from fedhq_lightning.deploy.speed import measure_inference
 from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.federated.setup import Job
@@ -63,6 +64,7 @@ def complete(
     monitor, loaders = job.monitored.name, job.validation_loaders if settings.final_evaluation else []
     deployment, worst, per_class, inference, on_test = None, None, None, None, None
     if writes_model and not failure:
+        inputs = job.datamodule.model_inputs()
         with clock.phase("deploy"):
             deployment = deploy(
                 evaluator,
@@ -73,7 +75,8 @@ def complete(
                 logged=next((record.metrics for record in state.records if record.round == state.best_round), None),
                 held_out=f"the held-out data (`val_dataloader`) of {_name_of(job.datamodule)}",
                 exports=settings.export,
-                inputs=job.datamodule.model_inputs(),
+                inputs=inputs,
+                pixels=None if settings.export_inputs is None else Pixels.told_by(inputs),
             )
         directory.hand_on_inputs()
     if settings.final_evaluation and not failure:
@@ -121,6 +124,8 @@ def _inference(
         return None
     few = first_samples(deployment.model.example_args, MOST_SAMPLES)
     forms: dict[str, nn.Module] = {"fp32 in torch": evaluator.model(state.deployed).cpu()}
+    if deployment.model.pixels is not None:
+        deployment.model.pixels.put_before(forms["fp32 in torch"], few[0].dim())
     try:
         forms |= float_forms(deployment.model, deployment.programs)
         sizes = {"fp32_bytes": (directory.model / WEIGHTS).stat().st_size, "packed_bytes": deployment.packed_bytes}

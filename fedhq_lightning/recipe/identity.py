@@ -29,6 +29,7 @@ TRAINER_SETTINGS_THAT_CHANGE_NO_BIT = (
     "checkpoint_every_n_rounds",
     "final_evaluation",
     "export",
+    "export_inputs",
 )
 """Keys of `trainer` that do not change what a run computes, nor does what is below them."""
 SETTINGS_THAT_CHANGE_NO_BIT = frozenset(f"trainer.{name}" for name in TRAINER_SETTINGS_THAT_CHANGE_NO_BIT)
