@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.recipe import files as recipe_files
@@ -57,7 +59,7 @@ def main() -> None:
     float_bytes = 0
     for scheme, alpha in itertools.product(SCHEMES, ALPHAS):
         results = {
-            uplink: [run(scheme, alpha, uplink, seed, options.rounds) for seed in range(options.seeds)]
+            uplink: [run(scheme, alpha, {"uplink": uplink}, seed, options.rounds) for seed in range(options.seeds)]
             for uplink in UPLINKS
         }
         float_bytes = results["weights"][0][2]
@@ -86,12 +88,19 @@ def main() -> None:
         )
 
 
-def run(scheme: str, alpha: float, uplink: str, seed: int, rounds: int) -> tuple[float, float, int]:
-    """One run: quantized metric, uplink bytes per client and round, float32 bytes of the model."""
+def run(scheme: str, alpha: float, settings: Mapping[str, Any], seed: int, rounds: int) -> tuple[float, float, int]:
+    """One run: quantized metric, uplink bytes per client and round, float32 bytes of the model.
+
+    Args:
+        scheme: The run's.
+        alpha: Of the partition.
+        settings: Further arguments of the trainer.
+        seed: Of run and partition.
+        rounds: In all.
+    """
     with tempfile.TemporaryDirectory() as folder:
         overrides = {
             "trainer.scheme": scheme,
-            "trainer.uplink": uplink,
             "trainer.seed": seed,
             "trainer.max_rounds": rounds,
             "trainer.logger": "false",
@@ -100,8 +109,10 @@ def run(scheme: str, alpha: float, uplink: str, seed: int, rounds: int) -> tuple
             "data.init_args.partitioner.init_args.alpha": alpha,
             "data.init_args.partitioner.init_args.seed": seed,
         }
+        overrides |= {f"trainer.{name}": value for name, value in settings.items()}
         arguments = [*SETTING, *(f"--{key}={value}" for key, value in overrides.items())]
         trainer, model, data = resolve(*recipe_files.find(RECIPE), arguments).instantiate()
+        trainer.writes_model = False
         trainer.fit(model, data)
         records = RunDirectory(trainer.run_dir).read_rounds()[1:]
     last = [record.metric_quantized for record in records[-LAST_ROUNDS:]]

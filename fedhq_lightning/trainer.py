@@ -19,6 +19,7 @@ from fedhq_lightning.federated.after_fit import AfterFit
 from fedhq_lightning.federated.algorithms.aggregator import Aggregator
 from fedhq_lightning.federated.callback import Monitored, RoundCallback, split_callbacks
 from fedhq_lightning.federated.client_errors import OnClientError
+from fedhq_lightning.federated.client_uplink import Rounding
 from fedhq_lightning.federated.endings import told_to_all
 from fedhq_lightning.federated.fabric import make_fabric
 from fedhq_lightning.federated.failing_clients import NoUsableUpdatesError
@@ -69,6 +70,9 @@ class FederatedTrainer(AfterFit):
         uplink: "delta": clients send the difference of their model to the one they received, rounded to the bits of the
             scheme; "weights": their model, rounded to its grid. Without a scheme, fp32.
         downlink: "fp32", or "scheme": the global model goes down rounded to the grid.
+        uplink_bits: Of weights on their way up; None for the scheme's. Its first and last layer keep theirs.
+        uplink_rounding: "nearest", or "stochastic": up or down at random, so that means over clients are exact.
+        error_feedback: A client adds to its update what rounding took of its last one.
         fleet: Devices of the clients, for the virtual clock: a name, a file, or a list of profiles.
         monitor: Validation metric by which the best round is chosen; default: the first that validation logs.
         monitor_mode: "min" or "max"; default: by the words of the name, refused where they do not tell.
@@ -137,6 +141,9 @@ class FederatedTrainer(AfterFit):
         aggregator: Aggregator | None = None,
         uplink: Uplink = "delta",
         downlink: Downlink = "fp32",
+        uplink_bits: int | None = None,
+        uplink_rounding: Rounding = "nearest",
+        error_feedback: bool = False,
         fleet: FleetSpec = "uniform",
         monitor: str | None = None,
         monitor_mode: MonitorMode | None = None,

@@ -21,6 +21,7 @@ from fedhq_lightning.support.yaml_text import parse_yaml
 SCHEMES = ("w8a8", "w4a8", "w3a8", "w2a8", "w4a4", "w8a8s", "w4a8s", "w4a4s", "w4a8-g32", "w3a8-g32", "w8", "w4", "w3")
 """Of the many that there are."""
 UPLINKS, DOWNLINKS, EXPORTS = ("delta", "weights"), ("fp32", "scheme"), ("onnx", "executorch", "aoti")
+ROUNDINGS = ("nearest", "stochastic")
 ON_CLIENT_ERROR, MONITOR_MODES = ("quarantine", "retry", "raise"), ("min", "max")
 ROUND_LR, PRECISIONS = ("constant", "cosine", "linear"), ("32-true", "bf16-mixed")
 FEDERATED_DATA = ("PartitionedDataModule", "CSVDataModule", "BreastCancerHospitals")
@@ -64,6 +65,7 @@ def values_of(key: str) -> Iterable[str]:
         "trainer.scheme": lambda: SCHEMES,
         "trainer.uplink": lambda: UPLINKS,
         "trainer.downlink": lambda: DOWNLINKS,
+        "trainer.uplink_rounding": lambda: ROUNDINGS,
         "trainer.export": lambda: EXPORTS,
         "trainer.export_inputs": lambda: ("pixels",),
         "trainer.on_client_error": lambda: ON_CLIENT_ERROR,

@@ -21,6 +21,7 @@ from fedhq_lightning.federated.beside import named_beside
 from fedhq_lightning.federated.client_analysis import ClientAnalyst
 from fedhq_lightning.federated.client_errors import ClientError, OnClientError, free_memory, is_clients
 from fedhq_lightning.federated.client_ranges import ClientRanges
+from fedhq_lightning.federated.client_uplink import ClientUplink
 from fedhq_lightning.federated.not_finite import column_names, odd_values
 from fedhq_lightning.federated.update_checks import is_finite
 from fedhq_lightning.federated.wire import Link
@@ -85,6 +86,7 @@ class ClientFitter:
         batch_norms: Layers whose statistics are taken anew, for the calibration of static activation ranges.
         on_error: What happens when a client's code raises.
         store: Where clients keep what they keep from round to round; None where they keep nothing.
+        uplink: How updates are rounded on their way up; by default as the link does.
 
     Attributes:
         first_error: What the first client's code raised in round 1, until somebody has looked.
@@ -110,6 +112,7 @@ class ClientFitter:
         batch_norms: Mapping[str, Sequence[str]] | None = None,
         on_error: OnClientError = "raise",
         store: ClientStore | None = None,
+        uplink: ClientUplink | None = None,
     ) -> None:
         self._template = template
         self._scheme = scheme
@@ -125,6 +128,7 @@ class ClientFitter:
         self._lanes: dict[Mode, tuple[ClientTrainer, Pristine]] = {}
         self._on_error: OnClientError = on_error
         self._store = store
+        self._uplink = uplink or ClientUplink(link, seed)
         self.first_error: BaseException | None = None
         self._wanted_sensitivity = wanted_sensitivity
         self._ranges: ClientRanges | None = None
@@ -290,7 +294,7 @@ class ClientFitter:
         seed_generators(derive_seed(self._seed, "fit", round_number, client_id))
         loader = self._datamodule.train_dataloader(client_id)
         kept = {} if self._store is None else self._store.load(self._clock.position(client_id), round_number)
-        term = self._aggregator.client_term(ClientStart(module, beside, kept))
+        term = self._aggregator.client_term(ClientStart(module, beside, kept.get("term", {})))
         learner, after_step = None, None
         if ranges is not None and mode == "qat":
             learner = RangeLearner(module, self._lane_options.range_lr * learning_rate_scale)
@@ -310,10 +314,16 @@ class ClientFitter:
             state = self._corrected(state, client_id)
         if end.change_factor != 1:
             state = state | _scaled_change(module, received, end.change_factor)
-        payload = self._link.up(state | named_beside(end.beside), received, round_number, client_id)
-        if self._store is not None and end.kept and is_finite(end.kept):
-            self._store.save(self._clock.position(client_id), round_number, end.kept)
-        return _LocalFit(num_steps, metrics, payload, sensitivity=sensitivity)
+        residual = kept.get("residual", {})
+        sent = self._uplink.send(state | named_beside(end.beside), received, round_number, client_id, residual)
+        self._keep(client_id, round_number, {"term": end.kept, "residual": sent.residual})
+        return _LocalFit(num_steps, metrics, sent.payload, sensitivity=sensitivity)
+
+    def _keep(self, client_id: ClientId, round_number: int, parts: Mapping[str, StateDict]) -> None:
+        """Have a client keep these until its next round, unless they are no numbers."""
+        held = {part: state for part, state in parts.items() if state}
+        if self._store is not None and held and all(map(is_finite, held.values())):
+            self._store.save(self._clock.position(client_id), round_number, held)
 
     def _check_frozen(self, module: L.LightningModule) -> None:
         """Refuse a fit that trained what no client sends."""

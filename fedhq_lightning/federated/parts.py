@@ -6,6 +6,7 @@ import lightning as L
 from lightning.fabric import Fabric
 
 from fedhq_lightning.federated.client_fit import ClientFitter
+from fedhq_lightning.federated.client_uplink import ClientUplink
 from fedhq_lightning.federated.server import Server
 from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.federated.setup import Job
@@ -33,7 +34,8 @@ def fitter_of(settings: RunSettings, fabric: Fabric, job: Job, store: ClientStor
         job.allocator.wanted_sensitivity,
         job.probe.batch_norms if settings.retake_batch_statistics else {},
         settings.on_client_error,
-        store if settings.aggregator.has_client_state else None,
+        store if settings.aggregator.has_client_state or settings.error_feedback else None,
+        ClientUplink(job.link, settings.seed, settings.uplink_rounding, settings.error_feedback),
     )
 
 

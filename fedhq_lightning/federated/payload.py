@@ -77,6 +77,7 @@ def encode(
     grids: Mapping[str, LayerScheme],
     header: Header,
     bases: Mapping[str, Tensor] | None = None,
+    generator: torch.Generator | None = None,
 ) -> bytes:
     """One state, or how it differs from another, as bytes.
 
@@ -85,6 +86,7 @@ def encode(
         grids: Grid of each tensor that is rounded; names not in `state` are ignored.
         header: Goes into the metadata.
         bases: What is taken off tensors before, by name, where the shape is the same; or None.
+        generator: Of whether values are rounded up or down; None rounds to the nearest.
     """
     entries: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -92,7 +94,7 @@ def encode(
         if base is not None and base.shape != tensor.shape:
             base = None
         if name in grids:
-            entries[name + INTEGERS], entries[name + SCALES] = pack_weight(tensor, grids[name], base)
+            entries[name + INTEGERS], entries[name + SCALES] = pack_weight(tensor, grids[name], base, generator)
         else:
             value = tensor.detach() if base is None else tensor.detach() - base.to(tensor.device)
             entries[name] = value.cpu().contiguous()

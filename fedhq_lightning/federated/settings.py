@@ -15,9 +15,11 @@ from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.federated.algorithms.aggregator import Aggregator
 from fedhq_lightning.federated.algorithms.fed_avg import FedAvg
 from fedhq_lightning.federated.client_errors import OnClientError
+from fedhq_lightning.federated.client_uplink import Rounding
 from fedhq_lightning.federated.update_checks import check_norm_ratio
 from fedhq_lightning.federated.wire import Downlink, Uplink
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
+from fedhq_lightning.quantize.scheme import MAX_BITS, MIN_BITS
 from fedhq_lightning.types import MODES, FitOptions, MonitorMode
 
 _WHOLE = (
@@ -32,6 +34,7 @@ _WHOLE = (
 _CHOICES = {
     "uplink": ("weights", "delta"),
     "downlink": ("fp32", "scheme"),
+    "uplink_rounding": ("nearest", "stochastic"),
     "precision": ("32-true", "bf16-mixed"),
     "on_client_error": ("quarantine", "retry", "raise"),
 }
@@ -53,6 +56,9 @@ class RunSettings:
     allocator: Allocator | None
     uplink: Uplink
     downlink: Downlink
+    uplink_bits: int | None
+    uplink_rounding: Rounding
+    error_feedback: bool
     fleet: FleetSpec
     monitor: str | None
     monitor_mode: MonitorMode | None
@@ -141,11 +147,30 @@ def check_settings(given: Mapping[str, Any]) -> None:
         _check_choice("mode_lr", mode, MODES)
         _check_positive(f"mode_lr: {mode}", factor)
     check_norm_ratio(given["max_norm_ratio"])
+    _check_uplink(given)
     for name, least in (("min_clients", 1), ("sit_out_rounds", 0)):
         if not (_is_number(given[name]) and isinstance(given[name], int) and given[name] >= least):
             raise ConfigurationError(f"{name} {given[name]!r}: must be a whole number, {least} or more")
     if decay is not None and not (_is_number(decay) and 0 < decay < 1):
         raise ConfigurationError(f"ema_decay {decay!r}: must be between 0 and 1")
+
+
+def _check_uplink(given: Mapping[str, Any]) -> None:
+    bits = given["uplink_bits"]
+    if bits is not None and not (_is_number(bits) and isinstance(bits, int) and MIN_BITS <= bits <= MAX_BITS):
+        raise ConfigurationError(
+            f"uplink_bits {bits!r}: must be a whole number from {MIN_BITS} to {MAX_BITS}, or null for the scheme's bits"
+        )
+    if bits is None and given["scheme"] is None:
+        for name, is_set in (
+            ("error_feedback", given["error_feedback"]),
+            ("uplink_rounding", given["uplink_rounding"] == "stochastic"),
+        ):
+            if is_set:
+                raise ConfigurationError(
+                    f"{name} is of what is rounded on its way up, and without a scheme nothing is; give a scheme, or "
+                    "uplink_bits"
+                )
 
 
 def _is_number(value: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -42,7 +42,7 @@ from fedhq_lightning.local.module_checks import (
     check_state,
 )
 from fedhq_lightning.local.template import set_up_template
-from fedhq_lightning.quantize import LayerScheme, attach_ranges
+from fedhq_lightning.quantize import LayerScheme, QuantScheme, attach_ranges
 from fedhq_lightning.risk.divergence import DivergenceMeasure, LabelStatistics
 from fedhq_lightning.risk.sensitivity import SensitivityMeasure
 from fedhq_lightning.support.lightnings import is_overridden
@@ -155,7 +155,8 @@ def set_up(
     sent_grids = {name: grid for name, grid in grids.items() if name in sent}
     batch_norms = found.batch_norms if settings.retake_batch_statistics else {}
     retaken = statistics_names(batch_norms)
-    link = Link(sent, sent_grids, settings.uplink, settings.downlink, found.fixed, retaken & sent.keys())
+    up_grids = _up_grids(settings, template, sent_grids)
+    link = Link(sent, sent_grids, settings.uplink, settings.downlink, found.fixed, retaken & sent.keys(), up_grids)
     state = {name: value.detach() for name, value in template.state_dict().items()}
     beside = _carry_beside(settings, link, template, found.frozen)
     _, download_bytes = link.down(state | named_beside(beside), 0)
@@ -193,7 +194,7 @@ def set_up(
         )
     )
     _check_allocation(settings, allocator, with_data, clock)
-    warn_of_lost_changes(settings.uplink, grids)
+    warn_of_lost_changes(settings.uplink, up_grids)
     if empty:
         names = ", ".join(str(client_ids[position]) for position in sorted(empty)[:5])
         rank_zero_warn(f"{len(empty)} of {len(client_ids)} clients hold no examples and are left out: {names}")
@@ -247,6 +248,22 @@ def grids_of(settings: RunSettings, template: L.LightningModule) -> dict[str, La
     for mode in MODES[1:]:
         settings.lanes.kernels_of(mode, list(grids))  # refuses patterns that match no layer
     return {f"{name}.weight": grid for name, grid in grids.items()}
+
+
+def _up_grids(
+    settings: RunSettings, template: L.LightningModule, grids: dict[str, LayerScheme]
+) -> dict[str, LayerScheme]:
+    """Grids on the way up: those of the deployed model, unless `uplink_bits` says how many bits it shall be."""
+    bits, scheme = settings.uplink_bits, settings.scheme
+    if bits is None:
+        return grids
+    if scheme is None:
+        scheme = QuantScheme(f"w{bits}")
+    else:
+        scheme = replace(scheme, scheme=str(replace(LayerScheme.parse(scheme.scheme), weight_bits=bits)))
+    state = template.state_dict()
+    found = {f"{name}.weight": grid for name, grid in scheme.for_layers(template).items()}
+    return {name: grid for name, grid in found.items() if name in state}
 
 
 def _attach_ranges(settings: RunSettings, template: L.LightningModule) -> None:

@@ -60,6 +60,7 @@ class Link:
         downlink: "fp32", or "scheme": the global model, rounded to the grids.
         frozen: Names of parameters that no client changes.
         retaken: Names of batch statistics that are taken anew: they go down, not up.
+        up_grids: Grids on the way up, where they are others.
 
     Raises:
         ConfigurationError: A complex tensor that is not frozen.
@@ -76,6 +77,7 @@ class Link:
         downlink: Downlink,
         frozen: frozenset[str] = frozenset(),
         retaken: frozenset[str] = frozenset(),
+        up_grids: Mapping[str, LayerScheme] | None = None,
     ) -> None:
         refused = [name for name, value in template.items() if value.is_complex() and name not in frozen]
         if refused:
@@ -83,9 +85,9 @@ class Link:
                 f"{', '.join(refused)}: complex tensors are not averaged; hold real and imaginary part in a float "
                 "tensor (torch.view_as_complex gives the complex one), or register a constant with persistent=False"
             )
-        self.uplink: Uplink = uplink if grids else "weights"
+        self._grids = grids if up_grids is None else up_grids
+        self.uplink: Uplink = uplink if self._grids else "weights"
         self._down_grids = grids if downlink == "scheme" else {}
-        self._grids = grids
         self._tied = _tied(template, grids)
         # A tensor is frozen when all of its names are.
         trained = {self._tied.get(name, name) for name in template if name not in frozen}
@@ -134,11 +136,29 @@ class Link:
         received = self._received_fixed(state) | _copied(decode(payload, template, self._down_grids, header))
         return self._with_tied({name: received[name] for name in state if name in received}), len(payload)
 
-    def up(self, local: Mapping[str, Tensor], received: StateDict, round_number: int, client_id: ClientId) -> bytes:
-        """One client's payload."""
+    def up(
+        self,
+        local: Mapping[str, Tensor],
+        received: StateDict,
+        round_number: int,
+        client_id: ClientId,
+        generator: torch.Generator | None = None,
+    ) -> bytes:
+        """One client's payload; with a generator it is rounded up or down at random."""
         # What has grown is sent as it is: `receive` refuses it by name.
         state, bases = {name: local[name] for name in self._sent}, received if self.uplink == "delta" else None
-        return encode(state, self._grids, Header(self.uplink, round_number, client_id), bases)
+        return encode(state, self._grids, Header(self.uplink, round_number, client_id), bases, generator)
+
+    def lost(
+        self, payload: bytes, local: Mapping[str, Tensor], received: StateDict, round_number: int, client_id: ClientId
+    ) -> StateDict:
+        """What rounding took of what `up` was given, in float32: of each tensor with a grid."""
+        arrived = decoded(self.open(payload, round_number, client_id))
+        residual: StateDict = {}
+        for name in self._sent.keys() & self._grids.keys():
+            meant = local[name].detach().cpu().float()
+            residual[name] = (meant - received[name] if self.uplink == "delta" else meant) - arrived[name]
+        return residual
 
     def num_payload_bytes(self, round_number: int, client_id: ClientId) -> int:
         """Length of a client's payload: whoever takes payloads from afar need not read more."""

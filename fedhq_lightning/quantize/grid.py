@@ -50,15 +50,49 @@ def quantize_weight(weight: Tensor, layer_scheme: LayerScheme) -> tuple[Tensor, 
     Source: torchao 0.18, `choose_qparams_affine` (no clipping error) and `_quantize_affine_no_dtype_cast`; the search
     over clipped ranges as in Banner et al. 2019, with the error measured instead of modelled.
     """
-    flat = weight.detach().reshape(weight.shape[0], -1)
-    size = flat.shape[1]
+    integers, scale, _ = quantize_weight_rows(_groups(weight.detach(), layer_scheme), layer_scheme.weight_bits)
+    # Not a number shows in the scale; cast to int8 it may be any integer.
+    integers = integers.clamp(*integer_range(layer_scheme.weight_bits))
+    return _by_channel(weight, integers, scale)
+
+
+def _groups(weight: Tensor, layer_scheme: LayerScheme) -> Tensor:
+    """A weight's values, a row for each scale: (out * groups, size)."""
+    size = weight.shape[1:].numel()
     group_size = layer_scheme.group_size or size
     if size % group_size:
         raise ValueError(f"scheme '{layer_scheme}': a group of {group_size} does not divide {size} inputs")
-    integers, scale, _ = quantize_weight_rows(flat.reshape(-1, group_size), layer_scheme.weight_bits)
-    # Not a number shows in the scale; cast to int8 it may be any integer.
-    integers = integers.clamp(*integer_range(layer_scheme.weight_bits))
-    return integers.view(flat.shape), scale.view(weight.shape[0], size // group_size)
+    return weight.reshape(-1, group_size)
+
+
+def _by_channel(weight: Tensor, integers: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of integers and their scales as (out, in_flat) and (out, groups)."""
+    out, size = weight.shape[0], weight.shape[1:].numel()
+    return integers.view(out, size), scale.view(out, scale.numel() // max(out, 1))
+
+
+def quantize_weight_randomly(
+    weight: Tensor, layer_scheme: LayerScheme, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Round every value up or down at random, so that its expectation is the value: what many such add up to is right.
+
+    The scale is the smallest at which no weight leaves the range, at any bits: clipping would be a bias.
+
+    Args:
+        weight: (out, ...) float32 on the CPU.
+        layer_scheme: As in `quantize_weight`.
+        generator: Of the random numbers, one a value.
+
+    Returns:
+        As `quantize_weight`.
+
+    Source: Gupta et al. 2015, section 3.1.
+    """
+    rows = _groups(weight, layer_scheme)
+    lowest, highest = integer_range(layer_scheme.weight_bits)
+    scale = _widest(rows, lowest, highest).clamp(min=SMALLEST_SCALE)
+    steps = rows * (1.0 / scale) + torch.rand(rows.shape, generator=generator)
+    return _by_channel(weight, steps.floor().clamp(lowest, highest).to(torch.int8), scale)
 
 
 def quantize_weight_rows(rows: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,9 +128,7 @@ def weight_integers(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """What `quantize_weight_rows` does to fp32, for kernels to fuse: integers still as fp32, and scales."""
     lowest, highest = integer_range(bits)
     shares = _SEARCHED_SHARES if is_searched(bits) else ()
-    below = rows.amin(dim=1, keepdim=True).clamp(max=0) / float(lowest)
-    above = rows.amax(dim=1, keepdim=True).clamp(min=0) / float(highest)
-    widest = torch.where(below > above, below, above)
+    widest = _widest(rows, lowest, highest)
     unit = scale = widest.clamp(min=SMALLEST_SCALE)
     error = _squared_error(rows, scale, unit, lowest, highest) if shares else unit
     for share in shares:
@@ -106,6 +138,13 @@ def weight_integers(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         error, scale = torch.where(better, candidate_error, error), torch.where(better, candidate, scale)
     # The reciprocal first, as torchao does: dividing would round differently.
     return (rows * (1.0 / scale)).round().clamp(lowest, highest), scale
+
+
+def _widest(rows: Tensor, lowest: int, highest: int) -> Tensor:
+    """The smallest scale of each row at which nothing leaves the range; (rows, 1)."""
+    below = rows.amin(dim=1, keepdim=True).clamp(max=0) / float(lowest)
+    above = rows.amax(dim=1, keepdim=True).clamp(min=0) / float(highest)
+    return torch.where(below > above, below, above)
 
 
 def _squared_error(rows: Tensor, scale: Tensor, unit: Tensor, lowest: int, highest: int) -> Tensor:

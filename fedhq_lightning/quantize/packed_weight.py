@@ -13,19 +13,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedhq_lightning.quantize.grid import dequantize_weight, quantize_weight
+from fedhq_lightning.quantize.grid import dequantize_weight, quantize_weight, quantize_weight_randomly
 from fedhq_lightning.quantize.native.lanes import native
 from fedhq_lightning.quantize.packing import pack, unpack
 from fedhq_lightning.quantize.scheme import LayerScheme
 
 
-def pack_weight(weight: Tensor, grid: LayerScheme, base: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def pack_weight(
+    weight: Tensor, grid: LayerScheme, base: Tensor | None = None, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
     """Round a weight, or how it differs from another, to a grid, and pack it.
 
     Args:
         weight: (out, ...) floating point, any device.
         grid: Its grid.
         base: What is taken off before; as the weight, or None.
+        generator: Of whether values are rounded up or down, see `quantize_weight_randomly`; None rounds to the nearest.
 
     Returns:
         Packed integers, uint8 (ceil(count * bits / 8),), and scales, fp32 (out, groups), on the CPU.
@@ -36,13 +39,16 @@ def pack_weight(weight: Tensor, grid: LayerScheme, base: Tensor | None = None) -
     weight = weight.detach()
     inner = math.prod(weight.shape[1:])
     size = grid.group_size or inner
-    if weight.numel() and inner % size == 0 and (kernels := native(weight, base)) is not None:
+    if generator is None and weight.numel() and inner % size == 0 and (kernels := native(weight, base)) is not None:
         held = None if base is None else base.detach().contiguous()
         packed, scales = kernels.pack_weight(weight.reshape(-1, size).contiguous(), held, grid.weight_bits)
         return packed, scales.view(weight.shape[0], inner // size)
     if base is not None:
         weight = weight - base.to(weight.device)
-    integers, scales = quantize_weight(weight.cpu().float(), grid)
+    weight = weight.cpu().float()
+    integers, scales = (
+        quantize_weight(weight, grid) if generator is None else quantize_weight_randomly(weight, grid, generator)
+    )
     return pack(integers, grid.weight_bits), scales.contiguous()
 
 

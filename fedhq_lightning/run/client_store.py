@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-
-import torch
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.run.checkpoint_file import load_checkpoint, to_bytes
+from fedhq_lightning.run.round_checkpoint import is_model
 from fedhq_lightning.support.atomic_files import told_to_user, write_atomically
 from fedhq_lightning.types import StateDict
 
@@ -35,8 +34,11 @@ class ClientStore:
         self._root = folder
         self._oldest_needed = oldest_needed
 
-    def load(self, position: int, round_number: int) -> StateDict:
+    def load(self, position: int, round_number: int) -> dict[str, StateDict]:
         """What a client kept of the last round before this one in which it kept anything; empty where there is none.
+
+        Returns:
+            Tensors by name, of each part that keeps any.
 
         Raises:
             ConfigurationError: The file is damaged.
@@ -45,13 +47,13 @@ class ClientStore:
         if not rounds:
             return {}
         file = self._file(position, max(rounds))
-        state = load_checkpoint(file).get("kept")
-        if not isinstance(state, dict) or not all(torch.is_tensor(each) for each in state.values()):
+        parts = load_checkpoint(file).get("kept")
+        if not isinstance(parts, dict) or not all(is_model(each) for each in parts.values()):
             raise ConfigurationError(f"{file}: damaged: it holds no tensors by name")
-        return state
+        return parts
 
-    def save(self, position: int, round_number: int, state: StateDict) -> None:
-        """Keep something of a round, and drop what no checkpoint needs.
+    def save(self, position: int, round_number: int, parts: Mapping[str, StateDict]) -> None:
+        """Keep something of a round, all parts at once, and drop what no checkpoint needs.
 
         Raises:
             ConfigurationError: It cannot be written.
@@ -59,7 +61,7 @@ class ClientStore:
         file = self._file(position, round_number)
         with told_to_user(file.parent):
             file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, to_bytes({"kept": dict(state)}))
+        write_atomically(file, to_bytes({"kept": dict(parts)}))
         oldest = self._oldest_needed()
         for each in sorted(each for each in self._rounds(position) if each <= oldest)[:-1]:
             self._file(position, each).unlink(missing_ok=True)

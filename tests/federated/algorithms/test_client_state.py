@@ -21,6 +21,8 @@ STATEFUL: dict[str, Callable[[], dict[str, Any]]] = {
         "scheme": "w4a8",
         "callbacks": [FixedAllocator(0.5)],
     },
+    "error feedback": lambda: {"scheme": "w2a8", "error_feedback": True, "uplink_rounding": "stochastic"},
+    "SCAFFOLD and error feedback": lambda: {"aggregator": Scaffold(), "uplink_bits": 2, "error_feedback": True},
 }
 
 
