@@ -165,4 +165,5 @@ class TestWhatIsKnown:
             "Aggregator",
             "FedOpt",
             "FedProx",
+            "Scaffold",
         ]
