@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from .no_report import leave_out_report
+
 # Before anything imports torch or a library that reads these once; subprocesses of tests inherit them.
 os.environ.update(
     {
@@ -175,7 +177,7 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the report and the measurement of the deployed model's speed, for runs that are about something else."""
     from fedhq_lightning.finish import complete
 
-    monkeypatch.setattr(complete, "write_report", lambda run: None)
+    leave_out_report(monkeypatch)
     monkeypatch.setattr(complete, "_inference", lambda *arguments: None)
 
 

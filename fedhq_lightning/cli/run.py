@@ -94,7 +94,7 @@ def fit_recipe(
     if trainer.is_global_zero:
         from fedhq_lightning.report.final_table import print_final
 
-        print_final(trainer.summary | {"wall_phases": clock.own()})
+        print_final(trainer.summary)
         say_line(f"model, report and records: {trainer.run_dir}", sys.stdout)
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.experiments import outcomes, rounds_under_way, side_by_side_tables
+from fedhq_lightning.experiments.answer import answer
 from fedhq_lightning.experiments.cell_runs import CellJob
 from fedhq_lightning.experiments.comparison import Compared, Comparison, Kept
 from fedhq_lightning.experiments.side_by_side import what_is_compared
@@ -20,6 +21,7 @@ from fedhq_lightning.experiments.side_by_side_page import cells_page
 from fedhq_lightning.experiments.variations import variations
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.recipe import files as recipe_files
+from fedhq_lightning.report.final_table import on_terminal
 from fedhq_lightning.support.atomic_files import write_atomically
 from fedhq_lightning.support.quiet import say_line
 from fedhq_lightning.support.terminal import Terminal
@@ -87,7 +89,7 @@ def compare_recipe(known: argparse.Namespace, overrides: Sequence[str]) -> None:
         write_results(kept, folder, at, target, known.baseline, Terminal())
     if best := compared.best_model():
         cell, model = best
-        say_line(f"best by {cell.metric_name}: {cell.name}, seed {cell.seed}; its model: {model}", sys.stdout)
+        say_line(f"best run by {cell.metric_name}: {cell.name}, seed {cell.seed}; its model: {model}", sys.stdout)
 
 
 def write_results(
@@ -119,11 +121,13 @@ def write_results(
     shown = side_by_side_tables.all_tables(
         rows, found[0].deployed_on, kept.cells[0].metric_name, baseline, what_is_compared(kept.cells)
     )
+    told = answer(rows, baseline, found[0].deployed_on, kept.cells[0].larger_is_better)
     remarks = _remarks(kept, found, at, target)
-    page = "\n".join([*map(side_by_side_tables.markdown, shown), *(f"{remark}\n" for remark in remarks)])
+    tables = [side_by_side_tables.markdown(each) for each in shown]
+    page = "\n".join([*([f"{told}\n"] if told else []), *tables, *(f"{remark}\n" for remark in remarks)])
     write_atomically(folder / "table.md", page)
     write_atomically(folder / "cells.csv", side_by_side_tables.cells_csv(found))
-    write_atomically(folder / "comparison.html", cells_page(kept.cells, found, shown, remarks))
+    write_atomically(folder / "comparison.html", cells_page(kept.cells, found, told, shown, remarks))
     written = ["comparison.html", "table.md", "cells.csv", "metric-over-time.svg"]
     write_atomically(folder / "metric-over-time.svg", curves_svg(kept.cells))
     if picture := time_to_target_svg(found):
@@ -133,8 +137,11 @@ def write_results(
         is_told_whole = len({each.seed for each in found}) > 1  # of one seed nothing can be told of differences
         for table in shown if is_told_whole else shown[:1]:
             side_by_side_tables.print_table(table, console)
+        breaks = not on_terminal(console)
         for remark in remarks if is_told_whole else ():
-            console.print(remark, markup=False, highlight=False, soft_wrap=True)
+            console.print(remark, markup=False, highlight=False, soft_wrap=breaks)
+        if told:
+            console.print(f"\n{told}\n", markup=False, highlight=False, soft_wrap=breaks, style="bold")
         console.print(f"{', '.join(written)} in {folder}", markup=False, highlight=False, soft_wrap=True)
     return page
 
@@ -156,7 +163,7 @@ def _remarks(kept: Kept, found: Sequence[outcomes.Outcome], at: float | None, ta
         remarks.append("No target: add all-qat-fake or all-qat, or give --target.")
     if bound := outcomes.straggler_bound(kept.cells):
         remarks.append(
-            f"Bound: the straggler's round in qat takes {bound.mean:.3g} times its round in ptq (virtual, mean over "
+            f"Bound: the straggler's round in QAT takes {bound.mean:.3g} times its round in PTQ (virtual, mean over "
             "rounds and seeds); no allocation can be faster than all-QAT by more."
         )
     if kept.best_fixed:
@@ -169,7 +176,8 @@ def _remarks(kept: Kept, found: Sequence[outcomes.Outcome], at: float | None, ta
     )
     remarks.append("'> x (k of n)': k of n seeds reached the target; x counts the others with their whole run.")
     remarks.append(
-        "Wall seconds are of the host that ran the cells, evaluation included, and of whatever else ran there."
+        "Wall seconds are of the rounds, evaluation included, on the host that ran the cells beside whatever else ran "
+        "there."
     )
     return remarks
 

@@ -34,6 +34,7 @@ class Line:
         fp: That of the global model; none where it is not shown.
         is_mean: Whether it is a mean, which holds until the next position; else evaluations, each a point.
         band: Least and largest of several runs at the positions of `quantized`, None without several.
+        num_evaluations: Behind a mean; None for as many as there are positions.
     """
 
     label: str
@@ -41,6 +42,7 @@ class Line:
     fp: Points = ((), ())
     is_mean: bool = False
     band: tuple[Sequence[float], Sequence[float]] | None = None
+    num_evaluations: int | None = None
 
     @property
     def end(self) -> float:
@@ -88,7 +90,9 @@ class Entry:
             times = [float(number) for number in range(round(end) + 1)]
         values = [[value_at(*each, time) for each in curves] for time in times]
         band = ([min(each) for each in values], [max(each) for each in values]) if len(curves) > 1 else None
-        return Line(self.label, (times, [fmean(each) for each in values]), is_mean=True, band=band)
+        evaluations = max(len(each[0]) for each in curves)
+        means = times, [fmean(each) for each in values]
+        return Line(self.label, means, is_mean=True, band=band, num_evaluations=evaluations)
 
     def total(self, name: str) -> float:
         """A number of the summaries; the mean over the seeds."""

@@ -9,6 +9,7 @@ from fedhq_lightning.experiments.cells import Cell
 from fedhq_lightning.experiments.outcomes import Outcome
 from fedhq_lightning.experiments.side_by_side import Line, entries_of, quantized_name
 from fedhq_lightning.report.curve_figures import scaled_axes, time_unit
+from fedhq_lightning.report.formats import MODE_NAMES
 from fedhq_lightning.report.model_figures import byte_unit
 from fedhq_lightning.report.picture_style import (
     COLOURS,
@@ -62,7 +63,8 @@ def lines_svg(
     """
 
     def draw(canvas: "Figure") -> list[Any]:
-        panels, named = scaled_axes(canvas, [values for line in lines for values in (line.quantized[1], line.fp[1])])
+        values = [values for line in lines for values in (line.quantized[1], line.fp[1])]
+        panels, named = scaled_axes(canvas, values, max((each.num_evaluations or 0 for each in lines), default=0))
         for axes in panels:
             keys = [_draw_line(axes, number, line, len(lines)) for number, line in enumerate(lines)]
             if target is not None:
@@ -174,7 +176,7 @@ def time_to_target_svg(found: Sequence[Outcome], as_file: bool = True) -> str:
             axes.plot([mean, mean], [row - 0.3, row + 0.3], color=colour, linewidth=2)
         axes.set_yticks(range(len(names)), labels, fontsize=8 if inches > _PLAIN_ROW else None)
         axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.05 * max(duration.seconds for _, duration in durations) / size)
         key = "; bar: mean; arrow: not reached until then" if as_file else ""
         axes.set_xlabel(f"virtual time to target ({unit}){key}")
         return []
@@ -200,7 +202,8 @@ def modes_svg(
         for mode in MODES:
             values = [int(each.get(mode, 0)) for each in counts]
             if any(values):
-                axes.barh(range(len(labels)), values, left=start, height=0.65, color=MODE_COLOURS[mode], label=mode)
+                look: dict[str, Any] = {"color": MODE_COLOURS[mode], "label": MODE_NAMES[mode]}
+                axes.barh(range(len(labels)), values, left=start, height=0.65, **look)
             start = [before + value for before, value in zip(start, values, strict=True)]
         axes.set_yticks(range(len(labels)), shown, fontsize=8 if inches > _PLAIN_ROW else None)
         axes.set_ylim(len(labels) - 0.4, -0.6)

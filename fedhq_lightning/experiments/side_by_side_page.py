@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from fedhq_lightning.experiments.answer import answer_of_runs
 from fedhq_lightning.experiments.cells import Cell
 from fedhq_lightning.experiments.outcomes import Outcome
 from fedhq_lightning.experiments.side_by_side import (
@@ -21,7 +22,7 @@ from fedhq_lightning.experiments.side_by_side_sections import (
 from fedhq_lightning.experiments.side_by_side_tables import TextTable
 from fedhq_lightning.recipe.identity import differing
 from fedhq_lightning.report.formats import format_metric, format_seconds
-from fedhq_lightning.report.page import contents, figure, figures, page, paragraph, section, table
+from fedhq_lightning.report.page import contents, figure, lead, page, paragraph, section, table
 from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.run.run import Clock
 
@@ -44,46 +45,48 @@ def runs_page(runs: RunsSideBySide) -> str:
     entries, labels = runs.entries(), [each.label for each in runs.runs]
     sections = [
         _runs(runs),
-        _finals(runs),
         curves_section(entries, runs.metric_name, _AXES, runs.target),
+        _finals(runs),
         totals_section(entries, "run"),
         _recipes(runs),
         versions_section(labels, [each.run.summary.get("versions") or {} for each in runs.runs]),
     ]
-    return _page(f"{len(labels)} runs side by side", runs.metric_name, _OF_RUNS, sections)
+    return _page(f"{len(labels)} runs side by side", runs.metric_name, answer_of_runs(runs), _OF_RUNS, sections)
 
 
 def cells_page(
-    cells: Sequence[Cell], found: Sequence[Outcome], tables: Sequence[TextTable], remarks: Sequence[str]
+    cells: Sequence[Cell], found: Sequence[Outcome], answer: str, tables: Sequence[TextTable], remarks: Sequence[str]
 ) -> str:
     """The whole document on what a comparison compares.
 
     Args:
         cells: One or more.
         found: What each came to.
+        answer: All of it in a sentence.
         tables: What they came to over their seeds.
         remarks: What the tables mean.
     """
     entries, name, what = entries_of(cells), cells[0].metric_name, what_is_compared(cells)
     results = "\n".join(table(each.title, each.columns, each.rows) for each in tables)
     results += "".join(map(paragraph, remarks))
+    times = []
     if picture := time_to_target_svg(found, as_file=False):
         note = "Point: a seed; arrow: not reached until then; bar: mean."
-        results += figures([figure("Virtual time to the target", note, picture)])
+        times = [figure("Virtual time to the target", note, picture)]
     versions = [cell.summary.get("versions") or {} for cell in cells]
     sections = [
+        curves_section(entries, quantized_name(cells), _AXES, None, times),
         section("Results", results),
-        curves_section(entries, quantized_name(cells), _AXES, None),
         totals_section(entries, what),
         _made_with(cells, what),
         versions_section([f"{cell.name}, seed {cell.seed}" for cell in cells], versions),
     ]
     count = f"{len(entries)} {what}s" if len(entries) > 1 else f"One {what}"
-    return _page(f"{count} side by side", name, _OF_CELLS, sections)
+    return _page(f"{count} side by side", name, answer, _OF_CELLS, sections)
 
 
-def _page(title: str, metric_name: str, introduction: str, sections: Sequence[str]) -> str:
-    top = f"<h1>{title}</h1>\n{paragraph(introduction)}{contents(sections)}"
+def _page(title: str, metric_name: str, answer: str, introduction: str, sections: Sequence[str]) -> str:
+    top = f"<h1>{title}</h1>\n{lead(answer) if answer else ''}{paragraph(introduction)}{contents(sections)}"
     return page(f"{title}: {metric_name}", "\n".join((top, *sections)))
 
 

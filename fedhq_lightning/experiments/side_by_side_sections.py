@@ -13,11 +13,17 @@ from fedhq_lightning.run.records import LEFT_OUT
 from fedhq_lightning.run.run import Clock
 
 _MOST_WITH_FP = 4
-_TOTALS_HEADER = ("wall time", "virtual time", "up", "down", "local fits by mode", *LEFT_OUT)
+_TOTALS_HEADER = ("wall time of the rounds", "virtual time", "up", "down", "local fits by mode", *LEFT_OUT)
 
 
-def curves_section(entries: Sequence[Entry], name: str, axes: Sequence[tuple[Clock, str]], target: float | None) -> str:
-    """The metric over each clock, with the clock's remark."""
+def curves_section(
+    entries: Sequence[Entry],
+    name: str,
+    axes: Sequence[tuple[Clock, str]],
+    target: float | None,
+    more: Sequence[str] = (),
+) -> str:
+    """The metric over each clock, with the clock's remark, and after the first of them `more` pictures."""
     found = {clock: [entry.line(clock) for entry in entries] for clock, _ in axes}
     if len(entries) > _MOST_WITH_FP:
         found = {clock: [line.without_fp() for line in lines] for clock, lines in found.items()}
@@ -32,7 +38,7 @@ def curves_section(entries: Sequence[Entry], name: str, axes: Sequence[tuple[Clo
         description = f"Line plot: {name} by {key} of {named}. {said} {note}"
         svg = lines_svg(f"runs-{clock}", description, shown, label, name, target)
         pictures.append(figure(f"{name} by {key}", f"{note} {said}", svg))
-    return section("Over the runs", figures(pictures))
+    return section("Over the runs", figures([pictures[0], *more, *pictures[1:]]))
 
 
 def _said_of(lines: Sequence[Line]) -> str:
@@ -53,7 +59,8 @@ def totals_section(entries: Sequence[Entry], what: str) -> str:
         f"{name}: {format_bytes(a)} up, {format_bytes(b)} down" for name, a, b in zip(names, up, down, strict=True)
     )
     sizes = bytes_svg("run-bytes", f"Bars: bytes of each {what}, up and down. {sent}.", what, names, up, down)
-    pictures = [figure("Local fits by mode", f"{said}.", modes), figure("Bytes of the whole run", f"{sent}.", sizes)]
+    note = "Means over the seeds; the table has the numbers." if entries[0].over_seeds else "The table has the numbers."
+    pictures = [figure("Local fits by mode", note, modes), figure("Bytes of the whole run", note, sizes)]
     rows = [
         (
             entry.label,
@@ -80,5 +87,10 @@ def versions_section(labels: Sequence[str], versions: Sequence[Mapping[str, Any]
 
 
 def differing_table(key: str, caption: str, labels: Sequence[str], found: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """What `differing` gives, a column for each that is compared."""
-    return table(caption, (key, *labels), [(name, *values) for name, values in found])
+    """What `differing` gives, a column for each that is compared; classes by their own names where these tell them."""
+    rows = [(name, values, [value.rpartition(".")[2] for value in values]) for name, values in found]
+    shown = [
+        (name, *(short if name.endswith("class_path") and len(set(short)) == len(set(values)) else values))
+        for name, values, short in rows
+    ]
+    return table(caption, (key, *labels), shown)

@@ -49,13 +49,13 @@ def deployed_table(rows: Sequence[Row], deployed_on: str, metric_name: str, base
         baseline: Whom differences are against.
         what: What the names are of.
     """
-    columns = (what, "qat", "quantized", f"less {_short(baseline)}", "fp", "virtual seconds", "wall seconds")
+    columns = (what, "QAT", "quantized", f"less {_short(baseline)}", "fp", "virtual seconds", "wall seconds")
     cells = [
         [
-            *(row.name, f"{row.qat_share.mean:.0%}", _spread(row.deployed, _metric)),
-            _BASELINE if row.name == baseline else _difference(row.deployed_difference),
-            *(_spread(row.deployed_fp, _metric), _spread(row.virtual_seconds, _seconds)),
-            _spread(row.wall_seconds, _seconds),
+            *(row.name, f"{row.qat_share.mean:.0%}", spread_text(row.deployed, metric_text)),
+            _BASELINE if row.name == baseline else difference_text(row.deployed_difference),
+            *(spread_text(row.deployed_fp, metric_text), spread_text(row.virtual_seconds, _seconds)),
+            spread_text(row.wall_seconds, _seconds),
         ]
         for row in rows
     ]
@@ -93,12 +93,12 @@ def all_tables(
 def _metric_table(
     title: str, rows: Sequence[Row], baseline: str, what: str, of: Callable[[Row], tuple[Spread, Difference]]
 ) -> TextTable:
-    columns = (what, "qat", "mean ± sd", f"less {_short(baseline)}", "p: t, rank")
+    columns = (what, "QAT", "mean ± sd", f"less {_short(baseline)}", "p: t, rank")
     cells = []
     for row in rows:
         spread, difference = of(row)
-        against = [_BASELINE, ""] if row.name == baseline else [_difference(difference), _p(difference)]
-        cells.append([row.name, f"{row.qat_share.mean:.0%}", _spread(spread, _metric), *against])
+        against = [_BASELINE, ""] if row.name == baseline else [difference_text(difference), _p(difference)]
+        cells.append([row.name, f"{row.qat_share.mean:.0%}", spread_text(spread, metric_text), *against])
     return TextTable(title, columns, cells)
 
 
@@ -115,7 +115,7 @@ def _time_table(
         reached, ratio, whole = of(row)
         against = _BASELINE if row.name == baseline else _ratio(ratio)
         megabytes = f"{row.uplink_bytes.mean / 1e6:.3g}"
-        cells.append([row.name, _durations(reached), against, _spread(whole, _seconds), megabytes])
+        cells.append([row.name, _durations(reached), against, spread_text(whole, _seconds), megabytes])
     return TextTable(f"{clock.capitalize()} seconds to target", columns, cells)
 
 
@@ -131,6 +131,7 @@ def print_table(table: TextTable, console: Console) -> None:
         lines = [table.title, *aligned([table.columns, *table.rows])]
         console.print("\n".join(lines), markup=False, highlight=False, emoji=False, soft_wrap=True)
         return
+    console.print()
     drawn = Table(title=Text(table.title), box=box.SIMPLE_HEAD, title_justify="left", show_edge=False)
     for number, column in enumerate(table.columns):
         drawn.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
@@ -166,7 +167,8 @@ def _short(baseline: str) -> str:
     return baseline if len(baseline) <= _LONGEST_IN_HEAD else "baseline"
 
 
-def _spread(spread: Spread, show: Callable[[float], str]) -> str:
+def spread_text(spread: Spread, show: Callable[[float], str]) -> str:
+    """Mean and standard deviation of several values, as `show` writes each; of one, the value."""
     if math.isnan(spread.mean):
         return _MISSING
     return show(spread.mean) if spread.count < 2 else f"{show(spread.mean)} ± {show(spread.deviation)}"
@@ -176,11 +178,12 @@ def _durations(spread: Spread | None) -> str:
     if spread is None:
         return _MISSING
     if not spread.num_censored:
-        return _spread(spread, _seconds)
+        return spread_text(spread, _seconds)
     return f"> {_seconds(spread.mean)} ({spread.count - spread.num_censored} of {spread.count})"
 
 
-def _difference(difference: Difference) -> str:
+def difference_text(difference: Difference) -> str:
+    """A mean difference and, where there is one, its interval."""
     if math.isnan(difference.mean):
         return _MISSING
     if math.isnan(difference.low):
@@ -205,7 +208,8 @@ def _ratio(ratio: Ratio | None) -> str:
     return f"{ratio.mean:.3g}{interval}" + (f" ({ratio.count} of {ratio.count + left_out})" if left_out else "")
 
 
-def _metric(value: float) -> str:
+def metric_text(value: float) -> str:
+    """A metric's value."""
     return f"{value:.4f}"
 
 

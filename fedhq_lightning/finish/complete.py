@@ -23,7 +23,7 @@ from fedhq_lightning.finish.per_class import per_class_accuracy
 from fedhq_lightning.finish.worst_client import worst_client
 from fedhq_lightning.local.evaluation import Evaluator
 from fedhq_lightning.report.allocation_figures import write_allocation_picture
-from fedhq_lightning.report.report import write_report
+from fedhq_lightning.report.report import pictured, write_report
 from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.run.records import distinct_clients, tier_figures
 from fedhq_lightning.run.run import Run
@@ -110,10 +110,11 @@ def complete(
     directory.write_summary(summary)
     if writes_model:
         with clock.phase("report"):
-            write_report(Run(directory.path, summary))
             write_allocation_picture(directory.path)
-        summary["wall_phases"] = clock.read()
+            pictures = pictured(Run(directory.path, summary))
+        summary["wall_phases"] = clock.read()  # the whole, for what follows takes next to nothing
         directory.write_summary(summary)
+        write_report(Run(directory.path, summary), pictures)
     return summary
 
 

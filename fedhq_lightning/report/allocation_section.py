@@ -33,7 +33,7 @@ def boundary_section(run: Run) -> str:
     parts = [paragraph(part) for part in _TOPIC.split(allocation.explanation) if part]
     pictures = _maps(run, allocation) + _course(allocation)
     if pictures:
-        parts.append(f"<h3>How to read the maps</h3>\n{paragraph(_HOW_TO_READ)}{figures(pictures)}\n")
+        parts.append(f"<h3>How to read the maps</h3>\n{paragraph(_HOW_TO_READ)}{figures(pictures, in_rows=True)}\n")
     if allocation.boundaries:
         caption = "Boundaries, the rounds planned with each, and why"
         parts.append(folded("Every boundary", table(caption, _HEADER, _rows(allocation))))

@@ -38,7 +38,11 @@ def _idle_rounds(run: Run) -> str:
 
 def _box(kind: str, title: str, text: str, clients: Sequence[ClientHistory]) -> str:
     most = sorted(clients, key=lambda client: -len(client.left_out))[:_MOST_NAMED]
-    lines = "".join(f"<li>{html.escape(_told(client))}</li>" for client in most)
+    alike: dict[str, list[str]] = {}
+    for client in most:
+        alike.setdefault(_told(client), []).append(str(client.client_id))
+    told = [f"client{'s' if len(names) > 1 else ''} {', '.join(names)}, {text}" for text, names in alike.items()]
+    lines = "".join(f"<li>{html.escape(each)}</li>" for each in told)
     listed = f"<ul>{lines}</ul>" if lines else ""
     more = paragraph(f"And {len(clients) - len(most):,} more.") if len(clients) > len(most) else ""
     label = html.escape(title)
@@ -46,9 +50,10 @@ def _box(kind: str, title: str, text: str, clients: Sequence[ClientHistory]) -> 
 
 
 def _told(client: ClientHistory) -> str:
-    """A client, and the most frequent reason why its updates were quarantined."""
+    """In how many rounds, and the most frequent reason why."""
     reasons = {reason: count for reason, count in client.reasons.items() if reason.startswith("quarantined")}
     reason = max(reasons, key=lambda each: reasons[each])
-    return f"client {client.client_id}, in {sum(reasons.values()):,} of {len(client.modes):,} rounds: " + (
-        reason.removeprefix("quarantined: ")
+    of = len(client.modes)
+    return (
+        f"in {sum(reasons.values()):,} of {of:,} round{'s' if of > 1 else ''}: {reason.removeprefix('quarantined: ')}"
     )

@@ -99,7 +99,10 @@ def _cost_figure(run: Run, evaluated: Sequence[RoundRecord]) -> list[str]:
         return []
     rounds, values = [number for number, _ in differences], [value for _, value in differences]
     low, high = min(values), max(values)
-    note = f"Quantized less fp: {low:+.4f} to {high:+.4f}, and {values[-1]:+.4f} at round {rounds[-1]:g}."
+    said = [f"{value:+.4f}".replace("+0.0000", "0").replace("-0.0000", "0") for value in (low, high, values[-1])]
+    note = f"Quantized less fp: {said[0]} to {said[1]}, and {said[2]} at round {rounds[-1]:g}."
+    if said[0] == said[1]:
+        note = f"Quantized less fp: {said[0]} in every round."
     description = f"Bars: what rounding to the scheme changes in {run.metric_name}, by round. {note}"
     svg = difference_svg("difference", description, rounds, values, "quantized - fp")
     return [figure("What quantization changes", note, svg)]

@@ -90,7 +90,9 @@ def curves_svg(
     return page_svg(name, description, draw, height_inches=2.8 if second_axis is None else 3.2)
 
 
-def scaled_axes(canvas: "Figure", values: Sequence[Sequence[float | None]]) -> "tuple[list[Axes], Axes]":
+def scaled_axes(
+    canvas: "Figure", values: Sequence[Sequence[float | None]], num_evaluations: int = 0
+) -> "tuple[list[Axes], Axes]":
     """Axes on which the second half of each line can be told apart.
 
     Where the first half would flatten it, the range of the values is broken in two: a tall panel for the second half's
@@ -99,13 +101,14 @@ def scaled_axes(canvas: "Figure", values: Sequence[Sequence[float | None]]) -> "
     Args:
         canvas: A fresh figure.
         values: Of each line, in order.
+        num_evaluations: As for `broken_at`.
 
     Returns:
         The panels from top to bottom, to draw every line on; and the one that is labelled.
     """
     from matplotlib.ticker import MaxNLocator
 
-    limits = broken_at(values)
+    limits = broken_at(values, num_evaluations)
     if limits is None:
         axes = canvas.subplots()
         return [axes], axes
@@ -126,13 +129,17 @@ def scaled_axes(canvas: "Figure", values: Sequence[Sequence[float | None]]) -> "
     return [top, bottom], late
 
 
-def broken_at(values: Sequence[Sequence[float | None]]) -> tuple[float, float] | None:
+def broken_at(values: Sequence[Sequence[float | None]], num_evaluations: int = 0) -> tuple[float, float] | None:
     """Lowest and highest value of the tall panel where `scaled_axes` breaks the range in two; else None.
 
     It does not for a few points, nor where there would be a rest on both sides.
+
+    Args:
+        values: Of each line, in order.
+        num_evaluations: Behind the longest line, where it is not as many as it has values; 0 where it is.
     """
     limits = enlarged(values)
-    if limits is None or max(map(len, values)) < _FEWEST_TO_BREAK:
+    if limits is None or (num_evaluations or max(map(len, values))) < _FEWEST_TO_BREAK:
         return None
     every = [value for line in values for value in line if value is not None and math.isfinite(value)]
     return None if (min(every) < limits[0]) == (max(every) > limits[1]) else limits

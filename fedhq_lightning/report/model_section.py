@@ -19,7 +19,7 @@ def model_section(run: Run) -> str:
     """What is known of the deployed model beyond its metric; empty where nothing is."""
     pictures, tables = _classes(run)
     if (inference := run.summary.get("inference")) and inference.get("batch_sizes"):
-        pictures += [_latency(run, inference), _sizes(run, inference)]
+        pictures += [_sizes(run, inference), _latency(run, inference)]
         tables.append(_inference_table(inference))
     if files := run.summary.get("files"):
         tables.insert(0, _files_table(files))

@@ -9,6 +9,7 @@ from fedhq_lightning.support.text import printable
 
 MARK = '<meta name="generator" content="fedhq_lightning report">'
 """What tells a page of ours from any other."""
+_LONGEST_IN_ONE_LINE = 18
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -35,6 +36,7 @@ nav ul {{ display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: .8rem 0; pa
 nav a {{ display: inline-block; padding: .15rem 0; }}
 p, figcaption {{ color: var(--soft); margin: .2rem 0; overflow-wrap: anywhere; }}
 p + p, p + .figures, .scroll + p, .scroll + .scroll {{ margin-top: .7rem; }}
+.lead {{ color: var(--text); font-size: 1.1rem; font-weight: 600; margin: .4rem 0 .6rem; }}
 figcaption {{ font-size: .9rem; }}
 figcaption b {{ color: var(--text); font-weight: 600; }}
 .alarm, .notice {{ margin: 1rem 0; padding: .7rem .9rem; border: 1px solid var(--line);
@@ -43,32 +45,39 @@ figcaption b {{ color: var(--text); font-weight: 600; }}
 .alarm > b {{ color: var(--alarm); }}
 .alarm p, .alarm li {{ color: var(--text); }}
 .alarm ul, .notice ul {{ margin: .4rem 0; padding-left: 1.2rem; }}
-.tiles, .figures {{ display: grid; gap: .8rem; }}
-.tiles {{ grid-template-columns: repeat(6, minmax(0, 1fr)); margin: 1rem 0; padding: 0; }}
+.tiles {{ display: grid; gap: .8rem; grid-template-columns: repeat(6, minmax(0, 1fr)); margin: 1rem 0; padding: 0; }}
 .tiles div, figure, pre {{ background: var(--card); border: 1px solid var(--line); border-radius: .5rem; }}
 .tiles div, figure {{ padding: .7rem .9rem; }}
 .tiles dt {{ color: var(--soft); font-size: .85rem; }}
 .tiles dd {{ margin: 0; font-size: 1.25rem; font-weight: 600; }}
 @media (max-width: 64rem) {{ .tiles {{ grid-template-columns: repeat(3, minmax(0, 1fr)); }} }}
 @media (max-width: 34rem) {{ .tiles {{ grid-template-columns: repeat(2, minmax(0, 1fr)); }} }}
-.figures {{ grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); align-items: start; }}
-figure {{ margin: 0; min-width: 0; }}
-.figures + .scroll, .figures + details {{ margin-top: 1rem; }}
+.figures {{ columns: 2 26rem; column-gap: .8rem; }}
+figure {{ margin: 0 0 .8rem; break-inside: avoid; }}
+.rows {{ columns: auto; display: grid; gap: 0 .8rem; align-items: start;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }}
+.figures + .scroll, .figures + details {{ margin-top: .2rem; }}
 svg {{ display: block; width: 100%; max-width: 36rem; height: auto; margin: .4rem auto 0; }}
 svg text {{ font-family: inherit !important; }}
-.scroll {{ overflow-x: auto; }}
+.scroll {{ overflow-x: auto; background:
+  linear-gradient(to left, var(--back) 1rem, transparent) right / 2rem 100% no-repeat local,
+  linear-gradient(to left, var(--line), transparent) right / 1rem 100% no-repeat; }}
 :focus-visible {{ outline: 2px solid var(--link); outline-offset: 2px; }}
 table {{ border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }}
 caption {{ text-align: left; color: var(--soft); padding-bottom: .3rem; }}
 caption span {{ display: inline-block; max-width: calc(100vw - 2rem); }}
 .unseen {{ position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }}
 .swatch {{ display: inline-block; width: .8em; height: .8em; margin-right: .4em; border-radius: .15em; }}
-th, td {{ border-bottom: 1px solid var(--line); padding: .25rem .9rem .25rem 0; text-align: left; }}
-.wide th, .wide td {{ white-space: nowrap; }}
+th, td {{ border-bottom: 1px solid var(--line); padding: .25rem .9rem .25rem 0; text-align: left;
+  vertical-align: top; }}
+thead th {{ vertical-align: bottom; }}
+.wide th, .wide td, tbody th {{ white-space: nowrap; }}
 tbody th {{ font-weight: 400; color: var(--soft); }}
 details {{ margin: .8rem 0; }}
 summary {{ cursor: pointer; }}
 pre {{ padding: .8rem; max-height: 36rem; overflow: auto; font-size: .85rem; line-height: 1.4; }}
+@media (max-width: 34rem) {{ table {{ font-size: .82rem; }} th, td {{ padding-right: .6rem; }}
+  .wide thead th, tbody th, .wide .long {{ white-space: normal; }} .wide .long {{ min-width: 8rem; }} }}
 @media (max-width: 30rem) {{ body {{ padding: .7rem; }} figure {{ padding: .6rem .5rem; }} }}
 @media print {{ details > * {{ display: block; }} }}
 </style>
@@ -128,9 +137,14 @@ def paragraph(text: str) -> str:
     return f"<p>{html.escape(text)}</p>\n"
 
 
-def figures(pictures: Sequence[str]) -> str:
-    """Pictures side by side where there is room."""
-    return f'<div class="figures">{"".join(pictures)}</div>'
+def lead(text: str) -> str:
+    """Plain text that stands out: what a page comes to."""
+    return f'<p class="lead">{html.escape(text)}</p>\n'
+
+
+def figures(pictures: Sequence[str], in_rows: bool = False) -> str:
+    """Pictures side by side where there is room: one below the other without a gap, or in rows, in their order."""
+    return f'<div class="figures{" rows" if in_rows else ""}">{"".join(pictures)}</div>'
 
 
 def figure(title: str, note: str, svg: str) -> str:
@@ -157,8 +171,8 @@ def table(
     """
     lines = []
     for first, *others in rows:
-        cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in others)
-        lines.append(f'<tr><th scope="row">{html.escape(first)}</th>{cells}</tr>')
+        cells = "".join(f"<td{_kind(cell)}>{html.escape(cell)}</td>" for cell in others)
+        lines.append(f'<tr><th scope="row"{_kind(first)}>{html.escape(first)}</th>{cells}</tr>')
     columns = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in header)
     kind = "" if caption_shown else ' class="unseen"'
     title = f"<caption><span{kind}>{html.escape(caption)}</span></caption>"
@@ -166,6 +180,11 @@ def table(
     top = f"<thead><tr>{columns}</tr></thead>" if head else ""
     whole = f"<table{wide}>{title}{top}<tbody>{''.join(lines)}</tbody></table>"
     return f'<div class="scroll" role="region" aria-label="{html.escape(caption)}" tabindex="0">{whole}</div>'
+
+
+def _kind(cell: str) -> str:
+    """Marks phrases, which may take several lines where a page is narrow; a number and its unit may not."""
+    return ' class="long"' if len(cell) > _LONGEST_IN_ONE_LINE else ""
 
 
 def listing(text: str, name: str) -> str:

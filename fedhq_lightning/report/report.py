@@ -1,9 +1,9 @@
 """The report of a run: one HTML file with everything in it, for a browser on a desk or a phone, online or not."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fedhq_lightning.report.allocation_section import boundary_section
-from fedhq_lightning.report.banner import banner
 from fedhq_lightning.report.clients_section import clients_section
 from fedhq_lightning.report.course_section import course_section
 from fedhq_lightning.report.model_section import model_section
@@ -13,25 +13,23 @@ from fedhq_lightning.report.sections import header, recipe_section, summary_sect
 from fedhq_lightning.run.run import Run
 from fedhq_lightning.support.atomic_files import write_atomically
 
-_SECTIONS = (
-    course_section,
-    boundary_section,
-    clients_section,
-    model_section,
-    summary_section,
-    numbers_section,
-    recipe_section,
-    versions_section,
-)
+_PICTURED = (course_section, boundary_section, clients_section, model_section)
+_WRITTEN = (summary_section, numbers_section, recipe_section, versions_section)
 
 
-def write_report(run: Run) -> Path:
+def pictured(run: Run) -> list[str]:
+    """The sections with pictures, which take nearly all of a report's time; errors as for `write_report`."""
+    return _there(section(run) for section in _PICTURED)
+
+
+def write_report(run: Run, pictures: Sequence[str] | None = None) -> Path:
     """Write `report.html` into a run's folder.
 
     The same run gives the same bytes. A report that is there already is replaced whole, never left half written.
 
     Args:
         run: Whose folder it is.
+        pictures: What `pictured` gave, where that was asked for before.
 
     Returns:
         Path of the report.
@@ -40,12 +38,16 @@ def write_report(run: Run) -> Path:
         ConfigurationError: `summary.json` or `rounds.jsonl` is missing or damaged.
     """
     path = run.folder / "report.html"
-    write_atomically(path, run_page(run))
+    write_atomically(path, run_page(run, pictures))
     return path
 
 
-def run_page(run: Run) -> str:
+def run_page(run: Run, pictures: Sequence[str] | None = None) -> str:
     """The page of the report as text; arguments and errors as for `write_report`."""
     title = " ".join(str(part) for part in (run.summary.get("recipe"), run.name) if part)
-    sections = [text for section in _SECTIONS if (text := section(run))]
-    return page(f"{title}: report", "\n".join((header(run), banner(run), contents(sections), *sections)))
+    sections = [*(pictured(run) if pictures is None else pictures), *_there(section(run) for section in _WRITTEN)]
+    return page(f"{title}: report", "\n".join((header(run), contents(sections), *sections)))
+
+
+def _there(sections: Iterable[str]) -> list[str]:
+    return [text for text in sections if text]

@@ -2,18 +2,26 @@
 
 import html
 
-from fedhq_lightning.report.formats import format_bytes, format_metric, format_seconds, rounds_text, summary_rows
+from fedhq_lightning.report.banner import banner
+from fedhq_lightning.report.formats import (
+    format_bytes,
+    format_metric,
+    format_seconds,
+    rounds_text,
+    summary_rows,
+    wall_time,
+)
 from fedhq_lightning.report.page import listing, section, table, tiles
 from fedhq_lightning.run.run import Run
 
 
 def header(run: Run) -> str:
-    """Title and the figures that matter most."""
+    """Title, what went wrong, and the figures that matter most."""
     summary, name = run.summary, run.metric_name
     shown = [
         (f"{name}, quantized ({summary.get('scheme') or 'no scheme'})", format_metric(summary.get("metric_quantized"))),
         (f"{name}, fp", format_metric(summary.get("metric_fp"))),
-        ("wall time", format_seconds(float(summary.get("wall_seconds", 0.0)))),
+        *((label, format_seconds(seconds)) for label, seconds in [wall_time(summary)]),
         ("virtual time", format_seconds(float(summary.get("virtual_seconds", 0.0)))),
         ("bytes up", format_bytes(summary.get("uplink_bytes", 0))),
         ("rounds", rounds_text(summary)),
@@ -22,7 +30,7 @@ def header(run: Run) -> str:
     return (
         f"<h1>{recipe}</h1>\n<p>Run {html.escape(run.name)}. Wall time was measured on this host; virtual time is what"
         " the modelled fleet would have taken. The quantized metric is that of the deployable model.</p>\n"
-        f"{tiles(shown)}"
+        f"{banner(run)}\n{tiles(shown)}"
     )
 
 

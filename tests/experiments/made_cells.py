@@ -1,6 +1,7 @@
 """Cells without runs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fedhq_lightning.experiments.cells import Cell
 
@@ -43,3 +44,8 @@ def made_cell(
         ["device"],
         [],
     )
+
+
+def deployed(cell: Cell) -> Cell:
+    """The same, whose last round was deployed."""
+    return replace(cell, summary={**cell.summary, "metric_quantized": cell.rounds["metric_quantized"][-1]})

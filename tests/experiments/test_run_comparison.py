@@ -106,7 +106,7 @@ def test_varied_keys_are_run_as_a_grid_and_gone_on_with(recipe, capsys):
     assert "4 settings side by side" in page
     assert "fedhq_lightning.federated.algorithms.FedProx" in page
     table = (folder / "table.md").read_text()
-    assert "| setting | qat | quantized | less baseline |" in table
+    assert "| setting | QAT | quantized | less baseline |" in table
     assert f"| {settings[0]} | " in table
     assert f"half a point short of what {settings[0]} of the same seed had" in table
 

@@ -16,7 +16,7 @@ from fedhq_lightning.run.run import Run, curve
 
 from ..report.test_report import Page, svgs, texts
 from ..small_run import small_rounds, write_run
-from .made_cells import made_cell
+from .made_cells import deployed, made_cell
 
 CELLS = [
     made_cell("all-ptq", 0, 10.0, [0.1, 0.5, 0.7, 0.6]),
@@ -82,7 +82,7 @@ def test_lines_in_another_unit_and_without_fp() -> None:
 
 
 def test_the_page_of_a_comparison_has_its_tables_and_pictures(tmp_path: Path) -> None:
-    table = write_results(Kept(CELLS, []), tmp_path)
+    table = write_results(Kept([deployed(cell) for cell in CELLS], []), tmp_path)
     text = (tmp_path / "comparison.html").read_text()
     page, found = Page(text), svgs(text)
     assert set(found) == {"time-to-target", "runs-virtual", "runs-round", "run-modes", "run-bytes"}
@@ -92,6 +92,10 @@ def test_the_page_of_a_comparison_has_its_tables_and_pictures(tmp_path: Path) ->
         assert said in page.text
     assert all(len(each["aria-label"] or "") > 40 for each in page.named("svg"))
     assert "#01010" not in text
+    told = "Best deployed model: all-qat, val_accuracy 0.9000; less all-ptq: +0.3000, of too few seeds to be told from"
+    assert table.startswith(told)
+    assert text.index(told) < text.index("<svg") < text.index("<table"), "the answer, the pictures, the tables"
+    assert {"PTQ", "QAT"} <= set(texts(found["run-modes"]))
 
 
 def test_versions_that_differ_between_cells_are_told(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from fedhq_lightning.finish import complete
+from fedhq_lightning.run.run import Run
 
 from ..small_federation import SmallData, SmallModule, same_bits
 from ..trainer.runs import checkpoint, fit, records
@@ -27,6 +28,14 @@ def test_without_a_final_evaluation_its_figures_are_null_and_the_model_is_writte
     assert short.summary["metric_quantized"] == best.metric_quantized == whole.summary["metric_quantized"]
     assert "final_evaluation" in whole.summary["wall_phases"]
     assert "final_evaluation" not in short.summary["wall_phases"]
+
+
+def test_the_report_is_told_the_whole_wall_time_its_own_included(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    monkeypatch.setattr(complete, "write_report", lambda run, pictures: told.append(run.summary["wall_phases"]))
+    done, _ = fit(max_rounds=1)
+    assert told == [done.summary["wall_phases"]] == [Run(done.run_dir).summary["wall_phases"]]
+    assert told[0].keys() >= {"set_up", "fit", "deploy", "report"}
 
 
 def test_the_phases_hold_the_rounds_and_go_on_in_a_resumed_run() -> None:

@@ -27,6 +27,7 @@ from fedhq_lightning.report.model_section import model_section
 from fedhq_lightning.report.numbers_section import numbers_section
 from fedhq_lightning.report.picture_style import MODE_COLOURS, PAGE_COLOURS
 from fedhq_lightning.report.report import write_report
+from fedhq_lightning.report.sections import summary_section
 from fedhq_lightning.run.run import Run
 
 from ..small_run import small_rounds, small_summary, write_run
@@ -38,7 +39,8 @@ def written(run_dir: Path, *sections: Callable[[Run], str]) -> Path:
     """The report of what is in a folder; of these sections alone where some are named, since pictures take long."""
     with pytest.MonkeyPatch.context() as patch:
         if sections:
-            patch.setattr(report_of_run, "_SECTIONS", sections)
+            patch.setattr(report_of_run, "_PICTURED", sections)
+            patch.setattr(report_of_run, "_WRITTEN", ())
         return write_report(Run(run_dir))
 
 
@@ -244,6 +246,14 @@ def test_the_figures_are_those_of_the_summary_and_the_records(report: str) -> No
         for client in record.clients:
             if client.status != "ok":
                 assert f"round {record.round}: {client.status}" in text
+
+
+def test_wall_time_is_the_whole_of_it(tmp_path: Path) -> None:
+    phases = {"start": 3.0, "set_up": 1.5, "fit": 9.0, "report": 2.0}
+    text = written(write_run(tmp_path / "run", small_rounds(), wall_phases=phases), summary_section).read_text()
+    assert "<dt>wall time</dt><dd>15.5 s</dd>" in text
+    assert "15.5 s: start 3.0 s, set-up 1.5 s, rounds 9.0 s, report 2.0 s" in text
+    assert "wall time of the rounds" not in text
 
 
 def test_every_time_axis_says_its_clock(report: str) -> None:
@@ -567,8 +577,15 @@ class TestBanner:
         rounds[2] = replace(rounds[2], clients=(broken, *rounds[2].clients[1:]))
         told = banner(Run(write_run(tmp_path, rounds)))
         assert 'class="notice"' in told
-        assert f"client {broken.client_id}, in 1 of 1 rounds: &lt;NaN&gt; &amp; so on" in told
+        assert f"client {broken.client_id}, in 1 of 1 round: &lt;NaN&gt; &amp; so on" in told
         assert "In round 1 none did: the model stayed as it was." in told
+
+    def test_clients_of_one_reason_share_a_line(self, tmp_path: Path) -> None:
+        rounds = small_rounds(num_rounds=1)
+        broken = tuple(replace(each, status="quarantined", reason="boom") for each in rounds[1].clients)
+        told = banner(Run(write_run(tmp_path, [rounds[0], replace(rounds[1], clients=broken)])))
+        assert told.count("<li>") == 1
+        assert f"<li>clients {', '.join(str(each.client_id) for each in broken)}, in 1 of 1 round: boom</li>" in told
 
     def test_a_red_one_where_there_is_no_model(self, tmp_path: Path) -> None:
         text = written(write_run(tmp_path, failure="rounds 1 to 3 had no usable update"), clients_section).read_text()

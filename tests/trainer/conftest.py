@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from fedhq_lightning.deploy import ExportError, model_folder
-from fedhq_lightning.finish import complete
+
+from ..no_report import leave_out_report
 
 
 @pytest.fixture
@@ -21,4 +22,4 @@ def make_quick(patch: pytest.MonkeyPatch) -> None:
         raise ExportError("left out")
 
     patch.setattr(model_folder, "export_program", left_out)
-    patch.setattr(complete, "write_report", lambda path: None)
+    leave_out_report(patch)

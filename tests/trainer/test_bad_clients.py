@@ -99,7 +99,7 @@ class TestBadClients:
         assert any(place in str(each.message) for each in caught)
         told = banner(Run(done.run_dir))
         assert 'class="notice"' in told
-        assert f"client 2, in 1 of 1 rounds: the update holds values that are not finite: {place}" in told
+        assert f"client 2, in 1 of 1 round: the update holds values that are not finite: {place}" in told
         # Looking for the place drew from the same generators as the fits.
         data = SmallData({0: 20, 1: 13, 3: 27})
         data.dataset = SmallData().dataset  # type: ignore[method-assign]  # by id, as with all four
