@@ -20,6 +20,7 @@ from fedhq_lightning.federated.algorithms.aggregator import Aggregator
 from fedhq_lightning.federated.callback import Monitored, RoundCallback, split_callbacks
 from fedhq_lightning.federated.client_errors import OnClientError
 from fedhq_lightning.federated.client_uplink import Rounding
+from fedhq_lightning.federated.combinations import check_combinations
 from fedhq_lightning.federated.endings import told_to_all
 from fedhq_lightning.federated.fabric import make_fabric
 from fedhq_lightning.federated.failing_clients import NoUsableUpdatesError
@@ -188,6 +189,7 @@ class FederatedTrainer(AfterFit):
         check_name(name)
         self.callbacks, allocator = split_callbacks(callbacks)
         self.settings = RunSettings.of(asked, allocator)
+        check_combinations(self.settings)
         if enable_progress_bar and not any(isinstance(each, ProgressDisplay) for each in self.callbacks):
             self.callbacks.append(ProgressDisplay())
         self.logger = logger

@@ -313,7 +313,7 @@ class ClientFitter:
         if mode == "ptq" and self._lane_options.bias_correction:
             state = self._corrected(state, client_id)
         if end.change_factor != 1:
-            state = state | _scaled_change(module, received, end.change_factor)
+            state = _with_scaled_change(state, module, received, end.change_factor)
         residual = kept.get("residual", {})
         sent = self._uplink.send(state | named_beside(end.beside), received, round_number, client_id, residual)
         self._keep(client_id, round_number, {"term": end.kept, "residual": sent.residual})
@@ -364,11 +364,8 @@ class ClientFitter:
 
 
 @torch.no_grad()
-def _scaled_change(module: L.LightningModule, received: StateDict, factor: float) -> StateDict:
-    """Parameters that differ from those received by a share of how a module's do."""
-    scaled: StateDict = {}
-    for name, value in module.named_parameters(remove_duplicate=False):
-        if name in received:
-            base = received[name].to(value.device)
-            scaled[name] = base + factor * (value.detach() - base)
-    return scaled
+def _with_scaled_change(state: StateDict, module: L.LightningModule, received: StateDict, factor: float) -> StateDict:
+    """A local model whose parameters differ from those received by a multiple of how they did."""
+    names = {name for name, _ in module.named_parameters(remove_duplicate=False)} & received.keys() & state.keys()
+    bases = {name: received[name].to(state[name].device) for name in names}
+    return state | {name: base + factor * (state[name] - base) for name, base in bases.items()}

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fedhq_lightning.cli.main import main
+from fedhq_lightning.federated import algorithms
 
 from ..small_recipe import ABSENT, write_recipe
 from ..trainer.conftest import make_quick
@@ -19,6 +20,7 @@ USER = "tests.user_code"
 PARTITIONER = "data.init_args.partitioner"
 DATASET = "data.init_args.datamodule"
 ALLOCATOR = "trainer.callbacks.0"
+ALGORITHMS = ", ".join(algorithms.__all__)
 DIRICHLET_TAKES = "num_partitions, partition_by, alpha, min_partition_size, self_balancing, shuffle, seed"
 MLP_TAKES = "in_channels, image_size, num_classes, hidden_sizes, lr, momentum, weight_decay"
 
@@ -335,9 +337,9 @@ ON_THE_COMMAND_LINE = {
     "fedhq_lightning.models has MLP, Classifier, LeNet5, MobileNetV2, ResNet20, TabularInput, TabularMLP, ViT",
     "--model=math": "model: 'math' is a module; name a class in it: math.CLASS",
     "--trainer.aggregator=Krum": "trainer.aggregator: 'Krum' is no class; give its whole path, such as "
-    "package.module.Class; fedhq_lightning.federated.algorithms has Aggregator, FedAvg, FedOpt, FedProx, Scaffold",
+    f"package.module.Class; fedhq_lightning.federated.algorithms has {ALGORITHMS}",
     "--trainer.aggregator=fedhq_lightning.federated.algorithms.Krum": "trainer.aggregator: "
-    "fedhq_lightning.federated.algorithms has no 'Krum'; it has Aggregator, FedAvg, FedOpt, FedProx, Scaffold",
+    f"fedhq_lightning.federated.algorithms has no 'Krum'; it has {ALGORITHMS}",
     "--data.partitioner.alfa=3": "data.partitioner: DirichletPartitioner has no 'alfa'; it takes "
     f"{DIRICHLET_TAKES}; did you mean 'alpha'?",
     "--trainer.callbacks.alocation=1": "trainer.callbacks: FixedAllocator has no 'alocation'; it takes allocation, by; "

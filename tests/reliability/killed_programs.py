@@ -56,13 +56,13 @@ class Kind:
     check: Callable[[Path, Path], None]
 
 
-def fedhq(devices: int) -> Kind:
-    """The command, with so many processes."""
+def fedhq(devices: int, more: dict[str, Any] | None = None) -> Kind:
+    """The command, with so many processes, and more keys of the recipe."""
 
     def begin(root: Path) -> Sequence[str]:
         recipe = root / "normed.yaml"
         values = {"trainer.devices": devices, "trainer.default_root_dir": str(root / "runs")}
-        recipe.write_text(yaml.safe_dump(changed(_RECIPE | values)))
+        recipe.write_text(yaml.safe_dump(changed(_RECIPE | values | (more or {}))))
         return ("-m", "fedhq_lightning.cli.main", "run", str(recipe))
 
     def go_on(root: Path) -> Sequence[str] | None:
@@ -94,6 +94,7 @@ def _check_silos(root: Path, undisturbed: Path) -> None:
 KINDS = {
     "one process": fedhq(1),
     "two processes": fedhq(2),
+    "SCAFFOLD": fedhq(1, {"trainer.aggregator": "Scaffold"}),
     "silos": Kind(
         lambda root: (str(SILOS), str(root)),
         lambda root: (str(SILOS), str(root)),

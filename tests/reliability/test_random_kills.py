@@ -10,7 +10,7 @@ import pytest
 from .killed_programs import KINDS, killed_and_gone_on_with, undisturbed
 from .small_runs import begun, check_as_undisturbed, in_a_process, run_below
 
-KILLS = {"one process": 20, "two processes": 15, "silos": 15}
+KILLS = {"one process": 20, "two processes": 15, "SCAFFOLD": 20, "silos": 15}
 
 
 def test_three_kills(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_one_kill(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
-def test_fifty_kills(tmp_path: Path, name: str) -> None:
+def test_many_kills(tmp_path: Path, name: str) -> None:
     check(tmp_path, name, range(100, 100 + KILLS[name]))
 
 

@@ -52,7 +52,7 @@ class ClientEnd:
     Attributes:
         beside: What the client sends beside the model, by the names, and in the shapes, of `beside_up`.
         kept: What it keeps until the next round in which it takes part.
-        change_factor: Of how the fit changed the parameters, this share is sent.
+        change_factor: Of how the fit changed the parameters, so much is sent, a share or a multiple.
     """
 
     beside: StateDict = field(default_factory=dict)
@@ -76,9 +76,11 @@ class Aggregator(ABC):
 
     Attributes:
         has_client_state: Whether clients keep anything from round to round.
+        sends_scaled_changes: Whether terms end with a `change_factor`: the rounding of whole models would lose it.
     """
 
     has_client_state: bool = False
+    sends_scaled_changes: bool = False
 
     @abstractmethod
     def step(self, current: StateDict, gathered: Gathered) -> StateDict:

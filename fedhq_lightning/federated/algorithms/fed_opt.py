@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -22,16 +23,23 @@ OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 class FedOpt(Aggregator):
     """A torch optimizer on the server, with (global - mean) as its gradient; buffers take the mean.
 
-    FedAvgM is `FedOpt(partial(torch.optim.SGD, lr=1.0, momentum=0.9))`, FedAdam is
-    `FedOpt(partial(torch.optim.Adam, lr=0.01))`.
+    `FedAvgM`, `FedAdagrad`, `FedAdam` and `FedYogi` are those that papers have named; this takes any other, such as
+    `FedOpt(partial(torch.optim.AdamW, lr=0.01))`.
 
     Args:
         optimizer: Any torch optimizer but for its parameters.
 
-    Source: Reddi et al. 2021, Algorithm 2; Hsu et al. 2019 for FedAvgM.
+    Raises:
+        ConfigurationError: It refuses its arguments.
+
+    Source: Reddi et al. 2021, Algorithm 1.
     """
 
     def __init__(self, optimizer: OptimizerFactory) -> None:
+        try:
+            optimizer([nn.Parameter(torch.zeros(1))])
+        except ValueError as error:
+            raise ConfigurationError(f"{type(self).__name__}: {first_line(error)}") from error
         self.optimizer = optimizer
         self._server: Optimizer | None = None
         self._parameters: dict[str, nn.Parameter] = {}

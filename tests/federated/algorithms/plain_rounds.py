@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
-from fedhq_lightning.types import ClientId
+from fedhq_lightning.trainer import FederatedTrainer
+from fedhq_lightning.types import ClientId, StateDict
 
 from ...small_federation import SmallData, SmallModule
+from ...trainer.runs import records
 
 Weights = list[Tensor]
 """A model's parameters in float64, in their order."""
@@ -53,3 +55,14 @@ def mean(parts: list[Weights], shares: list[float]) -> Weights:
     for part, share in zip(parts[1:], shares[1:], strict=True):
         total = plus(total, part, share)
     return total
+
+
+def check_is(module: SmallModule, state: StateDict, wanted: Weights) -> None:
+    """The parameters of a run's global model are these, but for float32's rounding."""
+    for (name, _), value in zip(module.named_parameters(), wanted, strict=True):
+        torch.testing.assert_close(state[name].double(), value, rtol=1e-4, atol=1e-6)
+
+
+def cohorts_of(done: FederatedTrainer) -> list[list[int]]:
+    """Who took part in each round."""
+    return [[int(client.client_id) for client in record.clients] for record in records(done)[1:]]

@@ -10,7 +10,19 @@ from torch import nn
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import algorithms
-from fedhq_lightning.federated.algorithms import Aggregator, FedAvg, FedOpt, FedProx, Scaffold
+from fedhq_lightning.federated.algorithms import (
+    Aggregator,
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedDyn,
+    FedNova,
+    FedOpt,
+    FedProx,
+    FedYogi,
+    Scaffold,
+)
 from fedhq_lightning.federated.algorithms.aggregator import ClientStart, Gathered
 from fedhq_lightning.federated.algorithms.fed_opt import OptimizerFactory
 from fedhq_lightning.testing import AggregatorContract
@@ -24,8 +36,13 @@ AGGREGATORS: dict[str, Callable[[], Aggregator]] = {
     "FedAvg": FedAvg,
     "FedProx": lambda: FedProx(mu=0.1),
     "SCAFFOLD": Scaffold,
-    "FedAvgM": lambda: FedOpt(SGD),
-    "FedAdam": lambda: FedOpt(ADAM),
+    "FedNova": FedNova,
+    "FedDyn": FedDyn,
+    "FedAvgM": FedAvgM,
+    "FedAdagrad": FedAdagrad,
+    "FedAdam": FedAdam,
+    "FedYogi": FedYogi,
+    "FedOpt with Adam": lambda: FedOpt(ADAM),
     "FedOpt with AdamW": lambda: FedOpt(partial(torch.optim.AdamW, lr=0.1, amsgrad=True)),
     "FedOpt with Adagrad": lambda: FedOpt(partial(torch.optim.Adagrad, lr=0.1)),
 }

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedhq_lightning.callbacks import FixedAllocator
-from fedhq_lightning.federated.algorithms import Scaffold
+from fedhq_lightning.federated.algorithms import FedDyn, Scaffold
 from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.trainer import FederatedTrainer
 
@@ -16,6 +16,7 @@ from ...trainer.runs import Recorder, fit, last_state
 
 STATEFUL: dict[str, Callable[[], dict[str, Any]]] = {
     "SCAFFOLD": lambda: {"aggregator": Scaffold()},
+    "FedDyn": lambda: {"aggregator": FedDyn()},
     "SCAFFOLD in quantized lanes": lambda: {
         "aggregator": Scaffold(),
         "scheme": "w4a8",

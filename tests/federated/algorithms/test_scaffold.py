@@ -7,7 +7,7 @@ from fedhq_lightning.federated.algorithms import FedAvg, Scaffold
 
 from ...small_federation import SmallData, SmallModule
 from ...trainer.runs import fit, records
-from .plain_rounds import Weights, batches, initial_weights, mean, plus, scaled
+from .plain_rounds import Weights, batches, check_is, cohorts_of, initial_weights, mean, plus, scaled
 
 RATE, EPOCHS = 0.2, 2
 
@@ -40,10 +40,7 @@ def test_is_the_papers(clients_per_round: int | None) -> None:
     module, data = SmallModule(lr=RATE, momentum=0.0), SmallData()
     settings = {"max_rounds": 4, "clients_per_round": clients_per_round, "local_epochs": EPOCHS}
     done, state = fit(module, data, aggregator=Scaffold(), **settings)
-    cohorts = [[int(client.client_id) for client in record.clients] for record in records(done)[1:]]
-    wanted = by_the_paper(cohorts, data)
-    for (name, _), value in zip(module.named_parameters(), wanted, strict=True):
-        torch.testing.assert_close(state[name].double(), value, rtol=1e-4, atol=1e-6)
+    check_is(module, state, by_the_paper(cohorts_of(done), data))
 
 
 def test_differs_from_fedavg_from_the_second_round() -> None:
