@@ -25,6 +25,7 @@ from fedhq_lightning.federated.endings import told_to_all
 from fedhq_lightning.federated.fabric import make_fabric
 from fedhq_lightning.federated.failing_clients import NoUsableUpdatesError
 from fedhq_lightning.federated.lightning_habits import plain_precision, with_lightning_names
+from fedhq_lightning.federated.personal.personal_layers import PersonalLayers
 from fedhq_lightning.federated.resume import Resumed, begin_anew, check_same_from_start, find_run, read_same
 from fedhq_lightning.federated.rounds import RoundLoop
 from fedhq_lightning.federated.run_description import describe_run
@@ -68,6 +69,8 @@ class FederatedTrainer(AfterFit):
         scheme: Deployment grid, such as "w4a8", or None for a model that stays fp32.
         lanes: How PTQ and QAT compute; None is `LaneOptions()`.
         aggregator: Server's step; FedAvg by default.
+        personal_layers: Names of layers that every client keeps for itself (FedPer), "batch_norm" (FedBN), or
+            `PersonalLayers` for FedRep; None shares all.
         uplink: "delta": clients send the difference of their model to the one they received, rounded to the bits of the
             scheme; "weights": their model, rounded to its grid. Without a scheme, fp32.
         downlink: "fp32", or "scheme": the global model goes down rounded to the grid.
@@ -140,6 +143,7 @@ class FederatedTrainer(AfterFit):
         scheme: str | QuantScheme | None = None,
         lanes: LaneOptions | None = None,
         aggregator: Aggregator | None = None,
+        personal_layers: PersonalLayers | list[str] | str | None = None,
         uplink: Uplink = "delta",
         downlink: Downlink = "fp32",
         uplink_bits: int | None = None,

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch.optim import Optimizer
 
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.data.whole_batches import batches_of
@@ -23,6 +24,7 @@ from fedhq_lightning.federated.client_errors import ClientError, OnClientError, 
 from fedhq_lightning.federated.client_ranges import ClientRanges
 from fedhq_lightning.federated.client_uplink import ClientUplink
 from fedhq_lightning.federated.not_finite import column_names, odd_values
+from fedhq_lightning.federated.personal.personal_layers import OwnLayers
 from fedhq_lightning.federated.update_checks import is_finite
 from fedhq_lightning.federated.wire import Link
 from fedhq_lightning.local.client_trainer import ClientTrainer
@@ -30,7 +32,7 @@ from fedhq_lightning.local.module_state import load_weights, reset_metrics, rest
 from fedhq_lightning.local.pristine import Pristine
 from fedhq_lightning.quantize import LaneOptions, QuantScheme, RangeLearner, correct_bias, prepare
 from fedhq_lightning.risk.sensitivity import SensitivityMeasure, check_sensitivity_measure
-from fedhq_lightning.run.client_store import ClientStore
+from fedhq_lightning.run.client_store import PERSONAL, ClientStore
 from fedhq_lightning.run.records import ClientRecord, Status
 from fedhq_lightning.support.process_state import process_state_kept
 from fedhq_lightning.support.seeds import derive_seed, generators_kept, seed_generators
@@ -87,6 +89,7 @@ class ClientFitter:
         on_error: What happens when a client's code raises.
         store: Where clients keep what they keep from round to round; None where they keep nothing.
         uplink: How updates are rounded on their way up; by default as the link does.
+        own_layers: What of the model is each client's own; by default nothing.
 
     Attributes:
         first_error: What the first client's code raised in round 1, until somebody has looked.
@@ -113,6 +116,7 @@ class ClientFitter:
         on_error: OnClientError = "raise",
         store: ClientStore | None = None,
         uplink: ClientUplink | None = None,
+        own_layers: OwnLayers | None = None,
     ) -> None:
         self._template = template
         self._scheme = scheme
@@ -129,6 +133,7 @@ class ClientFitter:
         self._on_error: OnClientError = on_error
         self._store = store
         self._uplink = uplink or ClientUplink(link, seed)
+        self._own_layers = own_layers or OwnLayers()
         self.first_error: BaseException | None = None
         self._wanted_sensitivity = wanted_sensitivity
         self._ranges: ClientRanges | None = None
@@ -280,11 +285,12 @@ class ClientFitter:
         work: float,
         beside: StateDict,
     ) -> _LocalFit:
-        ranges, start, sensitivity = self._ranges, received, None
+        kept = {} if self._store is None else self._store.load(self._clock.position(client_id), round_number)
+        ranges, start, sensitivity = self._ranges, received | kept.get(PERSONAL, {}), None
         if self._analyst is not None and self._wanted_sensitivity is not None:
-            sensitivity = self._analyst.sensitivity(client_id, self._wanted_sensitivity, received)
+            sensitivity = self._analyst.sensitivity(client_id, self._wanted_sensitivity, start)
         if ranges is not None and mode == "qat":
-            start = ranges.completed(received, client_id)
+            start = ranges.completed(start, client_id)
         trainer = self._lane(mode)
         module = trainer.lightning_module
         restore_buffers(module, self._template, self._device)
@@ -293,13 +299,13 @@ class ClientFitter:
         reset_metrics(module)
         seed_generators(derive_seed(self._seed, "fit", round_number, client_id))
         loader = self._datamodule.train_dataloader(client_id)
-        kept = {} if self._store is None else self._store.load(self._clock.position(client_id), round_number)
-        term = self._aggregator.client_term(ClientStart(module, beside, kept.get("term", {})))
+        term = self._aggregator.client_term(ClientStart(module, beside, kept.get("term", {}), self._own_layers.names))
         learner, after_step = None, None
         if ranges is not None and mode == "qat":
             learner = RangeLearner(module, self._lane_options.range_lr * learning_rate_scale)
             after_step = learner.step
-        before_step = None if term is None else term.before_step
+        turns = self._own_layers.turns(module, self._options.num_steps(len(loader), work))
+        before_step = _in_order([each.before_step for each in (turns, term) if each is not None])
         num_steps, metrics = trainer.fit(loader, learning_rate_scale, before_step, work, after_step)
         if learner is not None:
             learner.finish()
@@ -312,11 +318,12 @@ class ClientFitter:
             state = state | ranges.calibrated(state, client_id)
         if mode == "ptq" and self._lane_options.bias_correction:
             state = self._corrected(state, client_id)
+        own = self._own_layers.of(state)
         if end.change_factor != 1:
             state = _with_scaled_change(state, module, received, end.change_factor)
         residual = kept.get("residual", {})
         sent = self._uplink.send(state | named_beside(end.beside), received, round_number, client_id, residual)
-        self._keep(client_id, round_number, {"term": end.kept, "residual": sent.residual})
+        self._keep(client_id, round_number, {"term": end.kept, "residual": sent.residual, PERSONAL: own})
         return _LocalFit(num_steps, metrics, sent.payload, sensitivity=sensitivity)
 
     def _keep(self, client_id: ClientId, round_number: int, parts: Mapping[str, StateDict]) -> None:
@@ -327,10 +334,11 @@ class ClientFitter:
 
     def _check_frozen(self, module: L.LightningModule) -> None:
         """Refuse a fit that trained what no client sends."""
-        if not self._link.fixed_names:
+        fixed = self._link.fixed_names - self._own_layers.names
+        if not fixed:
             return
         thawed = [name for name, each in module.named_parameters() if each.requires_grad]
-        if lost := [name for name in thawed if name in self._link.fixed_names]:
+        if lost := [name for name in thawed if name in fixed]:
             raise ConfigurationError(
                 f"{', '.join(lost[:3])}: frozen when a local fit began and trained in the end, but what is frozen then "
                 "is taken to be so in every fit, and no client sends it; thaw it before training, in __init__ or "
@@ -361,6 +369,14 @@ class ClientFitter:
         trainer, pristine = self._lanes[mode]
         pristine.restore()
         return trainer
+
+
+def _in_order(hooks: Sequence[Callable[[Optimizer], None]]) -> Callable[[Optimizer], None] | None:
+    def call(optimizer: Optimizer) -> None:
+        for hook in hooks:
+            hook(optimizer)
+
+    return call if hooks else None
 
 
 @torch.no_grad()

@@ -34,8 +34,9 @@ def fitter_of(settings: RunSettings, fabric: Fabric, job: Job, store: ClientStor
         job.allocator.wanted_sensitivity,
         job.probe.batch_norms if settings.retake_batch_statistics else {},
         settings.on_client_error,
-        store if settings.aggregator.has_client_state or settings.error_feedback else None,
+        store if settings.aggregator.has_client_state or settings.error_feedback or job.own_layers.names else None,
         ClientUplink(job.link, settings.seed, settings.uplink_rounding, settings.error_feedback),
+        job.own_layers,
     )
 
 
@@ -63,7 +64,7 @@ def statistics_of(
     settings: RunSettings, job: Job, evaluator: Evaluator, processes: Processes
 ) -> StatisticsRound | None:
     """The part that takes batch statistics anew, where there are any and they shall be."""
-    layers = job.probe.batch_norms
+    layers = job.shared_batch_norms
     if not layers or not settings.retake_batch_statistics:
         return None
     return StatisticsRound(

@@ -16,6 +16,7 @@ from fedhq_lightning.federated.algorithms.aggregator import Aggregator
 from fedhq_lightning.federated.algorithms.fed_avg import FedAvg
 from fedhq_lightning.federated.client_errors import OnClientError
 from fedhq_lightning.federated.client_uplink import Rounding
+from fedhq_lightning.federated.personal.personal_layers import PersonalLayers
 from fedhq_lightning.federated.update_checks import check_norm_ratio
 from fedhq_lightning.federated.wire import Downlink, Uplink
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
@@ -54,6 +55,7 @@ class RunSettings:
     lanes: LaneOptions
     aggregator: Aggregator
     allocator: Allocator | None
+    personal_layers: PersonalLayers | None
     uplink: Uplink
     downlink: Downlink
     uplink_bits: int | None
@@ -102,6 +104,7 @@ class RunSettings:
             "scheme": None if given["scheme"] is None else QuantScheme.parse(given["scheme"]),
             "aggregator": given["aggregator"] or FedAvg(),
             "allocator": allocator,
+            "personal_layers": PersonalLayers.of(given["personal_layers"]),
         }
         return cls(**{each.name: given[each.name] for each in fields(cls) if each.name not in found}, **found)
 

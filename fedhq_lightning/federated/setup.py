@@ -31,6 +31,7 @@ from fedhq_lightning.federated.clients import (
     warn_of_examples_never_drawn,
 )
 from fedhq_lightning.federated.monitor_mode import resolve_monitor_mode
+from fedhq_lightning.federated.personal.personal_layers import OwnLayers, check_monitor
 from fedhq_lightning.federated.sampling import CohortSampler
 from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.federated.statistics_round import statistics_names
@@ -69,6 +70,7 @@ class Job:
         typical_examples: Median over the clients that hold any.
         total_examples: Of all clients.
         beside: What goes down beside the initial model, by its own names.
+        own_layers: What of the model is each client's own.
     """
 
     template: L.LightningModule
@@ -83,11 +85,22 @@ class Job:
     typical_examples: float
     total_examples: int
     beside: StateDict
+    own_layers: OwnLayers
 
     @cached_property
     def validation_loaders(self) -> list[Any]:
-        """Held-out loaders, or none."""
-        return checks.validation_loaders(self.template, self.datamodule)
+        """Held-out loaders of the server; none where each client has a model of its own."""
+        return [] if self.own_layers.names else checks.validation_loaders(self.template, self.datamodule)
+
+    @property
+    def shared_batch_norms(self) -> Mapping[str, Sequence[str]]:
+        """BatchNorm layers whose statistics are everybody's, as in `Probe`."""
+        own = self.own_layers.names
+        return {
+            name: all_names
+            for name, all_names in self.probe.batch_norms.items()
+            if statistics_names({name: [name]}) - own
+        }
 
     @cached_property
     def parameter_names(self) -> frozenset[str]:
@@ -152,11 +165,16 @@ def set_up(
     warn_of_examples_never_drawn(datamodule, client_id, settings.fit_options)
     check_state(template, found.frozen)
     sent = template.state_dict()
+    own_layers = OwnLayers()
+    if settings.personal_layers is not None:
+        own_layers = settings.personal_layers.found_in(template, sent, found.fixed)
+        check_monitor(settings.monitor, found.validation_names)
+        found = replace(found, validation_names=[])
     sent_grids = {name: grid for name, grid in grids.items() if name in sent}
     batch_norms = found.batch_norms if settings.retake_batch_statistics else {}
     retaken = statistics_names(batch_norms)
-    up_grids = _up_grids(settings, template, sent_grids)
-    link = Link(sent, sent_grids, settings.uplink, settings.downlink, found.fixed, retaken & sent.keys(), up_grids)
+    up_grids, stays = _up_grids(settings, template, sent_grids), found.fixed | own_layers.names
+    link = Link(sent, sent_grids, settings.uplink, settings.downlink, stays, retaken & sent.keys(), up_grids)
     state = {name: value.detach() for name, value in template.state_dict().items()}
     beside = _carry_beside(settings, link, template, found.frozen)
     _, download_bytes = link.down(state | named_beside(beside), 0)
@@ -204,6 +222,7 @@ def set_up(
         typical_examples=typical_examples,
         total_examples=int(sizes.sum()),
         beside=beside,
+        own_layers=own_layers,
     )
 
 

@@ -63,7 +63,8 @@ def complete(
     tiers = tier_figures(directory.stream_rounds())
     monitor, loaders = job.monitored.name, job.validation_loaders if settings.final_evaluation else []
     deployment, worst, per_class, inference, on_test = None, None, None, None, None
-    if writes_model and not failure:
+    has_global_model = not job.own_layers.names
+    if writes_model and has_global_model and not failure:
         inputs = job.datamodule.model_inputs()
         with clock.phase("deploy"):
             deployment = deploy(
@@ -81,7 +82,8 @@ def complete(
         directory.hand_on_inputs()
     if settings.final_evaluation and not failure:
         with clock.phase("final_evaluation"):
-            on_test = metrics_on_test_data(evaluator, state.deployed, job.template, job.datamodule)
+            if has_global_model:
+                on_test = metrics_on_test_data(evaluator, state.deployed, job.template, job.datamodule)
             if writes_model and loaders:
                 participants = distinct_clients(directory.stream_rounds())
                 worst = worst_client(evaluator, state, monitor, job.monitored.mode, job.datamodule, participants)

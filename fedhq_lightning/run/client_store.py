@@ -19,6 +19,8 @@ from fedhq_lightning.run.round_checkpoint import is_model
 from fedhq_lightning.support.atomic_files import told_to_user, write_atomically
 from fedhq_lightning.types import StateDict
 
+PERSONAL = "personal"
+"""Name of the part in which a client keeps what of its model is its own."""
 _NAME = re.compile(r"round-(\d+)\.state")
 
 

@@ -38,11 +38,13 @@ class ClientStart:
         module: At the weights that it received.
         beside: What it received beside them, by the names of `beside_down`.
         kept: What it kept of the last round in which it took part; empty in its first.
+        own: Names of tensors that are the client's own: the server's model says nothing about them.
     """
 
     module: nn.Module
     beside: StateDict = field(default_factory=dict)
     kept: StateDict = field(default_factory=dict)
+    own: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -31,14 +31,15 @@ class FedProx(FedAvg):
 
     @override
     def client_term(self, start: ClientStart) -> ClientTerm:
-        return ProximalTerm(start.module, self.mu)
+        return ProximalTerm(start.module, self.mu, start.own)
 
 
 class ProximalTerm(ClientTerm):
-    """The gradient of mu/2 times the squared distance to where the module is now."""
+    """The gradient of mu/2 times the squared distance to where the module is now, but for what is the client's own."""
 
-    def __init__(self, module: nn.Module, mu: float) -> None:
-        self._anchors = [(parameter, parameter.detach().clone()) for parameter in module.parameters()]
+    def __init__(self, module: nn.Module, mu: float, own: frozenset[str] = frozenset()) -> None:
+        parameters = [each for name, each in module.named_parameters() if name not in own]
+        self._anchors = [(parameter, parameter.detach().clone()) for parameter in parameters]
         self._mu = mu
 
     @override
