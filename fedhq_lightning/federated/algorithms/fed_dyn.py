@@ -68,7 +68,8 @@ class _DynamicRegularizer(ClientTerm):
 
     def __init__(self, start: ClientStart, alpha: float) -> None:
         self._alpha = alpha
-        self._parameters = {name: each for name, each in start.module.named_parameters() if each.requires_grad}
+        trained = {name: each for name, each in start.module.named_parameters() if each.requires_grad}
+        self._parameters = {name: each for name, each in trained.items() if name not in start.own}
         self._starts = {name: each.detach().clone() for name, each in self._parameters.items()}
         self._gradients = {
             name: torch.zeros_like(each, dtype=torch.float32)

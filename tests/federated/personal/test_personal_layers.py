@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fedhq_lightning.callbacks import FixedAllocator
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.algorithms import FedOpt, FedProx, Scaffold
+from fedhq_lightning.federated.algorithms import FedDyn, FedOpt, FedProx, Scaffold
 from fedhq_lightning.federated.personal.personal_layers import PersonalLayers
 from fedhq_lightning.run.checkpoint_file import load_checkpoint
 from fedhq_lightning.run.client_store import PERSONAL
@@ -167,7 +167,9 @@ def test_the_server_has_no_model_to_monitor() -> None:
 
 class TestWithAlgorithms:
     @pytest.mark.parametrize(
-        "aggregator", [FedProx(0.5), Scaffold(), FedOpt(torch.optim.Adam)], ids=lambda each: type(each).__name__
+        "aggregator",
+        [FedProx(0.5), Scaffold(), FedDyn(), FedOpt(torch.optim.Adam)],
+        ids=lambda each: type(each).__name__,
     )
     def test_only_what_is_shared_is_theirs(self, aggregator: Any) -> None:
         done, state = fit(max_rounds=3, personal_layers="net.2", aggregator=aggregator)
