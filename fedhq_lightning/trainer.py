@@ -26,6 +26,7 @@ from fedhq_lightning.federated.fabric import make_fabric
 from fedhq_lightning.federated.failing_clients import NoUsableUpdatesError
 from fedhq_lightning.federated.lightning_habits import plain_precision, with_lightning_names
 from fedhq_lightning.federated.personal.personal_layers import PersonalLayers
+from fedhq_lightning.federated.privacy.mechanisms import Privacy
 from fedhq_lightning.federated.resume import Resumed, begin_anew, check_same_from_start, find_run, read_same
 from fedhq_lightning.federated.rounds import RoundLoop
 from fedhq_lightning.federated.run_description import describe_run
@@ -77,6 +78,7 @@ class FederatedTrainer(AfterFit):
         uplink_bits: Of weights on their way up; None for the scheme's. Its first and last layer keep theirs.
         uplink_rounding: "nearest", or "stochastic": up or down at random, so that means over clients are exact.
         error_feedback: A client adds to its update what rounding took of its last one.
+        privacy: `CentralPrivacy` hides clients, `LocalPrivacy` their examples, up to an epsilon; None for neither.
         fleet: Devices of the clients, for the virtual clock: a name, a file, or a list of profiles.
         monitor: Validation metric by which the best round is chosen; default: the first that validation logs.
         monitor_mode: "min" or "max"; default: by the words of the name, refused where they do not tell.
@@ -149,6 +151,7 @@ class FederatedTrainer(AfterFit):
         uplink_bits: int | None = None,
         uplink_rounding: Rounding = "nearest",
         error_feedback: bool = False,
+        privacy: Privacy | None = None,
         fleet: FleetSpec = "uniform",
         monitor: str | None = None,
         monitor_mode: MonitorMode | None = None,

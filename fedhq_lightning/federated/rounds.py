@@ -88,7 +88,7 @@ class RoundLoop:
         if not state.records:
             self._processes.from_first(lambda: self._directory.write_inputs(self._job.datamodule.model_inputs()))
             self._observe(0, Plan({}), [], self._clock.read())
-        while state.round < self._settings.max_rounds and not control.should_stop:
+        while not (self._is_last(state.round) or control.should_stop):
             before = self._clock.read()
             usual = None if state.usual_norms is None else Norms(*state.usual_norms)
             at_server = self._server.open_round(state.round + 1, float_view(state.global_state), usual)
@@ -101,12 +101,14 @@ class RoundLoop:
                 self._retake(at_server.number, clients)
                 self._processes.from_first(self._save_checkpoint)
             check_fruitful(state.records, clients, min_clients, num_clients)
+        self._job.ledger.tell_of_end(state.round, self._settings.max_rounds, state.private_steps)
         check_has_model(state.records, clients, min_clients)
 
     def _plan(self, round_number: int) -> Plan:
         state = self._state
         without = sitting_out(state.offences, round_number)
-        cohort = self._job.sampler.cohort(round_number, state.virtual_seconds, without)
+        drawn = self._job.sampler.cohort(round_number, state.virtual_seconds, without)
+        cohort = self._job.ledger.allowed(drawn, state.private_steps)
         allocator = self._job.allocator
         with self._clock.phase("allocate"):
             plan = allocator.propose(round_number, cohort)
@@ -165,6 +167,7 @@ class RoundLoop:
         state.usual_norms = found.usual_norms.parameters, found.usual_norms.buffers
         if settings.ema_decay is not None:
             state.average(settings.ema_decay)
+        state.private_steps = self._job.ledger.spend(state.private_steps, everyone)
         placed = [(self._job.clock.position(record.client_id), record) for record in everyone]
         state.offences, sit_out = after_round(state.offences, placed, number, settings.sit_out_rounds)
         self._warnings.of_round(everyone, sit_out)
@@ -203,7 +206,7 @@ class RoundLoop:
 
     def _observe(self, round_number: int, plan: Plan, clients: list[ClientRecord], before: Mapping[str, float]) -> None:
         settings, control, state = self._settings, self._control, self._state
-        last = round_number == settings.max_rounds
+        last = self._is_last(round_number)
         is_evaluated = bool(self._job.validation_loaders) and (round_number % settings.eval_every_n_rounds == 0 or last)
         retaken = self._retake(round_number, clients) if is_evaluated or last else Retaken({})
         metrics = train_metrics(clients)
@@ -230,6 +233,11 @@ class RoundLoop:
         with self._clock.phase("save"):
             self._processes.from_first(lambda: self._write(record, is_best, last or state.stopped))
         control.call("on_round_saved", record)
+
+    def _is_last(self, round_number: int) -> bool:
+        """Whether no round is to follow, or may."""
+        is_over = self._job.ledger.is_over(round_number, self._state.private_steps)
+        return is_over or round_number >= self._settings.max_rounds
 
     def _retake(self, round_number: int, clients: Sequence[ClientRecord]) -> Retaken:
         """Give the model that is served the statistics of its own, once a round, by the clients that made it."""
@@ -291,6 +299,9 @@ class RoundLoop:
             statistics_seconds=retaken.virtual_seconds,
             statistics_uplink_bytes=retaken.uplink_bytes,
             statistics_downlink_bytes=retaken.downlink_bytes,
+            epsilon=self._job.ledger.epsilon(
+                *(round_number, self._state.epsilon, self._state.private_steps, clients),
+            ),
         )
 
     def _save_checkpoint(self) -> None:

@@ -71,6 +71,8 @@ class Server:
         unseal: Takes the seal off what a client sent, or raises `PayloadError`; None where nothing is sealed.
         min_updates: How many a step takes, 1 or more; the model stays where fewer came.
         total_examples: Of all clients; None where that is not known, and those of a round count as all.
+        noisy_sum: Makes of a round's number what takes the place of `accumulator` under central privacy. It adds
+            differences to what clients received, also where they send models.
     """
 
     link: Link
@@ -85,6 +87,7 @@ class Server:
     unseal: Callable[[ClientId, bytes], bytes] | None = None
     min_updates: int = 1
     total_examples: int | None = None
+    noisy_sum: Callable[[int], Accumulator] | None = None
 
     def open_round(self, round_number: int, current: StateDict, usual_norms: Norms | None = None) -> ServerRound:
         """Begin a round: encode the global model as every client of the round receives it.
@@ -150,7 +153,8 @@ class ServerRound:
         self._server = server
         self._current = current
         self._usual_norms = usual_norms
-        self._sum = server.accumulator()
+        self._is_model = server.link.uplink == "weights"
+        self._sum = self._empty_sum()
         self._seen: set[ClientId] = set()
         self._norms: list[Norms] = []
         self._held = HeldUpdates()
@@ -188,10 +192,9 @@ class ServerRound:
             if server.unseal is not None:
                 payload = server.unseal(client_id, payload)
             update = server.link.open(payload, self.number, client_id)
-            is_model = server.link.uplink == "weights"
-            norms = norms_of(update, self._bases if is_model else None, server.parameter_names)
+            norms = norms_of(update, self._bases if self._is_model else None, server.parameter_names)
             norms = norms.over(max(1.0, num_examples / server.typical_examples))
-            check_values(update, None if is_model else self.received)
+            check_values(update, None if self._is_model else self.received)
             self._norms.append(norms)
             if server.max_norm_ratio is None or self._is_usual(norms, server.max_norm_ratio):
                 self._add(client_id, update, num_examples)
@@ -210,10 +213,12 @@ class ServerRound:
                 self._add(held.client_id, update, held.num_examples)
         num_updates = sum(server.processes.gather(self._num_added))
         if num_updates < server.min_updates:
-            self._sum = server.accumulator()
+            self._sum = self._empty_sum()
             return Aggregated(self._current, 0, num_updates, self._refused, {}, usual_norms)
         summed, total_weight = self._sum.mean(server.processes)
-        self._sum = server.accumulator()
+        self._sum = self._empty_sum()
+        if self._takes_differences():
+            summed = {name: self._bases[name].float() + value for name, value in summed.items()}
         decoded_mean = model_of(summed)
         divergences = {} if self._directions is None else self._directions.divergences(decoded_mean)
         mean = server.link.combine(decoded_mean, self.received)
@@ -229,12 +234,22 @@ class ServerRound:
             self._sum.add(update, num_examples)  # from payload to sum in one pass
         else:
             state = decoded(update)
+            if self._takes_differences():
+                state = {name: value - self._bases[name] for name, value in state.items()}
             for transform in self._server.transforms:
                 state = transform(client_id, state)
             self._sum.add(state, num_examples)
             if self._directions is not None:
                 self._directions.add(client_id, state)
         self._num_added += 1
+
+    def _empty_sum(self) -> Accumulator:
+        server = self._server
+        return server.accumulator() if server.noisy_sum is None else server.noisy_sum(self.number)
+
+    def _takes_differences(self) -> bool:
+        """Whether what clients sent as a model is added up as a difference."""
+        return self._is_model and self._server.noisy_sum is not None
 
     def _is_usual(self, norms: Norms, ratio: float) -> bool:
         usual = self._usual_norms

@@ -17,6 +17,7 @@ from fedhq_lightning.federated.algorithms.fed_avg import FedAvg
 from fedhq_lightning.federated.client_errors import OnClientError
 from fedhq_lightning.federated.client_uplink import Rounding
 from fedhq_lightning.federated.personal.personal_layers import PersonalLayers
+from fedhq_lightning.federated.privacy.mechanisms import Privacy
 from fedhq_lightning.federated.update_checks import check_norm_ratio
 from fedhq_lightning.federated.wire import Downlink, Uplink
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
@@ -61,6 +62,7 @@ class RunSettings:
     uplink_bits: int | None
     uplink_rounding: Rounding
     error_feedback: bool
+    privacy: Privacy | None
     fleet: FleetSpec
     monitor: str | None
     monitor_mode: MonitorMode | None

@@ -30,6 +30,7 @@ _SHIPPED = {
     "data.partitioner": "flwr_datasets.partitioner",
     "trainer.callbacks": "fedhq_lightning.callbacks",
     "trainer.aggregator": "fedhq_lightning.federated.algorithms",
+    "trainer.privacy": "fedhq_lightning.federated.privacy",
 }
 """Where the classes are that a key is most often given, each in the module's `__all__`."""
 _MOST_LISTED = 12
