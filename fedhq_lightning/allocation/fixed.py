@@ -53,6 +53,7 @@ class FixedAllocator(Allocator):
         self.allocation = allocation
         self.by = by
         self.wants_label_divergence = by == "divergence"
+        self.plans_each_client_alone = by == "random"
         self._mode_of: Callable[[ClientId], Mode] | None = None
 
     def begin(self, context: AllocationContext) -> None:

@@ -135,6 +135,8 @@ class Allocator(ABC):
         wants_label_divergence: Whether `begin` looks at `AllocationContext.divergence`. Silos of `lightning.Trainer`
             count and send their labels only then; others need not set it. Read before `begin`.
         wants_update_divergence: Whether `ClientRecord.update_divergence` shall be found. Read after `begin`.
+        plans_each_client_alone: Whether a client's mode follows from its id and the seed alone, neither from other
+            clients nor from what it tells of its data. Private runs take no other allocators. Read after `begin`.
         looks_at_max_rounds: Whether plans depend on `AllocationContext.max_rounds`. Where they do, who makes a run
             longer is told that it is not the run that it would have been with more rounds from the start.
     """
@@ -142,6 +144,7 @@ class Allocator(ABC):
     wanted_sensitivity: "SensitivityMeasure | None" = None
     wants_label_divergence: bool = False
     wants_update_divergence: bool = False
+    plans_each_client_alone: bool = False
     looks_at_max_rounds: bool = True
 
     @property

@@ -75,7 +75,7 @@ def values_of(key: str) -> Iterable[str]:
         "trainer.logger": lambda: _TRUTH,
         "trainer.fleet": _fleets,
         "trainer.aggregator": lambda: names_in("federated/algorithms/__init__.py", but=("Aggregator",)),
-        "trainer.robust_rule": lambda: names_in("federated/robust/__init__.py", but=("RobustRule",)),
+        "trainer.privacy": lambda: names_in("federated/privacy/__init__.py"),
         "trainer.callbacks": lambda: [each for each in names_in("callbacks/__init__.py") if each.endswith("Allocator")],
         "model": lambda: names_in("models/__init__.py", "fedhq_lightning.models.", but=("Classifier", "TabularInput")),
         "data": lambda: [f"fedhq_lightning.data.{name}" for name in FEDERATED_DATA],

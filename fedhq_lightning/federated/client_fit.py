@@ -25,6 +25,8 @@ from fedhq_lightning.federated.client_ranges import ClientRanges
 from fedhq_lightning.federated.client_uplink import ClientUplink
 from fedhq_lightning.federated.not_finite import column_names, odd_values
 from fedhq_lightning.federated.personal.personal_layers import OwnLayers
+from fedhq_lightning.federated.privacy.mechanisms import LocalPrivacy
+from fedhq_lightning.federated.privacy.private_fit import PrivateClientTrainer
 from fedhq_lightning.federated.update_checks import is_finite
 from fedhq_lightning.federated.wire import Link
 from fedhq_lightning.local.client_trainer import ClientTrainer
@@ -90,6 +92,7 @@ class ClientFitter:
         store: Where clients keep what they keep from round to round; None where they keep nothing.
         uplink: How updates are rounded on their way up; by default as the link does.
         own_layers: What of the model is each client's own; by default nothing.
+        privacy: Noise on the gradients of local fits, or None.
 
     Attributes:
         first_error: What the first client's code raised in round 1, until somebody has looked.
@@ -117,6 +120,7 @@ class ClientFitter:
         store: ClientStore | None = None,
         uplink: ClientUplink | None = None,
         own_layers: OwnLayers | None = None,
+        privacy: LocalPrivacy | None = None,
     ) -> None:
         self._template = template
         self._scheme = scheme
@@ -134,6 +138,7 @@ class ClientFitter:
         self._store = store
         self._uplink = uplink or ClientUplink(link, seed)
         self._own_layers = own_layers or OwnLayers()
+        self._privacy = privacy
         self.first_error: BaseException | None = None
         self._wanted_sensitivity = wanted_sensitivity
         self._ranges: ClientRanges | None = None
@@ -299,6 +304,8 @@ class ClientFitter:
         reset_metrics(module)
         seed_generators(derive_seed(self._seed, "fit", round_number, client_id))
         loader = self._datamodule.train_dataloader(client_id)
+        if isinstance(trainer, PrivateClientTrainer):
+            trainer.seed_noise(self._seed, round_number, client_id)
         term = self._aggregator.client_term(ClientStart(module, beside, kept.get("term", {}), self._own_layers.names))
         learner, after_step = None, None
         if ranges is not None and mode == "qat":
@@ -364,7 +371,11 @@ class ClientFitter:
             if mode != "fp" and self._scheme is not None:
                 module = prepare(module, mode, self._scheme, self._lane_options)
             module.to(self._device)
-            trainer = ClientTrainer(module, self._options, self._device, self._autocast, self._datamodule)
+            given = module, self._options, self._device, self._autocast, self._datamodule
+            if self._privacy is None:
+                trainer = ClientTrainer(*given)
+            else:
+                trainer = PrivateClientTrainer(self._privacy, *given, one_at_a_time=mode != "fp")
             self._lanes[mode] = trainer, Pristine(module)
         trainer, pristine = self._lanes[mode]
         pristine.restore()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated.privacy.mechanisms import CentralPrivacy, LocalPrivacy
 from fedhq_lightning.federated.settings import RunSettings
 
 
@@ -23,11 +24,48 @@ def _rounds_models(settings: RunSettings) -> bool:
     return is_rounded and settings.uplink == "weights"
 
 
+def _is_central(settings: RunSettings) -> bool:
+    return isinstance(settings.privacy, CentralPrivacy)
+
+
+def _is_local(settings: RunSettings) -> bool:
+    return isinstance(settings.privacy, LocalPrivacy)
+
+
+def _has_static_ranges(settings: RunSettings) -> bool:
+    return settings.scheme is not None and settings.scheme.has_static_ranges
+
+
 _EXCLUDED = (
     _Excluded(
         *("aggregator: FedNova", "uplink: weights on a grid"),
         lambda settings: settings.aggregator.sends_scaled_changes and _rounds_models(settings),
         "its clients send shares of their changes, which the rounding of whole models would lose; take uplink: delta",
+    ),
+    _Excluded(
+        *("privacy: CentralPrivacy", "min_clients above 1"),
+        lambda settings: _is_central(settings) and settings.min_clients > 1,
+        "whether the model moves would tell how many took part; every round moves it, if only by noise: leave it at 1",
+    ),
+    _Excluded(
+        *("privacy: CentralPrivacy", "aggregator: FedNova"),
+        lambda settings: _is_central(settings) and settings.aggregator.sends_scaled_changes,
+        "the length of a client's fit, which it sends, would be clipped and noised with its update; take FedAvg",
+    ),
+    _Excluded(
+        *("privacy", "a scheme with static activation ranges"),
+        lambda settings: settings.privacy is not None and _has_static_ranges(settings),
+        "they are extremes of clients' data; leave the s out of the scheme",
+    ),
+    _Excluded(
+        *("privacy: LocalPrivacy", "lanes.bias_correction"),
+        lambda settings: _is_local(settings) and settings.lanes.bias_correction,
+        "it changes the model by a batch of the client's data without noise; turn it off",
+    ),
+    _Excluded(
+        *("privacy: LocalPrivacy", "accumulate_grad_batches above 1"),
+        lambda settings: _is_local(settings) and settings.fit_options.accumulate_grad_batches > 1,
+        "every step has noise of its own; take larger batches instead",
     ),
 )
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import lightning as L
 from lightning.fabric import Fabric
 
 from fedhq_lightning.federated.client_fit import ClientFitter
 from fedhq_lightning.federated.client_uplink import ClientUplink
-from fedhq_lightning.federated.robust.robust_accumulator import accumulator_of
+from fedhq_lightning.federated.privacy.mechanisms import CentralPrivacy, LocalPrivacy
+from fedhq_lightning.federated.privacy.noisy_sum import NoisySum
 from fedhq_lightning.federated.server import Server
 from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.federated.setup import Job
@@ -38,6 +41,7 @@ def fitter_of(settings: RunSettings, fabric: Fabric, job: Job, store: ClientStor
         store if settings.aggregator.has_client_state or settings.error_feedback or job.own_layers.names else None,
         ClientUplink(job.link, settings.seed, settings.uplink_rounding, settings.error_feedback),
         job.own_layers,
+        settings.privacy if isinstance(settings.privacy, LocalPrivacy) else None,
     )
 
 
@@ -73,18 +77,31 @@ def statistics_of(
     )
 
 
+def _private_server_of(settings: RunSettings, privacy: CentralPrivacy, job: Job, processes: Processes) -> Server:
+    """Every client counts alike, and what it may change is clipped, not compared with what others change."""
+    expected = job.sampler.cohort_size
+    noise = privacy.clip_norm, privacy.noise_multiplier, expected, settings.seed
+    return Server(
+        *(job.link, settings.aggregator, job.parameter_names, processes),
+        min_updates=0,
+        total_examples=len(job.sampler.with_data()),
+        noisy_sum=partial(NoisySum, job.link.sent_shapes, *noise),
+    )
+
+
 def server_of(settings: RunSettings, job: Job, processes: Processes) -> Server:
     """The part that makes the next global model of clients' updates."""
     sketcher = sketcher_of(settings.seed) if job.allocator.wants_update_divergence else None
+    if isinstance(settings.privacy, CentralPrivacy):
+        return _private_server_of(settings, settings.privacy, job, processes)
     return Server(
         job.link,
         settings.aggregator,
         job.parameter_names,
         processes,
-        accumulator=accumulator_of(settings.robust_rule, job.parameter_names),
         sketcher=sketcher,
         max_norm_ratio=settings.max_norm_ratio,
         typical_examples=job.typical_examples,
-        min_updates=settings.min_updates,
+        min_updates=settings.min_clients,
         total_examples=job.total_examples,
     )

@@ -14,7 +14,6 @@ from fedhq_lightning.federated.callback import RoundControl
 from fedhq_lightning.federated.client_fit import ClientFitter, Update
 from fedhq_lightning.federated.client_warnings import ClientWarnings
 from fedhq_lightning.federated.failing_clients import after_round, check_fruitful, check_has_model, sitting_out
-from fedhq_lightning.federated.fewest_updates import too_few
 from fedhq_lightning.federated.resume import best_checkpoint
 from fedhq_lightning.federated.sampling import share_of
 from fedhq_lightning.federated.server import Aggregated, Server, ServerRound
@@ -85,11 +84,11 @@ class RoundLoop:
     def run(self) -> None:
         """All rounds that are still to be done; before the first, an evaluation that counts as round 0."""
         state, control, clients = self._state, self._control, list[ClientRecord]()
-        min_updates, num_clients = self._settings.min_updates, len(self._job.sampler.with_data())
+        min_clients, num_clients = self._settings.min_clients, len(self._job.sampler.with_data())
         if not state.records:
             self._processes.from_first(lambda: self._directory.write_inputs(self._job.datamodule.model_inputs()))
             self._observe(0, Plan({}), [], self._clock.read())
-        while state.round < self._settings.max_rounds and not control.should_stop:
+        while not (self._is_last(state.round) or control.should_stop):
             before = self._clock.read()
             usual = None if state.usual_norms is None else Norms(*state.usual_norms)
             at_server = self._server.open_round(state.round + 1, float_view(state.global_state), usual)
@@ -101,13 +100,15 @@ class RoundLoop:
                 state.stopped = True
                 self._retake(at_server.number, clients)
                 self._processes.from_first(self._save_checkpoint)
-            check_fruitful(state.records, clients, min_updates, num_clients)
-        check_has_model(state.records, clients, min_updates)
+            check_fruitful(state.records, clients, min_clients, num_clients)
+        self._job.ledger.tell_of_end(state.round, self._settings.max_rounds, state.private_steps)
+        check_has_model(state.records, clients, min_clients)
 
     def _plan(self, round_number: int) -> Plan:
         state = self._state
         without = sitting_out(state.offences, round_number)
-        cohort = self._job.sampler.cohort(round_number, state.virtual_seconds, without)
+        drawn = self._job.sampler.cohort(round_number, state.virtual_seconds, without)
+        cohort = self._job.ledger.allowed(drawn, state.private_steps)
         allocator = self._job.allocator
         with self._clock.phase("allocate"):
             plan = allocator.propose(round_number, cohort)
@@ -166,12 +167,13 @@ class RoundLoop:
         state.usual_norms = found.usual_norms.parameters, found.usual_norms.buffers
         if settings.ema_decay is not None:
             state.average(settings.ema_decay)
+        state.private_steps = self._job.ledger.spend(state.private_steps, everyone)
         placed = [(self._job.clock.position(record.client_id), record) for record in everyone]
         state.offences, sit_out = after_round(state.offences, placed, number, settings.sit_out_rounds)
         self._warnings.of_round(everyone, sit_out)
         if not found.total_weight:
-            reason = too_few(found.num_updates, settings)
-            rank_zero_warn(f"round {number}: {reason}; the global model stays as it is")
+            too_few = _too_few(found.num_updates, settings.min_clients)
+            rank_zero_warn(f"round {number}: {too_few}; the global model stays as it is")
         return everyone
 
     def _everyones(self, records: Sequence[ClientRecord], found: Aggregated) -> list[ClientRecord]:
@@ -204,7 +206,7 @@ class RoundLoop:
 
     def _observe(self, round_number: int, plan: Plan, clients: list[ClientRecord], before: Mapping[str, float]) -> None:
         settings, control, state = self._settings, self._control, self._state
-        last = round_number == settings.max_rounds
+        last = self._is_last(round_number)
         is_evaluated = bool(self._job.validation_loaders) and (round_number % settings.eval_every_n_rounds == 0 or last)
         retaken = self._retake(round_number, clients) if is_evaluated or last else Retaken({})
         metrics = train_metrics(clients)
@@ -220,7 +222,7 @@ class RoundLoop:
         record = replace(record, allocator_seconds=allocator_seconds)
         state.round = round_number
         state.records.append(replace(record, clients=()))
-        is_trained = any(each.round and each.usable >= settings.min_updates for each in state.records)
+        is_trained = any(each.round and each.usable >= settings.min_clients for each in state.records)
         is_best = is_trained and state.is_better(record.monitored, self._job.monitored.mode)
         if is_best:
             state.keep_as_best(record.monitored)
@@ -231,6 +233,11 @@ class RoundLoop:
         with self._clock.phase("save"):
             self._processes.from_first(lambda: self._write(record, is_best, last or state.stopped))
         control.call("on_round_saved", record)
+
+    def _is_last(self, round_number: int) -> bool:
+        """Whether no round is to follow, or may."""
+        is_over = self._job.ledger.is_over(round_number, self._state.private_steps)
+        return is_over or round_number >= self._settings.max_rounds
 
     def _retake(self, round_number: int, clients: Sequence[ClientRecord]) -> Retaken:
         """Give the model that is served the statistics of its own, once a round, by the clients that made it."""
@@ -292,6 +299,9 @@ class RoundLoop:
             statistics_seconds=retaken.virtual_seconds,
             statistics_uplink_bytes=retaken.uplink_bytes,
             statistics_downlink_bytes=retaken.downlink_bytes,
+            epsilon=self._job.ledger.epsilon(
+                *(round_number, self._state.epsilon, self._state.private_steps, clients),
+            ),
         )
 
     def _save_checkpoint(self) -> None:
@@ -313,6 +323,12 @@ def _received(at_server: ServerRound, update: Update) -> ClientRecord:
     if record.status == "ok":
         at_server.receive(record.client_id, update.payload, record.num_examples)
     return record
+
+
+def _too_few(num_updates: int, min_clients: int) -> str:
+    if not num_updates:
+        return "no usable update arrived"
+    return f"{num_updates} usable updates arrived, fewer than min_clients {min_clients}"
 
 
 def _check(plan: Plan, cohort: Sequence[ClientId], allocator: str) -> None:

@@ -14,7 +14,10 @@ from fedhq_lightning.types import ClientId
 
 
 class CohortSampler:
-    """Draws each round's cohort uniformly, without replacement, from the clients that hold data and are there.
+    """Draws each round's cohort from the clients that hold data and are there: uniformly, without replacement.
+
+    Or by Poisson sampling, as privacy is accounted: each by a coin flip of its own. A cohort then has `cohort_size`
+    clients on average, and may have none.
 
     Args:
         client_ids: All registered clients.
@@ -22,6 +25,7 @@ class CohortSampler:
         seed: The run's seed.
         empty_positions: Positions in `client_ids` of clients without data; never drawn.
         availability: When clients are there, by position; None where everybody always is.
+        by_coin_flips: Poisson sampling; everybody is taken to be there.
 
     Raises:
         ConfigurationError: No clients, all clients empty, a cohort larger than the clients that hold data, or a
@@ -35,6 +39,7 @@ class CohortSampler:
         seed: int,
         empty_positions: frozenset[int] = frozenset(),
         availability: Availability | None = None,
+        by_coin_flips: bool = False,
     ) -> None:
         available = len(client_ids) - len(empty_positions)
         if not len(client_ids):
@@ -51,6 +56,8 @@ class CohortSampler:
         self.cohort_size = _cohort_size(clients_per_round, available)
         self._availability = None if availability is None else availability.without(empty_positions)
         self._has_warned = False
+        self._by_coin_flips = by_coin_flips
+        self.rate = self.cohort_size / available
 
     def with_data(self) -> Sequence[ClientId]:
         """The clients that hold data; `client_ids` itself where all do."""
@@ -68,10 +75,12 @@ class CohortSampler:
             virtual_seconds: When the round begins, in virtual seconds since the start of the run. Where nobody is there
                 by then, the round waits `wait_seconds` for the next who comes. None draws as if everybody were there.
             without: Positions of clients that sit out; others are drawn in their place. Where nobody else is left, they
-                do not.
+                do not. Where coins are flipped nobody takes their place.
         """
         generator = random.Random(derive_seed(self._seed, "cohort", round_number))
-        if virtual_seconds is None or self._availability is None:
+        if self._by_coin_flips:
+            positions = sorted(self._flipped(round_number, without))
+        elif virtual_seconds is None or self._availability is None:
             positions = sorted(self._drawn(generator, without))
         else:
             present = self._availability.present(virtual_seconds)
@@ -88,6 +97,12 @@ class CohortSampler:
         """Positions, in no order."""
         drawn = generator.sample(self._positions, min(self.cohort_size + len(without), len(self._positions)))
         return [each for each in drawn if each not in without][: self.cohort_size] or drawn[: self.cohort_size]
+
+    def _flipped(self, round_number: int, without: frozenset[int]) -> list[int]:
+        """Positions, in no order: how many coins show heads, then whose, which comes to one flip after another."""
+        seed = derive_seed(self._seed, "coins", round_number)
+        count = int(np.random.default_rng(seed).binomial(len(self._positions), self.rate))
+        return [each for each in random.Random(seed).sample(self._positions, count) if each not in without]
 
     def wait_seconds(self, virtual_seconds: float) -> float:
         """Virtual seconds that a round waits for its first client; 0 where somebody is there.

@@ -23,7 +23,6 @@ from fedhq_lightning.federated.payload import PackedState, PayloadError, decoded
 from fedhq_lightning.federated.update_checks import Norms, check_norms, check_values, limits_of, norms_of
 from fedhq_lightning.federated.update_directions import UpdateDirections
 from fedhq_lightning.federated.wire import Link
-from fedhq_lightning.quantize.packed_weight import PackedWeight
 from fedhq_lightning.risk.update_sketch import Sketcher
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.tensors import same_values
@@ -37,8 +36,8 @@ ServerTransform = Callable[[ClientId, StateDict], StateDict]
 class Accumulator(Protocol):
     """Adds up a round's updates; neither their order nor the processes that they reach may change a bit."""
 
-    def add(self, state: Mapping[str, Tensor | PackedWeight], weight: int) -> None:
-        """Add one update whole, or nothing of it; its weights are still packed where nobody else has looked at them.
+    def add(self, state: Mapping[str, Tensor], weight: int) -> None:
+        """Add one update whole, or nothing of it.
 
         Raises:
             ValueError: It cannot be added.
@@ -49,11 +48,6 @@ class Accumulator(Protocol):
 
         Called once, by every process, at the end. Of no update the mean is empty and the weight 0.
         """
-
-
-def exact_mean(bases: StateDict | None) -> Accumulator:
-    """The mean weighted by examples, whatever updates are compared with."""
-    return ExactMean()
 
 
 @dataclass(frozen=True)
@@ -70,14 +64,15 @@ class Server:
         parameter_names: Trained parameters, by their names in the state.
         processes: Those that receive updates of one round. A silo receives everybody's: it is alone.
         transforms: Applied to each decoded update, in order.
-        accumulator: Makes an empty one for each round, given what updates are compared with where they are models, or
-            None where they are differences.
+        accumulator: Makes an empty one for each round.
         sketcher: Where the directions of updates are wanted.
         max_norm_ratio: How many times the median norm an update may have, see `limits_of`; None for any.
         typical_examples: Of a client. The norm of one with more is taken for as many, since a longer fit goes farther.
         unseal: Takes the seal off what a client sent, or raises `PayloadError`; None where nothing is sealed.
         min_updates: How many a step takes, 1 or more; the model stays where fewer came.
         total_examples: Of all clients; None where that is not known, and those of a round count as all.
+        noisy_sum: Makes of a round's number what takes the place of `accumulator` under central privacy. It adds
+            differences to what clients received, also where they send models.
     """
 
     link: Link
@@ -85,13 +80,14 @@ class Server:
     parameter_names: frozenset[str]
     processes: Processes
     transforms: tuple[ServerTransform, ...] = ()
-    accumulator: Callable[[StateDict | None], Accumulator] = exact_mean
+    accumulator: Callable[[], Accumulator] = ExactMean
     sketcher: Sketcher | None = None
     max_norm_ratio: float | None = None
     typical_examples: float = math.inf
     unseal: Callable[[ClientId, bytes], bytes] | None = None
     min_updates: int = 1
     total_examples: int | None = None
+    noisy_sum: Callable[[int], Accumulator] | None = None
 
     def open_round(self, round_number: int, current: StateDict, usual_norms: Norms | None = None) -> ServerRound:
         """Begin a round: encode the global model as every client of the round receives it.
@@ -221,6 +217,8 @@ class ServerRound:
             return Aggregated(self._current, 0, num_updates, self._refused, {}, usual_norms)
         summed, total_weight = self._sum.mean(server.processes)
         self._sum = self._empty_sum()
+        if self._takes_differences():
+            summed = {name: self._bases[name].float() + value for name, value in summed.items()}
         decoded_mean = model_of(summed)
         divergences = {} if self._directions is None else self._directions.divergences(decoded_mean)
         mean = server.link.combine(decoded_mean, self.received)
@@ -230,21 +228,28 @@ class ServerRound:
         _check_fixed(server, self._current, state)
         return Aggregated(state, total_weight, num_updates, self._refused, divergences, usual_norms)
 
-    def _empty_sum(self) -> Accumulator:
-        return self._server.accumulator(self._bases if self._is_model else None)
-
     def _add(self, client_id: ClientId, update: PackedState, num_examples: int) -> None:
         """Transform an update that has passed all checks, and add it up."""
-        if not self._server.transforms and self._directions is None:
+        if isinstance(self._sum, ExactMean) and not self._server.transforms and self._directions is None:
             self._sum.add(update, num_examples)  # from payload to sum in one pass
         else:
             state = decoded(update)
+            if self._takes_differences():
+                state = {name: value - self._bases[name] for name, value in state.items()}
             for transform in self._server.transforms:
                 state = transform(client_id, state)
             self._sum.add(state, num_examples)
             if self._directions is not None:
                 self._directions.add(client_id, state)
         self._num_added += 1
+
+    def _empty_sum(self) -> Accumulator:
+        server = self._server
+        return server.accumulator() if server.noisy_sum is None else server.noisy_sum(self.number)
+
+    def _takes_differences(self) -> bool:
+        """Whether what clients sent as a model is added up as a difference."""
+        return self._is_model and self._server.noisy_sum is not None
 
     def _is_usual(self, norms: Norms, ratio: float) -> bool:
         usual = self._usual_norms

@@ -17,7 +17,7 @@ from fedhq_lightning.federated.algorithms.fed_avg import FedAvg
 from fedhq_lightning.federated.client_errors import OnClientError
 from fedhq_lightning.federated.client_uplink import Rounding
 from fedhq_lightning.federated.personal.personal_layers import PersonalLayers
-from fedhq_lightning.federated.robust.rule import RobustRule
+from fedhq_lightning.federated.privacy.mechanisms import Privacy
 from fedhq_lightning.federated.update_checks import check_norm_ratio
 from fedhq_lightning.federated.wire import Downlink, Uplink
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
@@ -62,6 +62,7 @@ class RunSettings:
     uplink_bits: int | None
     uplink_rounding: Rounding
     error_feedback: bool
+    privacy: Privacy | None
     fleet: FleetSpec
     monitor: str | None
     monitor_mode: MonitorMode | None
@@ -74,7 +75,6 @@ class RunSettings:
     on_client_error: OnClientError
     min_clients: int
     max_norm_ratio: float | None
-    robust_rule: RobustRule | None
     sit_out_rounds: int
     ema_decay: float | None
     retake_batch_statistics: bool
@@ -84,11 +84,6 @@ class RunSettings:
     export: tuple[str, ...]
     export_inputs: str | None
     seed: int
-
-    @property
-    def min_updates(self) -> int:
-        """Usable updates that a round takes to move the model."""
-        return max(self.min_clients, 1 if self.robust_rule is None else self.robust_rule.min_updates)
 
     @classmethod
     def of(cls, given: Mapping[str, Any], allocator: Allocator | None) -> RunSettings:

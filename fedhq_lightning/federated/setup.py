@@ -30,9 +30,11 @@ from fedhq_lightning.federated.clients import (
     plain_client_ids,
     warn_of_examples_never_drawn,
 )
-from fedhq_lightning.federated.fewest_updates import check_cohort_size
 from fedhq_lightning.federated.monitor_mode import resolve_monitor_mode
 from fedhq_lightning.federated.personal.personal_layers import OwnLayers, check_monitor
+from fedhq_lightning.federated.privacy.ledger import Ledger
+from fedhq_lightning.federated.privacy.mechanisms import CentralPrivacy
+from fedhq_lightning.federated.private_run import check_private_run, ledger_of
 from fedhq_lightning.federated.sampling import CohortSampler
 from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.federated.statistics_round import statistics_names
@@ -72,6 +74,7 @@ class Job:
         total_examples: Of all clients.
         beside: What goes down beside the initial model, by its own names.
         own_layers: What of the model is each client's own.
+        ledger: Keeps account of the privacy that is spent.
     """
 
     template: L.LightningModule
@@ -87,6 +90,7 @@ class Job:
     total_examples: int
     beside: StateDict
     own_layers: OwnLayers
+    ledger: Ledger
 
     @cached_property
     def validation_loaders(self) -> list[Any]:
@@ -140,8 +144,15 @@ def set_up(
     empty = frozenset(np.flatnonzero(sizes == 0).tolist())
     fleet = Fleet.resolve(settings.fleet, settings.seed)
     fleet.check_size(len(client_ids))
-    sampler = CohortSampler(client_ids, settings.clients_per_round, settings.seed, empty, fleet.availability)
-    check_cohort_size(settings, sampler.cohort_size)
+    sampler = CohortSampler(
+        *(client_ids, settings.clients_per_round, settings.seed, empty, fleet.availability),
+        by_coin_flips=isinstance(settings.privacy, CentralPrivacy),
+    )
+    if settings.min_clients > sampler.cohort_size:
+        raise ConfigurationError(
+            f"min_clients {settings.min_clients}: a cohort has {sampler.cohort_size} clients, so no round could ever "
+            "have as many usable updates; lower it, or raise clients_per_round"
+        )
     with_data = sampler.with_data()
 
     client_id = client_to_probe(datamodule, with_data)
@@ -209,6 +220,8 @@ def set_up(
         )
     )
     _check_allocation(settings, allocator, with_data, clock)
+    has_trace = fleet.availability is not None
+    check_private_run(settings, allocator, found, monitor, has_trace, datamodule.calibration_batch(client_id))
     warn_of_lost_changes(settings.uplink, up_grids)
     if empty:
         names = ", ".join(str(client_ids[position]) for position in sorted(empty)[:5])
@@ -220,6 +233,7 @@ def set_up(
         total_examples=int(sizes.sum()),
         beside=beside,
         own_layers=own_layers,
+        ledger=ledger_of(settings, datamodule, sampler, clock.position),
     )
 
 

@@ -116,6 +116,11 @@ class Link:
         """Zeros for every tensor that comes up beside the model, by its name in the payload."""
         return named_beside({name: torch.zeros_like(each) for name, each in beside_of(self._sent).items()})
 
+    @property
+    def sent_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every tensor that a client sends, by its name in the payload, in its order there."""
+        return {name: tuple(value.shape) for name, value in self._sent.items()}
+
     def trained(self, parameter_names: frozenset[str]) -> list[str]:
         """Those of the parameters that travel, each once where the module holds it under several names."""
         return [name for name in self._moving if name in parameter_names]

@@ -86,7 +86,8 @@ def complete(
                 on_test = metrics_on_test_data(evaluator, state.deployed, job.template, job.datamodule)
             if writes_model and loaders:
                 participants = distinct_clients(directory.stream_rounds())
-                worst = worst_client(evaluator, state, monitor, job.monitored.mode, job.datamodule, participants)
+                if settings.privacy is None:  # it would be told of a client without noise
+                    worst = worst_client(evaluator, state, monitor, job.monitored.mode, job.datamodule, participants)
                 per_class = per_class_accuracy(evaluator, state.deployed, loaders, monitor)
             if deployment is not None:
                 inference = _inference(evaluator, state, directory, deployment)
@@ -106,6 +107,7 @@ def complete(
         directory.path,
         clock.read(),
         failure,
+        _privacy(settings, job, state),
     )
     if writes_model:
         directory.write_clients()
@@ -118,6 +120,13 @@ def complete(
         directory.write_summary(summary)
         write_report(Run(directory.path, summary), pictures)
     return summary
+
+
+def _privacy(settings: RunSettings, job: Job, state: RunState) -> dict[str, Any] | None:
+    if settings.privacy is None:
+        return None
+    is_over = job.ledger.is_over(state.round, state.private_steps)
+    return settings.privacy.described(state.epsilon, is_over and state.round < settings.max_rounds)
 
 
 def _inference(

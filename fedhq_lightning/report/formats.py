@@ -107,6 +107,8 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     left_out = [f"{summary[key]:,} {key}" for key in LEFT_OUT if summary.get(key) is not None]
     if left_out:
         rows.append(("updates left out", ", ".join(left_out)))
+    if privacy := summary.get("privacy"):
+        rows.append(("privacy", _privacy_text(privacy)))
     if worst := summary.get("worst_client"):
         rows.append(("worst client", worst_client_text(worst, name)))
     if summary.get("export"):
@@ -134,6 +136,12 @@ def waited_text(phases: Mapping[str, float]) -> str:
         told[PHASES.get(name, "rounds")] += seconds
     parts = ", ".join(f"{label} {format_seconds(seconds)}" for label, seconds in told.items() if seconds)
     return f"{format_seconds(sum(phases.values()))}: {parts}"
+
+
+def _privacy_text(privacy: Mapping[str, Any]) -> str:
+    budget = ", where the budget ended the run" if privacy.get("ended_by_budget") else ""
+    epsilon = format_metric(privacy["epsilon"])
+    return f"epsilon {epsilon} at delta {privacy['delta']:g}, for each {privacy['hides']}{budget}"
 
 
 def _kernels_text(summary: Mapping[str, Any]) -> str:

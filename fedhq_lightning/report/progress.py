@@ -62,6 +62,8 @@ class ProgressDisplay(RoundCallback):
         name = trainer.monitored.name or "metric"
         self._view = _View(trainer.settings.max_rounds, name, lambda: trainer.should_stop, trainer.clock)
         self._print_line(_started(trainer.clock.own()))
+        if trainer.settings.privacy is not None:
+            self._print_line(trainer.settings.privacy.briefing)
         briefing = getattr(trainer.settings.allocator, "briefing", None)
         if briefing is not None and on_terminal(self._output):
             self._output.print(briefing_table(briefing))
@@ -194,6 +196,7 @@ class _View:
         if record.clients:
             parts.append(format_modes(record.mode_counts))
         parts += [f"{count} {status}" for status in LEFT_OUT if (count := getattr(record, status))]
+        parts += [f"epsilon {record.epsilon:.3g}"] if record.epsilon is not None else []
         parts.append(f"wall {format_seconds(record.total_wall_seconds)}")
         parts.append(f"virtual {format_seconds(record.total_virtual_seconds)}")
         if self._recent:
@@ -223,6 +226,8 @@ class _View:
         wall = elapsed + (self.last.total_wall_seconds if self.last else 0.0)
         virtual = self.last.total_virtual_seconds if self.last else 0.0
         clocks = f"wall {format_seconds(wall)} | virtual {format_seconds(virtual)}{self._outlook(elapsed)}"
+        if self.last and self.last.epsilon is not None:
+            clocks += f" | epsilon {self.last.epsilon:.3g}"
         left_out = [f"{count} {status}" for status in LEFT_OUT if self.last and (count := getattr(self.last, status))]
         if left_out:
             clocks += f" | last round: {', '.join(left_out)}"

@@ -55,7 +55,8 @@ def logged_values(record: RoundRecord) -> dict[str, float]:
 
     Returns:
         `round`; `fp/...`, `quantized/...` and `train/...`; `clients/...` (counts); `seconds/...` and `bytes/...`;
-        `allocation/...` where the allocator logged something; `metric_fp` and `metric_quantized` where evaluated.
+        `allocation/...` where the allocator logged something; `privacy/epsilon` of a private run; `metric_fp` and
+        `metric_quantized` where evaluated.
     """
     values: dict[str, float] = {ROUND: record.round, **record.metrics}
     values |= {f"clients/{mode}": count for mode, count in record.mode_counts.items()}
@@ -69,6 +70,8 @@ def logged_values(record: RoundRecord) -> dict[str, float]:
         "bytes/downlink": record.downlink_bytes,
     }
     values |= {f"allocation/{name}": value for name, value in record.allocation.items()}
+    if record.epsilon is not None:
+        values["privacy/epsilon"] = record.epsilon
     for name in METRICS:
         value = getattr(record, name)
         if value is not None:

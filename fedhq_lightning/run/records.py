@@ -124,6 +124,7 @@ class RoundRecord:
         statistics_seconds: Virtual seconds in which clients took the model's batch statistics anew.
         statistics_uplink_bytes: Bytes received for that, part of `uplink_bytes`.
         statistics_downlink_bytes: Bytes sent for that, part of `downlink_bytes`.
+        epsilon: What the rounds until this one have spent of the clients' privacy; None without `trainer.privacy`.
     """
 
     round: Count
@@ -149,6 +150,7 @@ class RoundRecord:
     statistics_seconds: Seconds = 0.0
     statistics_uplink_bytes: Count = 0
     statistics_downlink_bytes: Count = 0
+    epsilon: float | None = None
 
     @classmethod
     def of_clients(
@@ -169,6 +171,7 @@ class RoundRecord:
         statistics_seconds: float = 0.0,
         statistics_uplink_bytes: int = 0,
         statistics_downlink_bytes: int = 0,
+        epsilon: float | None = None,
     ) -> Self:
         """The record of a round, with what its clients' records add up to.
 
@@ -188,6 +191,7 @@ class RoundRecord:
             statistics_seconds: Virtual seconds in which clients took batch statistics anew.
             statistics_uplink_bytes: Bytes received for that.
             statistics_downlink_bytes: Bytes sent for that.
+            epsilon: Of the rounds until this one.
         """
         return cls(
             round=round_number,
@@ -211,6 +215,7 @@ class RoundRecord:
             statistics_seconds=statistics_seconds,
             statistics_uplink_bytes=statistics_uplink_bytes,
             statistics_downlink_bytes=statistics_downlink_bytes,
+            epsilon=epsilon,
         )
 
     @property

@@ -74,6 +74,10 @@ def _are_offences(value: Any) -> bool:
     )
 
 
+def _are_counts(value: Any) -> bool:
+    return type(value) is dict and all(_is_count(position) and _is_count(held) for position, held in value.items())
+
+
 _Parts: TypeAlias = Mapping[str, tuple[Callable[[Any], bool], str]]
 """By name: whether a value can be that part, and in words what it has to be."""
 
@@ -105,12 +109,14 @@ _STATE: _Parts = {
     "usual_norms": (_or_none(_are_norms), "two numbers from 0, or nothing"),
     "offences": (_are_offences, "two whole numbers from 0 by position"),
     "has_statistics": _BOOL,
+    "private_steps": (_are_counts, "whole numbers from 0 by position"),
 }
 _STATE_SINCE: Mapping[str, Any] = {
     "reached": torch.empty(0, dtype=torch.int64),
     "usual_norms": None,
     "offences": {},
     "has_statistics": False,
+    "private_steps": {},
 }
 _DESCRIBED: _Parts = {"trainer": _NAMED, "recipe": _NAMED}
 _TRAINER: _Parts = {

@@ -30,6 +30,7 @@ class RunState:
             where every round changes all.
         usual_norms: Median norms of the last round's updates; None before the first.
         offences: What is held against clients, see `federated.offenders`.
+        private_steps: Position of a client to noisy steps on its examples, where these are what privacy hides.
         has_statistics: Whether batch statistics are those of the model that is served; False once a round has moved it.
         records: One record a round, round 0 first, without clients: those are in `rounds.jsonl`, for they may be many.
     """
@@ -44,6 +45,7 @@ class RunState:
     reached: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     usual_norms: tuple[float, float] | None = None
     offences: dict[int, tuple[int, int]] = field(default_factory=dict)
+    private_steps: dict[int, int] = field(default_factory=dict)
     has_statistics: bool = False
     records: list[RoundRecord] = field(default_factory=list)
 
@@ -66,6 +68,11 @@ class RunState:
     def virtual_seconds(self) -> float:
         """Virtual seconds of all rounds so far."""
         return self.records[-1].total_virtual_seconds if self.records else 0.0
+
+    @property
+    def epsilon(self) -> float | None:
+        """What the rounds so far have spent; None without privacy."""
+        return self.records[-1].epsilon if self.records else None
 
     def reach(self, positions: Sequence[int]) -> list[bool]:
         """Whether each of these clients, by its position, takes part for the first time; the next time it does not."""

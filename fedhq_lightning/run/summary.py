@@ -37,11 +37,13 @@ def summarize(
     run_dir: Path,
     wall_phases: Mapping[str, float],
     failure: str = "",
+    privacy: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Figures of the whole run; `metric_fp` and `metric_quantized` are those of the deployed round.
 
     `test_metrics` are `fp/NAME` and `quantized/NAME` on the test data. Without a deployment, a model that was not
-    written, `metric_quantized` is what the round logged. `failure` says why a run has come to nothing.
+    written, `metric_quantized` is what the round logged. `failure` says why a run has come to nothing,
+    `privacy` what was promised and spent.
     Wall times cover the rounds and the evaluation before them, not set-up, export and report: those are among
     `wall_phases`, seconds by phase.
     """
@@ -71,6 +73,7 @@ def summarize(
         "downlink_bytes": sum(record.downlink_bytes for record in rounds),
         "mode_counts": {mode: sum(record.mode_counts[mode] for record in rounds) for mode in MODES},
         **{status: sum(getattr(record, status) for record in rounds) for status in LEFT_OUT},
+        "privacy": privacy,
         "worst_client": worst_client,
         "per_class": per_class,
         "tiers": tiers,

@@ -21,6 +21,21 @@ _MOST_BYTES = 2**24
 _OTHER_KEYS: Any = {"extra": "allow"}
 
 
+class SpentPrivacy(TypedDict, total=False):
+    """What the run promises of its clients, and what it spent."""
+
+    __pydantic_config__ = _OTHER_KEYS  # type: ignore[misc]  # pydantic's own way
+    mechanism: Required[str]
+    hides: Required[str]
+    epsilon: Required[float | None]
+    delta: Required[float]
+    noise_multiplier: float
+    norm: float
+    accountant: str
+    max_epsilon: float | None
+    ended_by_budget: bool
+
+
 class WorstClient(TypedDict, total=False):
     """What the deployed model does for the client that it serves worst."""
 
@@ -138,6 +153,7 @@ class Summary(TypedDict, total=False):
     late: Count
     idle: Count
     quarantined: Count
+    privacy: SpentPrivacy | None
     worst_client: WorstClient | None
     per_class: PerClass | None
     tiers: list[Tier] | None

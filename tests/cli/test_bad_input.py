@@ -340,12 +340,6 @@ ON_THE_COMMAND_LINE = {
     f"package.module.Class; fedhq_lightning.federated.algorithms has {ALGORITHMS}",
     "--trainer.aggregator=fedhq_lightning.federated.algorithms.Krum": "trainer.aggregator: "
     f"fedhq_lightning.federated.algorithms has no 'Krum'; it has {ALGORITHMS}",
-    "--trainer.robust_rule=Krumm": "trainer.robust_rule: 'Krumm' is no class; give its whole path, such as "
-    "package.module.Class; did you mean 'fedhq_lightning.federated.robust.Krum'?",
-    "--trainer.robust_rule=TrimmedMean": "trainer.robust_rule: num_attackers is missing; give it in init_args",
-    '--trainer.robust_rule={"class_path": "Bulyan", "init_args": {"num_attackers": 1}}': "Bulyan takes "
-    "4 * num_attackers + 3 = 7 updates or more, and a cohort has 2 clients; raise clients_per_round, or lower what the "
-    "rule is to withstand",
     "--data.partitioner.alfa=3": "data.partitioner: DirichletPartitioner has no 'alfa'; it takes "
     f"{DIRICHLET_TAKES}; did you mean 'alpha'?",
     "--trainer.callbacks.alocation=1": "trainer.callbacks: FixedAllocator has no 'alocation'; it takes allocation, by; "

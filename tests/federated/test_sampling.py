@@ -127,3 +127,33 @@ def test_nobody_there_waits_for_the_next_who_holds_data() -> None:
     assert (sampler.wait_seconds(0), sampler.cohort(1, 0)) == (4, ["b"])
     assert (sampler.wait_seconds(6), sampler.cohort(2, 6)) == (8, ["b"])
     assert {sampler.cohort(number, 5)[0] for number in range(20)} == {"b", "c"}
+
+
+class TestByCoinFlips:
+    """Poisson sampling, as privacy is accounted."""
+
+    def test_each_client_by_itself(self) -> None:
+        sampler = CohortSampler(range(10), 3, 0, by_coin_flips=True)
+        assert sampler.rate == 0.3
+        cohorts = [sampler.cohort(number) for number in range(2000)]
+        limit = 4 * (0.3 * 0.7 / 2000) ** 0.5
+        for client in range(10):
+            assert sum(client in cohort for cohort in cohorts) / 2000 == pytest.approx(0.3, abs=limit)
+        assert sum({1, 2} <= set(cohort) for cohort in cohorts) / 2000 == pytest.approx(0.09, abs=limit)
+        sizes = np.array([len(cohort) for cohort in cohorts])
+        assert sizes.mean() == pytest.approx(3, abs=0.15)
+        assert sizes.var() == pytest.approx(10 * 0.3 * 0.7, rel=0.15)
+
+    def test_who_sits_out_is_replaced_by_nobody(self) -> None:
+        sampler = CohortSampler(range(10), 3, 0, by_coin_flips=True)
+        for number in range(50):
+            without = sampler.cohort(number, 0.0, frozenset({1, 2}))
+            assert without == [client for client in sampler.cohort(number) if client not in (1, 2)]
+
+    def test_a_chance_of_one_is_everybody_with_data(self) -> None:
+        sampler = CohortSampler(range(5), None, 0, frozenset({3}), by_coin_flips=True)
+        assert [sampler.cohort(number) for number in (1, 2)] == [[0, 1, 2, 4]] * 2
+
+    def test_cohorts_never_change(self) -> None:
+        sampler = CohortSampler(range(20), 4, 3, by_coin_flips=True)
+        assert [sampler.cohort(number) for number in (1, 2, 3)] == [[5, 6, 8, 12], [7, 8, 15], [2, 4, 8, 13, 19]]

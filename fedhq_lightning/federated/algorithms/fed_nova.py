@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from fedhq_lightning.federated.algorithms.aggregator import Aggregator, ClientEnd, ClientStart, ClientTerm, Gathered
 from fedhq_lightning.federated.algorithms.fed_avg import FedAvg
+from fedhq_lightning.federated.algorithms.step_length import StepLength
 from fedhq_lightning.types import StateDict
 
 _LENGTH = "length"
@@ -65,20 +66,16 @@ class FedNova(Aggregator):
 
 
 class _FitLength(ClientTerm):
-    """Sums what each gradient counts for in the change of the weights: |a_i|, in learning rates."""
+    """Finds the length of a fit, |a_i|, in learning rates."""
 
     def __init__(self, sent_length: float) -> None:
         self._sent_length = sent_length
-        self._velocity = 0.0
+        self._steps = StepLength()
         self._length = 0.0
 
     @override
     def before_step(self, optimizer: Optimizer) -> None:
-        group = optimizer.param_groups[0]
-        momentum = float(group.get("momentum") or 0.0)
-        is_damped = momentum and self._velocity  # torch damps neither the first gradient nor those without momentum
-        self._velocity = momentum * self._velocity + 1.0 - (float(group.get("dampening") or 0.0) if is_damped else 0.0)
-        self._length += 1.0 + momentum * self._velocity if group.get("nesterov") else self._velocity
+        self._length += self._steps.next(optimizer.param_groups[0])
 
     @override
     def finish(self, num_steps: int) -> ClientEnd:

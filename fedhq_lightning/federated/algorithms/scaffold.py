@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from typing_extensions import override
 
 from fedhq_lightning.federated.algorithms.aggregator import ClientEnd, ClientStart, ClientTerm, Gathered
 from fedhq_lightning.federated.algorithms.fed_avg import FedAvg
+from fedhq_lightning.federated.algorithms.step_length import StepLength
 from fedhq_lightning.types import StateDict
 
 
@@ -19,8 +21,9 @@ class Scaffold(FedAvg):
     """FedAvg whose clients correct every gradient by how theirs differ from everybody's.
 
     A client keeps a control variate, as large as its trained parameters; the server's goes down with the model, and the
-    client's change of its own comes up with the update, both in float32. The correction is made for SGD: with another
-    optimizer the variates are mean changes of the weights over the summed learning rates, and no gradients.
+    client's change of its own comes up with the update, both in float32. The correction is made for SGD, also with
+    momentum, where gradients count for later steps too; with another optimizer the variates are mean changes of the
+    weights over the summed learning rates, and no gradients.
 
     With weights by examples, as `FedAvg` has them, the server's variate is the mean of all clients' by examples, where
     the paper weighs them alike.
@@ -72,18 +75,20 @@ class _Correction(ClientTerm):
         self._own = {name: _like(start.kept.get(name), each) for name, each in self._parameters.items()}
         self._corrections = {name: self._server[name] - own for name, own in self._own.items()}
         self._starts = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+        self._steps: defaultdict[int, StepLength] = defaultdict(StepLength)
         self._rates = dict.fromkeys(self._parameters, 0.0)
 
     @override
     @torch.no_grad()
     def before_step(self, optimizer: Optimizer) -> None:
         names = {id(parameter): name for name, parameter in self._parameters.items()}
-        for group in optimizer.param_groups:
+        for position, group in enumerate(optimizer.param_groups):
+            rate = float(group["lr"]) * self._steps[position].next(group)
             for parameter in group["params"]:
                 name = names.get(id(parameter))
                 if name is not None and parameter.grad is not None:
                     parameter.grad.add_(self._corrections[name])
-                    self._rates[name] += float(group["lr"])
+                    self._rates[name] += rate
 
     @override
     @torch.no_grad()

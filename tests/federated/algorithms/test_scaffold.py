@@ -12,8 +12,8 @@ from .plain_rounds import Weights, batches, check_is, cohorts_of, initial_weight
 RATE, EPOCHS = 0.2, 2
 
 
-def by_the_paper(cohorts: list[list[int]], data: SmallData) -> Weights:
-    """Rounds of these clients: option II, with means by examples."""
+def by_the_paper(cohorts: list[list[int]], data: SmallData, momentum: float) -> Weights:
+    """Rounds of these clients: option II, with means by examples; with momentum, of gradients as they were used."""
     x = initial_weights()
     c = scaled(x, 0.0)
     own = {client: c for client in data.client_ids}
@@ -21,11 +21,13 @@ def by_the_paper(cohorts: list[list[int]], data: SmallData) -> Weights:
     for number, cohort in enumerate(cohorts, start=1):
         ends, changes = [], []
         for client in cohort:
-            y, steps = x, 0
+            y, velocity, used, length = x, scaled(x, 0.0), 0.0, 0.0
             for gradients in batches(data, 0, number, client, EPOCHS):
-                y = plus(y, plus(gradients(y), plus(c, own[client], -1.0)), -RATE)
-                steps += 1
-            new = plus(plus(own[client], c, -1.0), plus(x, y, -1.0), 1 / (steps * RATE))
+                velocity = plus(plus(gradients(y), plus(c, own[client], -1.0)), velocity, momentum)
+                y = plus(y, velocity, -RATE)
+                used = 1 + momentum * used
+                length += used
+            new = plus(plus(own[client], c, -1.0), plus(x, y, -1.0), 1 / (length * RATE))
             changes.append(plus(new, own[client], -1.0))
             own[client] = new
             ends.append(y)
@@ -35,12 +37,13 @@ def by_the_paper(cohorts: list[list[int]], data: SmallData) -> Weights:
     return x
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
 @pytest.mark.parametrize("clients_per_round", [None, 2])
-def test_is_the_papers(clients_per_round: int | None) -> None:
-    module, data = SmallModule(lr=RATE, momentum=0.0), SmallData()
+def test_is_the_papers(clients_per_round: int | None, momentum: float) -> None:
+    module, data = SmallModule(lr=RATE, momentum=momentum), SmallData()
     settings = {"max_rounds": 4, "clients_per_round": clients_per_round, "local_epochs": EPOCHS}
     done, state = fit(module, data, aggregator=Scaffold(), **settings)
-    check_is(module, state, by_the_paper(cohorts_of(done), data))
+    check_is(module, state, by_the_paper(cohorts_of(done), data, momentum))
 
 
 def test_differs_from_fedavg_from_the_second_round() -> None:

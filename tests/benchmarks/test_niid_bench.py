@@ -1,0 +1,29 @@
+"""The check from outside: its settings are the published ones, and a step of each algorithm runs."""
+
+import niid_bench
+import pytest
+
+from fedhq_lightning.data.idx import DEBIAN_FOLDER
+
+
+def test_the_network_is_the_published_one() -> None:
+    assert sum(parameter.numel() for parameter in niid_bench.Network().parameters()) == 44_426
+
+
+def test_every_cell_has_a_published_figure() -> None:
+    assert niid_bench.PUBLISHED.keys() == niid_bench.PARTITIONS.keys()
+    assert all(row.keys() == niid_bench.ALGORITHMS.keys() for row in niid_bench.PUBLISHED.values())
+
+
+@pytest.mark.skipif(not DEBIAN_FOLDER.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
+@pytest.mark.parametrize(("partition", "algorithm"), [("labels", "FedNova"), ("dirichlet", "SCAFFOLD")])
+def test_a_step_of_each_client(partition: str, algorithm: str) -> None:
+    accuracy, seconds = niid_bench.run(partition, algorithm, 0, 1, local_epochs=None, local_steps=1)
+    assert 0 <= accuracy <= 100
+    assert seconds > 0
+
+
+def test_a_row() -> None:
+    assert niid_bench.row("iid", "FedNova", [88.0, 90.0], 12.34) == (
+        "| IID | FedNova | 89.0 [88.0, 90.0] | 89.3 | 12.3 |"
+    )
