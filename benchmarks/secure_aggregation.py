@@ -1,6 +1,6 @@
 """What secure aggregation sends and how long it takes: of one client, and of the server, a round.
 
-python benchmarks/secure_aggregation.py     # three minutes on one core; writes docs/results/secure-aggregation.md
+python benchmarks/secure_aggregation.py     # a minute on one core; writes docs/results/secure-aggregation.md
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ COLUMNS = (
 TEXT = """
 ## A secure round
 
-Wall milliseconds of the process on one core; of a client the median over its cohort. *Lost*: the share of clients that
-drop out after they have shared their keys, whose masks the server takes off by itself. *Up*: all that a client sends,
-keys and shares included, and how many times a float32 payload that is. *Down*: what a client receives beside the model.
-*Keys*: two key pairs, shares for the others, sealed, and in the end the shares that it reveals. *Masks*: one for each
-other client and its own. Threshold {threshold}. Each round's unmasked sum was compared with the plain one: the same
-integers. Printed by `python benchmarks/secure_aggregation.py`.
+Wall milliseconds on one core of a machine with other jobs; of a client the median over its cohort. *Lost*: the share of
+clients that drop out after they have shared their keys, whose masks the server takes off by itself. *Up*: all that a
+client sends, keys and shares included, and how many times a float32 payload that is. *Down*: what a client receives
+beside the model. *Keys*: two key pairs, shares for the others, sealed, and in the end the shares that it reveals.
+*Masks*: one for each other client and its own. Threshold {threshold}. Each round's unmasked sum was compared with the
+plain one: the same integers. Printed by `python benchmarks/secure_aggregation.py`.
 
 {machine}
 

@@ -31,6 +31,7 @@ from fedhq_lightning.federated.resume import Resumed, begin_anew, check_same_fro
 from fedhq_lightning.federated.rounds import RoundLoop
 from fedhq_lightning.federated.run_description import describe_run
 from fedhq_lightning.federated.same_everywhere import check_same_everywhere
+from fedhq_lightning.federated.secure.secure_aggregation import SecureAggregation
 from fedhq_lightning.federated.settings import RunSettings, check_settings
 from fedhq_lightning.federated.wire import Downlink, Uplink
 from fedhq_lightning.finish.complete import complete
@@ -79,6 +80,7 @@ class FederatedTrainer(AfterFit):
         uplink_rounding: "nearest", or "stochastic": up or down at random, so that means over clients are exact.
         error_feedback: A client adds to its update what rounding took of its last one.
         privacy: `CentralPrivacy` hides clients, `LocalPrivacy` their examples, up to an epsilon; None for neither.
+        secure_aggregation: Have clients mask what they send, so that the server learns the sum alone.
         fleet: Devices of the clients, for the virtual clock: a name, a file, or a list of profiles.
         monitor: Validation metric by which the best round is chosen; default: the first that validation logs.
         monitor_mode: "min" or "max"; default: by the words of the name, refused where they do not tell.
@@ -152,6 +154,7 @@ class FederatedTrainer(AfterFit):
         uplink_rounding: Rounding = "nearest",
         error_feedback: bool = False,
         privacy: Privacy | None = None,
+        secure_aggregation: SecureAggregation | None = None,
         fleet: FleetSpec = "uniform",
         monitor: str | None = None,
         monitor_mode: MonitorMode | None = None,
@@ -341,6 +344,7 @@ class FederatedTrainer(AfterFit):
                 parts.statistics_of(settings, job, evaluator, processes),
                 clock,
                 saved_parts=lambda: {"described": described, "callbacks": self._states_of_callbacks()},
+                secure=parts.secure_of(settings, job, processes, directory.path.name),
             )
             failure = None
             with clock.phase("other"):

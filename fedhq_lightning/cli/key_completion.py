@@ -76,6 +76,7 @@ def values_of(key: str) -> Iterable[str]:
         "trainer.fleet": _fleets,
         "trainer.aggregator": lambda: names_in("federated/algorithms/__init__.py", but=("Aggregator",)),
         "trainer.privacy": lambda: names_in("federated/privacy/__init__.py"),
+        "trainer.secure_aggregation": lambda: names_in("federated/secure/__init__.py"),
         "trainer.callbacks": lambda: [each for each in names_in("callbacks/__init__.py") if each.endswith("Allocator")],
         "model": lambda: names_in("models/__init__.py", "fedhq_lightning.models.", but=("Classifier", "TabularInput")),
         "data": lambda: [f"fedhq_lightning.data.{name}" for name in FEDERATED_DATA],

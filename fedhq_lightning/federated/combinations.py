@@ -67,6 +67,16 @@ _EXCLUDED = (
         lambda settings: _is_local(settings) and settings.fit_options.accumulate_grad_batches > 1,
         "every step has noise of its own; take larger batches instead",
     ),
+    _Excluded(
+        *("secure_aggregation", "max_norm_ratio"),
+        lambda settings: settings.secure_aggregation is not None and settings.max_norm_ratio is not None,
+        "nobody sees the norm of an update; set max_norm_ratio to null",
+    ),
+    _Excluded(
+        *("secure_aggregation", "privacy: CentralPrivacy"),
+        lambda settings: settings.secure_aggregation is not None and _is_central(settings),
+        "the server clips each update before it adds noise, and sees none; LocalPrivacy hides examples within the sum",
+    ),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import lightning as L
 from lightning.fabric import Fabric
@@ -19,6 +20,9 @@ from fedhq_lightning.federated.update_directions import sketcher_of
 from fedhq_lightning.local.evaluation import Evaluator
 from fedhq_lightning.run.client_store import ClientStore
 from fedhq_lightning.support.collectives import Processes
+
+if TYPE_CHECKING:
+    from fedhq_lightning.federated.secure.secure_round import SecureRounds
 
 
 def fitter_of(settings: RunSettings, fabric: Fabric, job: Job, store: ClientStore | None = None) -> ClientFitter:
@@ -102,6 +106,15 @@ def server_of(settings: RunSettings, job: Job, processes: Processes) -> Server:
         sketcher=sketcher,
         max_norm_ratio=settings.max_norm_ratio,
         typical_examples=job.typical_examples,
-        min_updates=settings.min_clients,
+        min_updates=job.min_updates,
         total_examples=job.total_examples,
     )
+
+
+def secure_of(settings: RunSettings, job: Job, processes: Processes, run: str) -> SecureRounds | None:
+    """The part that masks updates, where the server shall learn their sum alone; the run's token goes into its keys."""
+    if job.secure is None:
+        return None
+    from fedhq_lightning.federated.secure.secure_round import SecureRounds
+
+    return SecureRounds(job.secure, job.link, processes, run, settings.seed)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from fedhq_lightning.errors import ConfigurationError, RunError
+from fedhq_lightning.errors import RunError
 from fedhq_lightning.federated.callback import RoundControl
 from fedhq_lightning.federated.client_fit import ClientFitter, Update
 from fedhq_lightning.federated.client_warnings import ClientWarnings
 from fedhq_lightning.federated.failing_clients import after_round, check_fruitful, check_has_model, sitting_out
+from fedhq_lightning.federated.plan_checks import check_plan
 from fedhq_lightning.federated.resume import best_checkpoint
 from fedhq_lightning.federated.sampling import share_of
 from fedhq_lightning.federated.server import Aggregated, Server, ServerRound
@@ -31,7 +32,10 @@ from fedhq_lightning.support.notes import noted
 from fedhq_lightning.support.phase_clock import PhaseClock
 from fedhq_lightning.support.text import shortened
 from fedhq_lightning.support.views import float_view
-from fedhq_lightning.types import MODES, ClientId, Plan
+from fedhq_lightning.types import ClientId, Plan
+
+if TYPE_CHECKING:  # they need the package cryptography
+    from fedhq_lightning.federated.secure.secure_round import SecureRound, SecureRounds
 
 
 class RoundLoop:
@@ -50,6 +54,7 @@ class RoundLoop:
         statistics: Takes batch statistics of global models anew; None where there are none, or they are averaged.
         clock: Of the run.
         saved_parts: What a checkpoint holds of others: the run's description, and the callbacks' states.
+        secure: Opens secure rounds; None where the server sees every update.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class RoundLoop:
         statistics: StatisticsRound | None,
         clock: PhaseClock,
         saved_parts: Callable[[], dict[str, Any]],
+        secure: SecureRounds | None = None,
     ) -> None:
         self._settings = settings
         self._control = control
@@ -79,22 +85,26 @@ class RoundLoop:
         self._statistics = statistics
         self._clock = clock
         self._saved_parts = saved_parts
+        self._secure = secure
         self._warnings = ClientWarnings(job.allocator.wanted_sensitivity, settings.sit_out_rounds)
 
     def run(self) -> None:
         """All rounds that are still to be done; before the first, an evaluation that counts as round 0."""
         state, control, clients = self._state, self._control, list[ClientRecord]()
-        min_clients, num_clients = self._settings.min_clients, len(self._job.sampler.with_data())
+        min_clients, num_clients = self._job.min_updates, len(self._job.sampler.with_data())
         if not state.records:
             self._processes.from_first(lambda: self._directory.write_inputs(self._job.datamodule.model_inputs()))
             self._observe(0, Plan({}), [], self._clock.read())
         while not (self._is_last(state.round) or control.should_stop):
             before = self._clock.read()
             usual = None if state.usual_norms is None else Norms(*state.usual_norms)
-            at_server = self._server.open_round(state.round + 1, float_view(state.global_state), usual)
-            plan = self._plan(at_server.number)
-            updates = self._fit(at_server, plan)  # one at a time, as they are aggregated
-            clients = self._aggregate(at_server, updates)
+            plan = self._plan(state.round + 1)
+            secure = None
+            if self._secure is not None:
+                secure = self._secure.open(state.round + 1, list(plan.modes), self._mine(plan))
+            at_server = self._server.open_round(state.round + 1, float_view(state.global_state), usual, secure)
+            updates = self._fit(at_server, plan, secure)  # one at a time, as they are aggregated
+            clients = self._aggregate(at_server, updates, secure)
             self._observe(at_server.number, plan, clients, before)
             if control.should_stop and not state.stopped:  # set when the round was saved already
                 state.stopped = True
@@ -112,19 +122,23 @@ class RoundLoop:
         allocator = self._job.allocator
         with self._clock.phase("allocate"):
             plan = allocator.propose(round_number, cohort)
-        _check(plan, cohort, type(allocator).__name__)
+        check_plan(plan, cohort, type(allocator).__name__)
         self._control.call("on_round_start", round_number, plan)
         return plan
 
-    def _fit(self, at_server: ServerRound, plan: Plan) -> Iterator[Update]:
+    def _mine(self, plan: Plan) -> list[ClientId]:
+        """This process's share of the cohort."""
+        cohort = list(plan.modes)
+        return share_of(self._processes, cohort, [float(self._job.clock.num_examples(each)) for each in cohort])
+
+    def _fit(self, at_server: ServerRound, plan: Plan, secure: SecureRound | None) -> Iterator[Update]:
         """Train this process's share of the cohort, one client after another."""
         settings, control, cohort = self._settings, self._control, list(plan.modes)
         scale = learning_rate_scale(settings.round_lr, at_server.number, settings.max_rounds)
         in_round = f"in round {at_server.number}"
         notes = {each: f"while client {each} trained in {mode}, {in_round}" for each, mode in plan.modes.items()}
-        work = [float(self._job.clock.num_examples(client_id)) for client_id in cohort]
         newcomers = self._newcomers(cohort)
-        for client_id in share_of(self._processes, cohort, work):
+        for client_id in self._mine(plan):
             mode = plan.modes[client_id]
             control.call("on_client_start", client_id, mode)
             with self._clock.phase("fit"), noted(notes[client_id]):
@@ -140,6 +154,8 @@ class RoundLoop:
                     plan.work.get(client_id, 1.0),
                     at_server.received_beside,
                 )
+            if secure is not None:
+                update = secure.masked(update, at_server.received, self._explained)
             control.call("on_client_end", update.record)
             yield update
 
@@ -153,12 +169,16 @@ class RoundLoop:
         are_new = self._state.reach([self._job.clock.position(client_id) for client_id in cohort])
         return frozenset(client_id for client_id, is_new in zip(cohort, are_new, strict=True) if is_new)
 
-    def _aggregate(self, at_server: ServerRound, updates: Iterable[Update]) -> list[ClientRecord]:
+    def _aggregate(
+        self, at_server: ServerRound, updates: Iterable[Update], secure: SecureRound | None
+    ) -> list[ClientRecord]:
         """Give the server this process's updates, and step; every client's record, in fixed order."""
         state, settings, number = self._state, self._settings, at_server.number
         with self._clock.phase("aggregate"):
             records = [_received(at_server, update) for update in updates]
             found = at_server.close()
+        if secure is not None:
+            records = [secure.charged(record) for record in records]
         everyone = self._everyones(records, found)
         if number == 1:
             self._check_first_round(everyone)
@@ -172,7 +192,7 @@ class RoundLoop:
         state.offences, sit_out = after_round(state.offences, placed, number, settings.sit_out_rounds)
         self._warnings.of_round(everyone, sit_out)
         if not found.total_weight:
-            too_few = _too_few(found.num_updates, settings.min_clients)
+            too_few = _too_few(found.num_updates, self._job)
             rank_zero_warn(f"round {number}: {too_few}; the global model stays as it is")
         return everyone
 
@@ -222,7 +242,7 @@ class RoundLoop:
         record = replace(record, allocator_seconds=allocator_seconds)
         state.round = round_number
         state.records.append(replace(record, clients=()))
-        is_trained = any(each.round and each.usable >= settings.min_clients for each in state.records)
+        is_trained = any(each.round and each.usable >= self._job.min_updates for each in state.records)
         is_best = is_trained and state.is_better(record.monitored, self._job.monitored.mode)
         if is_best:
             state.keep_as_best(record.monitored)
@@ -325,32 +345,12 @@ def _received(at_server: ServerRound, update: Update) -> ClientRecord:
     return record
 
 
-def _too_few(num_updates: int, min_clients: int) -> str:
+def _too_few(num_updates: int, job: Job) -> str:
     if not num_updates:
         return "no usable update arrived"
-    return f"{num_updates} usable updates arrived, fewer than min_clients {min_clients}"
-
-
-def _check(plan: Plan, cohort: Sequence[ClientId], allocator: str) -> None:
-    if set(plan.modes) != set(cohort):
-        raise ConfigurationError(
-            f"{allocator} planned {len(plan.modes)} clients for a cohort of {len(cohort)}; "
-            "a plan names every client of the cohort and no other"
-        )
-    for mode in (*plan.modes.values(), *plan.lr_factors):
-        if mode not in MODES:
-            raise ConfigurationError(f"{allocator} planned mode {mode!r}: must be one of {', '.join(MODES)}")
-    for client_id, work in plan.work.items():
-        if client_id not in plan.modes or not 0 < work <= 1:
-            raise ConfigurationError(
-                f"{allocator} planned work {work!r} for client {client_id!r}: must be a client of the cohort, and a "
-                "share above 0 and up to 1"
-            )
-    for mode, factor in plan.lr_factors.items():
-        if not 0 < factor < math.inf:
-            raise ConfigurationError(
-                f"{allocator} planned a learning-rate factor {factor!r} for {mode}: must be above 0"
-            )
+    is_asked_for = job.secure is None or job.secure.threshold < job.min_updates
+    least = "min_clients" if is_asked_for else "the threshold of secure_aggregation,"
+    return f"{num_updates} usable updates arrived, fewer than {least} {job.min_updates}"
 
 
 def train_metrics(clients: Sequence[ClientRecord]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from fedhq_lightning.federated.beside import beside_of, model_of, named_beside
 from fedhq_lightning.federated.exact_mean import ExactMean
 from fedhq_lightning.federated.held_updates import HeldUpdate, HeldUpdates
 from fedhq_lightning.federated.payload import PackedState, PayloadError, decoded
+from fedhq_lightning.federated.secure.messages import BelowThresholdError
 from fedhq_lightning.federated.update_checks import Norms, check_norms, check_values, limits_of, norms_of
 from fedhq_lightning.federated.update_directions import UpdateDirections
 from fedhq_lightning.federated.wire import Link
@@ -47,6 +48,24 @@ class Accumulator(Protocol):
         """Mean of all processes' updates in float32, and the sum of their weights, the same on every process.
 
         Called once, by every process, at the end. Of no update the mean is empty and the weight 0.
+        """
+
+
+class MaskedSum(Protocol):
+    """Adds up updates that are masked, each by its client: the server can look into none of them."""
+
+    def receive(self, message: bytes) -> None:
+        """Add one.
+
+        Raises:
+            ValueError: Not a message of this round.
+        """
+
+    def mean(self, processes: Processes) -> tuple[StateDict, int]:
+        """As `Accumulator.mean`.
+
+        Raises:
+            BelowThresholdError: Too few clients are left to take the masks off.
         """
 
 
@@ -89,18 +108,25 @@ class Server:
     total_examples: int | None = None
     noisy_sum: Callable[[int], Accumulator] | None = None
 
-    def open_round(self, round_number: int, current: StateDict, usual_norms: Norms | None = None) -> ServerRound:
+    def open_round(
+        self,
+        round_number: int,
+        current: StateDict,
+        usual_norms: Norms | None = None,
+        masked_sum: MaskedSum | None = None,
+    ) -> ServerRound:
         """Begin a round: encode the global model as every client of the round receives it.
 
         Args:
             round_number: From 1.
             current: The global model.
             usual_norms: What the round before found, if there was one.
+            masked_sum: Where updates come masked: it takes the place of all checks, transforms and of the accumulator.
         """
         parameters = {name: current[name] for name in self.link.trained(self.parameter_names)}
         beside = named_beside(self.aggregator.beside_down(parameters))
         received, num_bytes = self.link.down(current | beside, round_number)
-        return ServerRound(self, round_number, current, received, num_bytes, usual_norms)
+        return ServerRound(self, round_number, current, received, num_bytes, usual_norms, masked_sum)
 
 
 @dataclass(frozen=True)
@@ -134,6 +160,7 @@ class ServerRound:
         received: What every client of the round received, with what came beside the model.
         downlink_bytes: Size of the round's payload, for one client.
         usual_norms: Median norms of the updates of the round before, see `Aggregated.usual_norms`.
+        masked_sum: See `Server.open_round`.
     """
 
     def __init__(
@@ -144,6 +171,7 @@ class ServerRound:
         received: StateDict,
         downlink_bytes: int = 0,
         usual_norms: Norms | None = None,
+        masked_sum: MaskedSum | None = None,
     ) -> None:
         self.number = round_number
         self.received = model_of(received)
@@ -155,6 +183,7 @@ class ServerRound:
         self._usual_norms = usual_norms
         self._is_model = server.link.uplink == "weights"
         self._sum = self._empty_sum()
+        self._masked_sum = masked_sum
         self._seen: set[ClientId] = set()
         self._norms: list[Norms] = []
         self._held = HeldUpdates()
@@ -184,6 +213,10 @@ class ServerRound:
             raise PayloadError(f"client {client_id} has sent an update in round {self.number} before")
         self._seen.add(client_id)
         with self._refusing(client_id):
+            if self._masked_sum is not None:
+                self._masked_sum.receive(payload)
+                self._num_added += 1
+                return
             if num_examples < 1:
                 raise PayloadError("it saw no example in this round")
             if most_examples is not None and num_examples > most_examples:
@@ -215,7 +248,11 @@ class ServerRound:
         if num_updates < server.min_updates:
             self._sum = self._empty_sum()
             return Aggregated(self._current, 0, num_updates, self._refused, {}, usual_norms)
-        summed, total_weight = self._sum.mean(server.processes)
+        try:
+            summed, total_weight = (self._masked_sum or self._sum).mean(server.processes)
+        except BelowThresholdError as error:  # what clients sent is lost with those who could have unmasked it
+            lost = dict.fromkeys(self._seen - self._refused.keys(), str(error))
+            return Aggregated(self._current, 0, 0, self._refused | lost, {}, usual_norms)
         self._sum = self._empty_sum()
         if self._takes_differences():
             summed = {name: self._bases[name].float() + value for name, value in summed.items()}

@@ -18,6 +18,7 @@ from fedhq_lightning.federated.client_errors import OnClientError
 from fedhq_lightning.federated.client_uplink import Rounding
 from fedhq_lightning.federated.personal.personal_layers import PersonalLayers
 from fedhq_lightning.federated.privacy.mechanisms import Privacy
+from fedhq_lightning.federated.secure.secure_aggregation import SecureAggregation
 from fedhq_lightning.federated.update_checks import check_norm_ratio
 from fedhq_lightning.federated.wire import Downlink, Uplink
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
@@ -63,6 +64,7 @@ class RunSettings:
     uplink_rounding: Rounding
     error_feedback: bool
     privacy: Privacy | None
+    secure_aggregation: SecureAggregation | None
     fleet: FleetSpec
     monitor: str | None
     monitor_mode: MonitorMode | None

@@ -19,6 +19,7 @@ from fedhq_lightning.devices.lane_kernels import LaneKernels
 from fedhq_lightning.devices.virtual_clock import VirtualClock
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import checks
+from fedhq_lightning.federated.allocation_checks import check_allocation
 from fedhq_lightning.federated.beside import named_beside
 from fedhq_lightning.federated.callback import Monitored
 from fedhq_lightning.federated.client_analysis import ClientAnalyst
@@ -36,6 +37,7 @@ from fedhq_lightning.federated.privacy.ledger import Ledger
 from fedhq_lightning.federated.privacy.mechanisms import CentralPrivacy
 from fedhq_lightning.federated.private_run import check_private_run, ledger_of
 from fedhq_lightning.federated.sampling import CohortSampler
+from fedhq_lightning.federated.secure.run_terms import RunTerms, check_sum_is_all
 from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.federated.statistics_round import statistics_names
 from fedhq_lightning.federated.wire import Link, warn_of_lost_changes
@@ -53,7 +55,7 @@ from fedhq_lightning.support.lightnings import is_overridden
 from fedhq_lightning.support.notes import noted
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
 from fedhq_lightning.support.views import RANGE
-from fedhq_lightning.types import MODES, ClientId, Mode, StateDict
+from fedhq_lightning.types import MODES, ClientId, StateDict
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class Job:
         beside: What goes down beside the initial model, by its own names.
         own_layers: What of the model is each client's own.
         ledger: Keeps account of the privacy that is spent.
+        min_updates: Usable updates that a round takes to move the model.
+        secure: What secure rounds have in common; None where the server sees every update.
     """
 
     template: L.LightningModule
@@ -91,6 +95,8 @@ class Job:
     beside: StateDict
     own_layers: OwnLayers
     ledger: Ledger
+    min_updates: int
+    secure: RunTerms | None
 
     @cached_property
     def validation_loaders(self) -> list[Any]:
@@ -186,6 +192,10 @@ def set_up(
     state = {name: value.detach() for name, value in template.state_dict().items()}
     beside = _carry_beside(settings, link, template, found.frozen)
     _, download_bytes = link.down(state | named_beside(beside), 0)
+    upload_bytes, secure = link.num_payload_bytes(0, client_id), None
+    if settings.secure_aggregation is not None:
+        secure = RunTerms.of(settings.secure_aggregation, link.sent_shapes, sampler.cohort_size, sizes.tolist())
+        upload_bytes, download_bytes = secure.uplink_bytes, download_bytes + secure.downlink_bytes
     clock = VirtualClock(
         fleet,
         client_ids,
@@ -194,7 +204,7 @@ def set_up(
         lambda client_id: int(sizes[clock.position(client_id)]),
         settings.fit_options,
         download_bytes=download_bytes,
-        upload_bytes=link.num_payload_bytes(0, client_id),
+        upload_bytes=upload_bytes,
         first_download_bytes=link.fixed_bytes,
         precision="bf16" if settings.precision == "bf16-mixed" else "fp32",
         drop_last=found.drop_last,
@@ -219,9 +229,11 @@ def set_up(
             resumes=resumes,
         )
     )
-    _check_allocation(settings, allocator, with_data, clock)
+    check_allocation(settings, allocator, with_data, clock)
     has_trace = fleet.availability is not None
     check_private_run(settings, allocator, found, monitor, has_trace, datamodule.calibration_batch(client_id))
+    if secure is not None:
+        check_sum_is_all(allocator, bool(batch_norms))
     warn_of_lost_changes(settings.uplink, up_grids)
     if empty:
         names = ", ".join(str(client_ids[position]) for position in sorted(empty)[:5])
@@ -234,6 +246,8 @@ def set_up(
         beside=beside,
         own_layers=own_layers,
         ledger=ledger_of(settings, datamodule, sampler, clock.position),
+        min_updates=max(settings.min_clients, 1 if secure is None else secure.threshold),
+        secure=secure,
     )
 
 
@@ -344,43 +358,3 @@ def _divergence(
         return None
 
     return LabelStatistics(client_ids, datamodule.label_counts).divergence
-
-
-def _is_all_fp(allocator: Allocator) -> bool:
-    if not isinstance(allocator, FixedAllocator):
-        return False
-    allocation = allocator.allocation
-    return set(allocation.values() if isinstance(allocation, Mapping) else [allocation]) == {"fp"}
-
-
-def _check_allocation(
-    settings: RunSettings, allocator: Allocator, client_ids: Sequence[ClientId], clock: VirtualClock
-) -> None:
-    if settings.scheme is None and not _is_all_fp(allocator):
-        raise ConfigurationError(
-            f"{type(allocator).__name__} may put clients into ptq or qat, but trainer.scheme is not set; "
-            "give a scheme such as 'w4a8', or leave the allocator out to train in fp"
-        )
-    if settings.round_deadline is not None:
-        modes = MODES if settings.scheme is not None else MODES[:1]
-        # Who has no batch is never late, and never of use.
-        trained = [client_id for client_id in client_ids if clock.trains(client_id)]
-        _check_deadline(settings.round_deadline, clock, trained, modes)
-
-
-def _check_deadline(
-    deadline: float, clock: VirtualClock, client_ids: Sequence[ClientId], modes: Sequence[Mode]
-) -> None:
-    """Refuse a deadline that nobody keeps, and tell of one that nobody keeps the first time."""
-    if all(clock.seconds(client_id, mode) > deadline for client_id in client_ids for mode in modes):
-        fastest = min(clock.seconds(client_id, mode) for client_id in client_ids for mode in modes)
-        raise ConfigurationError(
-            f"round_deadline {deadline:g} virtual seconds: every client would be late; the fastest needs "
-            f"{fastest:.3g}; raise the deadline, shorten the local fit or take a faster fleet"
-        )
-    if all(clock.time(each, mode, is_first=True).total > deadline for each in client_ids for mode in modes):
-        rank_zero_warn(
-            f"round_deadline {deadline:g} virtual seconds: every client will be late the first time that it takes "
-            "part, when it also receives what no round changes, such as frozen weights; its work of that round is "
-            "lost; raise the deadline to keep it"
-        )

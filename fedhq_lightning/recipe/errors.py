@@ -31,6 +31,7 @@ _SHIPPED = {
     "trainer.callbacks": "fedhq_lightning.callbacks",
     "trainer.aggregator": "fedhq_lightning.federated.algorithms",
     "trainer.privacy": "fedhq_lightning.federated.privacy",
+    "trainer.secure_aggregation": "fedhq_lightning.federated.secure",
 }
 """Where the classes are that a key is most often given, each in the module's `__all__`."""
 _MOST_LISTED = 12

@@ -24,6 +24,7 @@ _ROUNDS_FOR_ETA = 10
 _REFRESHES_PER_SECOND = 4
 _BEFORE_THE_ROUNDS = ("start", "set_up", "compile")
 _WITHIN_A_ROUND = {
+    "secure": "masking",
     "statistics": "taking batch statistics",
     "evaluate": "evaluating",
     "save": "saving",
