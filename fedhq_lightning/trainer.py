@@ -19,6 +19,7 @@ from fedhq_lightning.federated.after_fit import AfterFit
 from fedhq_lightning.federated.algorithms.aggregator import Aggregator
 from fedhq_lightning.federated.callback import Monitored, RoundCallback, split_callbacks
 from fedhq_lightning.federated.client_errors import OnClientError
+from fedhq_lightning.federated.client_evaluation import ClientEvaluation
 from fedhq_lightning.federated.client_uplink import Rounding
 from fedhq_lightning.federated.combinations import check_combinations
 from fedhq_lightning.federated.endings import told_to_all
@@ -109,6 +110,8 @@ class FederatedTrainer(AfterFit):
         retake_batch_statistics: Have BatchNorm statistics taken anew by the cohort, of the float32 and of the deployed
             view of every evaluated model and of the last; False: clients' running statistics are averaged.
         eval_every_n_rounds: Evaluate after every so many rounds, and after the last.
+        evaluate_clients: How clients evaluate the models on what they hold back; None: 100 of them, where data have
+            such examples, whenever the server evaluates. False: never.
         checkpoint_every_n_rounds: Write a checkpoint after every so many rounds, and after the last.
         final_evaluation: After the last round, evaluate the deployed model on test data, on each class and on clients,
             and time it. False leaves these figures null, and `metric_quantized` as the deployed round logged it.
@@ -179,6 +182,7 @@ class FederatedTrainer(AfterFit):
         ema_decay: float | None = None,
         retake_batch_statistics: bool = True,
         eval_every_n_rounds: int = 1,
+        evaluate_clients: ClientEvaluation | bool | None = None,
         checkpoint_every_n_rounds: int = 1,
         final_evaluation: bool = True,
         export: str | Sequence[str] = ("onnx",),
@@ -342,6 +346,7 @@ class FederatedTrainer(AfterFit):
                 directory,
                 state,
                 parts.statistics_of(settings, job, evaluator, processes),
+                parts.evaluation_of(settings, job, evaluator, processes),
                 clock,
                 saved_parts=lambda: {"described": described, "callbacks": self._states_of_callbacks()},
                 secure=parts.secure_of(settings, job, processes, directory.path.name),

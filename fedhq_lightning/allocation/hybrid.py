@@ -246,9 +246,11 @@ class HybridAllocator(Allocator):
     def _length(self, result: "RoundRecord") -> float:
         """How long a round lasted, in rounds of the same cohort under the incumbent.
 
-        Whom the sampler drew and what time passed until they came back is no boundary's merit or fault.
+        Whom the sampler drew, what time passed until they came back, and evaluation on clients is no boundary's merit
+        or fault.
         """
         seconds = result.virtual_seconds - result.wait_seconds
+        seconds -= 0.0 if result.evaluation is None else result.evaluation.virtual_seconds
         return seconds / self._usual_seconds if result.round > 0 and self._usual_seconds > 0 else seconds
 
     def write(self, folder: Path) -> None:

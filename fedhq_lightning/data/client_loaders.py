@@ -94,7 +94,7 @@ class ClientLoaders:
             **self._kept(),
         )
 
-    def calibration(self, rows: NDArray[np.int64]) -> DataLoader[Any]:
+    def in_order(self, rows: NDArray[np.int64]) -> DataLoader[Any]:
         """Batches of a client's examples in the given order, the last one not full.
 
         Args:

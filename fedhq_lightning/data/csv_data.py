@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedhq_lightning.data import table_fit
+from fedhq_lightning.data.client_holdout import check_holdout, held_back
 from fedhq_lightning.data.federated import FederatedDataModule
 from fedhq_lightning.data.images import EVAL_BATCH_SIZE, TEST_EVERY, stratified_split
 from fedhq_lightning.data.table_cells import ClientTable
@@ -71,6 +73,9 @@ class CSVDataModule(FederatedDataModule):
         delimiter: Between cells.
         inputs_file: `inputs.json` of an earlier run, whose columns, statistics and classes are taken in place of a fit:
             to evaluate its model on other files, or to go on from its weights.
+        client_holdout: Share of each client's other rows that it never trains on, which the fit does not see either,
+            and evaluates models on, such as 0.2. None for none.
+        holdout_seed: Which ones; the same in every run unless it is set.
 
     Raises:
         ConfigurationError: A value that cannot work. On `setup`: whatever in the files cannot be used, by file, line
@@ -92,8 +97,11 @@ class CSVDataModule(FederatedDataModule):
         encoding: str = "utf-8",
         delimiter: str = ",",
         inputs_file: str | Path | None = None,
+        client_holdout: float | None = None,
+        holdout_seed: int | None = None,
     ) -> None:
         super().__init__()
+        check_holdout(client_holdout)
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("hold_out_every", hold_out_every, 2),
@@ -116,8 +124,11 @@ class CSVDataModule(FederatedDataModule):
         self.batch_size = batch_size
         self.encoding = encoding
         self.delimiter = delimiter
+        self.client_holdout = client_holdout
+        self.holdout_seed = holdout_seed
         self._form: TableForm | None = None
         self._training: dict[ClientId, TensorDataset] = {}
+        self._held_back: dict[ClientId, TensorDataset] = {}
         self._held_out: list[HeldOutRows] = []
 
     @property
@@ -161,6 +172,12 @@ class CSVDataModule(FederatedDataModule):
         rows = self._rows_of(client_id)
         return DataLoader(rows, self.batch_size, shuffle=len(rows) > 0)  # torch shuffles no empty set
 
+    def client_val_dataloader(self, client_id: ClientId) -> DataLoader[Any] | None:
+        """Rows that the client holds back; None for none."""
+        self._rows_of(client_id)
+        rows = self._held_back[client_id]
+        return _in_order(rows) if len(rows) else None
+
     def val_dataloader(self) -> DataLoader[Any]:
         """Held-out rows that choose the best round."""
         return self._held_out_loader(0)
@@ -200,8 +217,7 @@ class CSVDataModule(FederatedDataModule):
 
     def _held_out_loader(self, part: int) -> DataLoader[Any]:
         self.setup("validate")
-        # A loader without its own generator draws from torch's global random numbers even where it does not shuffle.
-        return DataLoader(self._held_out[part], EVAL_BATCH_SIZE, generator=torch.Generator())
+        return _in_order(self._held_out[part])
 
     def _reader(self) -> TableReader:
         return TableReader(
@@ -220,7 +236,9 @@ class CSVDataModule(FederatedDataModule):
         reader = self._reader() if form is None else self._reader().for_form(form)
         tables = self._tables(reader)
         aside = {client_id: self._put_aside(table) for client_id, table in tables.items()}
-        kept = {client_id: _others(aside[client_id], len(table)) for client_id, table in tables.items()}
+        others = {client_id: _others(aside[client_id], len(table)) for client_id, table in tables.items()}
+        back = {client_id: self._holds_back(client_id, tables[client_id], rows) for client_id, rows in others.items()}
+        kept = {client_id: rows[~back[client_id]] for client_id, rows in others.items()}
         if form is None:
             form = table_fit.fit_tables([(table, kept[client_id]) for client_id, table in tables.items()], self.label)
             reader.check_form(form)
@@ -238,6 +256,10 @@ class CSVDataModule(FederatedDataModule):
         rows_of_both = stratified_split(labels, TEST_EVERY)
         self._held_out = [HeldOutRows(features[rows], labels[rows], form.classes) for rows in rows_of_both]
         self._training = {client_id: TensorDataset(*dataset[kept[client_id]]) for client_id, dataset in encoded.items()}
+        self._held_back = {
+            client_id: TensorDataset(*dataset[others[client_id][back[client_id]]])
+            for client_id, dataset in encoded.items()
+        }
         self._form = form
 
     def _tables(self, reader: TableReader) -> dict[ClientId, ClientTable]:
@@ -259,9 +281,22 @@ class CSVDataModule(FederatedDataModule):
         by_class = torch.from_numpy(table.labels.values).argsort(stable=True)
         return by_class[self.hold_out_every - 1 :: self.hold_out_every].sort().values
 
+    def _holds_back(self, client_id: ClientId, table: ClientTable, rows: Tensor) -> Tensor:
+        """Which of some rows of a client, (num_rows,) bool, it evaluates models on; of each class one stays."""
+        is_back = held_back(rows.numpy(), self.client_holdout, self.holdout_seed, client_id)
+        labels = table.labels.values[rows.numpy()]
+        for label in set(labels[is_back].tolist()) - set(labels[~is_back].tolist()):  # the fit must know every class
+            is_back[np.flatnonzero(labels == label)[0]] = False
+        return torch.from_numpy(is_back)
+
 
 def _others(rows: Tensor, count: int) -> Tensor:
     """Of so many rows those that are not among some."""
     is_left = torch.ones(count, dtype=torch.bool)
     is_left[rows] = False
     return is_left.nonzero().flatten()
+
+
+def _in_order(rows: TensorDataset) -> DataLoader[Any]:
+    # A loader without its own generator draws from torch's global random numbers even where it does not shuffle.
+    return DataLoader(rows, EVAL_BATCH_SIZE, generator=torch.Generator())

@@ -1,4 +1,4 @@
-"""The data that a federated run needs: one training loader per client, one held-out set for the server."""
+"""The data that a federated run needs: loaders of each client, one held-out set for the server."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Sized
@@ -17,7 +17,8 @@ class FederatedDataModule(LightningDataModule, ABC):
     """Base for data that is split over clients.
 
     Subclasses give `client_ids`, `train_dataloader(client_id)` and `val_dataloader()`; `test_dataloader()` where there
-    is test data; the rest has defaults. `prepare_data` and `setup` work as in any LightningDataModule.
+    is test data, `client_val_dataloader(client_id)` where clients hold examples back; the rest has defaults.
+    `prepare_data` and `setup` work as in any LightningDataModule.
     """
 
     @property
@@ -37,6 +38,17 @@ class FederatedDataModule(LightningDataModule, ABC):
     @abstractmethod
     def val_dataloader(self) -> Any:
         """The server's held-out batches."""
+
+    def client_val_dataloader(self, client_id: ClientId) -> Any:
+        """What the client holds back: batches that it never trains on, for it to evaluate models on.
+
+        One loader, several, or None where it holds nothing back. The batches are such as `validation_step` takes, and
+        the same at every call.
+
+        Args:
+            client_id: One of `client_ids`.
+        """
+        return None
 
     def num_examples(self, client_id: ClientId) -> int:
         """Training examples that the client holds; 0 leaves it out of the run.

@@ -30,6 +30,7 @@ class BreastCancerHospitals(CSVDataModule):
     Args:
         num_hospitals: 2 to 50. Their ids are `hospital-01` and so on.
         batch_size: Training rows in a batch.
+        client_holdout: See `CSVDataModule`.
 
     Raises:
         ConfigurationError: A number outside these bounds.
@@ -37,8 +38,8 @@ class BreastCancerHospitals(CSVDataModule):
     Source: Wolberg et al. 1995, Breast Cancer Wisconsin (Diagnostic), UCI, as scikit-learn ships it.
     """
 
-    def __init__(self, num_hospitals: int = 8, batch_size: int = 16) -> None:
-        super().__init__(".", "diagnosis", batch_size=batch_size)
+    def __init__(self, num_hospitals: int = 8, batch_size: int = 16, client_holdout: float | None = None) -> None:
+        super().__init__(".", "diagnosis", batch_size=batch_size, client_holdout=client_holdout)
         if not 2 <= num_hospitals <= 50:
             raise ConfigurationError(f"num_hospitals {num_hospitals}: must be 2 to 50")
         self.num_hospitals = num_hospitals

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from fedhq_lightning.data.client_holdout import check_holdout, held_back
 from fedhq_lightning.data.client_loaders import ClientLoaders
 from fedhq_lightning.data.federated import FederatedDataModule
 from fedhq_lightning.data.label_counts import LabelCounts
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 ORDER_SEED = 42
+
+
+class _Share(NamedTuple):
+    """One client's examples, by their positions among those that were dealt, each (num_examples,)."""
+
+    training: NDArray[np.int64]
+    held_back: NDArray[np.int64]
 
 
 class PartitionedDataModule(FederatedDataModule):
@@ -52,11 +60,14 @@ class PartitionedDataModule(FederatedDataModule):
             tensor of a TensorDataset, or of more than two the only one of whole numbers after the first; in a Hugging
             Face table as the only ClassLabel column, the one called label, labels, target or targets, or the one that a
             partitioner by label names.
+        client_holdout: Share of each client's examples that it never trains on and evaluates models on, such as 0.2;
+            sizes and label counts are those of the others. None for none.
+        holdout_seed: Which ones; the same in every run unless it is set.
 
     Raises:
-        ConfigurationError: `datamodule` is federated already. On first use of the data: no single training DataLoader
-            that clients' loaders can follow; the partitioner's column or labels needed and not found, or to be dealt by
-            class and no classes; the partitioner refuses.
+        ConfigurationError: `datamodule` is federated already; a share out of range. On first use of the data: no single
+            training DataLoader that clients' loaders can follow; the partitioner's column or labels needed and not
+            found, or to be dealt by class and no classes; the partitioner refuses.
     """
 
     def __init__(
@@ -64,8 +75,11 @@ class PartitionedDataModule(FederatedDataModule):
         datamodule: AnyDataModule,
         partitioner: "Partitioner",
         label_fn: Callable[[Any], int] | None = None,
+        client_holdout: float | None = None,
+        holdout_seed: int | None = None,
     ) -> None:
         super().__init__()
+        check_holdout(client_holdout)
         if isinstance(datamodule, FederatedDataModule):
             raise ConfigurationError(
                 f"{type(datamodule).__name__} has clients already: give it to the trainer as it is"
@@ -73,10 +87,12 @@ class PartitionedDataModule(FederatedDataModule):
         self.datamodule = datamodule
         self.partitioner = partitioner
         self.label_fn = label_fn
+        self.client_holdout = client_holdout
+        self.holdout_seed = holdout_seed
         self._prepared = False
         self._stages: set[str] = set()
         self._loaders: ClientLoaders
-        self._dealt: list[NDArray[np.int64]] = []
+        self._dealt: list[_Share] = []
         self._label_counts: LabelCounts
 
     @property
@@ -114,11 +130,11 @@ class PartitionedDataModule(FederatedDataModule):
 
     def num_examples(self, client_id: ClientId) -> int:
         """Training examples of one client, possibly 0."""
-        return len(self._positions(client_id))
+        return len(self._share(client_id).training)
 
     def label_counts(self, client_id: ClientId) -> Tensor | None:
         """Examples per class of one client, (num_classes,) int64; None where labels are unknown or not classes."""
-        positions = self._positions(client_id)
+        positions = self._share(client_id).training
         return self._label_counts.among(positions)
 
     # One training loader per client: the signature is FederatedDataModule's, not Lightning's.
@@ -138,7 +154,12 @@ class PartitionedDataModule(FederatedDataModule):
         """
         rows = self._rows(client_id)
         with generators_kept():
-            return next(iter(self._loaders.calibration(rows)))
+            return next(iter(self._loaders.in_order(rows)))
+
+    def client_val_dataloader(self, client_id: ClientId) -> DataLoader[Any] | None:
+        """What the client holds back, as the wrapped training set gives it, in a fixed order; None for nothing."""
+        positions = self._share(client_id).held_back
+        return self._loaders.in_order(self._loaders.drawn[positions]) if len(positions) else None
 
     def val_dataloader(self) -> Any:
         """The wrapped module's validation data.
@@ -167,11 +188,10 @@ class PartitionedDataModule(FederatedDataModule):
 
     def _rows(self, client_id: ClientId) -> NDArray[np.int64]:
         """Rows of the wrapped training set that the client holds."""
-        positions = self._positions(client_id)
+        positions = self._share(client_id).training
         return self._loaders.drawn[positions]
 
-    def _positions(self, client_id: ClientId) -> NDArray[np.int64]:
-        """Where the client's examples are among those that were dealt."""
+    def _share(self, client_id: ClientId) -> _Share:
         self.setup("fit")
         if not isinstance(client_id, int) or not 0 <= client_id < len(self._dealt):
             raise KeyError(f"client {client_id!r}: the clients are 0 to {len(self._dealt) - 1}")
@@ -192,8 +212,15 @@ class PartitionedDataModule(FederatedDataModule):
             is_given = self.label_fn is not None
             column = partition_column(self.partitioner, loaders.dataset, labels, is_given, owner)
             columns[name] = column[order]
-        self._dealt = partition_rows(self.partitioner, order, columns)
+        dealt = partition_rows(self.partitioner, order, columns)
+        self._dealt = [self._shared_out(loaders.drawn, client_id, held) for client_id, held in enumerate(dealt)]
         self._loaders, self._label_counts = loaders, LabelCounts(labels, owner)
+
+    def _shared_out(self, drawn: NDArray[np.int64], client_id: int, held: NDArray[np.int64]) -> _Share:
+        if self.client_holdout is None:
+            return _Share(held, held[:0])
+        is_back = held_back(drawn[held], self.client_holdout, self.holdout_seed, client_id)
+        return _Share(held[~is_back], held[is_back])
 
 
 def unwrapped(datamodule: AnyDataModule) -> AnyDataModule:

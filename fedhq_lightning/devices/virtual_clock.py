@@ -170,6 +170,27 @@ class VirtualClock:
         passes = sum(self.forward_seconds(client_id, mode) for mode in modes)
         return download_seconds + passes + self.upload_seconds(client_id, upload_bytes)
 
+    def evaluation_seconds(
+        self, client_id: ClientId, num_examples: int, upload_bytes: int, modes: Sequence[Mode]
+    ) -> float:
+        """Virtual seconds of evaluating a model: download, a pass over the examples in each mode, upload.
+
+        Args:
+            client_id: The client.
+            num_examples: Those that it evaluates on.
+            upload_bytes: Payload up.
+            modes: Whose forward pass each view's is: a third of a step.
+        """
+        device = self._device_at(self.position(client_id))
+        full, rest = divmod(num_examples, self._batch_size)
+        passes = sum(
+            count * self._step(device, mode, examples) / 3
+            for mode in modes
+            for count, examples in ((full, self._batch_size), (bool(rest), rest))
+            if count
+        )
+        return self._link(client_id)[0] + passes + self.upload_seconds(client_id, upload_bytes)
+
     def upload_seconds(self, client_id: ClientId, num_bytes: int) -> float:
         """Virtual seconds of sending so many bytes."""
         return 8 * num_bytes / self.profile(client_id).uplink_bits_per_second

@@ -27,6 +27,9 @@ COSTS = (
 """What adds up over the rounds; `RoundRecord` has each under the same name."""
 OTHERS = (
     "worst_client.metric",
+    "on_clients.quantized.mean",
+    "on_clients.quantized.worst_decile",
+    "on_clients.quantized.spread",
     "rounds",
     "best_round",
     "late",
@@ -92,7 +95,7 @@ def parse_objectives(given: Any, monitor_mode: Direction) -> tuple[Objective, ..
             )
         if name in directions:
             raise ConfigurationError(f"objectives: {name} is there twice")
-        of_metric = name in METRICS or name == "worst_client.metric"
+        of_metric = name in METRICS or name == "worst_client.metric" or name.endswith((".mean", ".worst_decile"))
         direction = names[name] if isinstance(names, Mapping) else (monitor_mode if of_metric else "min")
         if direction not in ("min", "max"):
             raise ConfigurationError(f"objectives: {name}: direction {direction!r}; allowed are min and max")

@@ -23,6 +23,7 @@ from fedhq_lightning.data.partitioned import unwrapped
 from fedhq_lightning.deploy.pixels import Pixels
 from fedhq_lightning.devices.roofline import LayerCost, measure_costs
 from fedhq_lightning.errors import ConfigurationError, nearest
+from fedhq_lightning.federated.client_evaluation import figure_names
 from fedhq_lightning.federated.clients import num_examples
 from fedhq_lightning.federated.not_finite import column_names, odd_values
 from fedhq_lightning.federated.update_checks import is_finite
@@ -30,6 +31,7 @@ from fedhq_lightning.local.batch_statistics import tracked_layers
 from fedhq_lightning.local.client_trainer import ClientTrainer
 from fedhq_lightning.local.evaluation import as_loaders
 from fedhq_lightning.support.lightnings import is_overridden
+from fedhq_lightning.support.notes import noted
 from fedhq_lightning.support.quiet import libraries_quiet
 from fedhq_lightning.support.tensors import same_values
 from fedhq_lightning.types import ClientId, FitOptions
@@ -50,6 +52,7 @@ class Probe:
         frozen: Names in the state of the parameters that no local fit trains.
         fixed: Those of them that no hook changes either, as the average of another network's weights would.
         batch_norms: Layers whose statistics training moves, by their first names, with all names of each.
+        client_names: What `validation_step` logs on what a client holds back; empty where no client evaluates.
     """
 
     costs: list[LayerCost]
@@ -62,6 +65,7 @@ class Probe:
     frozen: frozenset[str] = frozenset()
     fixed: frozenset[str] = frozenset()
     batch_norms: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    client_names: Sequence[str] = ()
 
 
 def probe(
@@ -71,6 +75,7 @@ def probe(
     options: FitOptions,
     quantized: Mapping[str, bool],
     autocast: Callable[[], AbstractContextManager[Any]],
+    held_back: Sequence[Any] = (),
 ) -> Probe:
     """Take one training step on a batch of one client, and evaluate one held-out batch, on a copy of the module.
 
@@ -83,6 +88,7 @@ def probe(
         options: Length of a local fit.
         quantized: Layers that the scheme quantizes, and whether it quantizes their activations too.
         autocast: Context of the steps.
+        held_back: Loaders of a batch that a client evaluates on; none where no client does.
 
     Raises:
         ConfigurationError: Manual optimization, several optimizers, no loss, a scheduler that monitors what nobody
@@ -126,6 +132,8 @@ def probe(
         recorder = ForwardRecorder(module)
         validation_names = list(trainer.evaluate([_first_batch(loader) for loader in loaders]))
         example_args = recorder.arguments
+    with noted("while validation_step was tried on what a client holds back; evaluate_clients: false leaves that out"):
+        client_names = list(trainer.evaluate(held_back)) if held_back else []
     _check_monitors(schedulers, train_names, validation_names)
     # A buffer may be replaced; one that did not travel before is the client's own business.
     known = {*template.state_dict(), *(name for name, _ in template.named_buffers())}
@@ -146,6 +154,7 @@ def probe(
         frozen=frozen,
         fixed=fixed,
         batch_norms={name: others for name, others in tracked_layers(module).items() if name in batch_norms.training},
+        client_names=client_names,
     )
 
 
@@ -162,7 +171,7 @@ def resolve_monitor(monitor: str | None, found: Probe) -> str | None:
     Raises:
         ConfigurationError: Nobody logs what was asked for, or only training does where there is validation.
     """
-    names = found.validation_names or found.train_names
+    names = [*(found.validation_names or found.train_names), *figure_names(found.client_names)]
     if monitor is None:
         return names[0] if names else None
     if monitor not in names and monitor in found.train_names:

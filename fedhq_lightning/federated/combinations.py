@@ -58,6 +58,11 @@ _EXCLUDED = (
         "they are extremes of clients' data; leave the s out of the scheme",
     ),
     _Excluded(
+        *("privacy", "evaluate_clients"),
+        lambda settings: settings.privacy is not None and bool(settings.evaluate_clients),
+        "what each client finds would be told without noise; set evaluate_clients to null",
+    ),
+    _Excluded(
         *("privacy: LocalPrivacy", "lanes.bias_correction"),
         lambda settings: _is_local(settings) and settings.lanes.bias_correction,
         "it changes the model by a batch of the client's data without noise; turn it off",

@@ -22,7 +22,7 @@ _LARGER_IF_NO_OTHER_TELLS = "score top"
 """Of most kinds of scores; but a Brier score and a top-5 error are what the other word says."""
 _TURNS = (
     "neg negative minus inverse inverted reciprocal ratio gap drop decrease decline reduction increase gain "
-    "improvement delta diff difference change std stddev var variance"
+    "improvement delta diff difference change std stddev spread var variance"
 )
 """Of these a value is another's opposite, a change or the spread, so that the words beside them do not tell."""
 _STAGES = "train training val valid validation test eval dev"

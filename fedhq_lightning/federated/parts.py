@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import lightning as L
 from lightning.fabric import Fabric
 
+from fedhq_lightning.federated.client_evaluation import ClientEvaluation, directions_of
 from fedhq_lightning.federated.client_fit import ClientFitter
 from fedhq_lightning.federated.client_uplink import ClientUplink
+from fedhq_lightning.federated.evaluation_round import EvaluationRound
 from fedhq_lightning.federated.privacy.mechanisms import CentralPrivacy, LocalPrivacy
 from fedhq_lightning.federated.privacy.noisy_sum import NoisySum
 from fedhq_lightning.federated.server import Server
@@ -78,6 +80,26 @@ def statistics_of(
         return None
     return StatisticsRound(
         layers, evaluator, settings.fit_options, job.datamodule, job.clock, processes, settings.on_client_error
+    )
+
+
+def evaluation_of(
+    settings: RunSettings, job: Job, evaluator: Evaluator, processes: Processes
+) -> EvaluationRound | None:
+    """The part that has clients evaluate; None where they are not to, or hold nothing back."""
+    metrics, asked = job.probe.client_names, settings.evaluate_clients
+    if not metrics:
+        return None
+    options = asked if isinstance(asked, ClientEvaluation) else ClientEvaluation()
+    return EvaluationRound(
+        options,
+        options.panel(job.sampler.with_data(), settings.seed),
+        directions_of(metrics, job.monitored.name, job.monitored.mode),
+        evaluator,
+        job.datamodule,
+        job.clock,
+        processes,
+        settings.on_client_error,
     )
 
 

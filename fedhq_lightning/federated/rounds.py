@@ -13,6 +13,7 @@ from fedhq_lightning.errors import RunError
 from fedhq_lightning.federated.callback import RoundControl
 from fedhq_lightning.federated.client_fit import ClientFitter, Update
 from fedhq_lightning.federated.client_warnings import ClientWarnings
+from fedhq_lightning.federated.evaluation_round import EvaluationRound
 from fedhq_lightning.federated.failing_clients import after_round, check_fruitful, check_has_model, sitting_out
 from fedhq_lightning.federated.plan_checks import check_plan
 from fedhq_lightning.federated.resume import best_checkpoint
@@ -24,6 +25,7 @@ from fedhq_lightning.federated.statistics_round import Retaken, StatisticsRound
 from fedhq_lightning.federated.update_checks import NOT_FINITE, Norms
 from fedhq_lightning.local.evaluation import Evaluator
 from fedhq_lightning.run.directory import RunDirectory
+from fedhq_lightning.run.evaluated_clients import ClientsEvaluation
 from fedhq_lightning.run.lightning_checkpoint import for_lightning
 from fedhq_lightning.run.records import ClientRecord, RoundRecord
 from fedhq_lightning.run.state import RunState
@@ -52,6 +54,7 @@ class RoundLoop:
         directory: Written by process 0 only.
         state: Where the run stands.
         statistics: Takes batch statistics of global models anew; None where there are none, or they are averaged.
+        on_clients: Has clients evaluate global models; None where they do not.
         clock: Of the run.
         saved_parts: What a checkpoint holds of others: the run's description, and the callbacks' states.
         secure: Opens secure rounds; None where the server sees every update.
@@ -69,6 +72,7 @@ class RoundLoop:
         directory: RunDirectory,
         state: RunState,
         statistics: StatisticsRound | None,
+        on_clients: EvaluationRound | None,
         clock: PhaseClock,
         saved_parts: Callable[[], dict[str, Any]],
         secure: SecureRounds | None = None,
@@ -83,6 +87,7 @@ class RoundLoop:
         self._directory = directory
         self._state = state
         self._statistics = statistics
+        self._on_clients = on_clients
         self._clock = clock
         self._saved_parts = saved_parts
         self._secure = secure
@@ -234,14 +239,19 @@ class RoundLoop:
             note = f"while the global model was evaluated, after round {round_number}"
             with self._clock.phase("evaluate"), noted(note):
                 metrics |= self._evaluator.evaluate(state.served, self._job.validation_loaders)
-        record = self._record(round_number, metrics, plan, clients, before, retaken)
+        evaluation = None
+        if self._on_clients is not None:
+            with self._clock.phase("evaluate"):
+                evaluation = self._on_clients.after_round(round_number, clients, state, is_evaluated)
+            metrics |= self._on_clients.metrics(evaluation)
+        record = self._record(round_number, metrics, plan, clients, before, retaken, evaluation)
         with self._clock.phase("allocate"):
             self._job.allocator.observe(record)
         # Its time is complete only now, and what it plans may not depend on it.
         allocator_seconds = self._processes.broadcast(self._clock.since(before).get("allocate", 0.0))
         record = replace(record, allocator_seconds=allocator_seconds)
         state.round = round_number
-        state.records.append(replace(record, clients=()))
+        state.records.append(record.without_clients())
         is_trained = any(each.round and each.usable >= self._job.min_updates for each in state.records)
         is_best = is_trained and state.is_better(record.monitored, self._job.monitored.mode)
         if is_best:
@@ -289,6 +299,7 @@ class RoundLoop:
         clients: list[ClientRecord],
         before: Mapping[str, float],
         retaken: Retaken,
+        evaluation: ClientsEvaluation | None,
     ) -> RoundRecord:
         """What happened, with wall times as process 0 measured them, so that every process holds the same record."""
         monitor, deadline = self._job.monitored.name, self._settings.round_deadline
@@ -322,6 +333,7 @@ class RoundLoop:
             epsilon=self._job.ledger.epsilon(
                 *(round_number, self._state.epsilon, self._state.private_steps, clients),
             ),
+            evaluation=evaluation,
         )
 
     def _save_checkpoint(self) -> None:

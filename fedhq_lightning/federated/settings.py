@@ -15,6 +15,7 @@ from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.federated.algorithms.aggregator import Aggregator
 from fedhq_lightning.federated.algorithms.fed_avg import FedAvg
 from fedhq_lightning.federated.client_errors import OnClientError
+from fedhq_lightning.federated.client_evaluation import ClientEvaluation, check_frequency
 from fedhq_lightning.federated.client_uplink import Rounding
 from fedhq_lightning.federated.personal.personal_layers import PersonalLayers
 from fedhq_lightning.federated.privacy.mechanisms import Privacy
@@ -81,6 +82,7 @@ class RunSettings:
     ema_decay: float | None
     retake_batch_statistics: bool
     eval_every_n_rounds: int
+    evaluate_clients: ClientEvaluation | bool | None
     checkpoint_every_n_rounds: int
     final_evaluation: bool
     export: tuple[str, ...]
@@ -155,6 +157,7 @@ def check_settings(given: Mapping[str, Any]) -> None:
         _check_positive(f"mode_lr: {mode}", factor)
     check_norm_ratio(given["max_norm_ratio"])
     _check_uplink(given)
+    check_frequency(given["evaluate_clients"], given["eval_every_n_rounds"])
     for name, least in (("min_clients", 1), ("sit_out_rounds", 0)):
         if not (_is_number(given[name]) and isinstance(given[name], int) and given[name] >= least):
             raise ConfigurationError(f"{name} {given[name]!r}: must be a whole number, {least} or more")

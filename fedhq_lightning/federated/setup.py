@@ -23,6 +23,7 @@ from fedhq_lightning.federated.allocation_checks import check_allocation
 from fedhq_lightning.federated.beside import named_beside
 from fedhq_lightning.federated.callback import Monitored
 from fedhq_lightning.federated.client_analysis import ClientAnalyst
+from fedhq_lightning.federated.client_evaluation import first_held_back
 from fedhq_lightning.federated.clients import (
     check_last_batches,
     client_sizes,
@@ -171,8 +172,12 @@ def set_up(
     grids = grids_of(settings, template)
     _attach_ranges(settings, template)
     quantized = {name.removesuffix(".weight"): grid.activation_bits is not None for name, grid in grids.items()}
+    asked = settings.evaluate_clients if settings.privacy is None else False  # it would be told without noise
+    held_back = first_held_back(asked, template, datamodule, with_data)
     with noted(first_batch):
-        found = checks.probe(template, datamodule, client_id, settings.fit_options, quantized, fabric.autocast)
+        found = checks.probe(
+            template, datamodule, client_id, settings.fit_options, quantized, fabric.autocast, held_back
+        )
     if settings.export_inputs is not None:
         checks.check_export_inputs(settings.export_inputs, datamodule, found.example_args)
     check_last_batches(datamodule, with_data, found.batch_size, found.batch_norm, settings.fit_options)

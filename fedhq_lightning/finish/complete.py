@@ -16,8 +16,10 @@ from fedhq_lightning.deploy.from_state import deploy
 from fedhq_lightning.deploy.model_folder import MOST_SAMPLES, WEIGHTS
 from fedhq_lightning.deploy.pixels import Pixels
 from fedhq_lightning.deploy.speed import measure_inference
+from fedhq_lightning.federated.parts import evaluation_of
 from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.federated.setup import Job
+from fedhq_lightning.finish.on_clients import on_clients
 from fedhq_lightning.finish.on_test_data import metrics_on_test_data
 from fedhq_lightning.finish.per_class import per_class_accuracy
 from fedhq_lightning.finish.worst_client import worst_client
@@ -29,6 +31,7 @@ from fedhq_lightning.run.records import distinct_clients, tier_figures
 from fedhq_lightning.run.run import Run
 from fedhq_lightning.run.state import RunState
 from fedhq_lightning.run.summary import summarize
+from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.phase_clock import PhaseClock
 from fedhq_lightning.support.text import first_line
 
@@ -62,7 +65,7 @@ def complete(
     # Clients are in `rounds.jsonl` alone, and may be many: whatever is told of them is read one round at a time.
     tiers = tier_figures(directory.stream_rounds())
     monitor, loaders = job.monitored.name, job.validation_loaders if settings.final_evaluation else []
-    deployment, worst, per_class, inference, on_test = None, None, None, None, None
+    deployment, worst, per_class, inference, on_test, clients = None, None, None, None, None, None
     has_global_model = not job.own_layers.names
     if writes_model and has_global_model and not failure:
         inputs = job.datamodule.model_inputs()
@@ -84,10 +87,13 @@ def complete(
         with clock.phase("final_evaluation"):
             if has_global_model:
                 on_test = metrics_on_test_data(evaluator, state.deployed, job.template, job.datamodule)
-            if writes_model and loaders:
+            evaluation = evaluation_of(settings, job, evaluator, Processes(None))
+            if evaluation is not None:
+                clients, worst = on_clients(evaluation, state, monitor, tiers)
+            elif writes_model and loaders and settings.privacy is None:  # it would be told of a client without noise
                 participants = distinct_clients(directory.stream_rounds())
-                if settings.privacy is None:  # it would be told of a client without noise
-                    worst = worst_client(evaluator, state, monitor, job.monitored.mode, job.datamodule, participants)
+                worst = worst_client(evaluator, state, monitor, job.monitored.mode, job.datamodule, participants)
+            if writes_model and loaders:
                 per_class = per_class_accuracy(evaluator, state.deployed, loaders, monitor)
             if deployment is not None:
                 inference = _inference(evaluator, state, directory, deployment)
@@ -100,6 +106,7 @@ def complete(
         deployment,
         on_test,
         worst,
+        clients,
         per_class,
         tiers,
         inference,

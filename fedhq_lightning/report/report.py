@@ -8,12 +8,13 @@ from fedhq_lightning.report.clients_section import clients_section
 from fedhq_lightning.report.course_section import course_section
 from fedhq_lightning.report.model_section import model_section
 from fedhq_lightning.report.numbers_section import numbers_section
+from fedhq_lightning.report.on_clients_section import on_clients_section
 from fedhq_lightning.report.page import contents, page
 from fedhq_lightning.report.sections import header, recipe_section, summary_section, versions_section
 from fedhq_lightning.run.run import Run
 from fedhq_lightning.support.atomic_files import write_atomically
 
-_PICTURED = (course_section, boundary_section, clients_section, model_section)
+_PICTURED = (course_section, boundary_section, clients_section, on_clients_section, model_section)
 _WRITTEN = (summary_section, numbers_section, recipe_section, versions_section)
 
 

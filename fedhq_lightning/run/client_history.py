@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from fedhq_lightning.run.records import ClientRecord, RoundRecord
 from fedhq_lightning.types import MODES, ClientId, Mode
@@ -75,7 +75,7 @@ def split(records: Iterable[RoundRecord]) -> tuple[list[RoundRecord], list[Clien
     rounds: list[RoundRecord] = []
     clients: dict[ClientId, ClientHistory] = {}
     for record in records:
-        rounds.append(replace(record, clients=()))
+        rounds.append(record.without_clients())
         for client in record.clients:
             clients.setdefault(client.client_id, ClientHistory(client.client_id, client.tier)).add(client)
     return rounds, list(clients.values())

@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import fields, replace
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -183,7 +183,7 @@ class RunDirectory:
         Raises:
             ConfigurationError: They are not all there, one line each and in order.
         """
-        kept = [replace(record, clients=()) for record in islice(self.stream_rounds(), round_number + 1)]
+        kept = [record.without_clients() for record in islice(self.stream_rounds(), round_number + 1)]
         if [record.round for record in kept] != list(range(round_number + 1)):
             raise ConfigurationError(
                 f"{self.rounds_file}: does not hold rounds 0 to {round_number}, which were done at the checkpoint: "
@@ -285,6 +285,9 @@ def _flat(record: RoundRecord) -> dict[str, Any]:
     row = record.to_json()
     del row["clients"]
     counts, metrics, allocation = row.pop("mode_counts"), row.pop("metrics"), row.pop("allocation")
+    evaluation = {name: value for name, value in (row.pop("evaluation") or {}).items() if name != "clients"}
     row.update({f"clients/{mode}": count for mode, count in counts.items()}, **metrics)
+    evaluation |= evaluation.pop("group_means", {})
+    row.update({f"evaluation/{name}": value for name, value in evaluation.items()})
     row.update({f"allocation/{name}": value for name, value in allocation.items()})
     return row

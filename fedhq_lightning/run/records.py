@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.run.evaluated_clients import ClientsEvaluation
 from fedhq_lightning.support.typed_json import parse_json, typed
 from fedhq_lightning.support.untrusted_files import read_lines
 from fedhq_lightning.types import MODES, ClientId, Count, Mode, Plan, Seconds
@@ -27,6 +28,8 @@ def _encode(value: Any) -> Any:
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
         return {key: _encode(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_encode(item) for item in value]
     return value
 
 
@@ -125,6 +128,8 @@ class RoundRecord:
         statistics_uplink_bytes: Bytes received for that, part of `uplink_bytes`.
         statistics_downlink_bytes: Bytes sent for that, part of `downlink_bytes`.
         epsilon: What the rounds until this one have spent of the clients' privacy; None without `trainer.privacy`.
+        evaluation: What clients found on what they hold back, and its cost, part of `virtual_seconds` and of the bytes;
+            None where they were not asked.
     """
 
     round: Count
@@ -151,6 +156,7 @@ class RoundRecord:
     statistics_uplink_bytes: Count = 0
     statistics_downlink_bytes: Count = 0
     epsilon: float | None = None
+    evaluation: ClientsEvaluation | None = None
 
     @classmethod
     def of_clients(
@@ -172,6 +178,7 @@ class RoundRecord:
         statistics_uplink_bytes: int = 0,
         statistics_downlink_bytes: int = 0,
         epsilon: float | None = None,
+        evaluation: ClientsEvaluation | None = None,
     ) -> Self:
         """The record of a round, with what its clients' records add up to.
 
@@ -184,7 +191,7 @@ class RoundRecord:
             wall_seconds: Of this round.
             fit_wall_seconds: Of this round's local fits.
             allocator_seconds: Of this round's planning.
-            virtual_seconds: Of this round, waiting included.
+            virtual_seconds: Of this round, waiting included, but for the evaluation on clients.
             metric_fp: Monitored metric of the global model, where it is known by now.
             metric_quantized: Monitored metric of the deployed model, where it is known by now.
             wait_seconds: Virtual seconds that the round waited for its first client.
@@ -192,7 +199,10 @@ class RoundRecord:
             statistics_uplink_bytes: Bytes received for that.
             statistics_downlink_bytes: Bytes sent for that.
             epsilon: Of the rounds until this one.
+            evaluation: What clients found; its cost is added.
         """
+        cost = evaluation or ClientsEvaluation(())
+        virtual_seconds += cost.virtual_seconds
         return cls(
             round=round_number,
             metrics=dict(metrics),
@@ -202,8 +212,10 @@ class RoundRecord:
             virtual_seconds=virtual_seconds,
             total_wall_seconds=before[0] + wall_seconds,
             total_virtual_seconds=before[1] + virtual_seconds,
-            uplink_bytes=sum(client.uplink_bytes for client in clients) + statistics_uplink_bytes,
-            downlink_bytes=sum(client.downlink_bytes for client in clients) + statistics_downlink_bytes,
+            uplink_bytes=sum(each.uplink_bytes for each in clients) + statistics_uplink_bytes + cost.uplink_bytes,
+            downlink_bytes=sum(each.downlink_bytes for each in clients)
+            + statistics_downlink_bytes
+            + cost.downlink_bytes,
             mode_counts=plan.counts(),
             **{status: sum(client.status == status for client in clients) for status in LEFT_OUT},
             clients=tuple(clients),
@@ -216,6 +228,7 @@ class RoundRecord:
             statistics_uplink_bytes=statistics_uplink_bytes,
             statistics_downlink_bytes=statistics_downlink_bytes,
             epsilon=epsilon,
+            evaluation=evaluation,
         )
 
     @property
@@ -228,10 +241,16 @@ class RoundRecord:
         """The monitored value: that of the deployed model where there is one, else of the global model."""
         return self.metric_fp if self.metric_quantized is None else self.metric_quantized
 
+    def without_clients(self) -> Self:
+        """What of it is kept in memory: clients may be many, and are in `rounds.jsonl`."""
+        evaluation = None if self.evaluation is None else replace(self.evaluation, clients=())
+        return replace(self, clients=(), evaluation=evaluation)
+
     def to_json(self) -> dict[str, Any]:
         """The fields as plain values that strict JSON can hold, the clients as a list of such dicts."""
         values = {field.name: _encode(getattr(self, field.name)) for field in fields(self)}
-        return values | {"clients": [client.to_json() for client in self.clients]}
+        evaluation = None if self.evaluation is None else _encode(asdict(self.evaluation))
+        return values | {"clients": [client.to_json() for client in self.clients], "evaluation": evaluation}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "RoundRecord":

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.run.checkpoint_file import load_checkpoint
 from fedhq_lightning.support.views import DEPLOYED
-from fedhq_lightning.types import StateDict
+from fedhq_lightning.types import MODES, StateDict
 
 _MOST_NAMED = 3
 
@@ -78,6 +78,10 @@ def _are_counts(value: Any) -> bool:
     return type(value) is dict and all(_is_count(position) and _is_count(held) for position, held in value.items())
 
 
+def _are_modes(value: Any) -> bool:
+    return type(value) is dict and all(_is_count(position) and mode in MODES for position, mode in value.items())
+
+
 _Parts: TypeAlias = Mapping[str, tuple[Callable[[Any], bool], str]]
 """By name: whether a value can be that part, and in words what it has to be."""
 
@@ -110,6 +114,7 @@ _STATE: _Parts = {
     "offences": (_are_offences, "two whole numbers from 0 by position"),
     "has_statistics": _BOOL,
     "private_steps": (_are_counts, "whole numbers from 0 by position"),
+    "last_modes": (_are_modes, "a mode by position"),
 }
 _STATE_SINCE: Mapping[str, Any] = {
     "reached": torch.empty(0, dtype=torch.int64),
@@ -117,6 +122,7 @@ _STATE_SINCE: Mapping[str, Any] = {
     "offences": {},
     "has_statistics": False,
     "private_steps": {},
+    "last_modes": {},
 }
 _DESCRIBED: _Parts = {"trainer": _NAMED, "recipe": _NAMED}
 _TRAINER: _Parts = {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.support.views import DEPLOYED
-from fedhq_lightning.types import StateDict
+from fedhq_lightning.types import Mode, StateDict
 
 
 @dataclass
@@ -32,6 +32,7 @@ class RunState:
         offences: What is held against clients, see `federated.offenders`.
         private_steps: Position of a client to noisy steps on its examples, where these are what privacy hides.
         has_statistics: Whether batch statistics are those of the model that is served; False once a round has moved it.
+        last_modes: How each client that evaluates trained the last time, by position.
         records: One record a round, round 0 first, without clients: those are in `rounds.jsonl`, for they may be many.
     """
 
@@ -47,6 +48,7 @@ class RunState:
     offences: dict[int, tuple[int, int]] = field(default_factory=dict)
     private_steps: dict[int, int] = field(default_factory=dict)
     has_statistics: bool = False
+    last_modes: dict[int, Mode] = field(default_factory=dict)
     records: list[RoundRecord] = field(default_factory=list)
 
     @property

@@ -46,6 +46,37 @@ class WorstClient(TypedDict, total=False):
     clients_evaluated: Count
 
 
+class ClientFigures(TypedDict, total=False):
+    """What clients found on what they hold back: all of them, those of a tier, or those of a mode."""
+
+    __pydantic_config__ = _OTHER_KEYS  # type: ignore[misc]  # pydantic's own way
+    clients: Required[Count]
+    examples: Required[Count]
+    fp: Required[dict[str, float] | None]
+    quantized: Required[dict[str, float] | None]
+
+
+class TierOnClients(ClientFigures, total=False):
+    """Those with one device."""
+
+    tier: Required[str]
+
+
+class ModeOnClients(ClientFigures, total=False):
+    """Those that trained in one mode the last time."""
+
+    mode: Required[str]
+
+
+class OnClients(ClientFigures, total=False):
+    """All of them."""
+
+    metric_name: Required[str]
+    without: Count
+    tiers: Required[list[TierOnClients]]
+    modes: Required[list[ModeOnClients]]
+
+
 class PerClass(TypedDict, total=False):
     """Accuracy on each class."""
 
@@ -155,6 +186,7 @@ class Summary(TypedDict, total=False):
     quarantined: Count
     privacy: SpentPrivacy | None
     worst_client: WorstClient | None
+    on_clients: OnClients | None
     per_class: PerClass | None
     tiers: list[Tier] | None
     export: str | None

@@ -1,12 +1,12 @@
 """What every federated data module keeps to, whatever its data."""
 
-from collections.abc import Mapping
 from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
 
 from fedhq_lightning.data.federated import FederatedDataModule
+from fedhq_lightning.local.evaluation import as_loaders
 from fedhq_lightning.testing.batches import examples_of, kinds_of
 from fedhq_lightning.testing.host_state import generator_states, seeded
 from fedhq_lightning.testing.same_values import same_values
@@ -148,12 +148,21 @@ class DataModuleContract:
 
     def test_held_out_batches_are_given(self) -> None:
         """`val_dataloader` gives batches, as many at every pass; several loaders come as a list or by name."""
-        given = self.ready().val_dataloader()
-        loaders = list(given.values()) if isinstance(given, Mapping) else given
-        for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
+        for loader in as_loaders(self.ready().val_dataloader()):
             first, second = list(loader), list(loader)
             assert len(first) == len(second)
             assert sum(map(self.batch_size, first)) > 0
+
+    def test_what_clients_hold_back_is_fixed(self) -> None:
+        """A client's held-back batches are the same at every call, whatever the seed, and on every process."""
+        module, other = self.ready(), self.ready()
+        for client_id in self.clients(module):
+            with seeded(1):
+                batches = [list(loader) for loader in as_loaders(module.client_val_dataloader(client_id))]
+            for each in (module, other):
+                with seeded(2):
+                    again = [list(loader) for loader in as_loaders(each.client_val_dataloader(client_id))]
+                assert same_values(again, batches), f"client {client_id!r}"
 
     def _label_counts(self, module: FederatedDataModule) -> dict[ClientId, torch.Tensor]:
         told = {client_id: module.label_counts(client_id) for client_id in module.client_ids}

@@ -45,6 +45,9 @@ def summary_values(summary: Mapping[str, Any]) -> dict[str, Any]:
         values |= {name: tested[name] for name in own if name == f"{kind}/{alike}"} or {
             name: tested[name] for name in own[:1]
         }
+    on_clients = summary.get("on_clients") or {}
+    of_deployed = on_clients.get("quantized") or on_clients.get("fp") or {}
+    values |= {f"on_clients/{name}": of_deployed[name] for name in ("mean", "worst_decile") if name in of_deployed}
     worst = summary.get("worst_client")
     return _scalars(values if worst is None else values | {"worst_client": worst["metric"]})
 

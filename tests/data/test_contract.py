@@ -7,7 +7,7 @@ import pytest
 from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, SizePartitioner
 from lightning import LightningDataModule
 
-from fedhq_lightning.data import Digits, FederatedDataModule, MNIST5k, PartitionedDataModule
+from fedhq_lightning.data import BreastCancerHospitals, Digits, FederatedDataModule, MNIST5k, PartitionedDataModule
 from fedhq_lightning.testing import DataModuleContract
 
 from ..small_federation import SmallData
@@ -27,6 +27,10 @@ DATA_MODULES: dict[str, Callable[[], FederatedDataModule]] = {
     "mnist5k": dealt(cache(MNIST5k)),  # read once: 0.2 s, and every test asks for new modules
     "rows": dealt(Wrapped),
     "dictionaries": lambda: PartitionedDataModule(Wrapped(Dictionaries()), IidPartitioner(4), label_of),
+    "holding-back": lambda: PartitionedDataModule(
+        Digits(), DirichletPartitioner(40, "label", 0.05, min_partition_size=0), client_holdout=0.3
+    ),
+    "hospitals-holding-back": lambda: BreastCancerHospitals(client_holdout=0.2),
     "drop-last": lambda: PartitionedDataModule(Wrapped(drop_last=True), SizePartitioner([490, 10, 100])),
 }
 
