@@ -121,7 +121,7 @@ class FederatedTrainer(AfterFit):
             normalizes them, by the mean and std that its `model_inputs` tells. None: they take what `forward` takes.
         enable_progress_bar: Show progress, and the result at the end.
         seed: Where every random number of the run comes from.
-        name: What the run is called: in its folder's name, in lists and pages, and at W&B.
+        name: What a new run is called: in its folder's name, in lists and pages, at W&B. A resumed one keeps its own.
         default_root_dir: Run directories are made in `default_root_dir/RECIPE/`.
 
     Attributes:

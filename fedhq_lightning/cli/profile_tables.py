@@ -19,23 +19,25 @@ from fedhq_lightning.profiling.host_profile import (
 )
 from fedhq_lightning.profiling.timing import Timing
 from fedhq_lightning.report.final_table import aligned, on_terminal
-from fedhq_lightning.report.formats import format_seconds
+from fedhq_lightning.report.formats import MODE_NAMES, format_seconds
 from fedhq_lightning.support.terminal import Terminal
 
 _PERCENT = f"{NOTABLE - 1:.0%}".replace("%", " %")
 _KERNELS = (("ptq", "int8"), ("ptq", "auto"), ("ptq", "fp"), ("qat", "int8"), ("qat", "auto"), ("qat", "fake"))
 _LEGEND = (
-    "[ ] the static rule's choice, * the fastest of its mode; qat auto: fused fake quantization, where integers do not "
+    "[ ] the static rule's choice, * the fastest of its mode; QAT auto: fused fake quantization, where integers do not "
     "pay by the rule"
 )
 _STEP_TITLE = "Whole training step: forward, loss, backward, optimizer; ms, and speed with fp = 1"
 _PREDICTION_TITLE = "Whole training step, predicted by the model behind the virtual clock for this host; ms, and off by"
 _STEPS = {
-    "qat fake": "qat, kernel fake",
-    "ptq recipe": "ptq, as the recipe has it",
-    "qat recipe": "qat, as the recipe has it",
-    "ptq measured": "ptq, fastest kernels",
-    "qat measured": "qat, fastest kernels",
+    "ptq": MODE_NAMES["ptq"],
+    "qat": MODE_NAMES["qat"],
+    "qat fake": "QAT, kernel fake",
+    "ptq recipe": "PTQ, as the recipe has it",
+    "qat recipe": "QAT, as the recipe has it",
+    "ptq measured": "PTQ, fastest kernels",
+    "qat measured": "QAT, fastest kernels",
 }
 
 
@@ -52,7 +54,12 @@ def heading(profile: HostProfile, recipe: str) -> str:
 def layer_rows(profile: HostProfile) -> list[tuple[str, ...]]:
     """Header and one row a layer: milliseconds of forward and backward in one step, by kernel."""
     kernels = [key for key in _KERNELS if any(key in layer.timings for layer in profile.layers)]
-    header = ("layer", "input", *(" ".join(key) for key in kernels), f"over {_PERCENT} faster")
+    header = (
+        "layer",
+        "input",
+        *(f"{MODE_NAMES[mode]} {kernel}" for mode, kernel in kernels),
+        f"over {_PERCENT} faster",
+    )
     rows = [
         (layer.name, _shapes(layer), *(_cell(layer, *key) for key in kernels), _disagreement(layer))
         for layer in profile.layers
@@ -109,7 +116,9 @@ def closing(profile: HostProfile) -> str:
         said = f"--write freezes no kernel: none is more than {_PERCENT} faster than the static rule's"
     for mode, kernels in rest.items():
         demanded = profile.decided.get(mode)
-        reason = f"the recipe demands {mode} {demanded}" if demanded else "the whole step is not faster with it"
+        reason = (
+            f"the recipe demands {MODE_NAMES[mode]} {demanded}" if demanded else "the whole step is not faster with it"
+        )
         said += f"; not {_listed({mode: kernels})}, since {reason}"
     return f"{said}."
 
@@ -137,7 +146,7 @@ def _tables(profile: HostProfile, recipe: str) -> RenderableType:
     header, *rows = layer_rows(profile)
     layers = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for name in header:
-        justify: Literal["left", "right"] = "right" if name.startswith(("ptq", "qat")) else "left"
+        justify: Literal["left", "right"] = "right" if name.startswith(("PTQ", "QAT")) else "left"
         # Kernels below their mode, or seven columns do not fit a terminal.
         layers.add_column(name.replace(" ", "\n", 1), justify=justify, overflow="fold")
     for row in rows:
@@ -180,7 +189,9 @@ def _cell(layer: LayerProfile, mode: str, kernel: str) -> str:
 
 def _disagreement(layer: LayerProfile) -> str:
     return ", ".join(
-        f"{mode} {layer.fastest(mode)} {layer.gain(mode):.2f}x" for mode in LANE_MODES if layer.gain(mode) > NOTABLE
+        f"{MODE_NAMES[mode]} {layer.fastest(mode)} {layer.gain(mode):.2f}x"
+        for mode in LANE_MODES
+        if layer.gain(mode) > NOTABLE
     )
 
 
@@ -212,5 +223,5 @@ def _listed(kernels: LayerKernels) -> str:
         for kernel in dict.fromkeys(chosen.values()):
             names = [name for name, each in chosen.items() if each == kernel]
             shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-            parts.append(f"{mode} {kernel} in {shown}")
+            parts.append(f"{MODE_NAMES[mode]} {kernel} in {shown}")
     return "; ".join(parts)

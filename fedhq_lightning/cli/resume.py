@@ -32,6 +32,10 @@ def add(add_command: AddCommand) -> None:
 
 
 def _resume(known: argparse.Namespace, rest: list[str]) -> None:
+    if any(each.partition("=")[0] == "--trainer.name" for each in rest):
+        raise ConfigurationError(
+            f"resume {known.run_dir}: --trainer.name: a run keeps the name that it began with; leave it out"
+        )
     given: Path = run_called(known.run_dir)
     run_dir = recipe_files.run_of(given)
     recipe = run_dir / "recipe.yaml"

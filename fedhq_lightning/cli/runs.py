@@ -21,10 +21,11 @@ _EPILOG = """examples:
   fedhq runs                                  the newest runs in runs/
   fedhq runs --last 0                         all of them
   fedhq runs comparisons/digits-smoke         those of a comparison
+  fedhq runs results                          those of --trainer.default_root_dir=results; then: report results/NAME
   fedhq runs --json                           for another program
 
 The first column is what `resume`, `report`, `eval` and warm_start take in place of the folder: the name that
-fedhq run --name gave, else the run's id. Sizes are on this disk.
+fedhq run --name gave, else the run's id; of a run elsewhere than in runs/, DIR/NAME. Sizes are on this disk.
 """
 _HEADER = ("run", "recipe", "began", "state", "metric", "size")
 _DEFAULT_LAST = 30

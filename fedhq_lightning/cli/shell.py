@@ -9,6 +9,7 @@ from fedhq_lightning.cli.parser import AddCommand
 from fedhq_lightning.cli.word_wrap import columns, terminal_width
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.recipe import files as recipe_files
+from fedhq_lightning.run.run_names import RunName, run_called
 from fedhq_lightning.version import __version__
 
 _SHELLS = ("bash", "zsh", "fish")
@@ -44,16 +45,30 @@ def next_steps() -> str:
     ]
     latest = max(Path("runs").glob("*/*/recipe.yaml"), key=lambda file: file.stat().st_mtime, default=None)
     if latest is not None:
-        run = latest.parent
-        if (run / "model").is_dir():
+        run = _shown(latest.parent)
+        if (latest.parent / "model").is_dir():
             steps[0] = (f"fedhq eval {run}", "the latest run's model, measured here")
-            steps.insert(1, (f"fedhq report {run}", "its report.html, written anew"))
+            steps[1:1] = [
+                (f"fedhq report {run}", "its report.html, written anew"),
+                ("fedhq runs", "all runs, the newest first"),
+            ]
+        elif (latest.parent / "summary.json").is_file():
+            steps[0] = (f"fedhq report {run}", "why the latest run has no model, in its report.html")
         elif _is_of_recipe(latest):
             steps[0] = (f"fedhq resume {run}", "the latest run, which has not ended: go on with it")
     steps.append(("fedhq --help", "all commands; fedhq COMMAND --help has examples of each"))
     steps.append(('eval "$(fedhq completion bash)"', "words completed by Tab; zsh and fish too"))
     lines = columns([(f"  {step}", words) for step, words in steps], terminal_width())
     return "\n".join([f"fedhq {__version__}: federated learning with hybrid quantization. What next?", "", *lines])
+
+
+def _shown(run: Path) -> str:
+    """Its name or id where that tells it from the others, else its folder."""
+    parts = RunName.of(run.name)
+    try:
+        return parts.shown if parts and run_called(Path(parts.shown)) == run else str(run)
+    except ConfigurationError:
+        return str(run)
 
 
 def _is_of_recipe(file: Path) -> bool:

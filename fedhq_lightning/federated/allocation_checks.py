@@ -36,7 +36,7 @@ def check_allocation(
     """
     if settings.scheme is None and not _is_all_fp(allocator):
         raise ConfigurationError(
-            f"{type(allocator).__name__} may put clients into ptq or qat, but trainer.scheme is not set; "
+            f"{type(allocator).__name__} may put clients into PTQ or QAT, but trainer.scheme is not set; "
             "give a scheme such as 'w4a8', or leave the allocator out to train in fp"
         )
     if settings.round_deadline is not None:

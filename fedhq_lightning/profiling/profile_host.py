@@ -70,7 +70,7 @@ def profile_host(
     """
     if settings.scheme is None:
         raise ConfigurationError(
-            "scheme is not set, so there are no ptq and qat lanes to measure; give one: --trainer.scheme=w4a8"
+            "scheme is not set, so there are no PTQ and QAT lanes to measure; give one: --trainer.scheme=w4a8"
         )
     with reproducible(settings.threads, fabric.device), lightning_quiet():
         return _Bench(settings, fabric, setup.set_up(settings, fabric, module, datamodule)).profile(on_progress)

@@ -23,6 +23,8 @@ LONGEST_NAME = 64
 _NAME = re.compile(rf"[A-Za-z0-9][\w.+=-]{{0,{LONGEST_NAME - 1}}}", re.ASCII)
 _TAKEN = ("last", "best")
 _DEEPEST = 6
+_DEPTH_OF_RUNS = 2
+"""Of a run's folder below `default_root_dir`."""
 _MOST_LISTED = 3
 
 
@@ -102,9 +104,9 @@ def run_called(given: Path, root: Path = DEFAULT_ROOT) -> Path:
     """The folder of the run that is meant.
 
     Args:
-        given: A path, which stays as it is where something is there or it has several parts; else a run's name, the
-            id in its folder's name, or that whole name.
-        root: Where runs are.
+        given: A path, which stays as it is where something is there; else a run's name, the id in its folder's name,
+            or that whole name; below a folder, that of a run in there, as `results/first-try`.
+        root: Where runs are for whom no folder is given.
 
     Returns:
         The folder; what was given where no run is called so.
@@ -112,9 +114,10 @@ def run_called(given: Path, root: Path = DEFAULT_ROOT) -> Path:
     Raises:
         ConfigurationError: Several are called so.
     """
-    if len(given.parts) != 1 or given.exists():
+    if given.exists():
         return given
-    found = [path for path in run_folders(root) if _is_called(path.name, str(given))]
+    candidates = run_folders(root) if len(given.parts) == 1 else _found(str(given.parent), _DEPTH_OF_RUNS)
+    found = [path for path in candidates if _is_called(path.name, given.name)]
     if len(found) > 1:
         newest = sorted(map(str, found), key=lambda path: path.rpartition("/")[2], reverse=True)
         more = f" and {len(found) - _MOST_LISTED} more" if len(found) > _MOST_LISTED else ""

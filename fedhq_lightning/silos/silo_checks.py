@@ -51,7 +51,7 @@ def refuse_settings(trainer: pl.Trainer, every_n_epochs: int, scheme: QuantSchem
         raise ConfigurationError(f"callbacks hold {len(allocators)} allocators ({names}); give one at most")
     if allocators and scheme is None:
         raise ConfigurationError(
-            f"{type(allocators[0]).__name__} puts silos into ptq or qat, but FederatedAveraging has no scheme; give it "
+            f"{type(allocators[0]).__name__} puts silos into PTQ or QAT, but FederatedAveraging has no scheme; give it "
             "one, such as FederatedAveraging(scheme='w4a8'), or leave the allocator out to train in fp"
         )
     return allocators[0] if allocators else None

@@ -219,7 +219,7 @@ IN_A_RECIPE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no scheme for an allocator": (
         {"trainer.scheme": None},
-        "FixedAllocator may put clients into ptq or qat, but trainer.scheme is not set; give a scheme such as 'w4a8', "
+        "FixedAllocator may put clients into PTQ or QAT, but trainer.scheme is not set; give a scheme such as 'w4a8', "
         "or leave the allocator out to train in fp",
     ),
     "nothing to quantize": (
@@ -416,6 +416,11 @@ COMMANDS = {
     ("run",): "the following arguments are required: NAME|FILE; see fedhq run --help",
     ("resume", "nowhere"): "resume nowhere: no such folder; give the directory of a run, such as "
     "runs/RECIPE/RUN, or its name (fedhq runs)",
+    (
+        "resume",
+        "one",
+        "--trainer.name=other",
+    ): "resume one: --trainer.name: a run keeps the name that it began with; leave it out",
     ("resume", "."): "resume .: no recipe.yaml there; give the directory of a run, such as runs/RECIPE/RUN",
 }
 

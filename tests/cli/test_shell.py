@@ -49,4 +49,15 @@ def test_after_runs_the_latest(capsys: pytest.CaptureFixture[str], text: str, do
     leave_run(Path("runs/b/new"), text, done, age=0)
     steps = shown(capsys)
     assert steps[0] == first
-    assert ("fedhq report runs/b/new" in steps) == done
+    assert ("fedhq report runs/b/new" in steps) == ("fedhq runs" in steps) == done
+
+
+def test_the_latest_is_called_as_its_user_calls_it(capsys: pytest.CaptureFixture[str]) -> None:
+    leave_run(Path("runs/a/20250101-120000-0a1b2c-mine"), "a: 1\n", done=True, age=100)
+    assert shown(capsys)[:2] == ["fedhq eval mine", "fedhq report mine"]
+    leave_run(Path("runs/b/20250102-120000-0a1b2d"), "a: 1\n", done=False, age=50)
+    assert shown(capsys)[0] == "fedhq resume 0a1b2d"
+    Path("runs/b/20250102-120000-0a1b2d/summary.json").write_text("{}")
+    assert shown(capsys)[0] == "fedhq report 0a1b2d"
+    leave_run(Path("runs/b/20250103-120000-0a1b2e-mine"), "a: 1\n", done=True, age=0)
+    assert shown(capsys)[0] == "fedhq eval runs/b/20250103-120000-0a1b2e-mine", "two are called so"

@@ -85,13 +85,13 @@ def test_a_mode_is_frozen_only_where_the_whole_step_gains():
     both = profile(faster, ptq_measured=1.5, qat_measured=3.5)
     assert both.layer_kernels == {"ptq": {"a": "int8"}}
     assert closing(both) == (
-        "--write freezes 1 kernel: ptq int8 in a; not qat fake in a, since the whole step is not faster with it."
+        "--write freezes 1 kernel: PTQ int8 in a; not QAT fake in a, since the whole step is not faster with it."
     )
     demanded = profile(faster, decided={"qat": "int8"}, ptq_measured=2.5, qat_measured=1.0)
     assert demanded.layer_kernels == {}
     assert closing(demanded) == (
-        "--write freezes no kernel; not ptq int8 in a, since the whole step is not faster with it; not qat fake in a, "
-        "since the recipe demands qat int8."
+        "--write freezes no kernel; not PTQ int8 in a, since the whole step is not faster with it; not QAT fake in a, "
+        "since the recipe demands QAT int8."
     )
 
 
@@ -101,17 +101,17 @@ def test_text():
     assert text.splitlines() == [
         "mine, w4a8: measured wall times of this host (cpu, 1 thread), one batch of client 3, 32 examples; medians of "
         "blocks that take turns, ratios paired by turn; first calls, with compilation, took 2.5 s more",
-        "  layer             input  ptq int8    ptq fp  qat int8  qat auto  qat fake  over 10 % faster",
+        "  layer             input  PTQ int8    PTQ fp  QAT int8  QAT auto  QAT fake  over 10 % faster",
         "  a                 32x64      1234   [1.00]*      1.00   [1.00]*      1.00",
-        "  conv.with.a.name  32x64         -  [0.500]*         -    [1.00]    0.250*  qat fake 4.00x",
+        "  conv.with.a.name  32x64         -  [0.500]*         -    [1.00]    0.250*  QAT fake 4.00x",
         text.splitlines()[4],
         text.splitlines()[5],
         "  fp                    4.00  1.00x",
-        "  ptq                   2.00  2.00x",
-        "  qat                   3.00  1.33x",
-        "  qat, kernel fake      8.00  0.50x",
-        "  qat, fastest kernels  2.00  2.00x",
-        "--write freezes 1 kernel: qat fake in conv.with.a.name.",
+        "  PTQ                   2.00  2.00x",
+        "  QAT                   3.00  1.33x",
+        "  QAT, kernel fake      8.00  0.50x",
+        "  QAT, fastest kernels  2.00  2.00x",
+        "--write freezes 1 kernel: QAT fake in conv.with.a.name.",
     ]
 
 
@@ -130,7 +130,7 @@ def test_predictions_are_shown_beside_what_was_measured():
     assert lines[-5:-1] == [
         "  lane              measured  shipped calibration  fitted here",
         "  fp                    4.00          3.00 (-25%)  4.00 (+0%)",
-        "  qat, kernel fake      8.00          12.0 (+50%)  9.00 (+12%)",
+        "  QAT, kernel fake      8.00          12.0 (+50%)  9.00 (+12%)",
         "this host as a device: fp32 845 GFLOP/s, bf16 1690 GFLOP/s, int8 3379 GFLOP/s, copy 120.0 GB/s, 6.0 us an "
         "operator; in the fit: the layers above and the step of fp, no other",
     ]
@@ -342,7 +342,7 @@ REFUSED = {
     "no such file": (["nowhere.yaml"], "recipe file nowhere.yaml: No such file or directory"),
     "no scheme": (
         ["digits-smoke", "--trainer.scheme=null", "--trainer.callbacks=null"],
-        "recipe digits-smoke: trainer.scheme is not set, so there are no ptq and qat lanes to measure; give one: "
+        "recipe digits-smoke: trainer.scheme is not set, so there are no PTQ and QAT lanes to measure; give one: "
         "--trainer.scheme=w4a8",
     ),
     "a file is there": (

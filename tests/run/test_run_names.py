@@ -56,6 +56,18 @@ def test_paths_and_what_nobody_is_called_stay() -> None:
     assert run_meant("") == ""
 
 
+def test_runs_elsewhere_are_named_below_their_folder() -> None:
+    folder = Path("results/digits/20250101-120000-0a1b2c-first")
+    folder.mkdir(parents=True)
+    make("20250102-120000-0a1b2d-first")
+    assert run_called(Path("results/first")) == run_called(Path("results/0a1b2c")) == folder
+    assert run_called(Path("results/digits/first")) == folder
+    assert run_called(Path("results").absolute() / "first") == folder.absolute()
+    assert run_meant("results/first") == str(folder)
+    for other in ("results/second", "nowhere/first", "team/project/0a1b2c"):
+        assert run_called(Path(other)) == Path(other)
+
+
 def test_several_of_one_name_are_listed() -> None:
     for day in range(1, 6):
         make(f"2025010{day}-120000-0a1b2{day}-first")
