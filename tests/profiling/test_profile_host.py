@@ -255,11 +255,11 @@ def test_profile_of_a_shipped_recipe(capsys, tmp_path):
     lines = shown.out.splitlines()
     assert [line.split()[0] for line in lines[2:5]] == ["layers.1", "layers.3", "layers.5"]
     assert all(line.count("[") == line.count("*") == 2 for line in lines[2:5])
-    assert [line.split("  ")[1] for line in lines[7:11]] == ["fp", "ptq", "qat", "qat, kernel fake"]
+    assert [line.split("  ")[1] for line in lines[7:11]] == ["fp", "PTQ", "QAT", "QAT, kernel fake"]
     title = next(number for number, line in enumerate(lines) if line.startswith("Whole training step, predicted"))
     assert lines[title + 1].split("  ")[1:2] == ["lane"]
     predicted = [line for line in lines[title + 2 : -2]]
-    assert [line.split("  ")[1] for line in predicted[:4]] == ["fp", "ptq", "qat", "qat, kernel fake"]
+    assert [line.split("  ")[1] for line in predicted[:4]] == ["fp", "PTQ", "QAT", "QAT, kernel fake"]
     assert all(re.search(r"\([+-]\d+%\)\s.*\([+-]\d+%\)$", line) for line in predicted)
     assert lines[-2].startswith("this host as a device: fp32 ")
     assert lines[-1].startswith("--write freezes ")
@@ -410,5 +410,5 @@ def test_a_recipe_that_chooses_kernels_gets_lines_of_its_own(capsys, monkeypatch
     write_recipe(tmp_path / "mine.yaml", {"trainer.lanes": lanes, "trainer.accumulate_grad_batches": 2})
     assert main(["profile", "mine.yaml"]) == 0
     shown = capsys.readouterr().out
-    assert "ptq, as the recipe has it" in shown
-    assert "qat, as the recipe has it" in shown
+    assert "PTQ, as the recipe has it" in shown
+    assert "QAT, as the recipe has it" in shown
