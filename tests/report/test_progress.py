@@ -46,7 +46,7 @@ def drive(
     **attributes: Any,
 ) -> None:
     """Call the hooks as the trainer does."""
-    settings = SimpleNamespace(max_rounds=12, allocator=allocator)
+    settings = SimpleNamespace(max_rounds=12, allocator=allocator, privacy=None)
     trainer: Any = SimpleNamespace(
         settings=settings, is_global_zero=True, monitored=Monitored(monitor), should_stop=False, clock=clock()
     )

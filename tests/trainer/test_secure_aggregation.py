@@ -11,9 +11,10 @@ from torch import nn
 
 from fedhq_lightning.callbacks import FixedAllocator, HybridAllocator
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.algorithms import Scaffold
+from fedhq_lightning.federated.algorithms import FedNova, Scaffold
 from fedhq_lightning.federated.failing_clients import NoUsableUpdatesError
 from fedhq_lightning.federated.payload import PayloadError
+from fedhq_lightning.federated.privacy import CentralPrivacy, LocalPrivacy
 from fedhq_lightning.federated.secure import SecureAggregation, masking_client, secure_round
 from fedhq_lightning.federated.secure.messages import Kind
 from fedhq_lightning.federated.server import ServerRound
@@ -82,6 +83,24 @@ def test_the_model_is_that_of_the_plain_sum(settings: dict[str, Any], bits: int)
         assert same_bits(run(**secure(bits=bits), **settings), masked)
     for name, value in run(**settings).items():  # on no grid at all
         assert torch.allclose(masked[name], value, rtol=0, atol=1e-6 if bits == 64 else 1e-3), name
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"aggregator": FedNova()},
+        {"scheme": "w4a8", "uplink_bits": 4, "error_feedback": True},
+        {"personal_layers": ["net.2.*"]},
+        {"privacy": LocalPrivacy(noise_multiplier=1.0, max_grad_norm=1.0, delta=1e-3)},
+    ],
+    ids=["FedNova", "error feedback", "personal layers", "LocalPrivacy"],
+)
+def test_with_what_else_a_run_may_have(settings: dict[str, Any]) -> None:
+    masked = run(**secure(), **settings)
+    with unmasked():
+        assert same_bits(run(**secure(), **settings), masked)
+    plain = run(**{"max_norm_ratio": None}, **settings)
+    assert all(torch.allclose(masked[name], value, rtol=0, atol=1e-6) for name, value in plain.items())
 
 
 def test_the_model_does_not_depend_on_the_masks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +209,10 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_been() -> None:
         ({"clients_per_round": 2}, "with 2 clients a round: a sum hides what each adds to it from 3 on"),
         ({"threshold": 6}, "threshold 6: a cohort has 5 clients, so no round could ever be unmasked"),
         ({"threshold": 2}, "threshold 2: must be above half of the 5 clients of a cohort, .*; 3 or more"),
+        (
+            {"privacy": CentralPrivacy(noise_multiplier=1.0, clip_norm=1.0, delta=1e-3)},
+            "secure_aggregation and privacy: CentralPrivacy cannot be together: the server clips each update",
+        ),
         (
             {"callbacks": HybridAllocator(divergence="updates"), "scheme": "w4a8"},
             "secure_aggregation and the divergence of HybridAllocator cannot be together: .*total_variation",
