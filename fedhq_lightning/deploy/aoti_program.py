@@ -12,6 +12,7 @@ from torch import nn
 
 from fedhq_lightning.deploy.export import ExportError, integer_program, tracer_silent
 from fedhq_lightning.deploy.model_to_write import ModelToWrite, describe_inputs
+from fedhq_lightning.deploy.program_file import exact_convolutions
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.quantize.compilation import compiler
 from fedhq_lightning.support.atomic_files import write_atomically
@@ -51,7 +52,8 @@ class CompiledModel(nn.Module):
 
     def forward(self, *args: Any, **keywords: Any) -> Any:
         """Outputs of one forward call, nested as the model's own."""
-        return self._model(*args, **keywords)
+        with exact_convolutions():
+            return self._model(*args, **keywords)
 
 
 def write(model: ModelToWrite, path: Path) -> None:

@@ -76,8 +76,7 @@ class ExecutorchModel(nn.Module):
                 found = [[output.clone() for output in self._method.execute(list(part))] for part in parts]
             except RuntimeError as error:
                 raise RuntimeError(
-                    f"ExecuTorch cannot run what it has made of the model ({first_line(error)}); models with GroupNorm "
-                    "are known for that: take BatchNorm, or another file"
+                    f"ExecuTorch cannot run what it has made of the model ({first_line(error)}); take another file"
                 ) from error
         self._has_run = True
         outputs = [torch.cat(pieces) if len(pieces) > 1 else pieces[0] for pieces in zip(*found, strict=True)]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fedhq_lightning.deploy.executorch_layers import LayerForExecutorch, refusal
+from fedhq_lightning.deploy.executorch_layouts import layouts_changed_where_quantized
 from fedhq_lightning.deploy.executorch_model import executorch_quiet
 from fedhq_lightning.deploy.export import ExportError, traced_program, tracer_silent
 from fedhq_lightning.deploy.fold_norms import fold_batch_norms
@@ -94,7 +95,8 @@ def _lowered(program: torch.export.ExportedProgram, facts: dict[str, str]) -> by
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], constant_methods=facts)
+    with layouts_changed_where_quantized():
+        edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], constant_methods=facts)
     return bytes(edge.to_executorch().buffer)
 
 

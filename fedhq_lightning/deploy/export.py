@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from typing_extensions import TypedDict
 
-from fedhq_lightning.deploy.program_file import FACTS, as_module
+from fedhq_lightning.deploy.program_file import FACTS, Program
 from fedhq_lightning.deploy.program_layers import become_program_layers
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.quantize.conversion import become_integer, copy_without_trainer
@@ -90,7 +90,7 @@ def export_program(
             written = io.BytesIO()
             torch.export.save(program, written, extra_files={FACTS: json.dumps(dict(facts or {}))})
             content = _with_compressed_text(written)
-            loaded = as_module(io.BytesIO(content))
+            loaded = Program(io.BytesIO(content))
         except Exception as error:  # export raises whatever the traced code and a dozen of its own passes raise
             raise ExportError(f"{kind} cannot be exported: {first_line(error)}") from error
         for args, what in ((example_args, "the example"), (first_samples(example_args, 1), "a batch of one")):

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map_only
 content = Path(__file__).with_name("model.pt2").read_bytes()
 if hashlib.sha256(content).hexdigest() != "{digest}":
     raise SystemExit("model.pt2 is not the file that this load_model.py was written with: it was changed or damaged")
+torch.backends.nnpack.set_flags(False)  # without oneDNN torch would convolve in it, and round
 program = torch.export.load(io.BytesIO(content))
 model, (inputs, _) = program.module(), program.example_inputs  # zeros, two samples of them; any number will do
 
@@ -49,6 +50,8 @@ _PROGRAM_LIMITS = """- The batch may have any size from 1; all other sizes are f
 - It is for inference, on the CPU. There is nothing in it to train; take `weights.safetensors` for that.
 - A `.pt2` file is for the torch that wrote it, {torch}; a later one may refuse it.
 - Integers are small, not always fast: a small model runs slower than in float32. Measure it where it shall run.
+- Where torch has no oneDNN, it convolves 16 samples and more in NNPACK, which rounds: call
+  `torch.backends.nnpack.set_flags(False)`, as `load_model.py` does.
 - What comes before {first} and after it (argmax, thresholds) is not in it."""
 
 _PIXELS = """It takes {pixels}, and so do the other files but for the weights:

@@ -12,7 +12,8 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,19 +60,41 @@ def load_program(file: Path, trust: bool = False) -> nn.Module:
     """
     checked = file if trust else _checked(file)
     try:
-        return as_module(checked)
+        return Program(checked)
     except Exception as error:  # a damaged archive fails in any of a dozen ways
         raise ConfigurationError(
             f"{file.name} is damaged, or written by another torch than {torch.__version__}: {first_line(error)}"
         ) from error
 
 
-def as_module(archive: Path | io.BytesIO) -> nn.Module:
-    """A program that is trusted, as torch reads it; what it tells of its model as the module's `facts`."""
-    extra = {FACTS: ""}
-    module: nn.Module = torch.export.load(archive, extra_files=extra).module()
-    module.facts = json.loads(extra[FACTS] or "{}")
-    return module
+class Program(nn.Module):
+    """A program.
+
+    Args:
+        archive: Of `torch.export`, and trusted.
+
+    Attributes:
+        program: As torch reads it.
+        facts: What the file tells of its model, by name.
+    """
+
+    def __init__(self, archive: Path | io.BytesIO) -> None:
+        super().__init__()
+        extra = {FACTS: ""}
+        self.program: nn.Module = torch.export.load(archive, extra_files=extra).module()
+        self.facts: dict[str, str] = json.loads(extra[FACTS] or "{}")
+
+    def forward(self, *args: Any, **keywords: Any) -> Any:
+        """Outputs of one forward call, nested as the model's own."""
+        with exact_convolutions():
+            return self.program(*args, **keywords)
+
+
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """Without NNPACK, in which torch convolves 16 samples and more where it has no oneDNN: its transforms round."""
+    with torch.backends.nnpack.flags(enabled=False):
+        yield
 
 
 def _checked(file: Path) -> io.BytesIO:

@@ -90,11 +90,26 @@ def test_a_program_has_few_operations(tmp_path: Path) -> None:
     layers = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 120))
     module = convert(layers.eval(), QuantScheme("w4a8", edge_bits=None))
     program = export_program(module, (torch.randn(2, 1, 12, 12),), tmp_path / "model.pt2")
-    names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    graph = program.get_submodule("program").graph
+    names = [str(node.target) for node in graph.nodes if node.op == "call_function"]
     assert not any("assert" in name for name in names)
     assert names.count("aten._int_mm.default") == 1
     assert names.count("aten.sum.dim_IntList") == 0
     assert len(names) <= 56
+
+
+def test_the_same_bits_without_onednn(tmp_path: Path) -> None:
+    """There torch convolves many samples in NNPACK, by transforms that round."""
+    torch.manual_seed(0)
+    module, x = converted(nn.Conv2d(3, 8, 3, padding=1), "w4a8"), torch.randn(32, 3, 16, 16)
+    expected = module(x)
+    with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+        assert torch.equal(module(x), expected)
+        program = export_program(module, (x,), tmp_path / "model.pt2")
+        assert torch.equal(program(x), expected)
+        if torch.backends.nnpack.is_available():
+            assert not torch.equal(program.get_submodule("program")(x), expected)
+    assert torch._C._get_nnpack_enabled()
 
 
 def test_inputs_stay_as_they_are() -> None:
