@@ -12,11 +12,11 @@ from __future__ import annotations
 import math
 import warnings
 from functools import cache
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.privacy.mechanisms import Privacy
+from fedhq_lightning.federated.privacy.opacus_quietly import from_opacus
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +37,8 @@ class Accountant:
     """
 
     def __init__(self, privacy: Privacy) -> None:
-        self._opacus = _opacus()
+        self._opacus = from_opacus("accountants")
+        self._rdp = from_opacus("accountants.analysis.rdp")
         self._noise = privacy.noise_multiplier
         self._delta = privacy.delta
         self._is_prv = privacy.accountant == "prv"
@@ -105,15 +106,13 @@ class Accountant:
         """Epsilon, and the order that gave it; steps add up, so that one of each rate is worked out."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an order at the end of the list: the bound holds, it is not the least
-            epsilon, order = self._opacus.analysis.rdp.get_privacy_spent(
+            epsilon, order = self._rdp.get_privacy_spent(
                 orders=self._orders, rdp=self._rdp_of_one(rate) * num_steps, delta=self._delta
             )
         return float(epsilon), float(order)
 
     def _one_step(self, rate: float) -> NDArray[np.float64]:
-        found: Any = self._opacus.analysis.rdp.compute_rdp(
-            q=rate, noise_multiplier=self._noise, steps=1, orders=self._orders
-        )
+        found: Any = self._rdp.compute_rdp(q=rate, noise_multiplier=self._noise, steps=1, orders=self._orders)
         return found  # type: ignore[no-any-return]  # opacus ships no types
 
     def _by_prv(self, rate: float, num_steps: int) -> float:
@@ -122,14 +121,3 @@ class Accountant:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the RDP that it finds its domain with
             return float(accountant.get_epsilon(self._delta))
-
-
-def _opacus() -> ModuleType:
-    try:
-        import opacus.accountants
-    except ImportError as error:
-        raise ConfigurationError(
-            "trainer.privacy needs the package opacus; install it with: pip install 'fedhq_lightning[privacy]'"
-        ) from error
-    found: ModuleType = opacus.accountants
-    return found

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated.privacy.opacus_quietly import from_opacus
 
 Backward = Callable[[Any], Tensor | None]
 """Runs a step of the module and its backward pass on a batch, and gives the loss, or None where there was none."""
+_HOOKS = "grad_sample.grad_sample_module"
 _SMALLEST = 1e-6
 """Beside a norm, so that rounding leaves no clipped gradient longer than it may be; as in Opacus."""
 
@@ -100,21 +102,15 @@ def _example(batch: Any, place: int) -> Any:
 
 def opacus_knows(module: nn.Module) -> bool:
     """Whether Opacus has gradients of single examples for every layer of a module that has trained parameters."""
-    from opacus.grad_sample.grad_sample_module import GradSampleHooks
-
+    known = from_opacus(_HOOKS).GradSampleHooks.GRAD_SAMPLERS
     holders = [part for part in module.modules() if any(each.requires_grad for each in part.parameters(recurse=False))]
-    return all(
-        type(part) in GradSampleHooks.GRAD_SAMPLERS and not any(True for _ in part.buffers(recurse=False))
-        for part in holders
-    )
+    return all(type(part) in known and not any(True for _ in part.buffers(recurse=False)) for part in holders)
 
 
 @contextmanager
 def opacus_hooks(module: nn.Module) -> Iterator[None]:
     """Opacus' hooks on a module's layers; afterwards the module is as it was."""
-    from opacus.grad_sample.grad_sample_module import GradSampleHooks
-
-    hooks = GradSampleHooks(module)
+    hooks = from_opacus(_HOOKS).GradSampleHooks(module)
     try:
         with warnings.catch_warnings():
             # torch's, of the first layer's hook: the examples themselves have no gradient.

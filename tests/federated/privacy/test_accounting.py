@@ -1,8 +1,8 @@
 """Epsilon: Opacus' own numbers, budgets, and what no accountant can account."""
 
-import builtins
+import subprocess
+import sys
 import warnings
-from typing import Any
 
 import pytest
 from opacus.accountants import PRVAccountant, RDPAccountant
@@ -71,13 +71,21 @@ def test_what_cannot_be_accounted_or_afforded(privacy: CentralPrivacy, rate: flo
 
 
 def test_without_opacus(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = builtins.__import__
-
-    def without(name: str, *arguments: Any, **named: Any) -> Any:
-        if name.startswith("opacus"):
-            raise ImportError(name)
-        return whole(name, *arguments, **named)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "opacus.accountants", None)
     with pytest.raises(ConfigurationError, match=r"install it with: pip install 'fedhq_lightning\[privacy\]'"):
         Accountant(CentralPrivacy(1.0, 1.0, 1e-5))
+
+
+def test_the_import_of_opacus_leaves_logging_alone() -> None:
+    """In a process of its own, where nobody has imported it."""
+    code = """
+import logging
+from fedhq_lightning.federated.privacy import CentralPrivacy
+from fedhq_lightning.federated.privacy.accounting import Accountant
+Accountant(CentralPrivacy(1.0, 1.0, 1e-5)).epsilon(0.1, 3)
+import sys
+assert "opacus" in sys.modules
+assert logging.getLogger().handlers == []
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
