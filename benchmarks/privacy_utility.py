@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import warnings
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
@@ -68,7 +69,7 @@ TEXT = {
     "cohorts have exactly that size.",
     "local": "Each client has 200 images, each of which is hidden; {cohort} of {clients} clients take part in a round. "
     "{rounds} rounds of a local epoch, batches of {batch_size} on average, `max_grad_norm` {norm:g}, delta {delta:g}. "
-    "Epsilon is that of the client that took part most often, were it drawn in every round.",
+    "Epsilon is that of a client that is drawn in every round.",
 }
 
 
@@ -111,9 +112,11 @@ def noise_for(epsilon: float, setting: Setting, rounds: int, kind: str) -> float
     if kind == "local":
         size = EXAMPLES // setting.clients
         rate, steps = setting.batch_size / size, rounds * setting.local_epochs * -(-size // setting.batch_size)
-    found: Any = get_noise_multiplier(
-        target_epsilon=epsilon, target_delta=setting.delta, sample_rate=rate, steps=steps, accountant="rdp"
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the noises that it tries
+        found: Any = get_noise_multiplier(
+            target_epsilon=epsilon, target_delta=setting.delta, sample_rate=rate, steps=steps, accountant="rdp"
+        )
     return float(found)
 
 

@@ -79,10 +79,10 @@ def check_private_run(
             f"{name}: {type(allocator).__name__} plans with what clients tell of their data or with who else is in the "
             "cohort, so one client would show in the modes of others; take FixedAllocator with a mode, a share or a map"
         )
-    if monitor is not None and not probe.validation_names:
+    if monitor is not None and monitor not in probe.validation_names:
         raise ConfigurationError(
-            f"{name}: {monitor} is logged by the clients' training alone, without noise, and would choose the model; "
-            "give the module a validation_step and held-out data"
+            f"{name}: {monitor} is what clients find on their own data, without noise, and would choose the model; "
+            "monitor what a validation_step logs on held-out data of the server"
         )
     if has_trace and isinstance(privacy, CentralPrivacy):
         raise ConfigurationError(

@@ -321,6 +321,7 @@ def test_in_a_recipe(capsys, tmp_path, changes, expected):
     check(f"recipe bad: {expected}", said)
 
 
+UNCLIPPED = "--trainer.privacy={class_path: CentralPrivacy, init_args: {noise_multiplier: 1, clip_norm: 0, delta: .1}}"
 ON_THE_COMMAND_LINE = {
     "--trainer.max_round=3": "unknown key 'trainer.max_round'; did you mean 'trainer.max_rounds'?",
     "--max_rounds=3": "unknown key 'max_rounds'; did you mean 'trainer.max_rounds'?",
@@ -340,6 +341,9 @@ ON_THE_COMMAND_LINE = {
     f"package.module.Class; fedhq_lightning.federated.algorithms has {ALGORITHMS}",
     "--trainer.aggregator=fedhq_lightning.federated.algorithms.Krum": "trainer.aggregator: "
     f"fedhq_lightning.federated.algorithms has no 'Krum'; it has {ALGORITHMS}",
+    "--trainer.privacy=Central": "trainer.privacy: 'Central' is no class; give its whole path, such as "
+    "package.module.Class; did you mean 'fedhq_lightning.federated.privacy.CentralPrivacy'?",
+    UNCLIPPED: "CentralPrivacy clip_norm 0.0: must be above 0: nothing would be left of an update",
     "--data.partitioner.alfa=3": "data.partitioner: DirichletPartitioner has no 'alfa'; it takes "
     f"{DIRICHLET_TAKES}; did you mean 'alpha'?",
     "--trainer.callbacks.alocation=1": "trainer.callbacks: FixedAllocator has no 'alocation'; it takes allocation, by; "

@@ -9,7 +9,7 @@ from fedhq_lightning.errors import ConfigurationError, nearest
 
 AccountantName: TypeAlias = Literal["rdp", "prv"]
 """Which of Opacus' accountants tells epsilon."""
-MOST_NOISE = 2.0**20
+_MOST_NOISE = 1e6
 """Sums with more, in units of `NoisySum`, would leave 64 bits."""
 
 
@@ -37,7 +37,9 @@ class Privacy:
         self, noise_multiplier: float, delta: float, max_epsilon: float | None, accountant: AccountantName
     ) -> None:
         name = type(self).__name__
-        _check(name, "noise_multiplier", noise_multiplier, MOST_NOISE, "; without noise there is no privacy to account")
+        _check(
+            name, "noise_multiplier", noise_multiplier, _MOST_NOISE, "; without noise there is no privacy to account"
+        )
         _check(name, "delta", delta, 1.0, "; well below 1 over the number of clients (or of a client's examples)")
         if delta == 1:
             raise ConfigurationError(f"{name} delta {delta!r}: must be below 1; with 1 everything may become known")
@@ -112,7 +114,7 @@ class CentralPrivacy(Privacy):
         accountant: AccountantName = "rdp",
     ) -> None:
         super().__init__(noise_multiplier, delta, max_epsilon, accountant)
-        _check(type(self).__name__, "clip_norm", clip_norm, 2.0**30, ": nothing would be left of an update")
+        _check(type(self).__name__, "clip_norm", clip_norm, 1e9, ": nothing would be left of an update")
         self.clip_norm = clip_norm
 
     @property
@@ -155,7 +157,7 @@ class LocalPrivacy(Privacy):
         accountant: AccountantName = "rdp",
     ) -> None:
         super().__init__(noise_multiplier, delta, max_epsilon, accountant)
-        _check(type(self).__name__, "max_grad_norm", max_grad_norm, 2.0**30, ": nothing would be left of a gradient")
+        _check(type(self).__name__, "max_grad_norm", max_grad_norm, 1e9, ": nothing would be left of a gradient")
         self.max_grad_norm = max_grad_norm
 
     @property
@@ -168,4 +170,4 @@ def _check(owner: str, name: str, value: Any, most: float, why: str) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not 0 < value <= most:
         limit = "" if math.isinf(most) else f" and at most {most:g}"
-        raise ConfigurationError(f"{owner} {name} {value!r}: must be above 0{limit}{why if value == 0 else ''}")
+        raise ConfigurationError(f"{owner} {name} {value!r}: must be above 0{why if value == 0 else limit}")

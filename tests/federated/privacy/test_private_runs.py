@@ -197,7 +197,7 @@ class TestRefused:
                 SmallModule,
                 "FixedAllocator plans with what clients tell of their data",
             ),
-            ({}, WithoutValidation, "train_loss is logged by the clients' training alone"),
+            ({}, WithoutValidation, "train_loss is what clients find on their own data"),
         ],
         ids=["BatchNorm", "averaged BatchNorm", "static ranges", "hybrid", "free QAT", "by divergence", "train loss"],
     )
