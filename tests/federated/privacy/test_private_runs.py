@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from fedhq_lightning.callbacks import FixedAllocator, FreeQatAllocator, HybridAllocator
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.algorithms import FedOpt, FedProx, Scaffold
+from fedhq_lightning.federated.algorithms import FedNova, FedOpt, FedProx, Scaffold
 from fedhq_lightning.federated.privacy import CentralPrivacy, LocalPrivacy
 from fedhq_lightning.federated.privacy.accounting import Accountant
 from fedhq_lightning.quantize import LaneOptions
@@ -208,6 +208,8 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("settings", "words"),
         [
+            ({"privacy": LOCAL, "evaluate_clients": True}, "privacy and evaluate_clients cannot be together"),
+            ({"privacy": CENTRAL, "aggregator": FedNova()}, "privacy: CentralPrivacy and aggregator: FedNova"),
             ({"privacy": CENTRAL, "min_clients": 2}, "privacy: CentralPrivacy and min_clients above 1"),
             ({"privacy": LOCAL, "accumulate_grad_batches": 2}, "privacy: LocalPrivacy and accumulate_grad_batches"),
             ({"privacy": LOCAL, "lanes": LaneOptions(bias_correction=True)}, "and lanes.bias_correction cannot"),
