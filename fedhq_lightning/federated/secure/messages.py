@@ -71,8 +71,9 @@ class RoundTerms:
         bits: The integers are added modulo 2**bits.
 
     Raises:
-        ProtocolError: Fewer than three clients, or a threshold that is not above half of them, and at most all: with
-            half, a server could ask one half for one secret of a client and the other half for the other.
+        BelowThresholdError: Fewer clients than the threshold.
+        ProtocolError: Fewer than three clients, or a threshold that is not above half of them: with half, a server
+            could ask one half for one secret of a client and the other half for the other.
     """
 
     run: str
@@ -86,10 +87,10 @@ class RoundTerms:
         size = len(self.cohort)
         if size < FEWEST_CLIENTS:
             raise ProtocolError(f"{size} clients: a sum hides what each adds to it from {FEWEST_CLIENTS} clients on")
-        if not size < 2 * self.threshold <= 2 * size:
-            raise ProtocolError(
-                f"threshold {self.threshold}: must be above half of the {size} clients, and at most all"
-            )
+        if self.threshold > size:
+            raise BelowThresholdError(f"a cohort of {size} clients, and secure aggregation needs {self.threshold}")
+        if 2 * self.threshold <= size:
+            raise ProtocolError(f"threshold {self.threshold}: must be above half of the {size} clients")
 
     @cached_property
     def digest(self) -> bytes:
