@@ -29,6 +29,7 @@ from fedhq_lightning.federated.lightning_habits import plain_precision, with_lig
 from fedhq_lightning.federated.personal.personal_layers import PersonalLayers
 from fedhq_lightning.federated.privacy.mechanisms import Privacy
 from fedhq_lightning.federated.resume import Resumed, begin_anew, check_same_from_start, find_run, read_same
+from fedhq_lightning.federated.robust.rule import RobustRule
 from fedhq_lightning.federated.rounds import RoundLoop
 from fedhq_lightning.federated.run_description import describe_run
 from fedhq_lightning.federated.same_everywhere import check_same_everywhere
@@ -105,6 +106,8 @@ class FederatedTrainer(AfterFit):
         min_clients: Usable updates that a round takes to move the model. Three rounds in a row without end the run.
         max_norm_ratio: How many times the cohort's median norm an update may have; one that has more is quarantined.
             None for any.
+        robust_rule: Such as `Krum(2)`, in place of the mean weighted by examples; None for the mean. A round with fewer
+            usable updates than it takes leaves the model.
         sit_out_rounds: Rounds that a client sits out which was quarantined three times in a row.
         ema_decay: Evaluate and deploy an exponential moving average of the global models with this decay.
         retake_batch_statistics: Have BatchNorm statistics taken anew by the cohort, of the float32 and of the deployed
@@ -178,6 +181,7 @@ class FederatedTrainer(AfterFit):
         on_client_error: OnClientError = "quarantine",
         min_clients: int = 1,
         max_norm_ratio: float | None = 20.0,
+        robust_rule: RobustRule | None = None,
         sit_out_rounds: int = 10,
         ema_decay: float | None = None,
         retake_batch_statistics: bool = True,

@@ -77,6 +77,7 @@ def values_of(key: str) -> Iterable[str]:
         "trainer.aggregator": lambda: names_in("federated/algorithms/__init__.py", but=("Aggregator",)),
         "trainer.privacy": lambda: names_in("federated/privacy/__init__.py"),
         "trainer.secure_aggregation": lambda: names_in("federated/secure/__init__.py"),
+        "trainer.robust_rule": lambda: names_in("federated/robust/__init__.py", but=("RobustRule",)),
         "trainer.callbacks": lambda: [each for each in names_in("callbacks/__init__.py") if each.endswith("Allocator")],
         "model": lambda: names_in("models/__init__.py", "fedhq_lightning.models.", but=("Classifier", "TabularInput")),
         "data": lambda: [f"fedhq_lightning.data.{name}" for name in FEDERATED_DATA],

@@ -53,6 +53,12 @@ _EXCLUDED = (
         "the length of a client's fit, which it sends, would be clipped and noised with its update; take FedAvg",
     ),
     _Excluded(
+        *("privacy: CentralPrivacy", "robust_rule"),
+        lambda settings: _is_central(settings) and settings.robust_rule is not None,
+        "noise is accounted for a sum of clipped updates, of which each client changes a bounded part, and a rule gives "
+        "no sum; take one of them",
+    ),
+    _Excluded(
         *("privacy", "a scheme with static activation ranges"),
         lambda settings: settings.privacy is not None and _has_static_ranges(settings),
         "they are extremes of clients' data; leave the s out of the scheme",
@@ -86,6 +92,11 @@ _EXCLUDED = (
         *("secure_aggregation", "privacy: CentralPrivacy"),
         lambda settings: settings.secure_aggregation is not None and _is_central(settings),
         "the server clips each update before it adds noise, and sees none; LocalPrivacy hides examples within the sum",
+    ),
+    _Excluded(
+        *("secure_aggregation", "robust_rule"),
+        lambda settings: settings.secure_aggregation is not None and settings.robust_rule is not None,
+        "a rule compares updates, and the server sees their sum alone; take one of them",
     ),
 )
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedhq_lightning.federated.chunk_loops import CHUNK, Scratch
+from fedhq_lightning.federated.chunk_loops import Scratch
+from fedhq_lightning.federated.chunk_pieces import SMALL, Piece, cut
 from fedhq_lightning.federated.chunk_sum import (
     MAX_VALUE,
     NUM_DIGITS,
@@ -33,12 +33,7 @@ from fedhq_lightning.types import StateDict
 
 MAX_TOTAL_WEIGHT = 2**29
 """Keeps sums within 62 bits."""
-_SMALL = CHUNK // 16
-"""Smaller tensors share chunks, of which each costs some ten calls."""
 _CHUNKS_TO_SEND = 16
-
-_Piece: TypeAlias = tuple[str, int, int]
-"""Name of a tensor, and where a part of it begins and ends."""
 
 
 class ExactMean:
@@ -47,7 +42,7 @@ class ExactMean:
     def __init__(self) -> None:
         self.total_weight = 0
         self._shapes: dict[str, list[int]] = {}
-        self._chunks: list[list[_Piece]] = []
+        self._chunks: list[list[Piece]] = []
         self._sums: list[ChunkSum] = []
         self._scratch = Scratch()
 
@@ -106,7 +101,7 @@ class ExactMean:
         self.total_weight = 0
         return {name: mean[name] for name in held[0]}, total_weight
 
-    def _means(self, processes: Processes, total_weight: int) -> Iterator[tuple[list[_Piece], Tensor]]:
+    def _means(self, processes: Processes, total_weight: int) -> Iterator[tuple[list[Piece], Tensor]]:
         """Chunk after chunk, the mean of all processes' sums; what was summed is let go."""
         sums, self._sums = self._sums, []
         if processes.count == 1:
@@ -147,7 +142,7 @@ class ExactMean:
                 add_apart(apart[number], digits)
                 yield self._chunks[number], torch.from_numpy(mean_of_digits(digits, total_weight))
 
-    def _joined(self, flat: Mapping[str, Tensor | PackedWeight], pieces: Sequence[_Piece]) -> Tensor:
+    def _joined(self, flat: Mapping[str, Tensor | PackedWeight], pieces: Sequence[Piece]) -> Tensor:
         """The values of a chunk, one after the other, until the next call."""
         if len(pieces) > 1:
             return torch.cat([flat[name] for name, _, _ in pieces])  # type: ignore[misc]  # small ones are decoded
@@ -160,7 +155,7 @@ class ExactMean:
         return values
 
     def _take_shapes(self, shapes: dict[str, list[int]]) -> None:
-        self._shapes, self._chunks = shapes, _cut(shapes)
+        self._shapes, self._chunks = shapes, cut(shapes)
         self._sums = [ChunkSum(sum(end - begin for _, begin, end in pieces)) for pieces in self._chunks]
 
 
@@ -174,25 +169,10 @@ def _split(together: Integers, sizes: list[int]) -> list[Integers]:
     return np.split(together, np.cumsum(sizes)[:-1], axis=-1)
 
 
-def _cut(shapes: Mapping[str, Sequence[int]]) -> list[list[_Piece]]:
-    """Which parts of which tensors make a chunk."""
-    chunks, small = list[list[_Piece]](), list[_Piece]()
-    for name, shape in shapes.items():
-        count = math.prod(shape)
-        if count > _SMALL:
-            chunks += [[(name, begin, min(begin + CHUNK, count))] for begin in range(0, count, CHUNK)]
-        elif count:
-            if sum(end for _, _, end in small) + count > CHUNK:
-                chunks.append(small)
-                small = []
-            small.append((name, 0, count))
-    return [*chunks, small] if small else chunks
-
-
 def _flat(value: Tensor | PackedWeight) -> Tensor | PackedWeight:
     """In float32 on the CPU; large ones still packed where they can be decoded a piece at a time."""
     if isinstance(value, PackedWeight):
-        if value.dtype is torch.float32 and math.prod(value.shape) > _SMALL and native(value.scales) is not None:
+        if value.dtype is torch.float32 and math.prod(value.shape) > SMALL and native(value.scales) is not None:
             return value
         value = value.decoded()
     return value.detach().to("cpu", torch.float32).reshape(-1)

@@ -53,14 +53,14 @@ def after_round(
 
 
 def check_fruitful(
-    records: Sequence[RoundRecord], clients: Sequence[ClientRecord], min_clients: int, num_clients: int
+    records: Sequence[RoundRecord], clients: Sequence[ClientRecord], min_updates: int, num_clients: int
 ) -> None:
     """End a run whose clients fail round after round, or all at once for what is wrong with their data.
 
     Args:
         records: Of all rounds so far.
         clients: Of the last one.
-        min_clients: Usable updates that move the model.
+        min_updates: Usable updates that move the model.
         num_clients: Clients of the run that hold data.
 
     Raises:
@@ -74,29 +74,29 @@ def check_fruitful(
             f"finite, so the run ends with the model as it was before; {_told(clients)}"
         )
     last = records[-_MOST_FRUITLESS:]
-    if len(last) == _MOST_FRUITLESS and all(each.quarantined and each.usable < min_clients for each in last):
+    if len(last) == _MOST_FRUITLESS and all(each.quarantined and each.usable < min_updates for each in last):
         whole = " (on_client_error: raise shows the whole traceback)" if any(each.traceback for each in clients) else ""
-        few = "no usable update" if min_clients == 1 else f"fewer than {min_clients} usable updates each"
+        few = "no usable update" if min_updates == 1 else f"fewer than {min_updates} usable updates each"
         raise NoUsableUpdatesError(
             f"rounds {last[0].round} to {last[-1].round} had {few}, so the run ends with the model as it was before; "
             f"{_told(clients)}{whole}"
         )
 
 
-def check_has_model(records: Sequence[RoundRecord], clients: Sequence[ClientRecord], min_clients: int) -> None:
+def check_has_model(records: Sequence[RoundRecord], clients: Sequence[ClientRecord], min_updates: int) -> None:
     """Refuse to deploy a model that nobody has trained.
 
     Args:
         records: Of all rounds.
         clients: Of the last one, as far as this process knows.
-        min_clients: Usable updates that move the model.
+        min_updates: Usable updates that move the model.
 
     Raises:
         NoUsableUpdatesError: No round moved it.
     """
     rounds = [each for each in records if each.round]
-    if rounds and all(each.usable < min_clients for each in rounds):
-        enough = "a usable update" if min_clients == 1 else f"{min_clients} usable updates"
+    if rounds and all(each.usable < min_updates for each in rounds):
+        enough = "a usable update" if min_updates == 1 else f"{min_updates} usable updates"
         hint = ". round_deadline and the loaders' batch_size and drop_last are where to look"
         is_told = any(each.status == "quarantined" for each in clients)
         raise NoUsableUpdatesError(

@@ -14,6 +14,7 @@ from fedhq_lightning.federated.client_uplink import ClientUplink
 from fedhq_lightning.federated.evaluation_round import EvaluationRound
 from fedhq_lightning.federated.privacy.mechanisms import CentralPrivacy, LocalPrivacy
 from fedhq_lightning.federated.privacy.noisy_sum import NoisySum
+from fedhq_lightning.federated.robust.robust_accumulator import accumulator_of
 from fedhq_lightning.federated.server import Server
 from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.federated.setup import Job
@@ -125,6 +126,7 @@ def server_of(settings: RunSettings, job: Job, processes: Processes) -> Server:
         settings.aggregator,
         job.parameter_names,
         processes,
+        accumulator=accumulator_of(settings.robust_rule, job.parameter_names),
         sketcher=sketcher,
         max_norm_ratio=settings.max_norm_ratio,
         typical_examples=job.typical_examples,

@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from mmap import mmap
 from typing import Any, TypeAlias
 
 import torch
@@ -160,7 +161,7 @@ def open_payload(
         head = _head(places, metadata, _checksum(places.text, [memoryview(payload)[len(head) :]]))
     if len(payload) != len(head) + places.num_bytes or payload[: len(head)] != head:
         raise PayloadError(_why_refused(payload, layout, metadata, len(head)))
-    entries = {name: _view(payload, len(head) + places.begins[name], *entry) for name, entry in layout}
+    entries = {name: tensor_in(payload, len(head) + places.begins[name], *entry) for name, entry in layout}
     state: PackedState = {}
     for name, like in template.items():
         if name in grids:
@@ -223,12 +224,13 @@ def _head(places: Places, metadata: Mapping[str, str], checksum: str) -> bytes:
     return len(head).to_bytes(8, "little") + head
 
 
-def _view(payload: bytes, place: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+def tensor_in(data: bytes | mmap, place: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """The tensor that begins at a place in bytes; it lies there, and must not be changed."""
     count = math.prod(shape)
     if not count:
         return torch.empty(shape, dtype=dtype)
     _allow_views()
-    return torch.frombuffer(payload, dtype=dtype, count=count, offset=place).view(shape)
+    return torch.frombuffer(data, dtype=dtype, count=count, offset=place).view(shape)
 
 
 @cache

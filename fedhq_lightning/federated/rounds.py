@@ -15,6 +15,7 @@ from fedhq_lightning.federated.client_fit import ClientFitter, Update
 from fedhq_lightning.federated.client_warnings import ClientWarnings
 from fedhq_lightning.federated.evaluation_round import EvaluationRound
 from fedhq_lightning.federated.failing_clients import after_round, check_fruitful, check_has_model, sitting_out
+from fedhq_lightning.federated.fewest_updates import too_few
 from fedhq_lightning.federated.plan_checks import check_plan
 from fedhq_lightning.federated.resume import best_checkpoint
 from fedhq_lightning.federated.sampling import share_of
@@ -96,7 +97,7 @@ class RoundLoop:
     def run(self) -> None:
         """All rounds that are still to be done; before the first, an evaluation that counts as round 0."""
         state, control, clients = self._state, self._control, list[ClientRecord]()
-        min_clients, num_clients = self._job.min_updates, len(self._job.sampler.with_data())
+        min_updates, num_clients = self._job.min_updates, len(self._job.sampler.with_data())
         if not state.records:
             self._processes.from_first(lambda: self._directory.write_inputs(self._job.datamodule.model_inputs()))
             self._observe(0, Plan({}), [], self._clock.read())
@@ -115,9 +116,9 @@ class RoundLoop:
                 state.stopped = True
                 self._retake(at_server.number, clients)
                 self._processes.from_first(self._save_checkpoint)
-            check_fruitful(state.records, clients, min_clients, num_clients)
+            check_fruitful(state.records, clients, min_updates, num_clients)
         self._job.ledger.tell_of_end(state.round, self._settings.max_rounds, state.private_steps)
-        check_has_model(state.records, clients, min_clients)
+        check_has_model(state.records, clients, min_updates)
 
     def _plan(self, round_number: int) -> Plan:
         state = self._state
@@ -197,8 +198,8 @@ class RoundLoop:
         state.offences, sit_out = after_round(state.offences, placed, number, settings.sit_out_rounds)
         self._warnings.of_round(everyone, sit_out)
         if not found.total_weight:
-            too_few = _too_few(found.num_updates, self._job)
-            rank_zero_warn(f"round {number}: {too_few}; the global model stays as it is")
+            reason = too_few(found.num_updates, settings, self._job.min_updates)
+            rank_zero_warn(f"round {number}: {reason}; the global model stays as it is")
         return everyone
 
     def _everyones(self, records: Sequence[ClientRecord], found: Aggregated) -> list[ClientRecord]:
@@ -357,12 +358,6 @@ def _received(at_server: ServerRound, update: Update) -> ClientRecord:
     return record
 
 
-def _too_few(num_updates: int, job: Job) -> str:
-    if not num_updates:
-        return "no usable update arrived"
-    is_asked_for = job.secure is None or job.secure.threshold < job.min_updates
-    least = "min_clients" if is_asked_for else "the threshold of secure_aggregation,"
-    return f"{num_updates} usable updates arrived, fewer than {least} {job.min_updates}"
 
 
 def train_metrics(clients: Sequence[ClientRecord]) -> dict[str, float]:

@@ -24,6 +24,7 @@ from fedhq_lightning.federated.secure.messages import BelowThresholdError
 from fedhq_lightning.federated.update_checks import Norms, check_norms, check_values, limits_of, norms_of
 from fedhq_lightning.federated.update_directions import UpdateDirections
 from fedhq_lightning.federated.wire import Link
+from fedhq_lightning.quantize.packed_weight import PackedWeight
 from fedhq_lightning.risk.update_sketch import Sketcher
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.tensors import same_values
@@ -37,8 +38,8 @@ ServerTransform = Callable[[ClientId, StateDict], StateDict]
 class Accumulator(Protocol):
     """Adds up a round's updates; neither their order nor the processes that they reach may change a bit."""
 
-    def add(self, state: Mapping[str, Tensor], weight: int) -> None:
-        """Add one update whole, or nothing of it.
+    def add(self, state: Mapping[str, Tensor | PackedWeight], weight: int) -> None:
+        """Add one update whole, or nothing of it; its weights are still packed where nobody else has looked at them.
 
         Raises:
             ValueError: It cannot be added.
@@ -69,6 +70,11 @@ class MaskedSum(Protocol):
         """
 
 
+def exact_mean(bases: StateDict | None) -> Accumulator:
+    """The mean weighted by examples, whatever updates are compared with."""
+    return ExactMean()
+
+
 @dataclass(frozen=True)
 class Server:
     """What the step is made of, the same in every round of a run. Each part with a default is a socket.
@@ -83,7 +89,8 @@ class Server:
         parameter_names: Trained parameters, by their names in the state.
         processes: Those that receive updates of one round. A silo receives everybody's: it is alone.
         transforms: Applied to each decoded update, in order.
-        accumulator: Makes an empty one for each round.
+        accumulator: Makes an empty one for each round, given what updates are compared with where they are models, or
+            None where they are differences.
         sketcher: Where the directions of updates are wanted.
         max_norm_ratio: How many times the median norm an update may have, see `limits_of`; None for any.
         typical_examples: Of a client. The norm of one with more is taken for as many, since a longer fit goes farther.
@@ -99,7 +106,7 @@ class Server:
     parameter_names: frozenset[str]
     processes: Processes
     transforms: tuple[ServerTransform, ...] = ()
-    accumulator: Callable[[], Accumulator] = ExactMean
+    accumulator: Callable[[StateDict | None], Accumulator] = exact_mean
     sketcher: Sketcher | None = None
     max_norm_ratio: float | None = None
     typical_examples: float = math.inf
@@ -267,13 +274,14 @@ class ServerRound:
 
     def _add(self, client_id: ClientId, update: PackedState, num_examples: int) -> None:
         """Transform an update that has passed all checks, and add it up."""
-        if isinstance(self._sum, ExactMean) and not self._server.transforms and self._directions is None:
+        server = self._server
+        if not server.transforms and self._directions is None and not self._takes_differences():
             self._sum.add(update, num_examples)  # from payload to sum in one pass
         else:
             state = decoded(update)
             if self._takes_differences():
                 state = {name: value - self._bases[name] for name, value in state.items()}
-            for transform in self._server.transforms:
+            for transform in server.transforms:
                 state = transform(client_id, state)
             self._sum.add(state, num_examples)
             if self._directions is not None:
@@ -282,7 +290,9 @@ class ServerRound:
 
     def _empty_sum(self) -> Accumulator:
         server = self._server
-        return server.accumulator() if server.noisy_sum is None else server.noisy_sum(self.number)
+        if server.noisy_sum is not None:
+            return server.noisy_sum(self.number)
+        return server.accumulator(self._bases if self._is_model else None)
 
     def _takes_differences(self) -> bool:
         """Whether what clients sent as a model is added up as a difference."""

@@ -19,6 +19,7 @@ from fedhq_lightning.federated.client_evaluation import ClientEvaluation, check_
 from fedhq_lightning.federated.client_uplink import Rounding
 from fedhq_lightning.federated.personal.personal_layers import PersonalLayers
 from fedhq_lightning.federated.privacy.mechanisms import Privacy
+from fedhq_lightning.federated.robust.rule import RobustRule
 from fedhq_lightning.federated.secure.secure_aggregation import SecureAggregation
 from fedhq_lightning.federated.update_checks import check_norm_ratio
 from fedhq_lightning.federated.wire import Downlink, Uplink
@@ -78,6 +79,7 @@ class RunSettings:
     on_client_error: OnClientError
     min_clients: int
     max_norm_ratio: float | None
+    robust_rule: RobustRule | None
     sit_out_rounds: int
     ema_decay: float | None
     retake_batch_statistics: bool

@@ -32,6 +32,7 @@ from fedhq_lightning.federated.clients import (
     plain_client_ids,
     warn_of_examples_never_drawn,
 )
+from fedhq_lightning.federated.fewest_updates import check_cohort_size, fewest_updates
 from fedhq_lightning.federated.monitor_mode import resolve_monitor_mode
 from fedhq_lightning.federated.personal.personal_layers import OwnLayers, check_monitor
 from fedhq_lightning.federated.privacy.ledger import Ledger
@@ -155,11 +156,7 @@ def set_up(
         *(client_ids, settings.clients_per_round, settings.seed, empty, fleet.availability),
         by_coin_flips=isinstance(settings.privacy, CentralPrivacy),
     )
-    if settings.min_clients > sampler.cohort_size:
-        raise ConfigurationError(
-            f"min_clients {settings.min_clients}: a cohort has {sampler.cohort_size} clients, so no round could ever "
-            "have as many usable updates; lower it, or raise clients_per_round"
-        )
+    check_cohort_size(settings, sampler.cohort_size)
     with_data = sampler.with_data()
 
     client_id = client_to_probe(datamodule, with_data)
@@ -251,7 +248,7 @@ def set_up(
         beside=beside,
         own_layers=own_layers,
         ledger=ledger_of(settings, datamodule, sampler, clock.position),
-        min_updates=max(settings.min_clients, 1 if secure is None else secure.threshold),
+        min_updates=fewest_updates(settings, 1 if secure is None else secure.threshold),
         secure=secure,
     )
 

@@ -15,14 +15,12 @@ from typing import Any
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.support.yaml_text import parse_yaml
 
-_PACKAGES = (
-    "fedhq_lightning.models",
-    "fedhq_lightning.data",
-    "fedhq_lightning.callbacks",
-    "fedhq_lightning.federated.algorithms",
-)
-_PARTS = ("aggregator",)
-"""Keys of the trainer whose values are classes of these packages, also without `class_path`."""
+_PARTS = {
+    "aggregator": "fedhq_lightning.federated.algorithms",
+    "robust_rule": "fedhq_lightning.federated.robust",
+}
+"""Keys of the trainer whose values are classes of one package, also without `class_path`."""
+_PACKAGES = ("fedhq_lightning.models", "fedhq_lightning.data", "fedhq_lightning.callbacks", *_PARTS.values())
 _CLASS_KEYS = re.compile(
     r"model|data|(data\.)?(.+\.)?datamodule|trainer\.(callbacks\+?|" + "|".join(_PARTS) + r")|.+\.class_path"
 )
@@ -41,7 +39,9 @@ def with_full_names(content: Any) -> Any:
     if not isinstance(content, Mapping):
         return content
     return {
-        key: _full(each) if key in ("class_path", *_PARTS) and isinstance(each, str) else with_full_names(each)
+        key: _full(each, _PARTS.get(key))
+        if key in ("class_path", *_PARTS) and isinstance(each, str)
+        else with_full_names(each)
         for key, each in content.items()
     }
 
@@ -50,7 +50,7 @@ def override_with_full_names(override: str) -> str:
     """An override, `--KEY=VALUE`, with the classes in its value written out."""
     key, separator, value = override.partition("=")
     if separator and _CLASS_KEYS.fullmatch(key.removeprefix("--")) and _NAME.fullmatch(value):
-        return f"{key}={_full(value)}"
+        return f"{key}={_full(value, _PARTS.get(key.rpartition('.')[2]))}"
     if "class_path" not in value:
         return override
     try:
@@ -61,8 +61,9 @@ def override_with_full_names(override: str) -> str:
     return override if full == given else f"{key}={json.dumps(full)}"
 
 
-def _full(name: Any) -> Any:
-    """The whole path of a class of the packages; whatever else it is, as it is."""
+def _full(name: Any, package: str | None = None) -> Any:
+    """The whole path of a class of one package, or of any of them; whatever else it is, as it is."""
     if not (isinstance(name, str) and _NAME.fullmatch(name)):
         return name
-    return next((f"{package}.{name}" for package in _PACKAGES if name in import_module(package).__all__), name)
+    packages = _PACKAGES if package is None else [package]
+    return next((f"{package}.{name}" for package in packages if name in import_module(package).__all__), name)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedhq_lightning.quantize.grid import dequantize_weight, quantize_weight, quantize_weight_randomly
 from fedhq_lightning.quantize.native.lanes import native
-from fedhq_lightning.quantize.packing import pack, unpack
+from fedhq_lightning.quantize.packing import pack, packed_bytes, unpack
 from fedhq_lightning.quantize.scheme import LayerScheme
 
 
@@ -93,6 +93,24 @@ class PackedWeight:
         group = math.prod(self.shape) // self.scales.numel()
         kernels.unpack_weight(self.packed, self.bits, self.scales, group, begin, to)
         return True
+
+    def part(self, begin: int, end: int) -> Tensor:
+        """Some values, as `decoded` has them, without decoding the others.
+
+        Args:
+            begin: The first, a multiple of 8.
+            end: After the last.
+
+        Returns:
+            (end - begin,) of `dtype`.
+        """
+        values = torch.empty(end - begin)
+        if len(values) and not self.read(begin, values):
+            packed = self.packed[begin * self.bits // 8 : packed_bytes(end, self.bits)]
+            group = math.prod(self.shape) // self.scales.numel()
+            scales = self.scales.reshape(-1)[begin // group : (end - 1) // group + 1].repeat_interleave(group)
+            values = unpack(packed, self.bits, end - begin).float() * scales[begin % group :][: end - begin]
+        return values.to(self.dtype)
 
     def is_finite(self) -> bool:
         """Whether all values are finite."""

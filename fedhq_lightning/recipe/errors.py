@@ -32,6 +32,7 @@ _SHIPPED = {
     "trainer.aggregator": "fedhq_lightning.federated.algorithms",
     "trainer.privacy": "fedhq_lightning.federated.privacy",
     "trainer.secure_aggregation": "fedhq_lightning.federated.secure",
+    "trainer.robust_rule": "fedhq_lightning.federated.robust",
 }
 """Where the classes are that a key is most often given, each in the module's `__all__`."""
 _MOST_LISTED = 12
@@ -244,11 +245,12 @@ def _about_class(where: str, text: str) -> str | None:
     if match := _MISSING.search(text):
         return f"{match[1]} is missing; give it in init_args"
     if match := _NO_PATH.search(text):
-        full = {name: f"{module}.{name}" for module in _SHIPPED.values() for name in import_module(module).__all__}
         if match[1].isidentifier() and find_spec(match[1]) is not None:
             return f"{match[1]!r} is a module; name a class in it: {match[1]}.CLASS"
         shipped = _SHIPPED.get(where)
         here = [] if shipped is None else import_module(shipped).__all__
+        modules = _SHIPPED.values() if shipped is None else [shipped]
+        full = {name: f"{module}.{name}" for module in modules for name in import_module(module).__all__}
         hint = _nearest(match[1], full) or _listed(f"{shipped} has", here)
         return f"{match[1]!r} is no class; give its whole path, such as package.module.Class{hint}"
     return None

@@ -344,6 +344,12 @@ ON_THE_COMMAND_LINE = {
     "--trainer.privacy=Central": "trainer.privacy: 'Central' is no class; give its whole path, such as "
     "package.module.Class; did you mean 'fedhq_lightning.federated.privacy.CentralPrivacy'?",
     UNCLIPPED: "CentralPrivacy clip_norm 0.0: must be above 0: nothing would be left of an update",
+    "--trainer.robust_rule=Krumm": "trainer.robust_rule: 'Krumm' is no class; give its whole path, such as "
+    "package.module.Class; did you mean 'fedhq_lightning.federated.robust.Krum'?",
+    "--trainer.robust_rule=TrimmedMean": "trainer.robust_rule: num_attackers is missing; give it in init_args",
+    '--trainer.robust_rule={"class_path": "Bulyan", "init_args": {"num_attackers": 1}}': "Bulyan takes "
+    "4 * num_attackers + 3 = 7 updates or more, and a cohort has 2 clients; raise clients_per_round, or lower what the "
+    "rule is to withstand",
     "--data.partitioner.alfa=3": "data.partitioner: DirichletPartitioner has no 'alfa'; it takes "
     f"{DIRICHLET_TAKES}; did you mean 'alpha'?",
     "--trainer.callbacks.alocation=1": "trainer.callbacks: FixedAllocator has no 'alocation'; it takes allocation, by; "

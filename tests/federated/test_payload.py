@@ -18,12 +18,12 @@ from fedhq_lightning.federated.payload import (
     Header,
     PayloadError,
     _checksum,
-    _view,
     _write,
     decode,
     encode,
     num_payload_bytes,
     read_metadata,
+    tensor_in,
 )
 from fedhq_lightning.federated.payload_layout import _DTYPES
 from fedhq_lightning.federated.update_checks import is_finite
@@ -313,7 +313,7 @@ def test_strange_layouts_are_payload_errors(written: bytes) -> None:
 def test_what_needs_no_decoding_is_not_copied() -> None:
     payload = encode(state(), GRIDS, HEADER)
     got = decode(payload, state(), GRIDS, HEADER)
-    first = _view(payload, 0, torch.uint8, (len(payload),)).data_ptr()
+    first = tensor_in(payload, 0, torch.uint8, (len(payload),)).data_ptr()
     within = {name for name, value in got.items() if first <= value.data_ptr() < first + len(payload)}
     assert within == got.keys() - GRIDS.keys() - {"empty"}
     assert all(value.data_ptr() % value.element_size() == 0 for value in got.values())

@@ -143,7 +143,8 @@ def test_a_transform_may_refuse_an_update() -> None:
 class Median:
     """A rule that needs all updates at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, bases: Mapping[str, Tensor] | None) -> None:
+        assert bases is not None  # updates are models
         self.updates: list[Mapping[str, Tensor]] = []
         self.weight = 0
 

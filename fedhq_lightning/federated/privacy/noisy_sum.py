@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from fedhq_lightning.federated.payload import decoded
+from fedhq_lightning.quantize.packed_weight import PackedWeight
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.seeds import derive_seed
 from fedhq_lightning.types import StateDict
@@ -55,7 +57,7 @@ class NoisySum:
         self._unit = 2.0 ** (math.frexp(clip_norm)[1] - _UNITS)
         self._sum: Tensor | None = None
 
-    def add(self, state: Mapping[str, Tensor], weight: int) -> None:
+    def add(self, state: Mapping[str, Tensor | PackedWeight], weight: int) -> None:
         """Add one update, clipped. Its weight is 1, whatever it claims.
 
         Args:
@@ -67,7 +69,8 @@ class NoisySum:
         """
         if {name: list(value.shape) for name, value in state.items()} != self._lists():
             raise ValueError("names or shapes unlike those of the model")
-        update = torch.cat([state[name].detach().to("cpu", torch.float64).reshape(-1) for name in self._shapes])
+        values = decoded(state)
+        update = torch.cat([values[name].detach().to("cpu", torch.float64).reshape(-1) for name in self._shapes])
         norm = float(torch.linalg.vector_norm(update))
         factor = min(1.0, self._clip_norm / norm) if norm else 1.0
         whole = update.mul_(factor * _ROUNDING / self._unit).trunc_().to(torch.int64)
