@@ -55,7 +55,7 @@ _EXCLUDED = (
     _Excluded(
         *("privacy: CentralPrivacy", "robust_rule"),
         lambda settings: _is_central(settings) and settings.robust_rule is not None,
-        "noise is accounted for a sum of clipped updates, of which each client changes a bounded part, and a rule gives "
+        "noise is accounted for a sum of clipped updates, of which each client changes a bounded part; a rule gives "
         "no sum; take one of them",
     ),
     _Excluded(
