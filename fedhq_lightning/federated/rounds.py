@@ -358,8 +358,6 @@ def _received(at_server: ServerRound, update: Update) -> ClientRecord:
     return record
 
 
-
-
 def train_metrics(clients: Sequence[ClientRecord]) -> dict[str, float]:
     """Means over the clients whose training was aggregated, weighted by examples, as `train/NAME`."""
     trained = [client for client in clients if client.num_steps and client.status == "ok"]
