@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
-from torch.utils._pytree import tree_leaves
+from typing import Any
 
 from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.data import FederatedDataModule
@@ -49,7 +48,7 @@ def check_private_run(
     probe: Probe,
     monitor: str | None,
     has_trace: bool,
-    batch: object,
+    batch: Callable[[], Any],
 ) -> None:
     """Refuse a private run whose guarantee would not hold, by the name of what stands against it.
 
@@ -59,7 +58,7 @@ def check_private_run(
         probe: Of the module.
         monitor: What is watched.
         has_trace: Whether the fleet says when clients are available.
-        batch: Of one client.
+        batch: Gives one of some client.
 
     Raises:
         ConfigurationError: The first such thing.
@@ -89,5 +88,5 @@ def check_private_run(
             "CentralPrivacy: the fleet has an availability trace, with which the duration of a round, and so who was "
             "in it, decides who can be drawn next; take a fleet without"
         )
-    if isinstance(privacy, LocalPrivacy) and tree_leaves(batch):
-        num_rows(batch)
+    if isinstance(privacy, LocalPrivacy):
+        num_rows(batch())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import lightning as L
@@ -233,7 +233,8 @@ def set_up(
     )
     check_allocation(settings, allocator, with_data, clock)
     has_trace = fleet.availability is not None
-    check_private_run(settings, allocator, found, monitor, has_trace, datamodule.calibration_batch(client_id))
+    some_batch = partial(datamodule.calibration_batch, client_id)
+    check_private_run(settings, allocator, found, monitor, has_trace, some_batch)
     if secure is not None:
         check_sum_is_all(allocator, bool(batch_norms))
     warn_of_lost_changes(settings.uplink, up_grids)

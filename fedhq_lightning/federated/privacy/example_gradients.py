@@ -84,7 +84,8 @@ class ByOpacus:
         for parameter in self._parameters:
             parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]  # Opacus' own
         backward(batch)
-        found: list[Tensor | None] = [each.grad_sample for each in self._parameters]  # type: ignore[attr-defined]
+        held: list[Tensor | None] = [each.grad_sample for each in self._parameters]  # type: ignore[attr-defined]
+        found = [None if each is None else each.float() for each in held]  # autocast has them in bf16
         norms = [torch.linalg.vector_norm(each.flatten(1), dim=1) for each in found if each is not None]
         if not norms:
             return [torch.zeros_like(each) for each in self._parameters]

@@ -73,6 +73,13 @@ def test_both_ways_are_the_definition(most: float) -> None:
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
+def test_the_bound_holds_under_autocast() -> None:
+    module = network()
+    with opacus_hooks(module), torch.autocast("cpu", torch.bfloat16):
+        found = ByOpacus(list(module.parameters()), 0.05).clipped_sum(images(1), backward_of(module))
+    assert float(torch.cat([each.reshape(-1) for each in found]).norm()) == pytest.approx(0.05, rel=1e-4)
+
+
 def test_opacus_leaves_a_module_as_it_was() -> None:
     module = network()
     before = [sorted(vars(part)) for part in module.modules()], [sorted(vars(each)) for each in module.parameters()]
