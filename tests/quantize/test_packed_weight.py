@@ -52,6 +52,17 @@ def by_hand(values: Tensor, grid: LayerScheme) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.usefixtures("_level")
 class TestBits:
+    @pytest.mark.parametrize("bits", [2, 3, 8])
+    @pytest.mark.parametrize("group_size", [None, 6])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+    def test_a_part_is_as_in_the_whole(self, bits: int, group_size: int | None, dtype: torch.dtype) -> None:
+        values = weights(5, 18).to(dtype)
+        whole = packed(values, LayerScheme(bits, None, group_size))
+        for begin, end in ((0, 90), (0, 5), (8, 8), (16, 41), (88, 90)):
+            part = whole.part(begin, end)
+            assert part.dtype == dtype
+            assert torch.equal(part, whole.decoded().reshape(-1)[begin:end])
+
     @pytest.mark.parametrize("bits", range(2, 9))
     @pytest.mark.parametrize("shape", SHAPES)
     def test_both_ways(self, shape: tuple[int, ...], bits: int) -> None:
