@@ -10,7 +10,9 @@ import torch
 from fedhq_lightning.callbacks import FixedAllocator
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.algorithms import FedOpt
+from fedhq_lightning.federated.privacy import CentralPrivacy
 from fedhq_lightning.federated.robust import Bulyan, CoordinateMedian, Krum, RobustRule, TrimmedMean
+from fedhq_lightning.federated.secure import SecureAggregation
 from fedhq_lightning.federated.wire import Link
 from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.trainer import FederatedTrainer
@@ -101,6 +103,21 @@ def test_cohorts_that_are_too_small_are_refused_before_round_1(rule: RobustRule,
     with pytest.raises(ConfigurationError, match=words):
         fitted(tmp_path, robust_rule=rule)
     assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"privacy": CentralPrivacy(1.0, 1.0, 1e-3)}, "privacy: CentralPrivacy and robust_rule cannot be together"),
+        (
+            {"secure_aggregation": SecureAggregation(), "max_norm_ratio": None},
+            "secure_aggregation and robust_rule cannot be together: a rule compares updates",
+        ),
+    ],
+)
+def test_what_needs_sums_is_refused(other: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        trainer(robust_rule=CoordinateMedian(), **other)
 
 
 def test_a_round_with_too_few_updates_leaves_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
