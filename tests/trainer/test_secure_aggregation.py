@@ -15,6 +15,7 @@ from fedhq_lightning.federated.algorithms import FedNova, Scaffold
 from fedhq_lightning.federated.failing_clients import NoUsableUpdatesError
 from fedhq_lightning.federated.payload import PayloadError
 from fedhq_lightning.federated.privacy import CentralPrivacy, LocalPrivacy
+from fedhq_lightning.federated.robust import CoordinateMedian
 from fedhq_lightning.federated.secure import SecureAggregation, masking_client, secure_round
 from fedhq_lightning.federated.secure.messages import Kind
 from fedhq_lightning.federated.server import ServerRound
@@ -213,6 +214,7 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_been() -> None:
             {"privacy": CentralPrivacy(noise_multiplier=1.0, clip_norm=1.0, delta=1e-3)},
             "secure_aggregation and privacy: CentralPrivacy cannot be together: the server clips each update",
         ),
+        ({"robust_rule": CoordinateMedian()}, "secure_aggregation and robust_rule cannot be together"),
         (
             {"callbacks": HybridAllocator(divergence="updates"), "scheme": "w4a8"},
             "secure_aggregation and the divergence of HybridAllocator cannot be together: .*total_variation",
