@@ -27,6 +27,8 @@ class FreeQatAllocator(Allocator):
     Times are virtual seconds as the hardware analysis predicts them; a round deadline ends the wait for the slowest.
     """
 
+    looks_at_the_slowest = True
+
     looks_at_max_rounds = False
 
     def __init__(self) -> None:

@@ -84,6 +84,8 @@ class HybridAllocator(Allocator):
         explanation: Why the boundary is what it is, in one paragraph; empty before `begin`.
     """
 
+    looks_at_the_slowest = True
+
     def __init__(
         self,
         fine: bool = True,

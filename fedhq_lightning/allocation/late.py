@@ -31,6 +31,8 @@ class LateQatAllocator(Allocator):
         ConfigurationError: A number out of range.
     """
 
+    looks_at_the_slowest = True
+
     def __init__(self, share: float = 0.2, budget: float = 0.0, lr_factor: float = 1.0) -> None:
         if not is_number(share) or not 0 <= share <= 1:
             raise ConfigurationError(f"LateQatAllocator: share {share!r} must be a number from 0 to 1")

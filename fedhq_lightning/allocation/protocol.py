@@ -45,6 +45,8 @@ class AllocationContext:
         max_rounds: Rounds of the run.
         eval_every_n_rounds: Rounds from one logged metric to the next.
         round_deadline: Virtual seconds after which a round ends, or None.
+        rounds_wait: Whether a round waits for the slowest of its cohort. Else a cohort begins in the places that became
+            free, and the round ends with the first updates that come: each client costs its own time.
         monitor_mode: Whether a larger or a smaller monitored value is better.
         resumes: Whether `load_state_dict` follows.
     """
@@ -66,6 +68,7 @@ class AllocationContext:
     max_rounds: int = 1
     eval_every_n_rounds: int = 1
     round_deadline: float | None = None
+    rounds_wait: bool = True
     monitor_mode: MonitorMode = "max"
     resumes: bool = False
 
@@ -84,6 +87,7 @@ class AllocationContext:
         monitor_mode: MonitorMode,
         resumes: bool,
         round_deadline: float | None = None,
+        rounds_wait: bool = True,
     ) -> Self:
         """What the run's clock tells, beside what is given; see the attributes.
 
@@ -99,6 +103,7 @@ class AllocationContext:
             monitor_mode: Of the run.
             resumes: Whether a checkpoint's state follows.
             round_deadline: Of the run.
+            rounds_wait: Of the run.
         """
         return cls(
             client_ids,
@@ -118,6 +123,7 @@ class AllocationContext:
             max_rounds=max_rounds,
             eval_every_n_rounds=eval_every_n_rounds,
             round_deadline=round_deadline,
+            rounds_wait=rounds_wait,
             monitor_mode=monitor_mode,
             resumes=resumes,
         )
@@ -137,6 +143,8 @@ class Allocator(ABC):
         wants_update_divergence: Whether `ClientRecord.update_divergence` shall be found. Read after `begin`.
         plans_each_client_alone: Whether a client's mode follows from its id and the seed alone, neither from other
             clients nor from what it tells of its data. Private runs take no other allocators. Read after `begin`.
+        looks_at_the_slowest: Whether plans rest on a round lasting as long as its slowest client. Such an allocator is
+            refused where no round waits (`AllocationContext.rounds_wait`).
         looks_at_max_rounds: Whether plans depend on `AllocationContext.max_rounds`. Where they do, who makes a run
             longer is told that it is not the run that it would have been with more rounds from the start.
     """
@@ -145,6 +153,7 @@ class Allocator(ABC):
     wants_label_divergence: bool = False
     wants_update_divergence: bool = False
     plans_each_client_alone: bool = False
+    looks_at_the_slowest: bool = False
     looks_at_max_rounds: bool = True
 
     @property

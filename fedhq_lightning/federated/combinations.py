@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated.algorithms.asynchronous import AsynchronousAggregator
 from fedhq_lightning.federated.privacy.mechanisms import CentralPrivacy, LocalPrivacy
 from fedhq_lightning.federated.settings import RunSettings
 
@@ -19,9 +20,12 @@ class _Excluded(NamedTuple):
     why: str
 
 
+def _is_rounded(settings: RunSettings) -> bool:
+    return settings.scheme is not None or settings.uplink_bits is not None
+
+
 def _rounds_models(settings: RunSettings) -> bool:
-    is_rounded = settings.scheme is not None or settings.uplink_bits is not None
-    return is_rounded and settings.uplink == "weights"
+    return _is_rounded(settings) and settings.uplink == "weights"
 
 
 def _is_central(settings: RunSettings) -> bool:
@@ -36,7 +40,50 @@ def _has_static_ranges(settings: RunSettings) -> bool:
     return settings.scheme is not None and settings.scheme.has_static_ranges
 
 
+def _is_asynchronous(settings: RunSettings) -> bool:
+    return isinstance(settings.aggregator, AsynchronousAggregator)
+
+
+def _sends_changes(settings: RunSettings) -> bool:
+    return isinstance(settings.aggregator, AsynchronousAggregator) and settings.aggregator.sends_changes
+
+
 _EXCLUDED = (
+    _Excluded(
+        *("aggregator: FedBuff", "uplink: weights"),
+        lambda settings: _sends_changes(settings) and settings.uplink == "weights",
+        "it adds what clients changed of the models that they had; take uplink: delta, or FedAsync",
+    ),
+    _Excluded(
+        *("aggregator: FedAsync", "uplink: delta on a grid"),
+        lambda settings: (
+            _is_asynchronous(settings)
+            and not _sends_changes(settings)
+            and settings.uplink == "delta"
+            and _is_rounded(settings)
+        ),
+        "it mixes whole models; take uplink: weights, or FedBuff",
+    ),
+    _Excluded(
+        *("an aggregator for which no round waits", "round_deadline"),
+        lambda settings: _is_asynchronous(settings) and settings.round_deadline is not None,
+        "nobody is late: an update that comes later weighs less; leave the deadline out",
+    ),
+    _Excluded(
+        *("an aggregator for which no round waits", "secure_aggregation"),
+        lambda settings: _is_asynchronous(settings) and settings.secure_aggregation is not None,
+        "masks cancel only within a cohort that began together; take FedAvg",
+    ),
+    _Excluded(
+        *("an aggregator for which no round waits", "robust_rule"),
+        lambda settings: _is_asynchronous(settings) and settings.robust_rule is not None,
+        "its steps weigh updates by their age, and a robust rule weighs all alike; take FedAvg",
+    ),
+    _Excluded(
+        *("an aggregator for which no round waits", "privacy"),
+        lambda settings: _is_asynchronous(settings) and settings.privacy is not None,
+        "what is spent is accounted by cohorts that are drawn anew in each round; take FedAvg",
+    ),
     _Excluded(
         *("aggregator: FedNova", "uplink: weights on a grid"),
         lambda settings: settings.aggregator.sends_scaled_changes and _rounds_models(settings),

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from fedhq_lightning.errors import RunError
+from fedhq_lightning.federated.algorithms.asynchronous import AsynchronousAggregator
+from fedhq_lightning.federated.asynchronous.flight import Flight
 from fedhq_lightning.federated.callback import RoundControl
 from fedhq_lightning.federated.client_fit import ClientFitter, Update
 from fedhq_lightning.federated.client_warnings import ClientWarnings
@@ -18,6 +20,7 @@ from fedhq_lightning.federated.failing_clients import after_round, check_fruitfu
 from fedhq_lightning.federated.fewest_updates import too_few
 from fedhq_lightning.federated.plan_checks import check_plan
 from fedhq_lightning.federated.resume import best_checkpoint
+from fedhq_lightning.federated.round_lr import learning_rate_scale
 from fedhq_lightning.federated.sampling import share_of
 from fedhq_lightning.federated.server import Aggregated, Server, ServerRound
 from fedhq_lightning.federated.settings import RunSettings
@@ -83,7 +86,10 @@ class RoundLoop:
         self._job = job
         self._fitter = fitter
         self._evaluator = evaluator
-        self._server = server
+        self._flight: Flight | None = None
+        if isinstance(settings.aggregator, AsynchronousAggregator):
+            self._flight = Flight(settings.aggregator, job.clock, state, directory.in_flight, processes)
+        self._server = server if self._flight is None else self._flight.weighing(server)
         self._processes = processes
         self._directory = directory
         self._state = state
@@ -110,7 +116,11 @@ class RoundLoop:
                 secure = self._secure.open(state.round + 1, list(plan.modes), self._mine(plan))
             at_server = self._server.open_round(state.round + 1, float_view(state.global_state), usual, secure)
             updates = self._fit(at_server, plan, secure)  # one at a time, as they are aggregated
+            if self._flight is not None:
+                updates = self._flight.first(at_server, updates)
             clients = self._aggregate(at_server, updates, secure)
+            if self._flight is not None:
+                plan = self._flight.plan(plan, clients)
             self._observe(at_server.number, plan, clients, before)
             if control.should_stop and not state.stopped:  # set when the round was saved already
                 state.stopped = True
@@ -123,7 +133,8 @@ class RoundLoop:
     def _plan(self, round_number: int) -> Plan:
         state = self._state
         without = sitting_out(state.offences, round_number)
-        drawn = self._job.sampler.cohort(round_number, state.virtual_seconds, without)
+        busy = frozenset() if self._flight is None else self._flight.positions()
+        drawn = self._job.sampler.cohort(round_number, state.virtual_seconds, without, busy)
         cohort = self._job.ledger.allowed(drawn, state.private_steps)
         allocator = self._job.allocator
         with self._clock.phase("allocate"):
@@ -218,7 +229,7 @@ class RoundLoop:
         """Why the server refused an update, with what its client finds in its own data."""
         if reason != NOT_FINITE:
             return reason
-        return shortened(f"{reason}: {self._fitter.why_not_finite(record.round, record.client_id)}")
+        return shortened(f"{reason}: {self._fitter.why_not_finite(record.begun_in, record.client_id)}")
 
     def _check_first_round(self, records: Sequence[ClientRecord]) -> None:
         """End a run in whose first round every client failed: then the module is wrong, not a client."""
@@ -305,6 +316,8 @@ class RoundLoop:
         """What happened, with wall times as process 0 measured them, so that every process holds the same record."""
         monitor, deadline = self._job.monitored.name, self._settings.round_deadline
         virtual = max((client.virtual_seconds for client in clients), default=0.0)
+        if self._flight is not None:
+            virtual = self._flight.round_seconds if round_number else 0.0
         if deadline is not None:
             virtual = min(virtual, deadline)
         # The clients' round, and with it the deadline, begins when the first of them is there.
@@ -354,7 +367,7 @@ def _received(at_server: ServerRound, update: Update) -> ClientRecord:
     """Give the server one update; its record, without the payload, which is as large as a model."""
     record = update.record
     if record.status == "ok":
-        at_server.receive(record.client_id, update.payload, record.num_examples)
+        at_server.receive(record.client_id, update.payload, record.num_examples, sent_in=record.begun_in)
     return record
 
 
@@ -368,21 +381,3 @@ def train_metrics(clients: Sequence[ClientRecord]) -> dict[str, float]:
         weight = sum(client.num_examples for client in held)
         result[f"train/{name}"] = math.fsum(client.metrics[name] * client.num_examples for client in held) / weight
     return result
-
-
-def learning_rate_scale(round_lr: str | float, round_number: int, max_rounds: int) -> float:
-    """Factor on every learning rate in a round.
-
-    Args:
-        round_lr: "constant"; "cosine" or "linear" from 1 towards 0 over the run; or a factor per round.
-        round_number: From 1.
-        max_rounds: Rounds in all.
-    """
-    done = (round_number - 1) / max_rounds
-    if round_lr == "constant":
-        return 1.0
-    if round_lr == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * done))
-    if round_lr == "linear":
-        return 1 - done
-    return float(round_lr) ** (round_number - 1)

@@ -66,7 +66,11 @@ class CohortSampler:
         return [self._client_ids[position] for position in self._positions]
 
     def cohort(
-        self, round_number: int, virtual_seconds: float | None = None, without: frozenset[int] = frozenset()
+        self,
+        round_number: int,
+        virtual_seconds: float | None = None,
+        without: frozenset[int] = frozenset(),
+        busy: frozenset[int] = frozenset(),
     ) -> list[ClientId]:
         """The round's clients, in the order of `client_ids`: fewer than `cohort_size` where fewer are there.
 
@@ -76,10 +80,13 @@ class CohortSampler:
                 by then, the round waits `wait_seconds` for the next who comes. None draws as if everybody were there.
             without: Positions of clients that sit out; others are drawn in their place. Where nobody else is left, they
                 do not. Where coins are flipped nobody takes their place.
+            busy: Positions of clients that still train: others are drawn, as many as places are free.
         """
         generator = random.Random(derive_seed(self._seed, "cohort", round_number))
         if self._by_coin_flips:
             positions = sorted(self._flipped(round_number, without))
+        elif busy:
+            positions = sorted(self._besides(generator, busy, without))
         elif virtual_seconds is None or self._availability is None:
             positions = sorted(self._drawn(generator, without))
         else:
@@ -97,6 +104,13 @@ class CohortSampler:
         """Positions, in no order."""
         drawn = generator.sample(self._positions, min(self.cohort_size + len(without), len(self._positions)))
         return [each for each in drawn if each not in without][: self.cohort_size] or drawn[: self.cohort_size]
+
+    def _besides(self, generator: random.Random, busy: frozenset[int], without: frozenset[int]) -> list[int]:
+        """Positions, in no order."""
+        free = max(0, self.cohort_size - len(busy))
+        drawn = generator.sample(self._positions, min(free + len(busy | without), len(self._positions)))
+        rest = [each for each in drawn if each not in busy]
+        return ([each for each in rest if each not in without] or rest)[:free]
 
     def _flipped(self, round_number: int, without: frozenset[int]) -> list[int]:
         """Positions, in no order: how many coins show heads, then whose, which comes to one flip after another."""

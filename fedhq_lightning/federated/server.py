@@ -192,6 +192,7 @@ class ServerRound:
         self._sum = self._empty_sum()
         self._masked_sum = masked_sum
         self._seen: set[ClientId] = set()
+        self._sent_in: dict[ClientId, int] = {}
         self._norms: list[Norms] = []
         self._held = HeldUpdates()
         self._num_added = 0
@@ -201,7 +202,14 @@ class ServerRound:
             names = server.parameter_names
             self._directions = UpdateDirections(server.link.uplink, server.sketcher, names, self.received)
 
-    def receive(self, client_id: ClientId, payload: bytes, num_examples: int, most_examples: int | None = None) -> None:
+    def receive(
+        self,
+        client_id: ClientId,
+        payload: bytes,
+        num_examples: int,
+        most_examples: int | None = None,
+        sent_in: int | None = None,
+    ) -> None:
         """Check one client's update and add it up, or leave it out and note why.
 
         One that moves the model by much more than updates usually do waits until all have come: the others tell whether
@@ -212,6 +220,7 @@ class ServerRound:
             payload: What arrived.
             num_examples: Its weight.
             most_examples: That it can have, where the weight is of its own choice.
+            sent_in: The round whose model it began with, where that is an earlier one.
 
         Raises:
             PayloadError: The client's second in this round, which changes nothing.
@@ -231,7 +240,8 @@ class ServerRound:
             server = self._server
             if server.unseal is not None:
                 payload = server.unseal(client_id, payload)
-            update = server.link.open(payload, self.number, client_id)
+            self._sent_in[client_id] = self.number if sent_in is None else sent_in
+            update = server.link.open(payload, self._sent_in[client_id], client_id)
             norms = norms_of(update, self._bases if self._is_model else None, server.parameter_names)
             norms = norms.over(max(1.0, num_examples / server.typical_examples))
             check_values(update, None if self._is_model else self.received)
@@ -249,7 +259,7 @@ class ServerRound:
         for held, payload in self._held.take():
             with self._refusing(held.client_id):
                 check_norms(held.norms, limits)
-                update = server.link.open(payload, self.number, held.client_id)
+                update = server.link.open(payload, self._sent_in[held.client_id], held.client_id)
                 self._add(held.client_id, update, held.num_examples)
         num_updates = sum(server.processes.gather(self._num_added))
         if num_updates < server.min_updates:

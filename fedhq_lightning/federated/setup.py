@@ -20,6 +20,7 @@ from fedhq_lightning.devices.virtual_clock import VirtualClock
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated import checks
 from fedhq_lightning.federated.allocation_checks import check_allocation
+from fedhq_lightning.federated.asynchronous.checks import checked
 from fedhq_lightning.federated.beside import named_beside
 from fedhq_lightning.federated.callback import Monitored
 from fedhq_lightning.federated.client_analysis import ClientAnalyst
@@ -157,6 +158,7 @@ def set_up(
         by_coin_flips=isinstance(settings.privacy, CentralPrivacy),
     )
     check_cohort_size(settings, sampler.cohort_size)
+    asynchronous = checked(settings, fleet, sampler.cohort_size)
     with_data = sampler.with_data()
 
     client_id = client_to_probe(datamodule, with_data)
@@ -190,7 +192,9 @@ def set_up(
     batch_norms = found.batch_norms if settings.retake_batch_statistics else {}
     retaken = statistics_names(batch_norms)
     up_grids, stays = _up_grids(settings, template, sent_grids), found.fixed | own_layers.names
-    link = Link(sent, sent_grids, settings.uplink, settings.downlink, stays, retaken & sent.keys(), up_grids)
+    sends_changes = asynchronous is not None and asynchronous.sends_changes
+    not_up = retaken & sent.keys()
+    link = Link(sent, sent_grids, settings.uplink, settings.downlink, stays, not_up, up_grids, sends_changes)
     state = {name: value.detach() for name, value in template.state_dict().items()}
     beside = _carry_beside(settings, link, template, found.frozen)
     _, download_bytes = link.down(state | named_beside(beside), 0)
@@ -223,10 +227,11 @@ def set_up(
             settings.seed,
             divergence=_divergence(datamodule, with_data),
             sensitivity=_sensitivity(settings, fabric, template, datamodule),
-            cohort=sampler.cohort if fleet.availability is None else None,
+            cohort=sampler.cohort if fleet.availability is None and asynchronous is None else None,
             max_rounds=settings.max_rounds,
             eval_every_n_rounds=settings.eval_every_n_rounds,
             round_deadline=settings.round_deadline,
+            rounds_wait=asynchronous is None,
             monitor_mode=monitored.mode,
             resumes=resumes,
         )

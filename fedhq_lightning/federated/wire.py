@@ -61,6 +61,7 @@ class Link:
         frozen: Names of parameters that no client changes.
         retaken: Names of batch statistics that are taken anew: they go down, not up.
         up_grids: Grids on the way up, where they are others.
+        always: Whether `uplink` holds without grids too.
 
     Raises:
         ConfigurationError: A complex tensor that is not frozen.
@@ -78,6 +79,7 @@ class Link:
         frozen: frozenset[str] = frozenset(),
         retaken: frozenset[str] = frozenset(),
         up_grids: Mapping[str, LayerScheme] | None = None,
+        always: bool = False,
     ) -> None:
         refused = [name for name, value in template.items() if value.is_complex() and name not in frozen]
         if refused:
@@ -86,7 +88,7 @@ class Link:
                 "tensor (torch.view_as_complex gives the complex one), or register a constant with persistent=False"
             )
         self._grids = grids if up_grids is None else up_grids
-        self.uplink: Uplink = uplink if self._grids else "weights"
+        self.uplink: Uplink = uplink if self._grids or always else "weights"
         self._down_grids = grids if downlink == "scheme" else {}
         self._tied = _tied(template, grids)
         # A tensor is frozen when all of its names are.

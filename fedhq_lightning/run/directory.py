@@ -57,6 +57,7 @@ class RunDirectory:
         self.model = path / "model"
         self.inputs = path / INPUTS
         self.client_store = ClientStore(path / "client_state", self._oldest_round)
+        self.in_flight = ClientStore(path / "in_flight", self._oldest_round)
 
     @classmethod
     def create(cls, root: Path, recipe: str, name: str | None = None) -> RunDirectory:
@@ -209,6 +210,7 @@ class RunDirectory:
             for path in self.saved_checkpoints()[:-keep]:
                 path.unlink(missing_ok=True)
             self.client_store.forget_after(round_number)
+            self.in_flight.forget_after(round_number)
             if round_number < 0:
                 self.rounds_file.unlink(missing_ok=True)
                 return

@@ -38,7 +38,7 @@ class ClientRecord:
     """What one client did in one round.
 
     Attributes:
-        round: Number of the round, from 1.
+        round: Number of the round that took its update, from 1.
         client_id: The client.
         tier: Name of its device profile.
         mode: How it trained.
@@ -57,6 +57,7 @@ class ClientRecord:
         sensitivity: How much rounding the model it received harms it on its own data; None where not asked for.
         update_divergence: 1 - cosine of its update with the mean update, 0 to 2; None where not asked for.
         traceback: The last frames of what its code raised, a line each; else empty.
+        staleness: Steps of the server since the model that it began with; 0 where rounds wait for their clients.
     """
 
     round: Count
@@ -78,6 +79,12 @@ class ClientRecord:
     sensitivity: float | None = None
     update_divergence: float | None = None
     traceback: str = ""
+    staleness: Count = 0
+
+    @property
+    def begun_in(self) -> int:
+        """The round whose model the client began with."""
+        return self.round - self.staleness
 
     @property
     def virtual_seconds(self) -> float:

@@ -82,6 +82,17 @@ def _are_modes(value: Any) -> bool:
     return type(value) is dict and all(_is_count(position) and mode in MODES for position, mode in value.items())
 
 
+def _are_in_flight(value: Any) -> bool:
+    return type(value) is list and all(
+        type(each) is dict
+        and each.keys() == {"position", "arrives", "record"}
+        and _is_count(each["position"])
+        and _is_number(each["arrives"])
+        and type(each["record"]) is dict
+        for each in value
+    )
+
+
 _Parts: TypeAlias = Mapping[str, tuple[Callable[[Any], bool], str]]
 """By name: whether a value can be that part, and in words what it has to be."""
 
@@ -113,6 +124,7 @@ _STATE: _Parts = {
     "usual_norms": (_or_none(_are_norms), "two numbers from 0, or nothing"),
     "offences": (_are_offences, "two whole numbers from 0 by position"),
     "has_statistics": _BOOL,
+    "in_flight": (_are_in_flight, "clients with the times of their arrival"),
     "private_steps": (_are_counts, "whole numbers from 0 by position"),
     "last_modes": (_are_modes, "a mode by position"),
 }
@@ -121,6 +133,7 @@ _STATE_SINCE: Mapping[str, Any] = {
     "usual_norms": None,
     "offences": {},
     "has_statistics": False,
+    "in_flight": [],
     "private_steps": {},
     "last_modes": {},
 }

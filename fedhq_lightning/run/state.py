@@ -33,6 +33,8 @@ class RunState:
         private_steps: Position of a client to noisy steps on its examples, where these are what privacy hides.
         has_statistics: Whether batch statistics are those of the model that is served; False once a round has moved it.
         last_modes: How each client that evaluates trained the last time, by position.
+        in_flight: Clients that train or whose updates are on their way, where no round waits for them; see
+            `federated.asynchronous.arrivals`.
         records: One record a round, round 0 first, without clients: those are in `rounds.jsonl`, for they may be many.
     """
 
@@ -49,6 +51,7 @@ class RunState:
     private_steps: dict[int, int] = field(default_factory=dict)
     has_statistics: bool = False
     last_modes: dict[int, Mode] = field(default_factory=dict)
+    in_flight: list[dict[str, Any]] = field(default_factory=list)
     records: list[RoundRecord] = field(default_factory=list)
 
     @property

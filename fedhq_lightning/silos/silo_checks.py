@@ -22,6 +22,7 @@ from fedhq_lightning.drop_in.quantized_callback import QuantizedCallback
 from fedhq_lightning.drop_in.trainer_parts import callbacks_of, is_rehearsal, training_loaders
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.algorithms.aggregator import Aggregator
+from fedhq_lightning.federated.algorithms.asynchronous import AsynchronousAggregator
 from fedhq_lightning.quantize import QuantScheme
 from fedhq_lightning.silos.silo_callback import SiloCallback
 from fedhq_lightning.silos.silo_strategy import SiloStrategy
@@ -61,8 +62,13 @@ def refuse_client_state(aggregator: Aggregator, pl_module: nn.Module) -> None:
     """Refuse an algorithm whose clients keep or send more than their models.
 
     Raises:
-        ConfigurationError: Silos exchange models alone.
+        ConfigurationError: Silos exchange models alone, all at once.
     """
+    if isinstance(aggregator, AsynchronousAggregator):
+        raise ConfigurationError(
+            f"FederatedAveraging(aggregator={type(aggregator).__name__}): silos end their rounds together; take "
+            "FedAvg, FedProx or FedOpt, or FederatedTrainer"
+        )
     parameters = {name: value.detach() for name, value in pl_module.named_parameters()}
     if aggregator.has_client_state or aggregator.beside_up(parameters):
         raise ConfigurationError(

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from fedhq_lightning.federated.rounds import learning_rate_scale, train_metrics
+from fedhq_lightning.federated.round_lr import learning_rate_scale
+from fedhq_lightning.federated.rounds import train_metrics
 from fedhq_lightning.run.records import ClientRecord
 
 from ..run.test_records import CLIENT

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedhq_lightning.callbacks import FixedAllocator
-from fedhq_lightning.federated.algorithms import FedDyn, Scaffold
+from fedhq_lightning.federated.algorithms import FedAsync, FedBuff, FedDyn, Scaffold
 from fedhq_lightning.run.records import RoundRecord
 from fedhq_lightning.trainer import FederatedTrainer
 
@@ -17,6 +17,8 @@ from ...trainer.runs import Recorder, fit, last_state
 STATEFUL: dict[str, Callable[[], dict[str, Any]]] = {
     "SCAFFOLD": lambda: {"aggregator": Scaffold()},
     "FedDyn": lambda: {"aggregator": FedDyn()},
+    "FedBuff": lambda: {"aggregator": FedBuff(2), "scheme": "w4a8", "fleet": "mixed"},
+    "FedAsync": lambda: {"aggregator": FedAsync(), "fleet": "mixed"},
     "SCAFFOLD in quantized lanes": lambda: {
         "aggregator": Scaffold(),
         "scheme": "w4a8",
@@ -47,7 +49,7 @@ def test_a_run_goes_on_to_the_same_bits(after: int, make: Callable[[], dict[str,
     assert resumed.run_dir == broken.run_dir
     assert same_bits(state, again)
     kept = [
-        sorted(each.relative_to(run.run_dir) for each in run.run_dir.glob("client_state/*/*"))
+        sorted(each.relative_to(run.run_dir) for each in run.run_dir.glob("[ci][ln]*_*/*/*"))
         for run in (unbroken, resumed)
     ]
     assert kept[0] == kept[1]

@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 
 from fedhq_lightning.callbacks import FixedAllocator
-from fedhq_lightning.federated.algorithms import FedAdagrad, FedAdam, FedAvgM, FedDyn, FedNova, FedYogi, Scaffold
+from fedhq_lightning.federated.algorithms import (
+    FedAdagrad,
+    FedAdam,
+    FedAsync,
+    FedAvgM,
+    FedBuff,
+    FedDyn,
+    FedNova,
+    FedYogi,
+    Scaffold,
+)
 from fedhq_lightning.run.checkpoint_file import load_checkpoint
 from fedhq_lightning.run.directory import RunDirectory
 
@@ -23,6 +33,8 @@ RUNS: dict[str, Callable[[], dict[str, Any]]] = {
     "hybrid SCAFFOLD": lambda: {"aggregator": Scaffold(), "callbacks": [FixedAllocator(0.5)], **HYBRID},
     "hybrid FedNova": lambda: {"aggregator": FedNova(), "callbacks": [FixedAllocator(0.5)], **HYBRID},
     "hybrid FedDyn": lambda: {"aggregator": FedDyn(), "callbacks": [FixedAllocator(0.5)], **HYBRID},
+    "hybrid FedBuff": lambda: {"aggregator": FedBuff(2), "callbacks": [FixedAllocator(0.5)], **HYBRID},
+    "FedAsync": lambda: {"aggregator": FedAsync(), "fleet": "mixed"},
     "FedAvgM": lambda: {"aggregator": FedAvgM()},
     "FedAdagrad": lambda: {"aggregator": FedAdagrad()},
     "FedAdam": lambda: {"aggregator": FedAdam()},
