@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated.privacy import CentralPrivacy
 from fedhq_lightning.report.final_table import final_table, final_text, inference_rows, print_final
 from fedhq_lightning.report.formats import (
     format_bytes,
@@ -248,3 +249,11 @@ def test_markup_in_names_is_shown_not_obeyed() -> None:
     table = Console(file=io.StringIO(), width=100, record=True)
     table.print(final_table(summary))
     assert "acc[red], quantized" in table.export_text()
+
+
+@pytest.mark.parametrize(("ended", "more"), [(False, ""), (True, ", where the budget ended the run")])
+def test_what_a_private_run_spent(ended: bool, more: str) -> None:
+    privacy = CentralPrivacy(1.0, 0.5, 1e-5, max_epsilon=2.0).described(1.75, ended)
+    rows = dict(summary_rows(small_summary(small_rounds()) | {"privacy": privacy}))
+    assert rows["privacy"] == f"epsilon 1.7500 at delta 1e-05, for each client{more}"
+    assert "privacy" not in dict(summary_rows(small_summary(small_rounds()) | {"privacy": None}))

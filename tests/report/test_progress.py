@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import termios
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from rich.console import Console
 
 from fedhq_lightning.allocation.briefing import Briefing, TierBrief
 from fedhq_lightning.federated.callback import Monitored
+from fedhq_lightning.federated.privacy import CentralPrivacy
 from fedhq_lightning.report.briefing import briefing_text
 from fedhq_lightning.report.formats import format_seconds
 from fedhq_lightning.report.progress import ProgressDisplay
@@ -82,6 +84,17 @@ def test_without_a_terminal_one_plain_line_a_round() -> None:
     assert lines[1].startswith("round 1/12 | val_accuracy not evaluated | PTQ 3, QAT 3 | 1 late | wall ")
     assert lines[-1].startswith("round 12/12 | val_accuracy quantized 0.9268 fp 0.9541")
     assert lines[-1].endswith("| wall 12.7 s | virtual 14 min 15 s | ETA 0 s wall")
+
+
+def test_a_private_run_says_what_it_promises_and_has_spent() -> None:
+    file = io.StringIO()
+    rounds = [replace(record, epsilon=0.25 * record.round) for record in small_rounds()[:3]]
+    privacy = CentralPrivacy(1.0, 0.5, 1e-5)
+    settings = SimpleNamespace(max_rounds=12, allocator=None, privacy=privacy)
+    drive(ProgressDisplay(Console(file=file)), rounds, settings=settings)
+    _, promise, *lines = file.getvalue().splitlines()
+    assert promise == privacy.briefing
+    assert [" | epsilon 0.5 | " in line for line in lines] == [False, False, True]
 
 
 def test_eta_is_the_mean_of_the_last_rounds_times_the_rounds_to_go() -> None:
