@@ -75,6 +75,7 @@ class FederatedTrainer(AfterFit):
         aggregator: Server's step; FedAvg by default.
         personal_layers: Names of layers that every client keeps for itself (FedPer), "batch_norm" (FedBN), or
             `PersonalLayers` for FedRep; None shares all.
+        ditto: Train a model of each client's own beside the global one, held to it this strongly; None for none.
         uplink: "delta": clients send the difference of their model to the one they received, rounded to the bits of the
             scheme; "weights": their model, rounded to its grid. Without a scheme, fp32.
         downlink: "fp32", or "scheme": the global model goes down rounded to the grid.
@@ -154,6 +155,7 @@ class FederatedTrainer(AfterFit):
         lanes: LaneOptions | None = None,
         aggregator: Aggregator | None = None,
         personal_layers: PersonalLayers | list[str] | str | None = None,
+        ditto: float | None = None,
         uplink: Uplink = "delta",
         downlink: Downlink = "fp32",
         uplink_bits: int | None = None,

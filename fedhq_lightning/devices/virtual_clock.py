@@ -34,6 +34,7 @@ class VirtualClock:
         gives_batch: Whether a client's loader gives a batch all the same, asked where the client holds less than one.
         kernels: What the recipe says of each layer's kernels; None is the static rule everywhere.
         calibration: Corrects the roofline; None is the shipped one.
+        fits_per_round: Local fits of one client in one round, each as long as the others.
         calibrates_ranges: Whether clients that do not train in `qat` calibrate static activation ranges after their
             fit, in a forward pass on the grid.
 
@@ -58,6 +59,7 @@ class VirtualClock:
         kernels: LaneKernels | None = None,
         calibration: Calibration | None = None,
         calibrates_ranges: bool = False,
+        fits_per_round: int = 1,
     ) -> None:
         self._client_ids = client_ids
         self._positions = None if isinstance(client_ids, range) else {each: i for i, each in enumerate(client_ids)}
@@ -74,6 +76,7 @@ class VirtualClock:
         self._kernels = LaneKernels() if kernels is None else kernels
         self._calibration = shipped_calibration() if calibration is None else calibration
         self._calibrates_ranges = calibrates_ranges
+        self._fits_per_round = fits_per_round
         # By identity, since hashing a profile takes longer than all the rest; each entry keeps its profile alive.
         self._step_seconds: dict[tuple[int, Mode], tuple[DeviceProfile, list[float]]] = {}
         self._bytes: dict[tuple[int, Mode, int], tuple[DeviceProfile, float]] = {}
@@ -116,7 +119,7 @@ class VirtualClock:
         compute_seconds = sum(count * self._step(device, mode, examples) for count, examples in batches if count)
         return ClientTime(
             download_seconds=download_seconds,
-            compute_seconds=compute_seconds + self.calibration_seconds(client_id, mode),
+            compute_seconds=self._fits_per_round * (compute_seconds + self.calibration_seconds(client_id, mode)),
             upload_seconds=upload_seconds,
         )
 

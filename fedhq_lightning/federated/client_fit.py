@@ -2,46 +2,39 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
-from torch.optim import Optimizer
 
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.data.whole_batches import batches_of
 from fedhq_lightning.devices.virtual_clock import VirtualClock
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.algorithms.aggregator import Aggregator, ClientEnd, ClientStart
+from fedhq_lightning.federated.algorithms.aggregator import Aggregator, ClientStart, ClientTerm
+from fedhq_lightning.federated.algorithms.fed_prox import ProximalTerm
 from fedhq_lightning.federated.beside import named_beside
 from fedhq_lightning.federated.client_analysis import ClientAnalyst
 from fedhq_lightning.federated.client_errors import ClientError, OnClientError, free_memory, is_clients
-from fedhq_lightning.federated.client_ranges import ClientRanges
 from fedhq_lightning.federated.client_uplink import ClientUplink
+from fedhq_lightning.federated.lane_fit import LaneFitter
 from fedhq_lightning.federated.not_finite import column_names, odd_values
 from fedhq_lightning.federated.personal.personal_layers import OwnLayers
 from fedhq_lightning.federated.privacy.mechanisms import LocalPrivacy
-from fedhq_lightning.federated.privacy.private_fit import PrivateClientTrainer
 from fedhq_lightning.federated.update_checks import is_finite
 from fedhq_lightning.federated.wire import Link
-from fedhq_lightning.local.client_trainer import ClientTrainer
-from fedhq_lightning.local.module_state import load_weights, reset_metrics, restore_buffers, restore_requires_grad
-from fedhq_lightning.local.pristine import Pristine
-from fedhq_lightning.quantize import LaneOptions, QuantScheme, RangeLearner, correct_bias, prepare
+from fedhq_lightning.quantize import LaneOptions, QuantScheme
 from fedhq_lightning.risk.sensitivity import SensitivityMeasure, check_sensitivity_measure
 from fedhq_lightning.run.client_store import PERSONAL, ClientStore
 from fedhq_lightning.run.records import ClientRecord, Status
 from fedhq_lightning.support.process_state import process_state_kept
 from fedhq_lightning.support.seeds import derive_seed, generators_kept, seed_generators
 from fedhq_lightning.types import ClientId, FitOptions, Mode, StateDict
-
-_NO_BATCH = "its training loader gives no batch, as with drop_last and fewer examples than batch_size"
-_SKIPPED = "no batch was trained on, as when on_train_batch_start returns -1 or training_step None"
 
 
 @dataclass(frozen=True)
@@ -93,6 +86,7 @@ class ClientFitter:
         uplink: How updates are rounded on their way up; by default as the link does.
         own_layers: What of the model is each client's own; by default nothing.
         privacy: Noise on the gradients of local fits, or None.
+        ditto: How strongly a model of each client's own, trained beside the global one, is held to it; None for none.
 
     Attributes:
         first_error: What the first client's code raised in round 1, until somebody has looked.
@@ -121,31 +115,25 @@ class ClientFitter:
         uplink: ClientUplink | None = None,
         own_layers: OwnLayers | None = None,
         privacy: LocalPrivacy | None = None,
+        ditto: float | None = None,
     ) -> None:
         self._template = template
-        self._scheme = scheme
-        self._lane_options = lanes
-        self._options = options
         self._datamodule = datamodule
         self._aggregator = aggregator
         self._link = link
         self._clock = clock
         self._seed = seed
-        self._device = device
-        self._autocast = autocast
-        self._lanes: dict[Mode, tuple[ClientTrainer, Pristine]] = {}
         self._on_error: OnClientError = on_error
         self._store = store
         self._uplink = uplink or ClientUplink(link, seed)
         self._own_layers = own_layers or OwnLayers()
-        self._privacy = privacy
+        self._ditto = ditto
+        self._lanes = LaneFitter(
+            *(template, scheme, lanes, options, datamodule, seed, device, autocast, batch_norms or {}),
+            *(link.fixed_names - self._own_layers.names, self._own_layers, privacy),
+        )
         self.first_error: BaseException | None = None
         self._wanted_sensitivity = wanted_sensitivity
-        self._ranges: ClientRanges | None = None
-        if scheme is not None and scheme.has_static_ranges:
-            self._ranges = ClientRanges(
-                scheme, lambda: self._lane("qat"), template, datamodule, device, batch_norms or {}
-            )
         self._analyst: ClientAnalyst | None = None
         if wanted_sensitivity is not None:
             check_sensitivity_measure(wanted_sensitivity)
@@ -246,9 +234,8 @@ class ClientFitter:
 
     def _has_loss_on(self, batch: Any) -> bool:
         """Whether the initial model, in floating point, has a finite loss on a batch."""
-        plain = self._lane("fp")
-        restore_buffers(plain.lightning_module, self._template, self._device)
-        load_weights(plain.lightning_module, self._template.state_dict())
+        plain = self._lanes.lane("fp")
+        self._lanes.load(plain.lightning_module, self._template.state_dict())
         loss = plain.run_step(batch)
         return loss is not None and bool(loss.isfinite().all())
 
@@ -273,7 +260,7 @@ class ClientFitter:
                 else:  # of an exception that a module keeps, or raises again and again
                     error.__traceback__ = None
             if failed.is_out_of_memory:
-                self._lanes.pop(lane, None)
+                self._lanes.let_go(lane)
                 free_memory()
                 lane, reason = "fp", f"trained in fp: no memory was left in {mode}"
             if is_last or not (failed.is_out_of_memory or self._on_error == "retry"):
@@ -291,47 +278,30 @@ class ClientFitter:
         beside: StateDict,
     ) -> _LocalFit:
         kept = {} if self._store is None else self._store.load(self._clock.position(client_id), round_number)
-        ranges, start, sensitivity = self._ranges, received | kept.get(PERSONAL, {}), None
+        with_own = received | kept.get(PERSONAL, {})
+        start, sensitivity = with_own if self._ditto is None else received, None
         if self._analyst is not None and self._wanted_sensitivity is not None:
             sensitivity = self._analyst.sensitivity(client_id, self._wanted_sensitivity, start)
-        if ranges is not None and mode == "qat":
-            start = ranges.completed(start, client_id)
-        trainer = self._lane(mode)
-        module = trainer.lightning_module
-        restore_buffers(module, self._template, self._device)
-        restore_requires_grad(module, self._template)
-        load_weights(module, start)
-        reset_metrics(module)
-        seed_generators(derive_seed(self._seed, "fit", round_number, client_id))
-        loader = self._datamodule.train_dataloader(client_id)
-        if isinstance(trainer, PrivateClientTrainer):
-            trainer.seed_noise(self._seed, round_number, client_id)
-        term = self._aggregator.client_term(ClientStart(module, beside, kept.get("term", {}), self._own_layers.names))
-        learner, after_step = None, None
-        if ranges is not None and mode == "qat":
-            learner = RangeLearner(module, self._lane_options.range_lr * learning_rate_scale)
-            after_step = learner.step
-        turns = self._own_layers.turns(module, self._options.num_steps(len(loader), work))
-        before_step = _in_order([each.before_step for each in (turns, term) if each is not None])
-        num_steps, metrics = trainer.fit(loader, learning_rate_scale, before_step, work, after_step)
-        if learner is not None:
-            learner.finish()
-        self._check_frozen(module)
-        if not num_steps:
-            return _LocalFit(reason=_SKIPPED if len(loader) else _NO_BATCH, sensitivity=sensitivity)
-        end = ClientEnd() if term is None else term.finish(num_steps)
-        state = module.state_dict()
-        if ranges is not None and mode != "qat":
-            state = state | ranges.calibrated(state, client_id)
-        if mode == "ptq" and self._lane_options.bias_correction:
-            state = self._corrected(state, client_id)
-        own = self._own_layers.of(state)
+        own_layers = self._own_layers
+
+        def term_of(module: L.LightningModule) -> ClientTerm | None:
+            return self._aggregator.client_term(ClientStart(module, beside, kept.get("term", {}), own_layers.names))
+
+        fit = partial(self._lanes.fit, mode, client_id, round_number, scale=learning_rate_scale, work=work)
+        done = fit(start, term_of)
+        if not done.num_steps:
+            return _LocalFit(reason=done.reason, sensitivity=sensitivity)
+        state, end, own = done.state, done.end, own_layers.of(done.state)
         if end.change_factor != 1:
-            state = _with_scaled_change(state, module, received, end.change_factor)
+            state = _with_scaled_change(state, self._template, received, end.change_factor)
         residual = kept.get("residual", {})
         sent = self._uplink.send(state | named_beside(end.beside), received, round_number, client_id, residual)
+        if self._ditto is not None:
+            held_to_global = partial(ProximalTerm, mu=self._ditto, anchors=received)
+            beside_it = fit(with_own, held_to_global, purpose="own fit").state
+            own = {name: each.detach().cpu() for name, each in beside_it.items() if name not in self._link.fixed_names}
         self._keep(client_id, round_number, {"term": end.kept, "residual": sent.residual, PERSONAL: own})
-        return _LocalFit(num_steps, metrics, sent.payload, sensitivity=sensitivity)
+        return _LocalFit(done.num_steps, done.metrics, sent.payload, sensitivity=sensitivity)
 
     def _keep(self, client_id: ClientId, round_number: int, parts: Mapping[str, StateDict]) -> None:
         """Have a client keep these until its next round, unless they are no numbers."""
@@ -339,55 +309,8 @@ class ClientFitter:
         if self._store is not None and held and all(map(is_finite, held.values())):
             self._store.save(self._clock.position(client_id), round_number, held)
 
-    def _check_frozen(self, module: L.LightningModule) -> None:
-        """Refuse a fit that trained what no client sends."""
-        fixed = self._link.fixed_names - self._own_layers.names
-        if not fixed:
-            return
-        thawed = [name for name, each in module.named_parameters() if each.requires_grad]
-        if lost := [name for name in thawed if name in fixed]:
-            raise ConfigurationError(
-                f"{', '.join(lost[:3])}: frozen when a local fit began and trained in the end, but what is frozen then "
-                "is taken to be so in every fit, and no client sends it; thaw it before training, in __init__ or "
-                "on_fit_start, or leave it frozen"
-            )
-
-    def _corrected(self, state: StateDict, client_id: ClientId) -> StateDict:
-        """A local model with biases that make up for rounding it, found on one batch of the client's data."""
-        assert self._scheme is not None
-        plain, batch = self._lane("fp"), self._datamodule.calibration_batch(client_id)
-        restore_buffers(plain.lightning_module, self._template, self._device)
-        load_weights(plain.lightning_module, state)
-        correct_bias(plain.lightning_module, self._scheme, lambda module: plain.run_step(batch))
-        return plain.lightning_module.state_dict()
-
     def _analysis_seconds(self, client_id: ClientId) -> float:
         return 0.0 if self._analyst is None else self._clock.analysis_seconds(client_id)
-
-    def _lane(self, mode: Mode) -> ClientTrainer:
-        """The resident module of a mode, as no client has touched it but for weights and buffers."""
-        if mode not in self._lanes:
-            module = copy.deepcopy(self._template)
-            if mode != "fp" and self._scheme is not None:
-                module = prepare(module, mode, self._scheme, self._lane_options)
-            module.to(self._device)
-            given = module, self._options, self._device, self._autocast, self._datamodule
-            if self._privacy is None:
-                trainer = ClientTrainer(*given)
-            else:
-                trainer = PrivateClientTrainer(self._privacy, *given, one_at_a_time=mode != "fp")
-            self._lanes[mode] = trainer, Pristine(module)
-        trainer, pristine = self._lanes[mode]
-        pristine.restore()
-        return trainer
-
-
-def _in_order(hooks: Sequence[Callable[[Optimizer], None]]) -> Callable[[Optimizer], None] | None:
-    def call(optimizer: Optimizer) -> None:
-        for hook in hooks:
-            hook(optimizer)
-
-    return call if hooks else None
 
 
 @torch.no_grad()

@@ -90,6 +90,16 @@ _EXCLUDED = (
         "its clients send shares of their changes, which the rounding of whole models would lose; take uplink: delta",
     ),
     _Excluded(
+        *("ditto", "personal_layers"),
+        lambda settings: settings.ditto is not None and settings.personal_layers is not None,
+        "with the one a client has a whole model of its own, with the other some layers; leave one of them out",
+    ),
+    _Excluded(
+        *("ditto", "privacy: LocalPrivacy"),
+        lambda settings: settings.ditto is not None and _is_local(settings),
+        "every client would train on its examples twice, and be told to have spent epsilon once; take CentralPrivacy",
+    ),
+    _Excluded(
         *("privacy: CentralPrivacy", "min_clients above 1"),
         lambda settings: _is_central(settings) and settings.min_clients > 1,
         "whether the model moves would tell how many took part; every round moves it, if only by noise: leave it at 1",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 def fitter_of(settings: RunSettings, fabric: Fabric, job: Job, store: ClientStore | None = None) -> ClientFitter:
     """The part that trains clients on this process; they keep in the store what they keep, if anything."""
+    keeps = settings.aggregator.has_client_state or settings.error_feedback or _have_own(settings, job)
     return ClientFitter(
         job.template,
         settings.scheme,
@@ -45,11 +46,17 @@ def fitter_of(settings: RunSettings, fabric: Fabric, job: Job, store: ClientStor
         job.allocator.wanted_sensitivity,
         job.probe.batch_norms if settings.retake_batch_statistics else {},
         settings.on_client_error,
-        store if settings.aggregator.has_client_state or settings.error_feedback or job.own_layers.names else None,
+        store if keeps else None,
         ClientUplink(job.link, settings.seed, settings.uplink_rounding, settings.error_feedback),
         job.own_layers,
         settings.privacy if isinstance(settings.privacy, LocalPrivacy) else None,
+        settings.ditto,
     )
+
+
+def _have_own(settings: RunSettings, job: Job) -> bool:
+    """Whether clients have a model, or layers of it, of their own."""
+    return bool(job.own_layers.names) or settings.ditto is not None
 
 
 def evaluator_of(

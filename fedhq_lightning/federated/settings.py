@@ -60,6 +60,7 @@ class RunSettings:
     aggregator: Aggregator
     allocator: Allocator | None
     personal_layers: PersonalLayers | None
+    ditto: float | None
     uplink: Uplink
     downlink: Downlink
     uplink_bits: int | None
@@ -158,6 +159,12 @@ def check_settings(given: Mapping[str, Any]) -> None:
         _check_choice("mode_lr", mode, MODES)
         _check_positive(f"mode_lr: {mode}", factor)
     check_norm_ratio(given["max_norm_ratio"])
+    ditto = given["ditto"]
+    if ditto is not None and not (_is_number(ditto) and 0 <= ditto < math.inf):
+        raise ConfigurationError(
+            f"ditto {ditto!r}: must be 0 or more, how strongly each client's own model is held to the global one; null "
+            "for no such models"
+        )
     _check_uplink(given)
     check_frequency(given["evaluate_clients"], given["eval_every_n_rounds"])
     for name, least in (("min_clients", 1), ("sit_out_rounds", 0)):

@@ -217,6 +217,7 @@ def set_up(
         gives_batch=lambda client_id: num_batches(datamodule, client_id) > 0,
         kernels=LaneKernels.of(template, grids, settings.lanes),
         calibrates_ranges=settings.scheme is not None and settings.scheme.has_static_ranges,
+        fits_per_round=1 if settings.ditto is None else 2,
     )
     monitor = checks.resolve_monitor(settings.monitor, found)
     monitored = Monitored(monitor, resolve_monitor_mode(monitor, settings.monitor_mode))

@@ -17,7 +17,7 @@ from fedhq_lightning.allocation import FixedAllocator
 from fedhq_lightning.callbacks import FederatedAveraging, QuantizedTraining
 from fedhq_lightning.cli.evaluate_model import evaluate_model
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated import client_fit
+from fedhq_lightning.federated import lane_fit
 from fedhq_lightning.federated.algorithms import FedOpt
 from fedhq_lightning.federated.client_fit import ClientFitter
 from fedhq_lightning.federated.client_ranges import ClientRanges
@@ -169,13 +169,13 @@ class TestRounds:
     def test_accumulated_gradients_make_one_step(self, monkeypatch: pytest.MonkeyPatch) -> None:
         steps: list[int] = []
 
-        class Counting(client_fit.RangeLearner):
+        class Counting(lane_fit.RangeLearner):
             @override
             def step(self) -> None:
                 steps.append(1)
                 super().step()
 
-        monkeypatch.setattr(client_fit, "RangeLearner", Counting)
+        monkeypatch.setattr(lane_fit, "RangeLearner", Counting)
         there, _ = fit(**STATIC | {"max_rounds": 1}, callbacks=FixedAllocator("qat"), accumulate_grad_batches=2)
         assert len(steps) == sum(client.num_steps for client in records(there)[1].clients)
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from fedhq_lightning.callbacks import FixedAllocator
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated import client_fit, run_description
+from fedhq_lightning.federated import lane_fit, run_description
 from fedhq_lightning.quantize import LaneOptions, QuantScheme
 from fedhq_lightning.quantize.native.lanes import kernels_of_torch, native_level
 
@@ -63,8 +63,8 @@ class TestLanes:
             corrected.append(module)
             return real(module, *arguments)
 
-        real = client_fit.correct_bias
-        monkeypatch.setattr(client_fit, "correct_bias", correct_bias)
+        real = lane_fit.correct_bias
+        monkeypatch.setattr(lane_fit, "correct_bias", correct_bias)
         settings: dict[str, Any] = {"callbacks": FixedAllocator(mode), "scheme": LOW, "max_rounds": 2}
         plain, lanes = fit(**settings)[1], LaneOptions(bias_correction=True)
         done, state = fit(**settings, lanes=lanes)

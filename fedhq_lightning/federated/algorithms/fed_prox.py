@@ -10,6 +10,7 @@ from typing_extensions import override
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.algorithms.aggregator import ClientStart, ClientTerm
 from fedhq_lightning.federated.algorithms.fed_avg import FedAvg
+from fedhq_lightning.types import StateDict
 
 
 class FedProx(FedAvg):
@@ -35,11 +36,24 @@ class FedProx(FedAvg):
 
 
 class ProximalTerm(ClientTerm):
-    """The gradient of mu/2 times the squared distance to where the module is now, but for what is the client's own."""
+    """The gradient of mu/2 times the squared distance to an anchor.
 
-    def __init__(self, module: nn.Module, mu: float, own: frozenset[str] = frozenset()) -> None:
-        parameters = [each for name, each in module.named_parameters() if name not in own]
-        self._anchors = [(parameter, parameter.detach().clone()) for parameter in parameters]
+    Args:
+        module: That trains.
+        mu: Weight of the distance.
+        own: Names of tensors that are held to nothing.
+        anchors: By name; None is where the module is now.
+    """
+
+    def __init__(
+        self, module: nn.Module, mu: float, own: frozenset[str] = frozenset(), anchors: StateDict | None = None
+    ) -> None:
+        held = [(name, each) for name, each in module.named_parameters() if name not in own]
+        self._anchors = [
+            (each, each.detach().clone() if anchors is None else anchors[name].to(each.device, each.dtype))
+            for name, each in held
+            if anchors is None or name in anchors
+        ]
         self._mu = mu
 
     @override

@@ -23,9 +23,11 @@ def initial_weights() -> Weights:
     return [parameter.detach().double() for parameter in SmallModule().parameters()]
 
 
-def batches(data: SmallData, seed: int, round_number: int, client_id: ClientId, epochs: int) -> Iterator[Gradients]:
+def batches(
+    data: SmallData, seed: int, round_number: int, client_id: ClientId, epochs: int, purpose: str = "fit"
+) -> Iterator[Gradients]:
     """The steps of a client's fit in a round, with the batches that it has in a run."""
-    seed_generators(derive_seed(seed, "fit", round_number, client_id))
+    seed_generators(derive_seed(seed, purpose, round_number, client_id))
     loader = data.train_dataloader(client_id)
     for _ in range(epochs):
         for batch in loader:
