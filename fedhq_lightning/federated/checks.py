@@ -67,6 +67,11 @@ class Probe:
     batch_norms: Mapping[str, Sequence[str]] = field(default_factory=dict)
     client_names: Sequence[str] = ()
 
+    @property
+    def held_out_names(self) -> list[str]:
+        """What may be watched of held-out data, the server's first."""
+        return [*self.validation_names, *figure_names(self.client_names)]
+
 
 def probe(
     template: L.LightningModule,
@@ -171,7 +176,7 @@ def resolve_monitor(monitor: str | None, found: Probe) -> str | None:
     Raises:
         ConfigurationError: Nobody logs what was asked for, or only training does where there is validation.
     """
-    names = [*(found.validation_names or found.train_names), *figure_names(found.client_names)]
+    names = found.held_out_names or found.train_names
     if monitor is None:
         return names[0] if names else None
     if monitor not in names and monitor in found.train_names:

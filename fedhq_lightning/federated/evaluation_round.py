@@ -16,6 +16,7 @@ from fedhq_lightning.data.whole_batches import batches_of
 from fedhq_lightning.devices.virtual_clock import VirtualClock
 from fedhq_lightning.federated.client_errors import ClientError, OnClientError, is_clients
 from fedhq_lightning.federated.client_evaluation import ClientEvaluation
+from fedhq_lightning.federated.personal.client_models import ClientModels
 from fedhq_lightning.federated.sampling import share_of
 from fedhq_lightning.local.evaluation import Evaluator, as_loaders
 from fedhq_lightning.local.logged_values import num_examples
@@ -54,6 +55,7 @@ class EvaluationRound:
         panel: The clients, in the order of all.
         directions: Which way each metric is better, where that is known.
         evaluator: Makes the views.
+        models: Knows each client's model.
         datamodule: Gives each client's batches.
         clock: Virtual seconds.
         processes: Those that share the clients.
@@ -66,6 +68,7 @@ class EvaluationRound:
         panel: Sequence[ClientId],
         directions: Mapping[str, MonitorMode],
         evaluator: Evaluator,
+        models: ClientModels,
         datamodule: FederatedDataModule,
         clock: VirtualClock,
         processes: Processes,
@@ -75,6 +78,7 @@ class EvaluationRound:
         self.directions = directions
         self._options = options
         self._evaluator = evaluator
+        self._models = models
         self._datamodule = datamodule
         self._clock = clock
         self._processes = processes
@@ -96,12 +100,21 @@ class EvaluationRound:
         state.last_modes |= {position: mode for position, mode in trained.items() if position in self._positions}
         if not (is_evaluated and round_number and round_number % (self._options.every_n_rounds or 1) == 0):
             return None
-        served = state.served
-        return self.evaluate(round_number, lambda client_id: served, state.last_modes)
+        return self.evaluate_own(round_number, state.served, state.last_modes)
 
     def metrics(self, found: ClientsEvaluation | None) -> dict[str, float]:
         """What a round's record holds of it among its metrics; nothing of a round in which clients were not asked."""
         return {} if found is None else found.metrics(self.directions)
+
+    def evaluate_own(self, round_number: int, state: StateDict, modes: Mapping[int, Mode]) -> ClientsEvaluation:
+        """What every client finds with its own model, as `evaluate` gives it.
+
+        Args:
+            round_number: After which.
+            state: The global model, which is a client's where nothing is its own.
+            modes: As for `evaluate`.
+        """
+        return self.evaluate(round_number, lambda client_id: self._models.of(client_id, round_number, state), modes)
 
     def evaluate(
         self, round_number: int, state_of: Callable[[ClientId], StateDict], modes: Mapping[int, Mode]

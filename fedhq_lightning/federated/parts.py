@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from fedhq_lightning.federated.client_evaluation import ClientEvaluation, direct
 from fedhq_lightning.federated.client_fit import ClientFitter
 from fedhq_lightning.federated.client_uplink import ClientUplink
 from fedhq_lightning.federated.evaluation_round import EvaluationRound
+from fedhq_lightning.federated.personal.client_models import ClientModels
 from fedhq_lightning.federated.privacy.mechanisms import CentralPrivacy, LocalPrivacy
 from fedhq_lightning.federated.privacy.noisy_sum import NoisySum
 from fedhq_lightning.federated.robust.robust_accumulator import accumulator_of
@@ -23,6 +25,7 @@ from fedhq_lightning.federated.update_directions import sketcher_of
 from fedhq_lightning.local.evaluation import Evaluator
 from fedhq_lightning.run.client_store import ClientStore
 from fedhq_lightning.support.collectives import Processes
+from fedhq_lightning.types import ClientId, StateDict
 
 if TYPE_CHECKING:
     from fedhq_lightning.federated.secure.secure_round import SecureRounds
@@ -80,19 +83,40 @@ def evaluator_of(
 
 
 def statistics_of(
-    settings: RunSettings, job: Job, evaluator: Evaluator, processes: Processes
+    settings: RunSettings, job: Job, evaluator: Evaluator, processes: Processes, store: ClientStore | None = None
 ) -> StatisticsRound | None:
     """The part that takes batch statistics anew, where there are any and they shall be."""
-    layers = job.shared_batch_norms
+    own = models_of(settings, job, evaluator, processes, store).own if job.own_layers.names else None
+    return _statistics_of(settings, job, evaluator, processes, job.shared_batch_norms, own)
+
+
+def models_of(
+    settings: RunSettings, job: Job, evaluator: Evaluator, processes: Processes, store: ClientStore | None
+) -> ClientModels:
+    """The part that knows each client's model."""
+    shared = job.shared_batch_norms if settings.ditto is None else {}
+    own = {name: each for name, each in job.probe.batch_norms.items() if name not in shared}
+    statistics = _statistics_of(settings, job, evaluator, processes, own)
+    return ClientModels(store if _have_own(settings, job) else None, job.clock.position, statistics)
+
+
+def _statistics_of(
+    settings: RunSettings,
+    job: Job,
+    evaluator: Evaluator,
+    processes: Processes,
+    layers: Mapping[str, Sequence[str]],
+    own: Callable[[ClientId, int], StateDict] | None = None,
+) -> StatisticsRound | None:
     if not layers or not settings.retake_batch_statistics:
         return None
     return StatisticsRound(
-        layers, evaluator, settings.fit_options, job.datamodule, job.clock, processes, settings.on_client_error
+        layers, evaluator, settings.fit_options, job.datamodule, job.clock, processes, settings.on_client_error, own
     )
 
 
 def evaluation_of(
-    settings: RunSettings, job: Job, evaluator: Evaluator, processes: Processes
+    settings: RunSettings, job: Job, evaluator: Evaluator, processes: Processes, store: ClientStore | None = None
 ) -> EvaluationRound | None:
     """The part that has clients evaluate; None where they are not to, or hold nothing back."""
     metrics, asked = job.probe.client_names, settings.evaluate_clients
@@ -104,6 +128,7 @@ def evaluation_of(
         options.panel(job.sampler.with_data(), settings.seed),
         directions_of(metrics, job.monitored.name, job.monitored.mode),
         evaluator,
+        models_of(settings, job, evaluator, processes, store),
         job.datamodule,
         job.clock,
         processes,

@@ -93,6 +93,7 @@ class RoundLoop:
         self._processes = processes
         self._directory = directory
         self._state = state
+        directory.client_store.best_rounds = state.best_rounds
         self._statistics = statistics
         self._on_clients = on_clients
         self._clock = clock
@@ -243,11 +244,11 @@ class RoundLoop:
 
     def _observe(self, round_number: int, plan: Plan, clients: list[ClientRecord], before: Mapping[str, float]) -> None:
         settings, control, state = self._settings, self._control, self._state
-        last = self._is_last(round_number)
-        is_evaluated = bool(self._job.validation_loaders) and (round_number % settings.eval_every_n_rounds == 0 or last)
+        last, is_watched = self._is_last(round_number), self._job.validation_loaders or self._job.probe.client_names
+        is_evaluated = bool(is_watched) and (round_number % settings.eval_every_n_rounds == 0 or last)
         retaken = self._retake(round_number, clients) if is_evaluated or last else Retaken({})
         metrics = train_metrics(clients)
-        if is_evaluated:
+        if is_evaluated and self._job.validation_loaders:
             note = f"while the global model was evaluated, after round {round_number}"
             with self._clock.phase("evaluate"), noted(note):
                 metrics |= self._evaluator.evaluate(state.served, self._job.validation_loaders)
@@ -327,7 +328,7 @@ class RoundLoop:
         wall, fit, allocator = self._processes.broadcast(
             [sum(spent.values()), spent.get("fit", 0.0), spent.get("allocate", 0.0)]
         )
-        is_trained_on = monitor is not None and not self._job.probe.validation_names
+        is_trained_on = monitor is not None and not self._job.probe.held_out_names
         return RoundRecord.of_clients(
             round_number,
             plan,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -67,6 +67,7 @@ class StatisticsRound:
         clock: Virtual seconds.
         processes: Those that share the clients.
         on_error: What happens when a client's code raises: unless that ends the run, it goes on without its statistics.
+        own: What of the model is a client's own after a round, by name: it goes through its own model.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class StatisticsRound:
         clock: VirtualClock,
         processes: Processes,
         on_error: OnClientError = "raise",
+        own: Callable[[ClientId, int], StateDict] | None = None,
     ) -> None:
         self._layers = layers
         self._evaluator = evaluator
@@ -86,6 +88,7 @@ class StatisticsRound:
         self._clock = clock
         self._processes = processes
         self._on_error = on_error
+        self._own = own
         self._warned = False
 
     def retake(self, round_number: int, state: StateDict, client_ids: Sequence[ClientId]) -> Retaken:
@@ -101,6 +104,10 @@ class StatisticsRound:
         received, weights = dict[ClientId, StateDict](), dict[ClientId, int]()
         seconds, sent = 0.0, 0
         for client_id in share_of(self._processes, client_ids, [1.0] * len(client_ids)):
+            if self._own is not None:
+                own = self._own(client_id, round_number)
+                for trainer in views.values():
+                    trainer.lightning_module.load_state_dict(own, strict=False)
             moments = self._told_by(client_id, views, round_number)
             for each in pristine:
                 each.restore()
@@ -120,6 +127,20 @@ class StatisticsRound:
             sum(each[1] for each in parts),
             sum(each[2] for each in parts) * self._clock.download_bytes,
         )
+
+    def of_client(self, client_id: ClientId, round_number: int, state: StateDict) -> StateDict:
+        """Statistics of one client's model on its own batch, which nobody else learns.
+
+        Args:
+            client_id: The client.
+            round_number: For messages.
+            state: The model.
+
+        Returns:
+            By the names of a run's state; empty where its batch is too small, or its code raises.
+        """
+        moments = self._told_by(client_id, self._views(state), round_number)
+        return {} if moments is None else under_all_names(moments, self._layers)
 
     def _views(self, state: StateDict) -> dict[Mode, ClientTrainer]:
         """The modules of both views, by the mode whose forward pass each costs."""

@@ -32,9 +32,8 @@ def on_clients(
         What `summary.json` holds under `on_clients` and under `worst_client`: the client for which the deployed model
         does worst. None of either where no client told anything.
     """
-    deployed = state.deployed
     try:
-        found = on_clients.evaluate(state.best_round or state.round, lambda client_id: deployed, state.last_modes)
+        found = on_clients.evaluate_own(state.deployed_round, state.deployed, state.last_modes)
     except Exception as error:  # of the user's code: the run is done, and its model is written
         rank_zero_warn(f"summary: nothing is told of clients: {type(error).__name__}: {first_line(error)}")
         return None, None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from fedhq_lightning.errors import ConfigurationError
@@ -29,12 +29,17 @@ class ClientStore:
 
     Args:
         folder: Every process sees the same; made with the first state.
-        oldest_needed: The earliest round that the run may go on from.
+        checkpoints: The rounds that the run may go on from.
+
+    Attributes:
+        best_rounds: Rounds that were the best when they came, in order: what clients had after the best one before a
+            checkpoint is theirs in the model that it would deploy.
     """
 
-    def __init__(self, folder: Path, oldest_needed: Callable[[], int]) -> None:
+    def __init__(self, folder: Path, checkpoints: Callable[[], Collection[int]]) -> None:
         self._root = folder
-        self._oldest_needed = oldest_needed
+        self._checkpoints = checkpoints
+        self.best_rounds: Sequence[int] = ()
 
     def load(self, position: int, round_number: int) -> dict[str, StateDict]:
         """What a client kept of the last round before this one in which it kept anything; empty where there is none.
@@ -64,8 +69,7 @@ class ClientStore:
         with told_to_user(file.parent):
             file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, to_bytes({"kept": dict(parts)}))
-        oldest = self._oldest_needed()
-        for each in sorted(each for each in self._rounds(position) if each <= oldest)[:-1]:
+        for each in self._superfluous(self._rounds(position)):
             self._file(position, each).unlink(missing_ok=True)
 
     def forget_after(self, round_number: int) -> None:
@@ -76,6 +80,16 @@ class ClientStore:
             name = _NAME.fullmatch(path.name)
             if name is None or int(name[1]) > round_number:
                 path.unlink(missing_ok=True)
+
+    def _superfluous(self, rounds: Collection[int]) -> set[int]:
+        """Those of the rounds of which nobody will ask again: neither a resumed run nor who wants the best model."""
+        saved = self._checkpoints()
+        if not saved:
+            return set()
+        asked = {*saved, *self.best_rounds[-1:]}
+        asked |= {max((best for best in self.best_rounds if best <= each), default=each) for each in saved}
+        found = {max((each for each in rounds if each <= limit), default=-1) for limit in asked}
+        return {each for each in rounds if each <= max(saved) and each not in found}
 
     def _rounds(self, position: int) -> list[int]:
         folder = self._folder(position)

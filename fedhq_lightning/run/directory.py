@@ -56,8 +56,8 @@ class RunDirectory:
         self.best = self.checkpoints / "best.ckpt"
         self.model = path / "model"
         self.inputs = path / INPUTS
-        self.client_store = ClientStore(path / "client_state", self._oldest_round)
-        self.in_flight = ClientStore(path / "in_flight", self._oldest_round)
+        self.client_store = ClientStore(path / "client_state", self._checkpoint_rounds)
+        self.in_flight = ClientStore(path / "in_flight", self._checkpoint_rounds)
 
     @classmethod
     def create(cls, root: Path, recipe: str, name: str | None = None) -> RunDirectory:
@@ -251,8 +251,8 @@ class RunDirectory:
             while part := list(islice(rows, _ROWS_AT_ONCE)):
                 writer.write_table(pyarrow.Table.from_pylist(part, schema))
 
-    def _oldest_round(self) -> int:
-        return min(map(round_of, self.saved_checkpoints()), default=0)
+    def _checkpoint_rounds(self) -> list[int]:
+        return [round_of(path) for path in self.saved_checkpoints()]
 
     def _clients(self) -> Iterator[ClientRecord]:
         return (client for record in self.stream_rounds() for client in record.clients)

@@ -25,6 +25,8 @@ class RunState:
         best_round: Round with the best monitored value; None before the first evaluation.
         best_value: That value.
         best_state: The model of that round.
+        best_rounds: All rounds that were the best when they came: what clients keep of the last before a checkpoint
+            stays as long as the checkpoint.
         stopped: Whether a callback ended the run.
         reached: Positions of the clients that have what no round changes, in the order in which they got it; not kept
             where every round changes all.
@@ -44,6 +46,7 @@ class RunState:
     best_round: int | None = None
     best_value: float | None = None
     best_state: StateDict | None = None
+    best_rounds: list[int] = field(default_factory=list)
     stopped: bool = False
     reached: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     usual_norms: tuple[float, float] | None = None
@@ -63,6 +66,11 @@ class RunState:
     def deployed(self) -> StateDict:
         """The best round's model; the last one's where nothing was monitored."""
         return self.served if self.best_state is None else self.best_state
+
+    @property
+    def deployed_round(self) -> int:
+        """After which round it was that."""
+        return self.round if self.best_round is None else self.best_round
 
     @property
     def wall_seconds(self) -> float:
@@ -124,6 +132,7 @@ class RunState:
     def keep_as_best(self, value: float | None) -> None:
         """This round is the best so far."""
         self.best_round, self.best_value, self.best_state = self.round, value, dict(self.served)
+        self.best_rounds.append(self.round)
 
     def to_checkpoint(self) -> dict[str, Any]:
         """Tensors and plain values; the records stay in `rounds.jsonl`."""
