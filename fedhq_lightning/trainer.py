@@ -15,7 +15,6 @@ from fedhq_lightning.data.partitioned import unwrapped
 from fedhq_lightning.devices import FleetSpec
 from fedhq_lightning.devices.fleet import expand_fleet
 from fedhq_lightning.federated import parts, setup
-from fedhq_lightning.federated.after_fit import AfterFit
 from fedhq_lightning.federated.algorithms.aggregator import Aggregator
 from fedhq_lightning.federated.callback import Monitored, RoundCallback, split_callbacks
 from fedhq_lightning.federated.client_errors import OnClientError
@@ -36,6 +35,7 @@ from fedhq_lightning.federated.same_everywhere import check_same_everywhere
 from fedhq_lightning.federated.secure.secure_aggregation import SecureAggregation
 from fedhq_lightning.federated.settings import RunSettings, check_settings
 from fedhq_lightning.federated.wire import Downlink, Uplink
+from fedhq_lightning.finish.client_model import ExportsClients
 from fedhq_lightning.finish.complete import complete
 from fedhq_lightning.local.data_hooks import release_data
 from fedhq_lightning.local.evaluation import Evaluator
@@ -62,7 +62,7 @@ from fedhq_lightning.tracking.callback import Tracking
 from fedhq_lightning.types import MonitorMode
 
 
-class FederatedTrainer(AfterFit):
+class FederatedTrainer(ExportsClients):
     """Trains one LightningModule over many clients, in fp, PTQ and QAT lanes.
 
     Args:
