@@ -83,7 +83,7 @@ def evaluator_of(
 
 
 def statistics_of(
-    settings: RunSettings, job: Job, evaluator: Evaluator, processes: Processes, store: ClientStore | None = None
+    settings: RunSettings, job: Job, evaluator: Evaluator, processes: Processes, store: ClientStore | None
 ) -> StatisticsRound | None:
     """The part that takes batch statistics anew, where there are any and they shall be."""
     own = models_of(settings, job, evaluator, processes, store).own if job.own_layers.names else None
@@ -116,7 +116,7 @@ def _statistics_of(
 
 
 def evaluation_of(
-    settings: RunSettings, job: Job, evaluator: Evaluator, processes: Processes, store: ClientStore | None = None
+    settings: RunSettings, job: Job, evaluator: Evaluator, processes: Processes, store: ClientStore | None
 ) -> EvaluationRound | None:
     """The part that has clients evaluate; None where they are not to, or hold nothing back."""
     metrics, asked = job.probe.client_names, settings.evaluate_clients

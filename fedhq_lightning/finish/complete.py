@@ -87,7 +87,7 @@ def complete(
         with clock.phase("final_evaluation"):
             if has_global_model:
                 on_test = metrics_on_test_data(evaluator, state.deployed, job.template, job.datamodule)
-            evaluation = evaluation_of(settings, job, evaluator, Processes(None))
+            evaluation = evaluation_of(settings, job, evaluator, Processes(None), directory.client_store)
             if evaluation is not None:
                 clients, worst = on_clients(evaluation, state, monitor, tiers)
             elif writes_model and loaders and settings.privacy is None:  # it would be told of a client without noise

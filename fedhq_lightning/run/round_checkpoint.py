@@ -55,7 +55,7 @@ def _are_positions(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype == torch.int64 and value.dim() == 1
 
 
-def _are_counts(value: Any) -> bool:
+def _are_rounds(value: Any) -> bool:
     return type(value) is list and all(map(_is_count, value))
 
 
@@ -123,7 +123,7 @@ _STATE: _Parts = {
     "best_round": (_or_none(_is_count), "a whole number from 0, or nothing"),
     "best_value": (_or_none(_is_number), "a number, or nothing"),
     "best_state": _MODEL_OR_NONE,
-    "best_rounds": (_are_counts, "whole numbers from 0"),
+    "best_rounds": (_are_rounds, "whole numbers from 0"),
     "stopped": _BOOL,
     "reached": (_are_positions, "whole numbers in one row"),
     "usual_norms": (_or_none(_are_norms), "two numbers from 0, or nothing"),

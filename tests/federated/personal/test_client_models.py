@@ -62,6 +62,16 @@ def test_clients_evaluate_their_own(scheme: str | None) -> None:
     )
 
 
+def test_ditto_has_both_models_evaluated() -> None:
+    data = HoldingBack()
+    done, state = fit(None, data, ditto=0.1, max_rounds=2)
+    for client, found in evaluated(done, 2).items():
+        mine = found_by(own_model(done, state, int(client), 2), data, client)
+        assert found.metrics["fp/val_loss"] == pytest.approx(mine, abs=1e-5)
+    assert "fp/val_loss" in records(done)[2].metrics
+    assert (done.run_dir / "model").exists()
+
+
 def test_statistics_of_their_own_are_taken_anew_in_both_views() -> None:
     data = HoldingBack()
     done, state = fit(Normed(), data, personal_layers="batch_norm", max_rounds=2, scheme="w3a8")
