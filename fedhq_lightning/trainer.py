@@ -73,8 +73,7 @@ class FederatedTrainer(ExportsClients):
         scheme: Deployment grid, such as "w4a8", or None for a model that stays fp32.
         lanes: How PTQ and QAT compute; None is `LaneOptions()`.
         aggregator: Server's step; FedAvg by default.
-        personal_layers: Names of layers that every client keeps for itself (FedPer), "batch_norm" (FedBN), or
-            `PersonalLayers` for FedRep; None shares all.
+        personal_layers: Patterns of layers that every client keeps for itself, "batch_norm", or a `PersonalLayers`.
         ditto: Train a model of each client's own beside the global one, held to it this strongly; None for none.
         uplink: "delta": clients send the difference of their model to the one they received, rounded to the bits of the
             scheme; "weights": their model, rounded to its grid. Without a scheme, fp32.
