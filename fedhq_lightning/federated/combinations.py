@@ -126,11 +126,6 @@ _EXCLUDED = (
         "what each client finds would be told without noise; set evaluate_clients to null",
     ),
     _Excluded(
-        *("privacy", "evaluate_clients"),
-        lambda settings: settings.privacy is not None and settings.evaluate_clients not in (None, False),
-        "what clients find on data that they hold back would be told without noise; set it to false",
-    ),
-    _Excluded(
         *("privacy: LocalPrivacy", "lanes.bias_correction"),
         lambda settings: _is_local(settings) and settings.lanes.bias_correction,
         "it changes the model by a batch of the client's data without noise; turn it off",
