@@ -92,8 +92,7 @@ class FederatedTrainer(ExportsClients):
         devices: Processes on this node, as in Lightning.
         num_nodes: Machines that run this script, each with `devices` processes.
         strategy: One of Lightning Fabric's that start processes by running the script again; it never wraps a module.
-        process_timeout: Seconds after which a process that does not answer, because it is stopped, killed or cut off,
-            ends the others; one that computes answers.
+        process_timeout: Seconds after which a process that does not answer ends the others; one that computes answers.
         precision: "32-true" or "bf16-mixed".
         threads: Torch threads of each process. Part of the recipe, because bits may depend on it.
         gradient_clip_val: Norm to which local gradients are clipped.
@@ -104,12 +103,12 @@ class FederatedTrainer(ExportsClients):
         on_client_error: What follows when a client's code raises: "quarantine", the round goes on without it; "retry",
             it tries once more before; "raise", the run ends. Without memory for its mode it is tried in fp before.
         min_clients: Usable updates that a round takes to move the model. Three rounds in a row without end the run.
-        max_norm_ratio: How many times the cohort's median norm an update may have; one that has more is quarantined.
-            None for any.
+        max_norm_ratio: How many times the cohort's median norm an update may have, or it is quarantined; None: any.
         robust_rule: Such as `Krum(2)`, in place of the mean weighted by examples; None for the mean. A round with fewer
             usable updates than it takes leaves the model.
         sit_out_rounds: Rounds that a client sits out which was quarantined three times in a row.
         ema_decay: Evaluate and deploy an exponential moving average of the global models with this decay.
+        average_from: Evaluate and deploy the mean of the global models of this round and all later ones.
         retake_batch_statistics: Have BatchNorm statistics taken anew by the cohort, of the float32 and of the deployed
             view of every evaluated model and of the last; False: clients' running statistics are averaged.
         eval_every_n_rounds: Evaluate after every so many rounds, and after the last.
@@ -185,6 +184,7 @@ class FederatedTrainer(ExportsClients):
         robust_rule: RobustRule | None = None,
         sit_out_rounds: int = 10,
         ema_decay: float | None = None,
+        average_from: int | None = None,
         retake_batch_statistics: bool = True,
         eval_every_n_rounds: int = 1,
         evaluate_clients: ClientEvaluation | bool | None = None,

@@ -205,6 +205,8 @@ class RoundLoop:
         state.usual_norms = found.usual_norms.parameters, found.usual_norms.buffers
         if settings.ema_decay is not None:
             state.average(settings.ema_decay)
+        elif settings.average_from is not None and number >= settings.average_from:
+            state.average(1 - 1 / (number - settings.average_from + 1))
         state.private_steps = self._job.ledger.spend(state.private_steps, everyone)
         placed = [(self._job.clock.position(record.client_id), record) for record in everyone]
         state.offences, sit_out = after_round(state.offences, placed, number, settings.sit_out_rounds)

@@ -29,6 +29,7 @@ from fedhq_lightning.types import MODES, FitOptions, MonitorMode
 
 _WHOLE = (
     "max_rounds",
+    "average_from",
     "threads",
     "accumulate_grad_batches",
     "local_epochs",
@@ -83,6 +84,7 @@ class RunSettings:
     robust_rule: RobustRule | None
     sit_out_rounds: int
     ema_decay: float | None
+    average_from: int | None
     retake_batch_statistics: bool
     eval_every_n_rounds: int
     evaluate_clients: ClientEvaluation | bool | None
@@ -172,6 +174,11 @@ def check_settings(given: Mapping[str, Any]) -> None:
             raise ConfigurationError(f"{name} {given[name]!r}: must be a whole number, {least} or more")
     if decay is not None and not (_is_number(decay) and 0 < decay < 1):
         raise ConfigurationError(f"ema_decay {decay!r}: must be between 0 and 1")
+    begins = given["average_from"]
+    if begins is not None and decay is not None:
+        raise ConfigurationError("average_from and ema_decay are both given; one model is served: set one to null")
+    if begins is not None and begins > given["max_rounds"]:
+        raise ConfigurationError(f"average_from {begins}: must be a round of the run, up to {given['max_rounds']}")
 
 
 def _check_uplink(given: Mapping[str, Any]) -> None:

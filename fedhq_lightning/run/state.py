@@ -20,7 +20,7 @@ class RunState:
 
     Attributes:
         global_state: The model that the next round starts from; tensors on the CPU.
-        averaged_state: Exponential moving average of the global models, or None without `ema_decay`.
+        averaged_state: Average of the global models; None without `ema_decay` or `average_from`, or before it begins.
         round: Rounds done.
         best_round: Round with the best monitored value; None before the first evaluation.
         best_value: That value.

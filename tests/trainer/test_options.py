@@ -48,6 +48,16 @@ class TestOptions:
         got = trainer().validate(module, SmallData())
         assert got["fp/val_loss"] == records(done)[3].metrics["fp/val_loss"]
 
+    def test_the_mean_from_a_round_on_is_what_is_evaluated_and_deployed(self) -> None:
+        lasts = [fit(max_rounds=rounds)[1]["net.0.weight"] for rounds in (2, 3, 4)]
+        done, plain = fit(max_rounds=4, average_from=2)
+        assert torch.equal(plain["net.0.weight"], lasts[-1]), "averaging must not change training"
+        saved = checkpoint(done)["state"]
+        torch.testing.assert_close(saved["averaged_state"]["net.0.weight"], torch.stack(lasts).mean(0))
+        module = SmallModule()
+        module.load_state_dict(saved["averaged_state"])
+        assert trainer().validate(module, SmallData())["fp/val_loss"] == records(done)[4].metrics["fp/val_loss"]
+
     def test_early_stopping(self) -> None:
         stopping = EarlyStopping(patience=2, min_delta=100.0)
         done, _ = fit(max_rounds=50, callbacks=stopping)

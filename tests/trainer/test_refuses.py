@@ -30,6 +30,9 @@ class TestRefuses:
             ({"clients_per_round": True}, "clients_per_round True: must be a count"),
             ({"round_deadline": True}, "round_deadline True"),
             ({"ema_decay": "0.9"}, "ema_decay '0.9'"),
+            ({"average_from": 3, "max_rounds": 2}, "average_from 3: must be a round of the run, up to 2"),
+            ({"average_from": 1, "ema_decay": 0.5}, "average_from and ema_decay are both given"),
+            ({"average_from": 0}, "average_from 0: must be a whole number"),
             (
                 {"strategy": "fedhq"},
                 "strategy 'fedhq' is for lightning.Trainer.*FederatedTrainer takes 'auto' or 'ddp'",
