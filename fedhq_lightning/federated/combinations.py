@@ -95,6 +95,11 @@ _EXCLUDED = (
         "with the one a client has a whole model of its own, with the other some layers; leave one of them out",
     ),
     _Excluded(
+        *("privacy", "personal_layers"),
+        lambda settings: settings.privacy is not None and settings.personal_layers is not None,
+        "the round to deploy would be chosen by what clients find with their own layers, without noise; leave one out",
+    ),
+    _Excluded(
         *("ditto", "privacy: LocalPrivacy"),
         lambda settings: settings.ditto is not None and _is_local(settings),
         "every client would train on its examples twice, and be told to have spent epsilon once; take CentralPrivacy",

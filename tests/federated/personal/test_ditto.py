@@ -8,6 +8,7 @@ import torch
 from fedhq_lightning.callbacks import FixedAllocator
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.algorithms import FedNova, Scaffold
+from fedhq_lightning.federated.privacy.mechanisms import CentralPrivacy
 
 from ...small_federation import SmallData, SmallModule, same_bits
 from ...trainer.runs import fit, records
@@ -84,6 +85,10 @@ def test_a_stronger_term_holds_nearer() -> None:
         ({"ditto": -0.1}, r"ditto -0\.1: must be 0 or more"),
         ({"ditto": True}, "ditto True: must be 0 or more"),
         ({"ditto": 0.1, "personal_layers": "net.2"}, "ditto and personal_layers cannot be together"),
+        (
+            {"privacy": CentralPrivacy(1.0, clip_norm=1.0, delta=1e-3), "personal_layers": "net.2"},
+            "privacy and personal_layers cannot be together",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
