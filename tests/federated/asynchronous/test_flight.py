@@ -47,7 +47,11 @@ def by_the_paper(aggregator: AsynchronousAggregator, data: SmallData, seconds: d
     return x, came
 
 
-@pytest.mark.parametrize("aggregator", [FedBuff(1), FedBuff(2, 0.5), FedBuff(3), FedAsync(0.6)], ids=str)
+@pytest.mark.parametrize(
+    "aggregator",
+    [FedBuff(1), FedBuff(2, 0.5), FedBuff(3), FedAsync(0.6)],
+    ids=["FedBuff(1)", "FedBuff(2, 0.5)", "FedBuff(3)", "FedAsync"],
+)
 def test_is_the_papers(aggregator: AsynchronousAggregator) -> None:
     module, data = SmallModule(lr=RATE, momentum=0.0), SmallData()
     done, state = fit(module, data, aggregator=aggregator, fleet="mixed", max_rounds=ROUNDS, local_epochs=EPOCHS)
