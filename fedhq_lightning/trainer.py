@@ -190,7 +190,7 @@ class FederatedTrainer(ExportsClients):
         evaluate_clients: ClientEvaluation | bool | None = None,
         checkpoint_every_n_rounds: int = 1,
         final_evaluation: bool = True,
-        export: str | Sequence[str] = ("onnx",),
+        export: str | Sequence[str] | None = ("onnx",),
         export_inputs: Literal["pixels"] | None = None,
         enable_progress_bar: bool = True,
         seed: int = 0,

@@ -73,6 +73,11 @@ def test_overrides(override, key, expected):
     assert node == expected
 
 
+def test_a_run_without_further_files_says_null():
+    trainer, _, _ = resolve("mine", text_of(), ["--trainer.export=null"]).instantiate()
+    assert trainer.settings.export == ()
+
+
 def test_resolved_text_holds_every_key_and_resolves_to_itself():
     text = "# mine: a title\n# Run: fedhq run mine.yaml\n" + text_of() + "# a remark at the end\n"
     resolved = resolve("mine", text, ["--trainer.max_rounds=7"]).recipe.text
