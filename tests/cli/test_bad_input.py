@@ -84,8 +84,8 @@ IN_A_RECIPE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "key of the data": (
         {"data.init_args.partitoner": 1},
-        "data: PartitionedDataModule has no 'partitoner'; it takes datamodule, partitioner, label_fn; did you mean "
-        "'partitioner'?",
+        "data: PartitionedDataModule has no 'partitoner'; it takes datamodule, partitioner, label_fn, "
+        "client_holdout, holdout_seed; did you mean 'partitioner'?",
     ),
     "key of the wrapped data": (
         {f"{DATASET}.init_args": {"batchsize": 8}},

@@ -227,10 +227,9 @@ class TestFit:
 
     def test_the_clients_term_comes_once_a_step(self) -> None:
         calls = []
-        client_trainer(SmallModule(), local_epochs=2, accumulate_grad_batches=3).fit(
-            loader(), after_backward=lambda: calls.append(1)
-        )
+        client_trainer(SmallModule(), local_epochs=2, accumulate_grad_batches=3).fit(loader(), before_step=calls.append)
         assert len(calls) == 4
+        assert all(isinstance(each, torch.optim.SGD) for each in calls)
 
 
 class TestOptimizers:

@@ -170,11 +170,11 @@ def test_the_server_is_given_nothing_that_it_can_read(monkeypatch: pytest.Monkey
     sent: list[bytes] = []
     receive = ServerRound.receive
 
-    def noting(self: ServerRound, client_id: ClientId, payload: bytes, *others: Any) -> None:
+    def noting(self: ServerRound, client_id: ClientId, payload: bytes, *others: Any, **named: Any) -> None:
         with pytest.raises(PayloadError):
             self._server.link.open(payload, self.number, client_id)
         sent.append(payload)
-        receive(self, client_id, payload, *others)
+        receive(self, client_id, payload, *others, **named)
 
     monkeypatch.setattr(ServerRound, "receive", noting)
     run(**secure())
