@@ -68,7 +68,9 @@ def main() -> None:
         rows="\n".join(rows),
     )
     if not options.print_only:
-        PAGE.write_text(text, encoding="utf-8")
+        existing = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+        _, marker, reading = existing.partition("\n## Reading it\n")
+        PAGE.write_text(text + marker + reading, encoding="utf-8")
 
 
 if __name__ == "__main__":
