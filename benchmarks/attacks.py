@@ -97,11 +97,11 @@ def hostile_updates(attack: str, attackers: frozenset[ClientId], seed: int) -> I
             }
         return up(self, local, received, round_number, client_id, *others)
 
-    Link.up = attacked  # type: ignore[method-assign, assignment]
+    Link.up = attacked  # type: ignore[method-assign, assignment]  # put back below
     try:
         yield
     finally:
-        Link.up = up  # type: ignore[method-assign]
+        Link.up = up  # type: ignore[method-assign]  # as it was
 
 
 class PoisonedData(PartitionedDataModule):

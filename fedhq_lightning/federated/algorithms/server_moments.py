@@ -44,7 +44,7 @@ class ServerMoments(Optimizer):
 
     @override
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # torch overloads it
         """One step; no closure is called."""
         for group in self.param_groups:
             beta_1, beta_2 = group["betas"]

@@ -67,7 +67,7 @@ class MultiKrum(Krum):
             )
         self.num_chosen = num_chosen
         if num_chosen is not None and num_chosen > num_attackers + 1:
-            self.fewest_formula = "num_chosen + num_attackers + 2"  # type: ignore[misc]
+            self.fewest_formula = "num_chosen + num_attackers + 2"  # type: ignore[misc]  # the class has another
 
     @property
     @override
