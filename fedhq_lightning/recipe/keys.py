@@ -38,7 +38,7 @@ def locate(content: Mapping[str, Any], key: str, is_resolved: bool = True) -> Pl
             if is_used:
                 continue
         if isinstance(node, Mapping) and "class_path" in node and part not in _CLASS_KEYS:
-            place, node = (*place, "init_args"), node.get("init_args") or {}
+            place, node = (*place, "init_args"), {} if node.get("init_args") is None else node["init_args"]
         if isinstance(node, Mapping):
             if is_resolved and part not in node and _is_closed(place):
                 raise ConfigurationError(
@@ -128,7 +128,7 @@ def _into_list(place: Place, items: Sequence[Any], part: str, key: str) -> tuple
         return (*place, int(part)), items[int(part)], True
     names = [str(item.get("class_path", "")).rpartition(".")[2] if isinstance(item, Mapping) else "" for item in items]
     named = [index for index, name in enumerate(names) if name == part]
-    having = [index for index, item in enumerate(items) if _has_argument(item, part)]
+    having = [index for index, item in enumerate(items) if part in _arguments(item)]
     found = named or having
     if len(found) > 1:
         raise ConfigurationError(
@@ -136,7 +136,7 @@ def _into_list(place: Place, items: Sequence[Any], part: str, key: str) -> tuple
             f"{dotted((*place, found[0]))}"
         )
     if not found:
-        arguments = [name for item in items if isinstance(item, Mapping) for name in item.get("init_args") or {}]
+        arguments = [name for item in items for name in _arguments(item)]
         allowed = [*filter(None, names), *arguments]
         raise ConfigurationError(
             f"unknown key {key!r}: {dotted(place)} has {', '.join(allowed) or 'nothing'}{nearest(part, allowed)}"
@@ -144,8 +144,10 @@ def _into_list(place: Place, items: Sequence[Any], part: str, key: str) -> tuple
     return (*place, found[0]), items[found[0]], bool(named)
 
 
-def _has_argument(item: Any, part: str) -> bool:
-    return isinstance(item, Mapping) and part in (item.get("init_args") or {})
+def _arguments(item: Any) -> Mapping[str, Any]:
+    """What a class of a list is given; nothing where something else than a mapping is written."""
+    arguments = item.get("init_args") if isinstance(item, Mapping) else None
+    return arguments if isinstance(arguments, Mapping) else {}
 
 
 def _is_closed(place: Place) -> bool:

@@ -55,6 +55,20 @@ def test_refuses(key, words):
         locate(RECIPE, key)
 
 
+@pytest.mark.parametrize("init_args", [[], 0, False, ""])
+def test_refuses_arguments_that_are_no_mapping(init_args):
+    recipe = RECIPE | {"model": {"class_path": "m.Model", "init_args": init_args}}
+    with pytest.raises(ConfigurationError, match="unknown key 'model.lr': .* which has no parts"):
+        locate(recipe, "model.lr", is_resolved=False)
+
+
+@pytest.mark.parametrize("init_args", [[], 5, True, "fine", None])
+def test_of_a_list_only_mappings_have_arguments(init_args):
+    recipe = {"callbacks": [{"class_path": "m.HybridAllocator", "init_args": init_args}]}
+    with pytest.raises(ConfigurationError, match="callbacks has HybridAllocator"):
+        locate(recipe, "callbacks.fine")
+
+
 def test_values_are_put_in_a_copy():
     slack, share = (locate(RECIPE, f"trainer.callbacks.boundary.{name}") for name in ("slack", "share"))
     changed = with_values(RECIPE, {slack: 0.5, share: 0.2, ("model", "init_args", "lr"): 0.3})
