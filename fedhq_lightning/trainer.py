@@ -27,10 +27,10 @@ from fedhq_lightning.federated.failing_clients import NoUsableUpdatesError
 from fedhq_lightning.federated.lightning_habits import plain_precision, with_lightning_names
 from fedhq_lightning.federated.personal.personal_layers import PersonalLayers
 from fedhq_lightning.federated.privacy.mechanisms import Privacy
-from fedhq_lightning.federated.resume import Resumed, begin_anew, check_same_from_start, find_run, read_same
 from fedhq_lightning.federated.robust.rule import RobustRule
 from fedhq_lightning.federated.rounds import RoundLoop
 from fedhq_lightning.federated.run_description import describe_run
+from fedhq_lightning.federated.run_start import RunStart
 from fedhq_lightning.federated.same_everywhere import check_same_everywhere
 from fedhq_lightning.federated.secure.secure_aggregation import SecureAggregation
 from fedhq_lightning.federated.settings import RunSettings, check_settings
@@ -49,9 +49,7 @@ from fedhq_lightning.run.run_names import check_name
 from fedhq_lightning.run.state import RunState
 from fedhq_lightning.support import process_group
 from fedhq_lightning.support.arithmetic import reproducible
-from fedhq_lightning.support.atomic_files import write_atomically
 from fedhq_lightning.support.collectives import Processes
-from fedhq_lightning.support.first_process import is_first_process
 from fedhq_lightning.support.lightnings import AnyLogger
 from fedhq_lightning.support.memory import keep_freed_memory
 from fedhq_lightning.support.paths import expand_if_given
@@ -275,49 +273,24 @@ class FederatedTrainer(ExportsClients):
         datamodule = setup.check_types(module, datamodule)
         settings, device = self.settings, self.fabric.device.type
         described = describe_run(settings, self.described, module, datamodule, device, self.recipe)
+        recipe, root = self.recipe or Recipe(type(module).__name__.lower(), text_of(described)), self.default_root_dir
         with ExitStack() as until_the_end:
-            recipe = self.recipe or Recipe(type(module).__name__.lower(), text_of(described))
-            resumed, directory = None, RunDirectory(self.default_root_dir)
-            place = None if ckpt_path is None else find_run(ckpt_path, self.default_root_dir / recipe.name)
-            if place is not None:
-                directory, file = RunDirectory.of_checkpoint(place)
-                if is_first_process():
-                    until_the_end.enter_context(directory.locked())
-                if file is None:
-                    check_same_from_start(directory, recipe.text)
-                else:
-                    resumed = read_same(directory, file, described, settings, module)
+            start = RunStart.find(settings, recipe, described, module, ckpt_path, root, until_the_end)
+            resumed = start.resumed
             job = setup.set_up(settings, self.fabric, module, datamodule, resumes=resumed is not None)
             self.monitored = job.monitored
             check_logger(self.logger)
-            if resumed is not None:
-                resumed.check_job(job.initial_state(), job.datamodule.model_inputs())
-            if place is None and is_first_process():
-                directory = RunDirectory.create(self.default_root_dir, recipe.name, self.described["name"])
-                until_the_end.callback(directory.remove_if_without_rounds)
-                write_atomically(directory.recipe, recipe.text)
-                until_the_end.enter_context(directory.locked())
+            opened = start.open(job, root, self.described["name"])
 
             processes = process_group.launch(self.fabric, settings.process_timeout)
             until_the_end.enter_context(process_group.ends_with_the_others(processes, settings.process_timeout))
             check_same_everywhere(processes, described, job.datamodule, job.sampler.with_data(), resumed)
-            self.run_dir = Path(processes.broadcast(str(directory.path)))
+            self.run_dir = Path(processes.broadcast(str(opened.path)))
             directory = RunDirectory(self.run_dir)
             evaluator = parts.evaluator_of(settings, self.fabric, job.template, processes, job.datamodule)
-            if resumed is None:
-                state = RunState(job.initial_state())
-                # What was measured or read at set-up need not be the same to the last bit on every process.
-                job.allocator.load_state_dict(processes.broadcast(job.allocator.state_dict()))
-                settings.aggregator.load_state_dict({})
-                if place is not None and self.is_global_zero:
-                    until_the_end.enter_context(begin_anew(directory, recipe.text, settings.max_rounds))
-            else:
-                state = resumed.state
-                self._load_parts(resumed, job.allocator, evaluator)
+            state = start.state(job, evaluator, self.callbacks, processes)
+            if resumed is not None:
                 clock.add(resumed.saved["wall_phases"])
-                processes.barrier()  # all have read the rounds
-                if self.is_global_zero:
-                    until_the_end.enter_context(resumed.take_up(job.template, recipe.text, settings.max_rounds))
             self._listeners = [*self.callbacks, Tracking(self.logger, processes, recipe.name, described, state.records)]
             self._records, self._evaluated = state.records, None
             self._run(module, job, evaluator, processes, directory, state, clock, described, recipe.name)
@@ -388,13 +361,3 @@ class FederatedTrainer(ExportsClients):
 
     def _states_of_callbacks(self) -> dict[str, Any]:
         return {callback.state_key: callback.state_dict() for callback in self.callbacks}
-
-    def _load_parts(self, resumed: Resumed, allocator: Allocator, evaluator: Evaluator) -> None:
-        saved = resumed.saved
-        loaded: list[tuple[Any, Any]] = [(self.settings.aggregator, saved["aggregator"])]
-        loaded += [(allocator, saved["allocator"]), (evaluator, saved["evaluator"])]
-        loaded += [(each, saved["callbacks"].get(each.state_key)) for each in self.callbacks]
-        for part, state in loaded:
-            if state is not None:
-                with resumed.taken_up_by(part):
-                    part.load_state_dict(state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,20 +80,25 @@ class Resumed:
             )
         check_model(self.file, self.saved, initial)
 
-    @contextmanager
-    def taken_up_by(self, who: object) -> Iterator[None]:
-        """For what takes up its part of the checkpoint in the block.
+    def load_into(self, part: Any, state: Any) -> None:
+        """Have a part of the run take up its state.
+
+        Args:
+            part: With a `load_state_dict`.
+            state: What the checkpoint holds of it; None for nothing.
 
         Raises:
             ConfigurationError: It cannot; whatever it raised is the cause.
         """
+        if state is None:
+            return
         try:
-            yield
+            part.load_state_dict(state)
         except ConfigurationError:
             raise
         except Exception as error:
             raise ConfigurationError(
-                f"{self.file}: {type(who).__name__} cannot take up what it holds of it ({type(error).__name__}: "
+                f"{self.file}: {type(part).__name__} cannot take up what it holds of it ({type(error).__name__}: "
                 f"{first_line(error)}); resume with the classes that the run began with, or start a new run"
             ) from error
 
