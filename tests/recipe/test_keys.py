@@ -58,7 +58,7 @@ def test_refuses(key, words):
 @pytest.mark.parametrize("init_args", [[], 0, False, ""])
 def test_refuses_arguments_that_are_no_mapping(init_args):
     recipe = RECIPE | {"model": {"class_path": "m.Model", "init_args": init_args}}
-    with pytest.raises(ConfigurationError, match="unknown key 'model.lr': .* which has no parts"):
+    with pytest.raises(ConfigurationError, match=r"unknown key 'model.lr': .* which has no parts"):
         locate(recipe, "model.lr", is_resolved=False)
 
 
