@@ -19,12 +19,13 @@ MARKS ?= not slow and not corner
 # Without its caches, every interpreter that a test starts compiles the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-slow lint format docs dist clean
+.PHONY: help demo test test-slow test-with lowest lint format docs dist clean
 
 help:
 	@echo "make demo       PTQ, QAT and the hybrid side by side on MNIST-5k (two to four minutes after the install)"
 	@echo "make test       lint, types, tests (CI runs corners too: make test MARKS='not slow')"
 	@echo "make test-slow  the tests that neither it nor CI runs"
+	@echo "make test-with  the tests with the newest versions, or: make test-with VERSIONS=constraints-lowest.txt"
 	@echo "make lint       ruff, mypy and the order of imports only"
 	@echo "make format     let ruff put the code into shape"
 	@echo "make docs       the documentation as a site, into site/"
@@ -39,6 +40,15 @@ test: lint
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m slow --timeout=1800
+
+# In an environment of their own; no lint, which is of one version of each tool.
+test-with: $(INSTALLED)
+	$(BIN)/python -m venv --clear $(VENV)-versions
+	$(VENV)-versions/bin/python -m pip install --quiet $(if $(VERSIONS),-c $(VERSIONS)) -e '.[dev]'
+	$(VENV)-versions/bin/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "$(MARKS)"
+
+lowest: $(INSTALLED)
+	$(BIN)/python .ci/lowest_versions.py
 
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .
@@ -62,7 +72,7 @@ dist: $(INSTALLED)
 	@ls dist
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-versions build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 # Written last, so an interrupted install is taken up again. A .venv whose Python no longer runs is made anew.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -1,5 +1,7 @@
 """The package as laid out: every subpackage named, the linked folders, laziness."""
 
+import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -141,4 +143,15 @@ def test_constraints_pin_every_dependency_within_its_range():
     assert len(pins) == len(lines)
     for text in [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]:
         requirement = Requirement(text)
+        if requirement.name == project["name"]:
+            assert requirement.extras < set(project["optional-dependencies"]), text
+            continue
         assert requirement.specifier.contains(pins[requirement.name]), text
+
+
+def test_the_lowest_versions_are_those_of_the_ranges():
+    written = runpy.run_path(str(ROOT / ".ci" / "lowest_versions.py"))["lowest_versions"]()
+    assert (ROOT / "constraints-lowest.txt").read_text() == written, "write it again: make lowest"
+    pinned = re.findall(r"^([\w-]+)==", written, flags=re.MULTILINE)
+    assert len(pinned) == len(set(pinned)), "a package has one lower bound, whatever brings it"
+    assert {"torch", "matplotlib", "datasets"} < set(pinned)

@@ -3,7 +3,7 @@
 import torch
 
 from fedhq_lightning.data.images import ImageDataModule, ImageTensors, stratified_split
-from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.support.extras import check_installed
 
 MEAN = 4.884
 STD = 6.017
@@ -25,12 +25,9 @@ class Digits(ImageDataModule):
 
     def read(self) -> tuple[ImageTensors, ImageTensors]:
         """Read scikit-learn's copy and split it."""
-        try:
-            from sklearn.datasets import load_digits
-        except ImportError as error:
-            raise ConfigurationError(
-                "Digits needs scikit-learn, which holds the images: pip install scikit-learn"
-            ) from error
+        check_installed("Digits", "sklearn")
+        from sklearn.datasets import load_digits
+
         data = load_digits()
         images = torch.from_numpy(data.images).to(torch.uint8).unsqueeze(1)  # (1797, 1, 8, 8)
         targets = torch.from_numpy(data.target).long()

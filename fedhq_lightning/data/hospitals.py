@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fedhq_lightning.data.csv_data import CSVDataModule
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.support.atomic_files import told_to_user, write_atomically
+from fedhq_lightning.support.extras import check_installed
 from fedhq_lightning.support.paths import expand_path
 
 _SIZES = ("small", "medium", "large")
@@ -46,6 +47,7 @@ class BreastCancerHospitals(CSVDataModule):
 
     def files(self) -> Iterable[tuple[str, bytes]]:
         """Name and content of each hospital's file."""
+        check_installed("BreastCancerHospitals", "sklearn")
         from sklearn.datasets import load_breast_cancer
 
         table = load_breast_cancer()

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fedhq_lightning.data.images import ImageDataModule, ImageTensors, stratified_split
 from fedhq_lightning.errors import ConfigurationError, nearest
+from fedhq_lightning.support.extras import check_installed
 from fedhq_lightning.support.paths import expand, expand_path
 
 
@@ -73,12 +74,9 @@ class HuggingFaceDataModule(ImageDataModule):
         return ImageTensors(images, targets, mean, std), ImageTensors(held_out_images, held_out_targets, mean, std)
 
     def _load(self) -> Any:
-        try:
-            import datasets
-        except ImportError as error:
-            raise ConfigurationError(
-                "HuggingFaceDataModule needs the package datasets: pip install datasets"
-            ) from error
+        check_installed("HuggingFaceDataModule", "datasets")
+        import datasets
+
         shows_bars = not datasets.are_progress_bars_disabled()
         datasets.disable_progress_bars()
         try:

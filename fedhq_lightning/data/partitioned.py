@@ -16,6 +16,7 @@ from fedhq_lightning.data.label_counts import LabelCounts
 from fedhq_lightning.data.labels import find_labels
 from fedhq_lightning.data.partition_column import column_name, deals_by_label, partition_column
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.support.extras import check_installed
 from fedhq_lightning.support.lightnings import AnyDataModule, is_overridden
 from fedhq_lightning.support.seeds import generators_kept
 from fedhq_lightning.types import ClientId
@@ -198,6 +199,7 @@ class PartitionedDataModule(FederatedDataModule):
         return self._dealt[client_id]
 
     def _deal(self) -> None:
+        check_installed("PartitionedDataModule", "datasets")
         # Imported here: it loads Hugging Face's datasets.
         from fedhq_lightning.data.partitioning import partition_rows
 

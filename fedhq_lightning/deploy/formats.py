@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from torch import nn
@@ -16,6 +15,7 @@ from fedhq_lightning.deploy.model_to_write import ModelToWrite
 from fedhq_lightning.deploy.program_file import load_program
 from fedhq_lightning.deploy.written_file import Agreement, WrittenFile
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.support.extras import check_installed
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,6 @@ class Format:
     Attributes:
         file: Its name in `model/`.
         runtime: The package that runs it.
-        extra: Extra of this package that installs what it takes.
         needs: Modules that are imported to write and to read it.
         write: Writes a model to a path, whole or not at all. An ExportError says why a model cannot be written.
         read: A written file as a module on torch tensors, with the arguments and outputs of the model's `forward`; on
@@ -38,7 +37,6 @@ class Format:
 
     file: str
     runtime: str
-    extra: str
     needs: tuple[str, ...]
     write: Callable[[ModelToWrite, Path], None]
     read: Callable[[Path, bool], nn.Module]
@@ -58,18 +56,13 @@ class Format:
         Raises:
             ConfigurationError: Says what to install.
         """
-        missing = [name for name in self.needs if find_spec(name) is None]
-        if missing:
-            raise ConfigurationError(
-                f"{self.file} takes {' and '.join(missing)}: pip install 'fedhq-lightning[{self.extra}]'"
-            )
+        check_installed(self.file, *self.needs)
 
 
 FORMATS = {
     "onnx": Format(
         file="model.onnx",
         runtime="onnxruntime",
-        extra="onnx",
         needs=("onnx", "onnxscript", "onnxruntime"),
         write=onnx_program.write,
         read=onnx_model.read,
@@ -83,7 +76,6 @@ FORMATS = {
     "executorch": Format(
         file="model.pte",
         runtime="executorch",
-        extra="executorch",
         needs=("executorch",),
         write=executorch_program.write,
         read=executorch_model.read,
@@ -99,7 +91,6 @@ FORMATS = {
     "aoti": Format(
         file="model.aoti.pt2",
         runtime="AOTInductor",
-        extra="",
         needs=(),
         write=aoti_program.write,
         read=aoti_program.read,

@@ -23,6 +23,7 @@ from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.report.final_table import on_terminal
 from fedhq_lightning.support.atomic_files import write_atomically
+from fedhq_lightning.support.extras import check_installed
 from fedhq_lightning.support.quiet import say_line
 from fedhq_lightning.support.terminal import Terminal
 from fedhq_lightning.support.yaml_text import parse_yaml
@@ -41,6 +42,7 @@ def compare_recipe(known: argparse.Namespace, overrides: Sequence[str]) -> None:
     Raises:
         ConfigurationError: Something in them cannot work; what can be known is raised before the first run.
     """
+    check_installed("fedhq compare", "scipy")  # for intervals and p values
     name, text = recipe_files.find(known.recipe)
     at = _number("at", known.at, smallest=0.0)
     target = _number("target", known.target)
@@ -128,11 +130,11 @@ def write_results(
     write_atomically(folder / "table.md", page)
     write_atomically(folder / "cells.csv", side_by_side_tables.cells_csv(found))
     write_atomically(folder / "comparison.html", cells_page(kept.cells, found, told, shown, remarks))
-    written = ["comparison.html", "table.md", "cells.csv", "metric-over-time.svg"]
-    write_atomically(folder / "metric-over-time.svg", curves_svg(kept.cells))
-    if picture := time_to_target_svg(found):
-        write_atomically(folder / "time-to-target.svg", picture)
-        written.append("time-to-target.svg")
+    written = ["comparison.html", "table.md", "cells.csv"]
+    for name, picture in (("metric-over-time", curves_svg(kept.cells)), ("time-to-target", time_to_target_svg(found))):
+        if picture:
+            write_atomically(folder / f"{name}.svg", picture)
+            written.append(f"{name}.svg")
     if console is not None:
         is_told_whole = len({each.seed for each in found}) > 1  # of one seed nothing can be told of differences
         for table in shown if is_told_whole else shown[:1]:

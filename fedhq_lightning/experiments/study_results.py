@@ -75,7 +75,8 @@ def write_results(
             text = _recipe(name, trial, recipes, recipe_name, space, objectives)
             write_atomically(recipes / f"{name}.yaml", text)
     picture = folder / ("pareto.svg" if len(objectives) > 1 else "history.svg")
-    write_atomically(picture, study_svg(objectives, _points(trials, objectives, numbers)))
+    if drawn := study_svg(objectives, _points(trials, objectives, numbers)):
+        write_atomically(picture, drawn)
 
 
 def front_table(space: Space, objectives: Sequence[Objective], trials: Sequence[FrozenTrial]) -> str:

@@ -8,7 +8,7 @@ Keys are PEM files, as OpenSSL writes them::
 
     openssl genpkey -algorithm ed25519 -out NAME.key && openssl pkey -in NAME.key -pubout -out NAME.pub
 
-Needs the package cryptography: `pip install 'fedhq_lightning[seals]'`.
+Needs the package cryptography, which the extra `secure` brings.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.payload import PayloadError
+from fedhq_lightning.support.extras import check_installed
 from fedhq_lightning.types import ClientId
 
 if TYPE_CHECKING:
@@ -99,13 +100,10 @@ def _signed(run_token: bytes, payload: bytes) -> bytes:
 
 
 def _read_key(file: Path, is_private: bool) -> Any:
-    try:
-        from cryptography.hazmat.primitives.asymmetric import ed25519
-        from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
-    except ImportError:
-        raise ConfigurationError(
-            "seals need the package cryptography; install it with: pip install 'fedhq_lightning[seals]'"
-        ) from None
+    check_installed("sealing updates", "cryptography")
+    from cryptography.hazmat.primitives.asymmetric import ed25519
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+
     kind = "private" if is_private else "public"
     try:
         data = file.read_bytes()

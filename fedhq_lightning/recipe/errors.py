@@ -22,6 +22,7 @@ from typing import Any
 
 from fedhq_lightning.errors import ConfigurationError, nearest
 from fedhq_lightning.recipe.lightning_names import instead_of
+from fedhq_lightning.support.extras import EXTRAS, install_command
 
 _SHIPPED = {
     "model": "fedhq_lightning.models",
@@ -239,7 +240,9 @@ def _about_class(where: str, text: str) -> str | None:
         names = _names_in(sys.modules.get(match[1]))
         return f"{match[1]} has no {match[2]!r}{nearest(match[2], names) or _listed('it has', names)}"
     if match := _NO_MODULE.search(text):
-        return f"no module {match[1]!r} is installed or in the current directory"
+        top = match[1].partition(".")[0]
+        hint = f"; {install_command(top)} brings it" if top in EXTRAS else ""
+        return f"no module {match[1]!r} is installed or in the current directory{hint}"
     if match := _NOT_SUBCLASS.search(text):
         return f"{match[1]} is not a {match[2].rpartition('.')[2]}"
     if match := _MISSING.search(text):

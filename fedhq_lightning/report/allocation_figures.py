@@ -101,7 +101,8 @@ def write_allocation_picture(run_dir: Path) -> Path | None:
         run_dir: A run directory with `rounds.jsonl`.
 
     Returns:
-        Path of the picture; None where there is no `allocation.json`, or one that cannot be read (the report says why).
+        Path of the picture; None where nothing can be drawn, or there is no `allocation.json`, or one that cannot be
+        read (the report says why).
 
     Raises:
         ConfigurationError: `rounds.jsonl` is damaged, or the picture cannot be written.
@@ -134,5 +135,7 @@ def write_allocation_picture(run_dir: Path) -> Path | None:
     path = run_dir / "allocation.svg"
     columns = 6 if len(shown) > 1 else legend_columns(allocation)
     svg = file_svg("allocation", description, draw, (width * len(shown), height), columns)
+    if not svg:
+        return None
     write_atomically(path, svg)
     return path

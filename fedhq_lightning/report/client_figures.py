@@ -100,16 +100,16 @@ def mode_map_svg(name: str, description: str, modes: ModeMap) -> str:
     Returns:
         An `<svg>` element.
     """
-    from matplotlib.colors import to_rgba
-
     layout, columns = _Layout(modes.rows), len(modes.rounds)
-    image = [[(0.0, 0.0, 0.0, 0.0)] * columns for _ in range(layout.height)]
-    for (row, column), mode in modes.cells.items():
-        image[layout.places[row]][column] = to_rgba(MODE_COLOURS[mode])
     # Points; a cell is about twice that.
     size = max(1.5, min(4.0, 200.0 / max(columns, 1), 300.0 / max(layout.height, 1)))
 
     def draw(canvas: "Figure") -> list[Any]:
+        from matplotlib.colors import to_rgba
+
+        image = [[(0.0, 0.0, 0.0, 0.0)] * columns for _ in range(layout.height)]
+        for (row, column), mode in modes.cells.items():
+            image[layout.places[row]][column] = to_rgba(MODE_COLOURS[mode])
         axes = canvas.subplots()
         left = modes.rounds[0] - 0.5
         edges = (left, left + columns, layout.height - 0.5, -0.5)

@@ -1,18 +1,20 @@
 """What the report's pictures share: colours of the page, matplotlib's style, and the finished SVG.
 
-Drawn by matplotlib, imported when the first picture is drawn. The same figures give the same bytes: no dates, fixed
-ids, and matplotlib's own defaults whatever style the user has set (which stays as it was).
+Drawn by matplotlib, an extra that is imported when the first picture is drawn. The same figures give the same bytes: no
+dates, fixed ids, and matplotlib's own defaults whatever style the user has set (which stays as it was).
 """
 
 import html
 import io
 import logging
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from fedhq_lightning.support.extras import install_command, is_installed
 from fedhq_lightning.support.quiet import libraries_quiet
 from fedhq_lightning.support.text import printable
 
@@ -89,8 +91,10 @@ def page_svg(
         legend_columns: Keys in a line of the legend; all in one line by default.
 
     Returns:
-        An `<svg>` element.
+        An `<svg>` element; where nothing can be drawn, the description as a paragraph.
     """
+    if not can_draw():
+        return f"<p>{html.escape(description)}</p>"
     svg = _drawn(name, draw, (_WIDTH_INCHES, height_inches), legend_columns, transparent=True)
     svg = svg[svg.index("<svg") :]
     view_box = re.search(r'viewBox="[^"]*"', svg)
@@ -113,14 +117,24 @@ def file_svg(
     """A picture as a file of its own, on white; arguments as for `page_svg`, but with the width.
 
     Returns:
-        The file's content.
+        The file's content; empty where nothing can be drawn.
     """
+    if not can_draw():
+        return ""
     svg = _drawn(name, draw, size_inches, legend_columns, transparent=False)
     for meaning, written in COLOURS.items():
         svg = svg.replace(written, "#ffffff" if meaning == "card" else PAGE_COLOURS[meaning][0])
     title = f"<title>{html.escape(description)}</title>"
     start = svg.index(">", svg.index("<svg")) + 1
     return f"{svg[:start]}\n {title}{svg[start:]}"
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is there. Where it is not, a warning says so, and pages have words in place of pictures."""
+    if is_installed("matplotlib"):
+        return True
+    warnings.warn(f"pictures are left out: they take matplotlib: {install_command('matplotlib')}", stacklevel=1)
+    return False
 
 
 @contextmanager

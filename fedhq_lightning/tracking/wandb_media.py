@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.report.picture_style import can_draw
 from fedhq_lightning.run.allocation import read_allocation
 from fedhq_lightning.run.client_history import ClientHistory
 from fedhq_lightning.run.logged_rows import METRICS, logged_values
@@ -110,7 +111,7 @@ def tables_and_pictures(summary: Mapping[str, Any], run_dir: Path) -> tuple[dict
         notes["client_rounds_note"] = f"the last {MOST_ROWS:,} of {count:,} rows; all are in clients.parquet"
     if len(run.clients) > MOST_ROWS:
         notes["clients_note"] = f"the first {MOST_ROWS:,} of {len(run.clients):,} clients, slowest tier first"
-    if run.clients:
+    if run.clients and can_draw():
         picture, caption = mode_picture(run.clients, [record.round for record in run.rounds if record.round > 0])
         media["modes"] = wandb.Image(picture, caption=caption)
     if (run_dir / "allocation.svg").is_file():

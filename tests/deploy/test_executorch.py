@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from fedhq_lightning.deploy.executorch_model import ExecutorchModel
 from fedhq_lightning.deploy.executorch_program import MOST_SAMPLES
 from fedhq_lightning.deploy.export import ExportError, traced_program
 from fedhq_lightning.deploy.fold_norms import fold_batch_norms
-from fedhq_lightning.deploy.formats import FORMATS, read_program, write_formats
+from fedhq_lightning.deploy.formats import read_program, write_formats
 from fedhq_lightning.deploy.model_to_write import ModelToWrite
 from fedhq_lightning.deploy.written_file import Agreement
 from fedhq_lightning.errors import ConfigurationError
@@ -215,7 +216,6 @@ def test_the_terminal_stays_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[s
 
 
 def test_what_to_install_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedhq_lightning.deploy.formats.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "executorch", None)
     [told] = write_formats(["executorch"], made_of("w4a8", nn.Sequential(nn.Linear(8, 4)), (8,)), tmp_path)
     assert told.reason == "model.pte takes executorch: pip install 'fedhq-lightning[executorch]'"
-    assert FORMATS["executorch"].extra == "executorch"

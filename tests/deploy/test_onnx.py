@@ -1,5 +1,6 @@
 """`model.onnx`: the integers of the converted module, packed, in onnxruntime."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -270,7 +271,7 @@ class TestFilesOfStrangers:
 def test_without_onnxruntime_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fedhq_lightning.deploy import formats
 
-    monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "onnxscript" else object())
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
     (told,) = formats.write_formats(["onnx"], made_of("w4a8", nn.Linear(4, 3), (torch.randn(2, 4),)), tmp_path)
     assert told.reason == "model.onnx takes onnxscript: pip install 'fedhq-lightning[onnx]'"
     assert (told.bytes, told.agreement, list(tmp_path.iterdir())) == (None, None, [])

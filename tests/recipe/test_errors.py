@@ -51,6 +51,14 @@ def test_what_is_not_understood_is_passed_on():
     assert explain(ImportError("no such thing"), KEYS) == "no such thing"
 
 
+def test_a_module_of_an_extra_comes_with_what_installs_it():
+    """Partitioners are named in recipes, and the base installation has none."""
+    text = """Parser key "data.partitioner":\n  No module named 'flwr_datasets.partitioner'"""
+    told = explain(argument_error(text), KEYS)
+    assert told.endswith("; pip install 'fedhq-lightning[data]' brings it"), told
+    assert "brings it" not in explain(argument_error(text.replace("flwr_datasets", "mine")), KEYS)
+
+
 def test_our_own_errors_go_before_jsonargparse_s():
     error = argument_error("Does not validate")
     error.__cause__ = ConfigurationError("scheme 'w9': no")

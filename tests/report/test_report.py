@@ -19,6 +19,7 @@ import pytest
 
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.report import report as report_of_run
+from fedhq_lightning.report.allocation_figures import write_allocation_picture
 from fedhq_lightning.report.banner import banner
 from fedhq_lightning.report.clients_section import clients_section
 from fedhq_lightning.report.course_section import course_section
@@ -30,7 +31,7 @@ from fedhq_lightning.report.report import write_report
 from fedhq_lightning.report.sections import summary_section
 from fedhq_lightning.run.run import Run
 
-from ..small_run import small_rounds, small_summary, write_run
+from ..small_run import small_rounds, small_summary, write_allocation, write_run
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
@@ -42,6 +43,22 @@ def written(run_dir: Path, *sections: Callable[[Run], str]) -> Path:
             patch.setattr(report_of_run, "_PICTURED", sections)
             patch.setattr(report_of_run, "_WRITTEN", ())
         return write_report(Run(run_dir))
+
+
+def test_without_matplotlib_pictures_are_told_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of a run is refused for its pictures; the page has each one's description."""
+    run_dir = write_allocation(write_run(tmp_path))
+    pictured = Page(written(run_dir).read_text())
+    described = [attributes["aria-label"] for tag, attributes in pictured.elements if tag == "svg"]
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.warns(UserWarning, match=r"pictures are left out: .*'fedhq-lightning\[report\]'"):
+        page = Page(written(run_dir).read_text())
+    assert described
+    assert not [tag for tag, _ in page.elements if tag == "svg"]
+    assert all(text and text in page.text for text in described)
+    with pytest.warns(UserWarning, match="pictures are left out"):
+        assert write_allocation_picture(run_dir) is None
+    assert not list(run_dir.glob("*.svg"))
 
 
 class Page(HTMLParser):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.support.extras import check_installed
 
 
 def from_opacus(module: str) -> Any:
@@ -23,13 +23,9 @@ def from_opacus(module: str) -> Any:
     Raises:
         ConfigurationError: Opacus is not installed.
     """
-    try:
-        with _root_logger_kept():
-            return import_module(f"opacus.{module}")
-    except ImportError as error:
-        raise ConfigurationError(
-            "trainer.privacy needs the package opacus; install it with: pip install 'fedhq_lightning[privacy]'"
-        ) from error
+    check_installed("trainer.privacy", "opacus")
+    with _root_logger_kept():
+        return import_module(f"opacus.{module}")
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.errors import ConfigurationError
@@ -12,6 +11,7 @@ from fedhq_lightning.federated.exact_mean import MAX_TOTAL_WEIGHT
 from fedhq_lightning.federated.secure import messages
 from fedhq_lightning.federated.secure.fixed_point import FixedPoint
 from fedhq_lightning.federated.secure.secure_aggregation import SecureAggregation
+from fedhq_lightning.support.extras import check_installed
 from fedhq_lightning.types import ClientId
 
 
@@ -46,11 +46,7 @@ class RunTerms:
         Raises:
             ConfigurationError: A threshold that cannot be, too many examples, or cryptography is not installed.
         """
-        if find_spec("cryptography") is None:
-            raise ConfigurationError(
-                "secure_aggregation needs the package cryptography; install it with: "
-                "pip install 'fedhq_lightning[secure]'"
-            )
+        check_installed("trainer.secure_aggregation", "cryptography")
         threshold = asked.threshold_of(cohort_size)
         most = sum(sorted(sizes, reverse=True)[:cohort_size])
         if most > MAX_TOTAL_WEIGHT:

@@ -71,8 +71,8 @@ def test_what_cannot_be_accounted_or_afforded(privacy: CentralPrivacy, rate: flo
 
 
 def test_without_opacus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "opacus.accountants", None)
-    with pytest.raises(ConfigurationError, match=r"install it with: pip install 'fedhq_lightning\[privacy\]'"):
+    monkeypatch.setitem(sys.modules, "opacus", None)
+    with pytest.raises(ConfigurationError, match=r"trainer\.privacy takes opacus: pip install .*\[privacy\]'"):
         Accountant(CentralPrivacy(1.0, 1.0, 1e-5))
 
 

@@ -1,9 +1,11 @@
 """What is known of a run's secure rounds before the first: refused by name, or counted."""
 
+import sys
+
 import pytest
 
 from fedhq_lightning.errors import ConfigurationError
-from fedhq_lightning.federated.secure import SecureAggregation, run_terms
+from fedhq_lightning.federated.secure import SecureAggregation
 from fedhq_lightning.federated.secure.messages import ProtocolError
 from fedhq_lightning.federated.secure.run_terms import RunTerms
 
@@ -24,8 +26,8 @@ def test_the_largest_clients_bound_the_sum() -> None:
 
 
 def test_without_its_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_terms, "find_spec", lambda name: None)
-    with pytest.raises(ConfigurationError, match=r"pip install 'fedhq_lightning\[secure\]'"):
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'fedhq-lightning\[secure\]'"):
         terms_of([1, 1, 1, 1])
 
 
