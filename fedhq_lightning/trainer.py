@@ -284,7 +284,7 @@ class FederatedTrainer(ExportsClients):
 
             processes = process_group.launch(self.fabric, settings.process_timeout)
             until_the_end.enter_context(process_group.ends_with_the_others(processes, settings.process_timeout))
-            check_same_everywhere(processes, described, job.datamodule, job.sampler.with_data(), resumed)
+            check_same_everywhere(processes, described, job.datamodule, job.sizes.looked_at, resumed)
             self.run_dir = Path(processes.broadcast(str(opened.path)))
             directory = RunDirectory(self.run_dir)
             evaluator = parts.evaluator_of(settings, self.fabric, job.template, processes, job.datamodule)

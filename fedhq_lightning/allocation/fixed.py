@@ -2,16 +2,19 @@
 
 import heapq
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Literal, TypeAlias, get_args
 
 from fedhq_lightning.allocation.protocol import AllocationContext, Allocator
 from fedhq_lightning.errors import ConfigurationError, nearest
+from fedhq_lightning.support.samples import FEW, sample_of
 from fedhq_lightning.types import MODES, ClientId, Mode, Plan
 
 By: TypeAlias = Literal["random", "divergence"]
 """Whom a share of QAT clients picks."""
+
+_MOST_SAMPLED = 1_000
 
 
 class FixedAllocator(Allocator):
@@ -22,7 +25,8 @@ class FixedAllocator(Allocator):
             `ptq`; or a map client_id -> mode that names every client (ids may be given as text or as numbers).
         by: Whom a share picks: clients at random by the run's seed, or those whose labels diverge most. The number
             picked is the share of all clients, rounded half up. A larger share keeps everybody whom a smaller one
-            picks. At random nothing is kept per client, however many there are.
+            picks. Of more than 10,000 clients each is looked at when it is drawn: the share is then met on average,
+            and divergences are compared with those of a sample of a thousand.
 
     Raises:
         ConfigurationError: Unknown mode or choice, a share outside 0..1, an empty map, or `by="divergence"` without a
@@ -135,38 +139,25 @@ def _most_divergent(share: float, context: AllocationContext) -> Callable[[Clien
         # Equal divergence: the seed decides, not the order of the list.
         return value, -_hash(context.seed, client_id)
 
-    num_picked = _num_picked(share, len(context.client_ids))
+    num_clients = len(context.client_ids)
+    if num_clients > FEW:
+        some = [each for each in sample_of(context.client_ids, _MOST_SAMPLED) if context.trains(each)]
+        highest = heapq.nlargest(_num_picked(share, len(some)), map(rank, some))
+        return lambda client_id: "qat" if highest and rank(client_id) >= highest[-1] else "ptq"
+    num_picked = _num_picked(share, num_clients)
     picked = frozenset(heapq.nlargest(num_picked, context.client_ids, key=rank))
     return lambda client_id: "qat" if client_id in picked else "ptq"
 
 
 def _at_random(share: float, context: AllocationContext) -> Callable[[ClientId], Mode]:
-    """QAT for the clients with the smallest hashes: an exact share, and one number to keep instead of a set."""
+    """QAT for the clients with the smallest hashes: one number is kept in place of a set."""
     seed, client_ids = context.seed, context.client_ids
-
-    def hashes() -> Iterator[int]:
-        return (_hash(seed, client_id) for client_id in client_ids)
-
-    threshold = _nth_smallest(hashes, _num_picked(share, len(client_ids)))
+    if len(client_ids) > FEW:
+        threshold = math.floor(share * 2**64) - 1
+    else:
+        num_picked = _num_picked(share, len(client_ids))
+        threshold = heapq.nsmallest(num_picked, (_hash(seed, each) for each in client_ids))[-1] if num_picked else -1
     return lambda client_id: "qat" if _hash(seed, client_id) <= threshold else "ptq"
-
-
-def _nth_smallest(values: Callable[[], Iterator[int]], count: int) -> int:
-    """The largest of the `count` smallest 64-bit values, -1 for none.
-
-    Two passes over values that are made afresh: the first counts them by their upper 16 bits, the second sorts only
-    those that share the upper bits of the one sought. A million clients need 65,536 counters, not a million numbers.
-    """
-    if count == 0:
-        return -1
-    histogram = [0] * 2**16
-    for value in values():
-        histogram[value >> 48] += 1
-    bucket = before = 0
-    while before + histogram[bucket] < count:
-        before += histogram[bucket]
-        bucket += 1
-    return sorted(value for value in values() if value >> 48 == bucket)[count - before - 1]
 
 
 def _hash(seed: int, client_id: ClientId) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from fedhq_lightning.allocation.boundary import ClientFacts
 from fedhq_lightning.allocation.protocol import AllocationContext
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.support.samples import FEW, sample_of
 from fedhq_lightning.types import ClientId, Mode
 
 if TYPE_CHECKING:
@@ -75,8 +76,7 @@ class ClientKnowledge:
                 "tells none; implement label_counts(client_id), or take divergence='updates', which needs no labels"
             )
         self._label_divergence = lru_cache(maxsize=10_000)(self._measured_divergence)
-        step = math.ceil(len(context.client_ids) / _MOST_SAMPLED)
-        sample = list(context.client_ids[::step])
+        sample = _some(context.client_ids, _MOST_SAMPLED)
         # Nothing is at risk on a client that never trains, and no direction of its will be known.
         self.sample: Sequence[ClientId] = [each for each in sample if context.trains(each)] or sample
 
@@ -89,8 +89,7 @@ class ClientKnowledge:
         measure = self.context.sensitivity
         if measure is None:
             return None
-        step = math.ceil(len(self.context.client_ids) / _MOST_MEASURED)
-        asked = list(self.context.client_ids[::step])
+        asked = _some(self.context.client_ids, _MOST_MEASURED)
         if self.sensitivity is not None:
             self._take_sensitivities({client_id: measure(client_id, self.sensitivity) for client_id in asked})
         noise = [value for value in (measure(client_id, "sqnr") for client_id in asked) if value is not None]
@@ -268,6 +267,13 @@ class ClientKnowledge:
         if moved:
             self._acted_on = dict(self.ratios)
         return moved
+
+
+def _some(client_ids: Sequence[ClientId], most: int) -> list[ClientId]:
+    """Those who stand for all."""
+    if len(client_ids) > FEW:
+        return sample_of(client_ids, most)
+    return list(client_ids[:: math.ceil(len(client_ids) / most)])
 
 
 def _ratio(logged: float, predicted: float) -> float:

@@ -125,7 +125,8 @@ def evaluation_of(
     options = asked if isinstance(asked, ClientEvaluation) else ClientEvaluation()
     return EvaluationRound(
         options,
-        options.panel(job.sampler.with_data(), settings.seed),
+        # Of many clients it is seen only here who holds data.
+        [each for each in options.panel(job.sampler.with_data(), settings.seed) if job.clock.num_examples(each)],
         directions_of(metrics, job.monitored.name, job.monitored.mode),
         evaluator,
         models_of(settings, job, evaluator, processes, store),
@@ -161,9 +162,9 @@ def server_of(settings: RunSettings, job: Job, processes: Processes) -> Server:
         accumulator=accumulator_of(settings.robust_rule, job.parameter_names),
         sketcher=sketcher,
         max_norm_ratio=settings.max_norm_ratio,
-        typical_examples=job.typical_examples,
+        typical_examples=job.sizes.typical,
         min_updates=job.min_updates,
-        total_examples=job.total_examples,
+        total_examples=job.sizes.total,
     )
 
 

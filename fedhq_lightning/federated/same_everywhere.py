@@ -30,18 +30,19 @@ def check_same_everywhere(
     processes: Processes,
     described: Mapping[str, Any],
     datamodule: FederatedDataModule,
-    with_data: Sequence[ClientId],
+    looked_at: Sequence[ClientId],
     resumed: Resumed | None,
 ) -> None:
     """Compare with the first process: settings, versions, where the run stands, and a sample of the data.
 
-    Of the data, however many clients there are: all ids, the sizes of 1,000, the labels of 100, the first batches of 3.
+    Of the data, however many clients there are: the ids of those who stand for all, the sizes of 1,000, the labels of
+    100, the first batches of 3.
 
     Args:
         processes: All.
         described: The run's settings as plain values.
         datamodule: The clients' data, set up.
-        with_data: Clients that hold examples.
+        looked_at: Clients that hold examples; of many a sample, evenly over all.
         resumed: Where a run stood that is gone on with.
 
     Raises:
@@ -62,7 +63,7 @@ def check_same_everywhere(
         for name, there in packages.items():
             _compare(rank, f"the version of {name}", of_each[0][1].get(name), there)
         _compare(rank, "the number of rounds done", of_each[0][2], rounds)
-    seen = processes.gather(_sample(datamodule, with_data))
+    seen = processes.gather(_sample(datamodule, looked_at))
     for rank, there in enumerate(seen):
         for (what, first), (_, value) in zip(seen[0], there, strict=False):
             _compare(rank, what, first, value)

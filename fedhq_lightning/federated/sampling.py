@@ -1,7 +1,7 @@
 """Which clients take part in a round."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
@@ -26,6 +26,8 @@ class CohortSampler:
         empty_positions: Positions in `client_ids` of clients without data; never drawn.
         availability: When clients are there, by position; None where everybody always is.
         by_coin_flips: Poisson sampling; everybody is taken to be there.
+        holds: Whether the client at a position holds data, asked of those who are drawn, where `empty_positions` does
+            not tell; others take the place of those who hold none, but for coin flips.
 
     Raises:
         ConfigurationError: No clients, all clients empty, a cohort larger than the clients that hold data, or a
@@ -40,6 +42,7 @@ class CohortSampler:
         empty_positions: frozenset[int] = frozenset(),
         availability: Availability | None = None,
         by_coin_flips: bool = False,
+        holds: Callable[[int], bool] | None = None,
     ) -> None:
         available = len(client_ids) - len(empty_positions)
         if not len(client_ids):
@@ -57,10 +60,11 @@ class CohortSampler:
         self._availability = None if availability is None else availability.without(empty_positions)
         self._has_warned = False
         self._by_coin_flips = by_coin_flips
+        self._holds = holds or (lambda position: True)
         self.rate = self.cohort_size / available
 
     def with_data(self) -> Sequence[ClientId]:
-        """The clients that hold data; `client_ids` itself where all do."""
+        """The clients that hold data, as far as that is known; `client_ids` itself where all do."""
         if isinstance(self._positions, range):
             return self._client_ids
         return [self._client_ids[position] for position in self._positions]
@@ -82,13 +86,10 @@ class CohortSampler:
                 do not. Where coins are flipped nobody takes their place.
             busy: Positions of clients that still train: others are drawn, as many as places are free.
         """
-        generator = random.Random(derive_seed(self._seed, "cohort", round_number))
         if self._by_coin_flips:
             positions = sorted(self._flipped(round_number, without))
-        elif busy:
-            positions = sorted(self._besides(generator, busy, without))
-        elif virtual_seconds is None or self._availability is None:
-            positions = sorted(self._drawn(generator, without))
+        elif busy or virtual_seconds is None or self._availability is None:
+            positions = sorted(self._drawn(round_number, without, busy))
         else:
             present = self._availability.present(virtual_seconds)
             rest = present[~np.isin(present, list(without))] if without else present
@@ -96,27 +97,31 @@ class CohortSampler:
             self._warn_if_short(round_number, len(present))
             # By rank, so that no list of everybody is made; where all are there, the draw is that of a run without a
             # trace.
-            drawn = generator.sample(range(len(present)), min(self.cohort_size, len(present)))
+            drawn = self._generator(round_number).sample(range(len(present)), min(self.cohort_size, len(present)))
             positions = present[sorted(drawn)].tolist()
         return [self._client_ids[position] for position in positions]
 
-    def _drawn(self, generator: random.Random, without: frozenset[int]) -> list[int]:
-        """Positions, in no order."""
-        drawn = generator.sample(self._positions, min(self.cohort_size + len(without), len(self._positions)))
-        return [each for each in drawn if each not in without][: self.cohort_size] or drawn[: self.cohort_size]
+    def _generator(self, round_number: int) -> random.Random:
+        return random.Random(derive_seed(self._seed, "cohort", round_number))
 
-    def _besides(self, generator: random.Random, busy: frozenset[int], without: frozenset[int]) -> list[int]:
+    def _drawn(self, round_number: int, without: frozenset[int], busy: frozenset[int]) -> list[int]:
         """Positions, in no order."""
-        free = max(0, self.cohort_size - len(busy))
-        drawn = generator.sample(self._positions, min(free + len(busy | without), len(self._positions)))
-        rest = [each for each in drawn if each not in busy]
-        return ([each for each in rest if each not in without] or rest)[:free]
+        free, everybody = max(0, self.cohort_size - len(busy)), len(self._positions)
+        num_drawn = free + len(busy | without)
+        while True:
+            drawn = self._generator(round_number).sample(self._positions, min(num_drawn, everybody))
+            idle = [each for each in drawn if each not in busy and self._holds(each)]
+            rest = [each for each in idle if each not in without]
+            if len(rest) >= free or num_drawn >= everybody:
+                return (rest or idle)[:free]
+            num_drawn *= 2  # some hold no data
 
     def _flipped(self, round_number: int, without: frozenset[int]) -> list[int]:
         """Positions, in no order: how many coins show heads, then whose, which comes to one flip after another."""
         seed = derive_seed(self._seed, "coins", round_number)
         count = int(np.random.default_rng(seed).binomial(len(self._positions), self.rate))
-        return [each for each in random.Random(seed).sample(self._positions, count) if each not in without]
+        drawn = random.Random(seed).sample(self._positions, count)
+        return [each for each in drawn if each not in without and self._holds(each)]
 
     def wait_seconds(self, virtual_seconds: float) -> float:
         """Virtual seconds that a round waits for its first client; 0 where somebody is there.

@@ -8,9 +8,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import lightning as L
-import numpy as np
 from lightning.fabric import Fabric
-from lightning.pytorch.utilities import rank_zero_warn
 
 from fedhq_lightning.allocation import AllocationContext, Allocator, FixedAllocator
 from fedhq_lightning.data import FederatedDataModule
@@ -25,9 +23,9 @@ from fedhq_lightning.federated.beside import named_beside
 from fedhq_lightning.federated.callback import Monitored
 from fedhq_lightning.federated.client_analysis import ClientAnalyst
 from fedhq_lightning.federated.client_evaluation import first_held_back
+from fedhq_lightning.federated.client_sizes import ClientSizes, sizes_of
 from fedhq_lightning.federated.clients import (
     check_last_batches,
-    client_sizes,
     client_to_probe,
     num_batches,
     plain_client_ids,
@@ -75,8 +73,7 @@ class Job:
         clock: Virtual seconds.
         allocator: Proposes plans, set up.
         monitored: What is watched.
-        typical_examples: Median over the clients that hold any.
-        total_examples: Of all clients.
+        sizes: Examples of the clients.
         beside: What goes down beside the initial model, by its own names.
         own_layers: What of the model is each client's own.
         ledger: Keeps account of the privacy that is spent.
@@ -93,8 +90,7 @@ class Job:
     clock: VirtualClock
     allocator: Allocator
     monitored: Monitored
-    typical_examples: float
-    total_examples: int
+    sizes: ClientSizes
     beside: StateDict
     own_layers: OwnLayers
     ledger: Ledger
@@ -149,19 +145,19 @@ def set_up(
     seed_generators(derive_seed(settings.seed, "set up"))
     prepare_data(datamodule, "fit")
     client_ids = plain_client_ids(datamodule.client_ids)
-    sizes = client_sizes(datamodule, client_ids)
-    empty = frozenset(np.flatnonzero(sizes == 0).tolist())
     fleet = Fleet.resolve(settings.fleet, settings.seed)
     fleet.check_size(len(client_ids))
+    sizes = sizes_of(settings, datamodule, client_ids, fleet)
     sampler = CohortSampler(
-        *(client_ids, settings.clients_per_round, settings.seed, empty, fleet.availability),
+        *(client_ids, settings.clients_per_round, settings.seed, sizes.empty, fleet.availability),
         by_coin_flips=isinstance(settings.privacy, CentralPrivacy),
+        holds=sizes.holds,
     )
     check_cohort_size(settings, sampler.cohort_size)
     asynchronous = checked(settings, fleet, sampler.cohort_size)
-    with_data = sampler.with_data()
+    looked_at = sizes.looked_at
 
-    client_id = client_to_probe(datamodule, with_data)
+    client_id = client_to_probe(datamodule, looked_at)
     first_batch = f"while the first batch of client {client_id} was tried, before round 1"
     with noted(first_batch):
         template = set_up_template(
@@ -172,14 +168,14 @@ def set_up(
     _attach_ranges(settings, template)
     quantized = {name.removesuffix(".weight"): grid.activation_bits is not None for name, grid in grids.items()}
     asked = settings.evaluate_clients if settings.privacy is None else False  # it would be told without noise
-    held_back = first_held_back(asked, template, datamodule, with_data)
+    held_back = first_held_back(asked, template, datamodule, looked_at)
     with noted(first_batch):
         found = checks.probe(
             template, datamodule, client_id, settings.fit_options, quantized, fabric.autocast, held_back
         )
     if settings.export_inputs is not None:
         checks.check_export_inputs(settings.export_inputs, datamodule, found.example_args)
-    check_last_batches(datamodule, with_data, found.batch_size, found.batch_norm, settings.fit_options)
+    check_last_batches(datamodule, looked_at, found.batch_size, found.batch_norm, settings.fit_options)
     warn_of_examples_never_drawn(datamodule, client_id, settings.fit_options)
     check_state(template, found.frozen)
     sent = template.state_dict()
@@ -200,14 +196,14 @@ def set_up(
     _, download_bytes = link.down(state | named_beside(beside), 0)
     upload_bytes, secure = link.num_payload_bytes(0, client_id), None
     if settings.secure_aggregation is not None:
-        secure = RunTerms.of(settings.secure_aggregation, link.sent_shapes, sampler.cohort_size, sizes.tolist())
+        secure = RunTerms.of(settings.secure_aggregation, link.sent_shapes, sampler.cohort_size, sizes.all())
         upload_bytes, download_bytes = secure.uplink_bytes, download_bytes + secure.downlink_bytes
     clock = VirtualClock(
         fleet,
         client_ids,
         found.costs,
         found.batch_size,
-        lambda client_id: int(sizes[clock.position(client_id)]),
+        lambda client_id: sizes.of(clock.position(client_id)),
         settings.fit_options,
         download_bytes=download_bytes,
         upload_bytes=upload_bytes,
@@ -224,9 +220,9 @@ def set_up(
     allocator.begin(
         AllocationContext.on_clock(
             clock,
-            with_data,
+            sampler.with_data(),
             settings.seed,
-            divergence=_divergence(datamodule, with_data),
+            divergence=_divergence(datamodule, looked_at),
             sensitivity=_sensitivity(settings, fabric, template, datamodule),
             cohort=sampler.cohort if fleet.availability is None and asynchronous is None else None,
             max_rounds=settings.max_rounds,
@@ -237,21 +233,17 @@ def set_up(
             resumes=resumes,
         )
     )
-    check_allocation(settings, allocator, with_data, clock)
+    check_allocation(settings, allocator, looked_at, clock)
     has_trace = fleet.availability is not None
     some_batch = partial(datamodule.calibration_batch, client_id)
     check_private_run(settings, allocator, found, monitor, has_trace, some_batch)
     if secure is not None:
         check_sum_is_all(allocator, bool(batch_norms))
     warn_of_lost_changes(settings.uplink, up_grids)
-    if empty:
-        names = ", ".join(str(client_ids[position]) for position in sorted(empty)[:5])
-        rank_zero_warn(f"{len(empty)} of {len(client_ids)} clients hold no examples and are left out: {names}")
-    typical_examples = float(np.median(sizes[sizes > 0]))
+    sizes.tell_of_empty()
     return Job(
         *(template, datamodule, sampler, found, grids, link, clock, allocator, monitored),
-        typical_examples=typical_examples,
-        total_examples=int(sizes.sum()),
+        sizes=sizes,
         beside=beside,
         own_layers=own_layers,
         ledger=ledger_of(settings, datamodule, sampler, clock.position),
@@ -362,7 +354,7 @@ def _sensitivity(
 def _divergence(
     datamodule: FederatedDataModule, client_ids: Sequence[ClientId]
 ) -> Callable[[ClientId, DivergenceMeasure], float] | None:
-    """Each client's label distance to the mix of all, or None where labels are not told."""
+    """Each client's label distance to the mix of these, or None where labels are not told."""
     if datamodule.label_counts(client_ids[0]) is None:
         return None
 

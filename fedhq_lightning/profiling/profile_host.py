@@ -144,7 +144,7 @@ class _Bench:
         self._costs = job.probe.costs
         self._beside = job.beside
         self._precision: Precision = "bf16" if settings.precision == "bf16-mixed" else "fp32"
-        self._client_id = client_to_probe(job.datamodule, job.sampler.with_data())
+        self._client_id = client_to_probe(job.datamodule, job.sizes.looked_at)
         self._seed = partial(seed_generators, derive_seed(settings.seed, "profile"))
         self._seed()
         self._batch = next(iter(job.datamodule.train_dataloader(self._client_id)))

@@ -1,3 +1,4 @@
+import random
 import subprocess
 import sys
 import tracemalloc
@@ -61,16 +62,38 @@ def test_the_choice_never_changes():
     assert qat_clients(FixedAllocator(0.3), range(20), seed=0) == {2, 3, 7, 8, 10, 18}
 
 
-@pytest.mark.corner
-def test_a_random_share_keeps_nothing_per_client():
-    ids = range(200_000)
+def test_of_many_clients_a_random_share_looks_at_those_who_are_drawn():
+    ids = range(10**9)
     allocator = FixedAllocator(0.3)
     tracemalloc.start()
     allocator.begin(context(ids))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2e6
-    assert sum(mode == "qat" for mode in allocator.propose(1, ids).modes.values()) == 60_000
+    some = random.Random(1).sample(ids, 2000)
+    in_qat = sum(mode == "qat" for mode in allocator.propose(1, some).modes.values())
+    assert abs(in_qat - 600) < 85  # standard deviation 20.5
+    for share, expected in ((0.0, {"ptq"}), (1.0, {"qat"})):
+        allocator = FixedAllocator(share)
+        allocator.begin(context(ids))
+        assert set(allocator.propose(1, some[:50]).modes.values()) == expected
+
+
+def test_of_many_clients_the_most_divergent_are_told_by_a_sample():
+    ids, asked = range(10**9), []
+
+    def divergence(client_id, measure):
+        asked.append(client_id)
+        return client_id % 100 / 100
+
+    for share in (0.0, 0.3, 1.0):
+        allocator = FixedAllocator(share, by="divergence")
+        allocator.begin(context(ids, divergence=divergence))
+        modes = allocator.propose(1, range(5_000, 5_100)).modes
+        in_qat = [client_id for client_id, mode in modes.items() if mode == "qat"]
+        assert abs(len(in_qat) - 100 * share) <= 6
+        assert all(each >= 5_100 - len(in_qat) - 1 for each in in_qat)
+    assert len(asked) < 4000
 
 
 def test_by_divergence_picks_the_most_divergent():

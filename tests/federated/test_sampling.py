@@ -81,6 +81,49 @@ def test_a_million_clients_cost_no_list() -> None:
     assert len(set(sampler.cohort(1))) == 100
 
 
+class TestWhoHoldsDataIsSeenLater:
+    """Clients without data are found when they are drawn."""
+
+    def test_others_take_their_place(self) -> None:
+        asked: list[int] = []
+
+        def holds(position: int) -> bool:
+            asked.append(position)
+            return position % 4 == 0
+
+        sampler = CohortSampler(range(10**9), 50, 0, holds=holds)
+        for number in range(1, 9):
+            cohort = sampler.cohort(number)
+            assert len(set(cohort)) == 50
+            assert cohort == sorted(cohort)
+            assert all(each % 4 == 0 for each in cohort)
+        assert len(asked) < 8 * 50 * 4 * 4
+
+    def test_where_all_hold_data_nothing_changes(self) -> None:
+        for size, without, busy in ((3, (), ()), (30, (1, 2), ()), (10, (1, 2), (3, 4, 5)), (50, (7,), (8,))):
+            given = 0.0, frozenset(without), frozenset(busy)
+            plain, asking = (
+                CohortSampler(range(50), size, 3),
+                CohortSampler(range(50), size, 3, holds=lambda each: True),
+            )
+            assert [plain.cohort(n, *given) for n in range(9)] == [asking.cohort(n, *given) for n in range(9)]
+
+    def test_is_uniform_over_those_who_hold_any(self) -> None:
+        sampler = CohortSampler(range(12), 2, 0, holds=lambda each: each % 3 == 0)
+        counts = Counter(client for number in range(2000) for client in sampler.cohort(number))
+        assert set(counts) == {0, 3, 6, 9}
+        assert all(abs(count - 1000) < 110 for count in counts.values())  # standard deviation 22.4
+
+    def test_fewer_than_a_cohort_hold_any(self) -> None:
+        assert CohortSampler(range(12), 5, 0, holds=lambda each: each in (2, 7)).cohort(1) == [2, 7]
+
+    def test_coins_are_flipped_all_the_same(self) -> None:
+        plain = CohortSampler(range(100), 20, 0, by_coin_flips=True)
+        asking = CohortSampler(range(100), 20, 0, by_coin_flips=True, holds=lambda each: each % 2 == 0)
+        assert asking.rate == plain.rate == 0.2
+        assert asking.cohort(4) == [each for each in plain.cohort(4) if each % 2 == 0]
+
+
 def windows(*given: tuple[int, float, float], period: float) -> Availability:
     positions, begins, ends = zip(*given, strict=True)
     return Availability(np.array(positions), np.array(begins, float), np.array(ends, float), period)
