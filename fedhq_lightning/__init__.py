@@ -10,16 +10,26 @@ from fedhq_lightning.version import __version__
 
 if TYPE_CHECKING:
     from fedhq_lightning.data import FederatedDataModule, PartitionedDataModule
+    from fedhq_lightning.drop_in.quantized_precision import QuantizedPrecision
     from fedhq_lightning.quantize import QuantScheme
     from fedhq_lightning.trainer import FederatedTrainer
     from fedhq_lightning.types import Plan
 
-__all__ = ["FederatedDataModule", "FederatedTrainer", "PartitionedDataModule", "Plan", "QuantScheme", "__version__"]
+__all__ = [
+    "FederatedDataModule",
+    "FederatedTrainer",
+    "PartitionedDataModule",
+    "Plan",
+    "QuantScheme",
+    "QuantizedPrecision",
+    "__version__",
+]
 
 __getattr__, __dir__ = on_first_use(
     __name__,
     {
         "fedhq_lightning.data": ["FederatedDataModule", "PartitionedDataModule"],
+        "fedhq_lightning.drop_in.quantized_precision": ["QuantizedPrecision"],
         "fedhq_lightning.quantize": ["QuantScheme"],
         "fedhq_lightning.trainer": ["FederatedTrainer"],
         "fedhq_lightning.types": ["Plan"],
