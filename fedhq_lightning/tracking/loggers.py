@@ -19,6 +19,7 @@ from fedhq_lightning.support.quiet import libraries_quiet
 from fedhq_lightning.support.wandb_session import wandb_session
 from fedhq_lightning.tracking import wandb_mode, wandb_run
 from fedhq_lightning.tracking.guest import Guest
+from fedhq_lightning.tracking.logged_files import log_files, takes_files
 from fedhq_lightning.tracking.run_labels import Labels, current_labels
 from fedhq_lightning.tracking.tracked_config import tracked_config
 
@@ -115,7 +116,7 @@ def make_loggers(
 def finish(
     loggers: Sequence[TrackedLogger], summary: Mapping[str, Any], run_dir: Path, status: str = "success"
 ) -> None:
-    """Log to W&B what is known at the end only, and close the loggers, waiting for each as long as it gets on.
+    """Log what only the end knows to those that take it, and close the loggers, waiting for each as long as it gets on.
 
     Args:
         loggers: The run's.
@@ -127,13 +128,16 @@ def finish(
         is_wandb = isinstance(each.logger, both(WandbLogger))
         if is_wandb and status == "success":
             each.guest.call(partial(_in_session, wandb_run.log_end, each.logger, summary, run_dir))
+        elif status == "success" and takes_files(each.logger):
+            each.guest.call(partial(log_files, each.logger, summary, run_dir))
         each.guest.call(partial(_in_session, each.logger.finalize, status))
         if is_wandb and each.closes_run:
             each.guest.call(partial(_in_session, wandb_run.close, each.logger, status))
     for each in loggers:
         seconds = _SECONDS_TO_CLOSE[status]
         is_wandb = isinstance(each.logger, both(WandbLogger))
-        if is_wandb and status == "success" and wandb_run.is_online(cast(WandbLogger, each.logger)):
+        uploads = wandb_run.is_online(cast(WandbLogger, each.logger)) if is_wandb else takes_files(each.logger)
+        if status == "success" and uploads:
             seconds = _SECONDS_TO_UPLOAD
         if not each.guest.wait(seconds):
             each.guest.give_up(f"it has not answered for {seconds:g} s")
