@@ -24,6 +24,7 @@ from fedhq_lightning.federated.combinations import check_combinations
 from fedhq_lightning.federated.endings import told_to_all
 from fedhq_lightning.federated.fabric import make_fabric
 from fedhq_lightning.federated.failing_clients import NoUsableUpdatesError
+from fedhq_lightning.federated.fine_tuning import FineTuning
 from fedhq_lightning.federated.lightning_habits import plain_precision, with_lightning_names
 from fedhq_lightning.federated.personal.personal_layers import PersonalLayers
 from fedhq_lightning.federated.privacy.mechanisms import Privacy
@@ -35,8 +36,8 @@ from fedhq_lightning.federated.same_everywhere import check_same_everywhere
 from fedhq_lightning.federated.secure.secure_aggregation import SecureAggregation
 from fedhq_lightning.federated.settings import RunSettings, check_settings
 from fedhq_lightning.federated.wire import Downlink, Uplink
-from fedhq_lightning.finish.client_model import ExportsClients
 from fedhq_lightning.finish.complete import complete
+from fedhq_lightning.finish.exported_models import ExportsModels
 from fedhq_lightning.local.data_hooks import release_data
 from fedhq_lightning.local.evaluation import Evaluator
 from fedhq_lightning.local.module_state import load_weights
@@ -60,7 +61,7 @@ from fedhq_lightning.tracking.callback import Tracking
 from fedhq_lightning.types import MonitorMode
 
 
-class FederatedTrainer(ExportsClients):
+class FederatedTrainer(ExportsModels):
     """Trains one LightningModule over many clients, in fp, PTQ and QAT lanes.
 
     Args:
@@ -73,6 +74,8 @@ class FederatedTrainer(ExportsClients):
         aggregator: Server's step; FedAvg by default.
         personal_layers: Patterns of layers that every client keeps for itself, "batch_norm", or a `PersonalLayers`.
         ditto: Train a model of each client's own beside the global one, held to it this strongly; None for none.
+        fine_tuning: Have the clients that evaluate train the deployed model on their own data after the last round, for
+            themselves alone: how long, and at which rate. None: they take it as it is.
         uplink: "delta": clients send the difference of their model to the one they received, rounded to the bits of the
             scheme; "weights": their model, rounded to its grid. Without a scheme, fp32.
         downlink: "fp32", or "scheme": the global model goes down rounded to the grid.
@@ -152,6 +155,7 @@ class FederatedTrainer(ExportsClients):
         aggregator: Aggregator | None = None,
         personal_layers: PersonalLayers | list[str] | str | None = None,
         ditto: float | None = None,
+        fine_tuning: FineTuning | None = None,
         uplink: Uplink = "delta",
         downlink: Downlink = "fp32",
         uplink_bits: int | None = None,
@@ -335,9 +339,13 @@ class FederatedTrainer(ExportsClients):
                     rounds.run()
                 except NoUsableUpdatesError as error:
                     failure = error
-            told, writes = str(failure or ""), self.writes_model
+            told, writes, tuned = str(failure or ""), self.writes_model, None
+            tuning = parts.fine_tuning_of(settings, fabric, job, evaluator, processes, directory)
+            if tuning is not None and failure is None:
+                with clock.phase("fine_tuning"):
+                    tuned = tuning.tune(state)
             self.summary = processes.from_first(
-                lambda: complete(settings, job, evaluator, state, directory, recipe_name, clock, writes, told)
+                lambda: complete(settings, job, evaluator, state, directory, recipe_name, clock, writes, told, tuned)
             )
             if failure is not None:
                 raise failure

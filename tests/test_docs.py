@@ -233,7 +233,7 @@ def _check_command(line: str, words: list[str]) -> None:
 
     command, *arguments = words
     assert command in make_parser().commands, line
-    if command in ("eval", "report", "runs", "completion"):
+    if command in ("eval", "export", "report", "runs", "completion"):
         if arguments:
             make_parser().parse_known_args(words)  # whose files the reader has to have
         return

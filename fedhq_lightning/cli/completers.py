@@ -37,6 +37,19 @@ def run_directories(prefix: str = "", **_: Any) -> list[str]:
     return _runs(prefix) or list(_paths(prefix, ()))
 
 
+def clients_with_models(parsed_args: Any = None, **_: Any) -> list[str]:
+    """Folders of earlier exports of a run's clients: which others have a model only its data tell."""
+    run = getattr(parsed_args, "run_dir", None)
+    return [] if run is None else sorted(each.name for each in (Path(run) / "clients").glob("*/"))
+
+
+def formats(**_: Any) -> list[str]:
+    """Files of a deployed model beside `model.pt2`."""
+    from fedhq_lightning.deploy.formats import FORMATS
+
+    return list(FORMATS)
+
+
 def models(prefix: str = "", **_: Any) -> list[str]:
     """Run directories; elsewhere .pt2 files."""
     runs = _runs(prefix)

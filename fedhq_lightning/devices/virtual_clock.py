@@ -93,6 +93,16 @@ class VirtualClock:
         other._deal(fleet)
         return other
 
+    def of_fits(self, options: FitOptions) -> VirtualClock:
+        """A clock of one local fit of another length.
+
+        Args:
+            options: Length of a local fit.
+        """
+        other = copy.copy(self)
+        other._options, other._fits_per_round = options, 1
+        return other
+
     def position(self, client_id: ClientId) -> int:
         """The client's place among all clients."""
         return self._client_ids.index(client_id) if self._positions is None else self._positions[client_id]

@@ -30,6 +30,8 @@ OTHERS = (
     "on_clients.quantized.mean",
     "on_clients.quantized.worst_decile",
     "on_clients.quantized.spread",
+    "fine_tuning.after.quantized.mean",
+    "fine_tuning.after.quantized.worst_decile",
     "rounds",
     "best_round",
     "late",

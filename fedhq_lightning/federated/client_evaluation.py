@@ -87,6 +87,7 @@ def first_held_back(
     template: LightningModule,
     datamodule: FederatedDataModule,
     client_ids: Sequence[ClientId],
+    fine_tunes: bool = False,
 ) -> list[Any]:
     """One batch of what the first client that holds anything back does, as loaders to try `validation_step` on.
 
@@ -95,6 +96,7 @@ def first_held_back(
         template: The user's module.
         datamodule: Gives the loaders.
         client_ids: The clients with training examples.
+        fine_tunes: Whether clients shall tune the model after the last round, which is told by what they hold back.
 
     Returns:
         None of them where no client is to evaluate.
@@ -110,16 +112,16 @@ def first_held_back(
             for client_id in client_ids:
                 if batches := _first_batches(datamodule, client_id):
                     return batches
-    if asked is None:
+    if asked is None and not fine_tunes:
         return []
+    key = "fine_tuning" if fine_tunes else "evaluate_clients"
     if not has_step:
         raise ConfigurationError(
-            f"evaluate_clients: {type(template).__name__} has no validation_step; add one that logs a metric, or set "
-            "evaluate_clients to null"
+            f"{key}: {type(template).__name__} has no validation_step; add one that logs a metric, or set {key} to null"
         )
     raise ConfigurationError(
-        f"evaluate_clients: no client of {type(datamodule).__name__} holds examples back; set its client_holdout to a "
-        "share such as 0.2, or give it a client_val_dataloader(client_id), or set evaluate_clients to null"
+        f"{key}: no client of {type(datamodule).__name__} holds examples back; set its client_holdout to a share such "
+        f"as 0.2, or give it a client_val_dataloader(client_id), or set {key} to null"
     )
 
 

@@ -131,6 +131,21 @@ _EXCLUDED = (
         "what each client finds would be told without noise; set evaluate_clients to null",
     ),
     _Excluded(
+        *("privacy", "fine_tuning"),
+        lambda settings: settings.privacy is not None and settings.fine_tuning is not None,
+        "what each client finds with the model that it tuned would be told without noise; leave one of them out",
+    ),
+    _Excluded(
+        *("fine_tuning", "evaluate_clients: false"),
+        lambda settings: settings.fine_tuning is not None and settings.evaluate_clients is False,
+        "the clients that evaluate are those that tune; leave evaluate_clients out, or say how many there are",
+    ),
+    _Excluded(
+        *("fine_tuning", "final_evaluation: false"),
+        lambda settings: settings.fine_tuning is not None and not settings.final_evaluation,
+        "what it brings is found in the final evaluation; leave one of them out",
+    ),
+    _Excluded(
         *("privacy: LocalPrivacy", "lanes.bias_correction"),
         lambda settings: _is_local(settings) and settings.lanes.bias_correction,
         "it changes the model by a batch of the client's data without noise; turn it off",

@@ -114,10 +114,20 @@ class EvaluationRound:
             state: The global model, which is a client's where nothing is its own.
             modes: As for `evaluate`.
         """
-        return self.evaluate(round_number, lambda client_id: self._models.of(client_id, round_number, state), modes)
+        models = self._models
+        return self.evaluate(
+            round_number,
+            lambda client_id: models.of(client_id, round_number, state),
+            modes,
+            lambda client_id, own: 0.0 if own is state else models.statistics_seconds(client_id),
+        )
 
     def evaluate(
-        self, round_number: int, state_of: Callable[[ClientId], StateDict], modes: Mapping[int, Mode]
+        self,
+        round_number: int,
+        state_of: Callable[[ClientId], StateDict],
+        modes: Mapping[int, Mode],
+        seconds_before: Callable[[ClientId, StateDict], float] = lambda client_id, state: 0.0,
     ) -> ClientsEvaluation:
         """What every client finds, the same on every process.
 
@@ -126,6 +136,7 @@ class EvaluationRound:
             state_of: The model that a client evaluates. Where one client's is the very object that the one before had,
                 it is made ready once.
             modes: How clients trained the last time, by position; those that have not yet are left out.
+            seconds_before: Virtual seconds that a client takes to make its model ready, beside the download.
         """
         found, seconds, sent, views, shown = list[EvaluatedClient](), 0.0, 0, dict[str, _View](), None
         for client_id in share_of(self._processes, self.panel, [1.0] * len(self.panel)):
@@ -137,7 +148,8 @@ class EvaluationRound:
                 continue
             num_held, metrics = told
             num_bytes = len(json.dumps(metrics).encode())
-            seconds = max(seconds, self._seconds(client_id, num_held, num_bytes, views))
+            before = seconds_before(client_id, state)
+            seconds = max(seconds, before + self._seconds(client_id, num_held, num_bytes, views))
             sent += num_bytes
             mode = modes.get(self._clock.position(client_id))
             found.append(EvaluatedClient(client_id, self._clock.tier(client_id), mode, num_held, metrics))

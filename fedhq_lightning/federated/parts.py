@@ -13,7 +13,10 @@ from fedhq_lightning.federated.client_evaluation import ClientEvaluation, direct
 from fedhq_lightning.federated.client_fit import ClientFitter
 from fedhq_lightning.federated.client_uplink import ClientUplink
 from fedhq_lightning.federated.evaluation_round import EvaluationRound
+from fedhq_lightning.federated.fine_tuning_round import FineTuningRound
+from fedhq_lightning.federated.lane_fit import LaneFitter
 from fedhq_lightning.federated.personal.client_models import ClientModels
+from fedhq_lightning.federated.personal.personal_layers import OwnLayers
 from fedhq_lightning.federated.privacy.mechanisms import CentralPrivacy, LocalPrivacy
 from fedhq_lightning.federated.privacy.noisy_sum import NoisySum
 from fedhq_lightning.federated.robust.robust_accumulator import accumulator_of
@@ -24,6 +27,7 @@ from fedhq_lightning.federated.statistics_round import StatisticsRound
 from fedhq_lightning.federated.update_directions import sketcher_of
 from fedhq_lightning.local.evaluation import Evaluator
 from fedhq_lightning.run.client_store import ClientStore
+from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.types import ClientId, StateDict
 
@@ -100,6 +104,14 @@ def models_of(
     return ClientModels(store if _have_own(settings, job) else None, job.clock.position, statistics)
 
 
+def tuned_models_of(
+    settings: RunSettings, job: Job, evaluator: Evaluator, processes: Processes, store: ClientStore
+) -> ClientModels:
+    """The part that knows the model of each client that has fine-tuned it."""
+    statistics = _statistics_of(settings, job, evaluator, processes, job.probe.batch_norms)
+    return ClientModels(store, job.clock.position, statistics)
+
+
 def _statistics_of(
     settings: RunSettings,
     job: Job,
@@ -116,25 +128,70 @@ def _statistics_of(
 
 
 def evaluation_of(
-    settings: RunSettings, job: Job, evaluator: Evaluator, processes: Processes, store: ClientStore | None
+    settings: RunSettings,
+    job: Job,
+    evaluator: Evaluator,
+    processes: Processes,
+    store: ClientStore | None,
+    models: ClientModels | None = None,
 ) -> EvaluationRound | None:
-    """The part that has clients evaluate; None where they are not to, or hold nothing back."""
-    metrics, asked = job.probe.client_names, settings.evaluate_clients
+    """The part that has clients evaluate, the models that they have in the rounds or others.
+
+    None where they are not to, or hold nothing back.
+    """
+    metrics = job.probe.client_names
     if not metrics:
         return None
-    options = asked if isinstance(asked, ClientEvaluation) else ClientEvaluation()
     return EvaluationRound(
-        options,
+        _evaluation_options(settings),
         # Of many clients it is seen only here who holds data.
-        [each for each in options.panel(job.sampler.with_data(), settings.seed) if job.clock.num_examples(each)],
+        _panel(settings, job),
         directions_of(metrics, job.monitored.name, job.monitored.mode),
         evaluator,
-        models_of(settings, job, evaluator, processes, store),
+        models or models_of(settings, job, evaluator, processes, store),
         job.datamodule,
         job.clock,
         processes,
         settings.on_client_error,
     )
+
+
+def fine_tuning_of(
+    settings: RunSettings, fabric: Fabric, job: Job, evaluator: Evaluator, processes: Processes, directory: RunDirectory
+) -> FineTuningRound | None:
+    """The part that has clients tune the model after the last round; None where they are not to."""
+    asked = settings.fine_tuning
+    if asked is None:
+        return None
+    options, fixed_names = asked.options(settings.fit_options), job.link.fixed_names - job.own_layers.names
+    lanes = LaneFitter(
+        *(job.template, settings.scheme, settings.lanes, options, job.datamodule, settings.seed),
+        *(fabric.device, fabric.autocast, job.probe.batch_norms if settings.retake_batch_statistics else {}),
+        *(fixed_names, OwnLayers(), None),
+    )
+    return FineTuningRound(
+        asked,
+        lanes,
+        models_of(settings, job, evaluator, processes, directory.client_store),
+        _panel(settings, job),
+        job.clock.of_fits(options),
+        directory.fine_tuned,
+        fixed_names,
+        settings.mode_lr,
+        processes,
+        settings.on_client_error,
+    )
+
+
+def _evaluation_options(settings: RunSettings) -> ClientEvaluation:
+    asked = settings.evaluate_clients
+    return asked if isinstance(asked, ClientEvaluation) else ClientEvaluation()
+
+
+def _panel(settings: RunSettings, job: Job) -> list[ClientId]:
+    """The clients that evaluate, and tune, in the order of all."""
+    drawn = _evaluation_options(settings).panel(job.sampler.with_data(), settings.seed)
+    return [each for each in drawn if job.clock.num_examples(each)]
 
 
 def _private_server_of(settings: RunSettings, privacy: CentralPrivacy, job: Job, processes: Processes) -> Server:

@@ -17,6 +17,7 @@ from fedhq_lightning.federated.algorithms.fed_avg import FedAvg
 from fedhq_lightning.federated.client_errors import OnClientError
 from fedhq_lightning.federated.client_evaluation import ClientEvaluation, check_frequency
 from fedhq_lightning.federated.client_uplink import Rounding
+from fedhq_lightning.federated.fine_tuning import FineTuning
 from fedhq_lightning.federated.personal.personal_layers import PersonalLayers
 from fedhq_lightning.federated.privacy.mechanisms import Privacy
 from fedhq_lightning.federated.robust.rule import RobustRule
@@ -62,6 +63,7 @@ class RunSettings:
     allocator: Allocator | None
     personal_layers: PersonalLayers | None
     ditto: float | None
+    fine_tuning: FineTuning | None
     uplink: Uplink
     downlink: Downlink
     uplink_bits: int | None

@@ -168,7 +168,7 @@ def set_up(
     _attach_ranges(settings, template)
     quantized = {name.removesuffix(".weight"): grid.activation_bits is not None for name, grid in grids.items()}
     asked = settings.evaluate_clients if settings.privacy is None else False  # it would be told without noise
-    held_back = first_held_back(asked, template, datamodule, looked_at)
+    held_back = first_held_back(asked, template, datamodule, looked_at, settings.fine_tuning is not None)
     with noted(first_batch):
         found = checks.probe(
             template, datamodule, client_id, settings.fit_options, quantized, fabric.autocast, held_back

@@ -142,6 +142,11 @@ class StatisticsRound:
         moments = self._told_by(client_id, self._views(state), round_number)
         return {} if moments is None else under_all_names(moments, self._layers)
 
+    def own_seconds(self, client_id: ClientId) -> float:
+        """Virtual seconds of that: a forward pass in each view."""
+        modes: tuple[Mode, ...] = ("fp",) if self._evaluator.scheme is None else ("fp", "qat")
+        return sum(self._clock.forward_seconds(client_id, mode) for mode in modes)
+
     def _views(self, state: StateDict) -> dict[Mode, ClientTrainer]:
         """The modules of both views, by the mode whose forward pass each costs."""
         evaluator = self._evaluator

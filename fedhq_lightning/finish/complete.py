@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -16,10 +17,13 @@ from fedhq_lightning.deploy.from_state import deploy
 from fedhq_lightning.deploy.model_folder import MOST_SAMPLES, WEIGHTS
 from fedhq_lightning.deploy.pixels import Pixels
 from fedhq_lightning.deploy.speed import measure_inference
-from fedhq_lightning.federated.parts import evaluation_of
+from fedhq_lightning.federated.evaluation_round import EvaluationRound
+from fedhq_lightning.federated.fine_tuning_round import Tuned
+from fedhq_lightning.federated.parts import evaluation_of, tuned_models_of
 from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.federated.setup import Job
-from fedhq_lightning.finish.on_clients import on_clients
+from fedhq_lightning.finish.fine_tuned import fine_tuned
+from fedhq_lightning.finish.on_clients import in_summary, metric_told, on_clients, worst_of
 from fedhq_lightning.finish.on_test_data import metrics_on_test_data
 from fedhq_lightning.finish.per_class import per_class_accuracy
 from fedhq_lightning.finish.worst_client import worst_client
@@ -46,6 +50,7 @@ def complete(
     clock: PhaseClock,
     writes_model: bool = True,
     failure: str = "",
+    tuned: Tuned | None = None,
 ) -> dict[str, Any]:
     """Write `model/`, `clients.parquet`, `summary.json` and `report.html`; the summary.
 
@@ -61,11 +66,12 @@ def complete(
         clock: Of the run.
         writes_model: Without, only the summary is written, from what the rounds logged and the test data tell.
         failure: Why there is no model to write and to evaluate, where there is none; the report tells it.
+        tuned: Who fine-tuned the model; None where that was not asked for.
     """
     # Clients are in `rounds.jsonl` alone, and may be many: whatever is told of them is read one round at a time.
     tiers = tier_figures(directory.stream_rounds())
     monitor, loaders = job.monitored.name, job.validation_loaders if settings.final_evaluation else []
-    deployment, worst, per_class, inference, on_test, clients = None, None, None, None, None, None
+    deployment, worst, per_class, inference, on_test, clients, tuning = None, None, None, None, None, None, None
     has_global_model = not job.own_layers.names
     if writes_model and has_global_model and not failure:
         inputs = job.datamodule.model_inputs()
@@ -89,7 +95,9 @@ def complete(
                 on_test = metrics_on_test_data(evaluator, state.deployed, job.template, job.datamodule)
             evaluation = evaluation_of(settings, job, evaluator, Processes(None), directory.client_store)
             if evaluation is not None:
-                clients, worst = on_clients(evaluation, state, monitor, tiers)
+                clients, worst, tuning = _on_clients(
+                    evaluation, settings, job, evaluator, state, directory, tiers, tuned
+                )
             elif writes_model and loaders and settings.privacy is None:  # it would be told of a client without noise
                 participants = distinct_clients(directory.stream_rounds())
                 worst = worst_client(evaluator, state, monitor, job.monitored.mode, job.datamodule, participants)
@@ -115,6 +123,7 @@ def complete(
         clock.read(),
         failure,
         _privacy(settings, job, state),
+        tuning,
     )
     if writes_model:
         directory.write_clients()
@@ -127,6 +136,32 @@ def complete(
         directory.write_summary(summary)
         write_report(Run(directory.path, summary), pictures)
     return summary
+
+
+def _on_clients(
+    evaluation: EvaluationRound,
+    settings: RunSettings,
+    job: Job,
+    evaluator: Evaluator,
+    state: RunState,
+    directory: RunDirectory,
+    tiers: Sequence[Mapping[str, Any]],
+    tuned: Tuned | None,
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None, dict[str, Any] | None]:
+    """What the summary holds under `on_clients`, `worst_client` and `fine_tuning`."""
+    found = on_clients(evaluation, state, state.last_modes)
+    if found is None:
+        return None, None, None
+    metric = metric_told(found, job.monitored.name)
+    direction, tuning = evaluation.directions.get(metric), None
+    if tuned is not None:
+        alone, store = Processes(None), directory.fine_tuned
+        models = tuned_models_of(settings, job, evaluator, alone, store)
+        again = evaluation_of(settings, job, evaluator, alone, store, models)
+        after = None if again is None else on_clients(again, state, tuned.modes)
+        if after is not None:
+            tuning = fine_tuned(tuned, found, after, metric, direction, tiers)
+    return in_summary(found, metric, direction, tiers), worst_of(found.clients, metric, direction), tuning
 
 
 def _privacy(settings: RunSettings, job: Job, state: RunState) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ PHASES = {
     "set_up": "set-up",
     "compile": "compiling",
     "rounds": "rounds",
+    "fine_tuning": "fine-tuning",
     "deploy": "export",
     "final_evaluation": "evaluation",
     "report": "report",
@@ -111,6 +112,8 @@ def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("privacy", _privacy_text(privacy)))
     if on_clients := summary.get("on_clients"):
         rows.append(("on clients", _on_clients_text(on_clients)))
+    if tuned := summary.get("fine_tuning"):
+        rows.append(("after fine-tuning", _fine_tuned_text(tuned)))
     if worst := summary.get("worst_client"):
         rows.append(("worst client", worst_client_text(worst, name)))
     if summary.get("export"):
@@ -176,6 +179,18 @@ def _on_clients_text(on_clients: Mapping[str, Any]) -> str:
     told = ((name.replace("_", " "), figures.get(name)) for name in ("mean", "worst_decile", "spread"))
     shown = ", ".join(f"{name} {format_metric(value)}" for name, value in told if value is not None)
     return f"{on_clients['metric_name']} on what {on_clients['clients']:,} clients hold back, {view}: {shown}"
+
+
+def _fine_tuned_text(tuned: Mapping[str, Any]) -> str:
+    """`val_accuracy of the models of 20 clients, quantized: mean 0.9312 (before 0.8511), worst decile 0.8000 (...)`."""
+    view = "quantized" if tuned["after"].get("quantized") else "fp"
+    before, after = tuned["before"][view] or {}, tuned["after"][view] or {}
+    shown = ", ".join(
+        f"{name.replace('_', ' ')} {format_metric(after[name])} (before {format_metric(before.get(name))})"
+        for name in ("mean", "worst_decile", "spread")
+        if after.get(name) is not None
+    )
+    return f"{tuned['metric_name']} of the models of {tuned['clients']:,} clients, {view}: {shown}"
 
 
 def rounds_text(summary: Mapping[str, Any]) -> str:

@@ -27,6 +27,8 @@ def on_clients_section(run: Run) -> str:
         content.append(
             paragraph(f"Evaluating on clients took {format_seconds(seconds)} virtual, in {len(records)} rounds.")
         )
+    if tuned := run.summary.get("fine_tuning"):
+        content.append(_tuned_table(tuned))
     return section("On the clients' own examples", "\n".join(content))
 
 
@@ -59,6 +61,29 @@ def _table(metric: str, told: Mapping[str, Any]) -> str:
     if without := told.get("without"):
         caption += f". {without:,} more clients told nothing"
     return table(f"{caption}.", _HEADER, rows)
+
+
+def _tuned_table(told: Mapping[str, Any]) -> str:
+    view = "quantized" if told["after"]["quantized"] else "fp"
+    rows = [_tuned_row("all", told, view)]
+    rows += [_tuned_row(tier["tier"], tier, view) for tier in told["tiers"]]
+    rows += [_tuned_row(f"tuned in {MODE_NAMES.get(mode['mode'], mode['mode'])}", mode, view) for mode in told["modes"]]
+    caption = (
+        f"{told['metric_name']} of each client's {view} model before → after it was fine-tuned on the client's own "
+        f"examples; that took {format_seconds(told['virtual_seconds'])} virtual"
+    )
+    if without := told.get("without"):
+        caption += f". {without:,} more clients did not train, and keep what they had"
+    return table(f"{caption}.", _HEADER[:-1], rows)
+
+
+def _tuned_row(name: str, told: Mapping[str, Any], view: str) -> tuple[str, ...]:
+    before, after = told["before"][view] or {}, told["after"][view] or {}
+    cells = (
+        f"{format_metric(before.get(each))} → {format_metric(after.get(each))}"
+        for each in ("mean", "weighted_mean", "worst_decile", "spread")
+    )
+    return name, f"{told['clients']:,}", f"{told['examples']:,}", *cells
 
 
 def _mode_text(mode: str) -> str:

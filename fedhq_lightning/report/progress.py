@@ -29,7 +29,7 @@ _WITHIN_A_ROUND = {
     "evaluate": "evaluating",
     "save": "saving",
 }
-_AFTER_THE_ROUNDS = ("deploy", "final_evaluation", "report")
+_AFTER_THE_ROUNDS = ("fine_tuning", "deploy", "final_evaluation", "report")
 _LABEL = max(len(PHASES[phase]) for phase in _AFTER_THE_ROUNDS)
 
 

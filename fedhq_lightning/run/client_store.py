@@ -59,6 +59,11 @@ class ClientStore:
             raise ConfigurationError(f"{file}: damaged: it holds no tensors by name")
         return parts
 
+    def holders(self, round_number: int) -> list[int]:
+        """Positions of the clients that had kept anything by the end of a round, in order."""
+        positions = (int(path.name) for path in self._root.glob("*") if path.name.isdigit())
+        return sorted(each for each in positions if any(number <= round_number for number in self._rounds(each)))
+
     def save(self, position: int, round_number: int, parts: Mapping[str, StateDict]) -> None:
         """Keep something of a round, all parts at once, and drop what no checkpoint needs.
 

@@ -58,6 +58,7 @@ class RunDirectory:
         self.inputs = path / INPUTS
         self.client_store = ClientStore(path / "client_state", self._checkpoint_rounds)
         self.in_flight = ClientStore(path / "in_flight", self._checkpoint_rounds)
+        self.fine_tuned = ClientStore(path / "fine_tuned", lambda: ())
 
     @classmethod
     def create(cls, root: Path, recipe: str, name: str | None = None) -> RunDirectory:
@@ -211,6 +212,7 @@ class RunDirectory:
                 path.unlink(missing_ok=True)
             self.client_store.forget_after(round_number)
             self.in_flight.forget_after(round_number)
+            self.fine_tuned.forget_after(-1)
             if round_number < 0:
                 self.rounds_file.unlink(missing_ok=True)
                 return

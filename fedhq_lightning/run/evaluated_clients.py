@@ -45,7 +45,8 @@ class ClientsEvaluation:
     Attributes:
         clients: Those that evaluated, in the order of all clients.
         without: Clients that were drawn and told nothing: they hold nothing back, or their code raised.
-        virtual_seconds: Of the slowest: download, a forward pass over its examples in each view, upload.
+        virtual_seconds: Of the slowest: download, the batch statistics of a model of its own, a forward pass over its
+            examples in each view, upload.
         uplink_bytes: Metrics sent.
         downlink_bytes: The model, once to every client.
         group_means: Mean of every metric over the clients of each tier and of each mode: `fp/NAME/tier/TIER`,

@@ -39,12 +39,14 @@ def summarize(
     wall_phases: Mapping[str, float],
     failure: str = "",
     privacy: dict[str, Any] | None = None,
+    fine_tuning: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Figures of the whole run; `metric_fp` and `metric_quantized` are those of the deployed round.
 
     `test_metrics` are `fp/NAME` and `quantized/NAME` on the test data. Without a deployment, a model that was not
     written, `metric_quantized` is what the round logged. `failure` says why a run has come to nothing,
-    `privacy` what was promised and spent.
+    `privacy` what was promised and spent. `fine_tuning`, which follows the last round, counts among virtual seconds and
+    bytes.
     Wall times cover the rounds and the evaluation before them, not set-up, export and report: those are among
     `wall_phases`, seconds by phase.
     """
@@ -52,7 +54,7 @@ def summarize(
     quantized = best.metric_quantized if best else None
     if deployment is not None and monitor is not None and monitor in deployment.metrics:
         quantized = deployment.metrics[monitor]
-    rounds = [record for record in state.records if record.round > 0]
+    rounds, tuning = [record for record in state.records if record.round > 0], fine_tuning or {}
     return {
         "recipe": recipe,
         "run_dir": run_dir.name,
@@ -68,15 +70,16 @@ def summarize(
         "wall_seconds": state.wall_seconds,
         "fit_wall_seconds": sum(record.fit_wall_seconds for record in rounds),
         "wall_phases": dict(wall_phases),
-        "virtual_seconds": state.virtual_seconds,
+        "virtual_seconds": state.virtual_seconds + tuning.get("virtual_seconds", 0.0),
         "allocator_seconds": sum(record.allocator_seconds for record in rounds),
         "uplink_bytes": sum(record.uplink_bytes for record in rounds),
-        "downlink_bytes": sum(record.downlink_bytes for record in rounds),
+        "downlink_bytes": sum(record.downlink_bytes for record in rounds) + tuning.get("downlink_bytes", 0),
         "mode_counts": {mode: sum(record.mode_counts[mode] for record in rounds) for mode in MODES},
         **{status: sum(getattr(record, status) for record in rounds) for status in LEFT_OUT},
         "privacy": privacy,
         "worst_client": worst_client,
         "on_clients": on_clients,
+        "fine_tuning": fine_tuning,
         "per_class": per_class,
         "tiers": tiers,
         "export": deployment.export if deployment else None,

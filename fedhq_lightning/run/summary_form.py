@@ -77,6 +77,47 @@ class OnClients(ClientFigures, total=False):
     modes: Required[list[ModeOnClients]]
 
 
+class OfViews(TypedDict, total=False):
+    """Figures of one metric over clients, in each view."""
+
+    __pydantic_config__ = _OTHER_KEYS  # type: ignore[misc]  # pydantic's own way
+    fp: Required[dict[str, float] | None]
+    quantized: Required[dict[str, float] | None]
+
+
+class TunedFigures(TypedDict, total=False):
+    """What the models of clients did before and after they tuned them: of all clients, of a tier, or of a mode."""
+
+    __pydantic_config__ = _OTHER_KEYS  # type: ignore[misc]  # pydantic's own way
+    clients: Required[Count]
+    examples: Required[Count]
+    before: Required[OfViews]
+    after: Required[OfViews]
+
+
+class TunedTier(TunedFigures, total=False):
+    """Those with one device."""
+
+    tier: Required[str]
+
+
+class TunedMode(TunedFigures, total=False):
+    """Those that tuned in one mode."""
+
+    mode: Required[str]
+
+
+class FineTuned(TunedFigures, total=False):
+    """All of them, and what it cost."""
+
+    metric_name: Required[str]
+    without: Count
+    virtual_seconds: Required[Seconds]
+    downlink_bytes: Required[Count]
+    tiers: Required[list[TunedTier]]
+    modes: Required[list[TunedMode]]
+
+
 class PerClass(TypedDict, total=False):
     """Accuracy on each class."""
 
@@ -187,6 +228,7 @@ class Summary(TypedDict, total=False):
     privacy: SpentPrivacy | None
     worst_client: WorstClient | None
     on_clients: OnClients | None
+    fine_tuning: FineTuned | None
     per_class: PerClass | None
     tiers: list[Tier] | None
     export: str | None

@@ -49,6 +49,9 @@ def summary_values(summary: Mapping[str, Any]) -> dict[str, Any]:
     on_clients = summary.get("on_clients") or {}
     of_deployed = on_clients.get("quantized") or on_clients.get("fp") or {}
     values |= {f"on_clients/{name}": of_deployed[name] for name in ("mean", "worst_decile") if name in of_deployed}
+    after = (summary.get("fine_tuning") or {}).get("after") or {}
+    of_tuned = after.get("quantized") or after.get("fp") or {}
+    values |= {f"fine_tuned/{name}": of_tuned[name] for name in ("mean", "worst_decile") if name in of_tuned}
     worst = summary.get("worst_client")
     return _scalars(values if worst is None else values | {"worst_client": worst["metric"]})
 

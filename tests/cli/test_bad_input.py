@@ -399,7 +399,7 @@ def test_unreadable_recipe(capsys, tmp_path, command, content, expected):
     check(expected, refusal(capsys, command, "bad.yaml"))
 
 
-@pytest.mark.parametrize("command", ["resume", "eval", "report"])
+@pytest.mark.parametrize("command", ["resume", "eval", "export", "report"])
 def test_a_run_with_a_damaged_recipe(capsys, tmp_path, command):
     run_dir = tmp_path / "runs" / "mine" / "one"
     (run_dir / "model").mkdir(parents=True)
@@ -419,8 +419,8 @@ COMMANDS = {
     "name another file",
     ("ls", "extra"): "unknown argument 'extra'; see fedhq ls --help",
     ("rn", "digits-smoke"): (
-        "unknown command 'rn'; allowed are ls, cp, show, run, runs, resume, eval, report, profile, tune, compare, "
-        "completion; did you mean 'run'?"
+        "unknown command 'rn'; allowed are ls, cp, show, run, runs, resume, eval, export, report, profile, tune, "
+        "compare, completion; did you mean 'run'?"
     ),
     ("--verbose",): "unknown argument '--verbose'; see fedhq --help",
     ("run",): "the following arguments are required: NAME|FILE; see fedhq run --help",

@@ -61,6 +61,7 @@ QUICK = [
     ("tune", "--help"),
     ("compare", "--help"),
     ("eval", "--help"),
+    ("export", "--help"),
     ("report", "--help"),
     ("runs", "--help"),
     ("completion", "--help"),
@@ -93,7 +94,21 @@ sys.exit(main())
     assert seconds < 0.6, "ten times what it takes"
 
 
-COMMANDS = ["ls", "cp", "show", "run", "runs", "resume", "eval", "report", "profile", "tune", "compare", "completion"]
+COMMANDS = [
+    "ls",
+    "cp",
+    "show",
+    "run",
+    "runs",
+    "resume",
+    "eval",
+    "export",
+    "report",
+    "profile",
+    "tune",
+    "compare",
+    "completion",
+]
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

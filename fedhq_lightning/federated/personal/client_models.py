@@ -52,3 +52,7 @@ class ClientModels:
             return state
         whole = {name: value for name, value in state.items() if name.removeprefix(DEPLOYED) not in own} | own
         return whole if self._statistics is None else whole | self._statistics.of_client(client_id, round_number, whole)
+
+    def statistics_seconds(self, client_id: ClientId) -> float:
+        """Virtual seconds in which a client takes the batch statistics of its own model anew; 0 without any."""
+        return 0.0 if self._statistics is None else self._statistics.own_seconds(client_id)
