@@ -137,6 +137,7 @@ class FederatedTrainer(ExportsModels):
         writes_model: Set it to False before `fit` where the rounds and their figures are all that is wanted: then there
             is no `model/` and no report.
         clock: Where the wall time of the last `fit` went.
+        client_place: Set it before `fit` where clients are elsewhere; `fedhq_lightning.flower` does.
         command_clock: Set it before `fit` to have what came before count too; the command line does.
 
     Raises:
@@ -223,6 +224,7 @@ class FederatedTrainer(ExportsModels):
         self.should_stop = False
         self.writes_model = True
         self.command_clock: PhaseClock | None = None
+        self.client_place: parts.ClientPlace = parts.clients_here
         self.clock = PhaseClock("set_up")
         self._listeners: list[RoundCallback] = []
 
@@ -321,14 +323,12 @@ class FederatedTrainer(ExportsModels):
                 settings,
                 self,
                 job,
-                parts.fitter_of(settings, fabric, job, directory.client_store),
+                self.client_place(settings, fabric, job, evaluator, processes, directory.client_store),
                 evaluator,
                 parts.server_of(settings, job, processes),
                 processes,
                 directory,
                 state,
-                parts.statistics_of(settings, job, evaluator, processes, directory.client_store),
-                parts.evaluation_of(settings, job, evaluator, processes, directory.client_store),
                 clock,
                 saved_parts=lambda: {"described": described, "callbacks": self._states_of_callbacks()},
                 secure=parts.secure_of(settings, job, processes, directory.path.name),

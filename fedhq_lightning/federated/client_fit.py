@@ -14,6 +14,7 @@ import torch
 
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.data.whole_batches import batches_of
+from fedhq_lightning.devices.roofline import ClientTime
 from fedhq_lightning.devices.virtual_clock import VirtualClock
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.algorithms.aggregator import Aggregator, ClientStart, ClientTerm
@@ -190,19 +191,19 @@ class ClientFitter:
                 ),
             )
         status: Status = "late" if late else "quarantined" if done.error else "ok" if done.num_steps else "idle"
-        record = ClientRecord(
+        told = ClientRecord(
             round=round_number,
             client_id=client_id,
-            tier=self._clock.profile(client_id).name,
+            tier="",
             mode=done.mode or mode,
             status=status,
-            num_examples=self._clock.num_examples(client_id),
+            num_examples=0,
             num_steps=done.num_steps,
             metrics=done.metrics,
             fit_wall_seconds=time.perf_counter() - started,
-            download_seconds=seconds.download_seconds,
-            compute_seconds=0.0 if status == "idle" else seconds.compute_seconds,
-            upload_seconds=0.0 if status == "idle" or done.error else seconds.upload_seconds,
+            download_seconds=0.0,
+            compute_seconds=0.0,
+            upload_seconds=0.0,
             uplink_bytes=len(done.payload),
             downlink_bytes=downlink_bytes,
             reason=done.error.reason if done.error else done.reason,
@@ -210,7 +211,7 @@ class ClientFitter:
             sensitivity=done.sensitivity,
             traceback=done.error.traceback if done.error else "",
         )
-        return Update(record, done.payload)
+        return Update(charged(told, self._clock, seconds), done.payload)
 
     def why_not_finite(self, round_number: int, client_id: ClientId) -> str:
         """Why an update of a client's holds values that are not finite, in words: where its data do, or that none do.
@@ -311,6 +312,24 @@ class ClientFitter:
 
     def _analysis_seconds(self, client_id: ClientId) -> float:
         return 0.0 if self._analyst is None else self._clock.analysis_seconds(client_id)
+
+
+def charged(told: ClientRecord, clock: VirtualClock, seconds: ClientTime) -> ClientRecord:
+    """What a client tells of its round, with what the server knows: device, examples and virtual seconds.
+
+    Args:
+        told: Its record.
+        clock: Of the run.
+        seconds: Of a whole round of the client's, as it was planned.
+    """
+    return replace(
+        told,
+        tier=clock.profile(told.client_id).name,
+        num_examples=clock.num_examples(told.client_id),
+        download_seconds=seconds.download_seconds,
+        compute_seconds=0.0 if told.status == "idle" else seconds.compute_seconds,
+        upload_seconds=0.0 if told.status in ("idle", "quarantined") else seconds.upload_seconds,
+    )
 
 
 @torch.no_grad()

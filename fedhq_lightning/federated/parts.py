@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import lightning as L
 from lightning.fabric import Fabric
@@ -12,6 +13,7 @@ from lightning.fabric import Fabric
 from fedhq_lightning.federated.client_evaluation import ClientEvaluation, directions_of
 from fedhq_lightning.federated.client_fit import ClientFitter
 from fedhq_lightning.federated.client_uplink import ClientUplink
+from fedhq_lightning.federated.cohort_fit import CohortFit, CohortFitHere
 from fedhq_lightning.federated.evaluation_round import EvaluationRound
 from fedhq_lightning.federated.fine_tuning_round import FineTuningRound
 from fedhq_lightning.federated.lane_fit import LaneFitter
@@ -33,6 +35,37 @@ from fedhq_lightning.types import ClientId, StateDict
 
 if TYPE_CHECKING:
     from fedhq_lightning.federated.secure.secure_round import SecureRounds
+
+
+@dataclass(frozen=True)
+class ClientParts:
+    """What clients do in a run.
+
+    Attributes:
+        fit: Has them train.
+        statistics: Has them take batch statistics of global models anew; None where there are none, or they are
+            averaged.
+        evaluation: Has them evaluate global models; None where they do not.
+    """
+
+    fit: CohortFit
+    statistics: StatisticsRound | None
+    evaluation: EvaluationRound | None
+
+
+ClientPlace: TypeAlias = Callable[[RunSettings, Fabric, Job, Evaluator, Processes, ClientStore], ClientParts]
+"""Makes the parts of a run for where its clients are."""
+
+
+def clients_here(
+    settings: RunSettings, fabric: Fabric, job: Job, evaluator: Evaluator, processes: Processes, store: ClientStore
+) -> ClientParts:
+    """The parts that let clients live on the run's own processes."""
+    return ClientParts(
+        CohortFitHere(fitter_of(settings, fabric, job, store), settings.round_deadline, job.link.fixed_bytes),
+        statistics_of(settings, job, evaluator, processes, store),
+        evaluation_of(settings, job, evaluator, processes, store),
+    )
 
 
 def fitter_of(settings: RunSettings, fabric: Fabric, job: Job, store: ClientStore | None = None) -> ClientFitter:

@@ -13,11 +13,12 @@ from fedhq_lightning.errors import RunError
 from fedhq_lightning.federated.algorithms.asynchronous import AsynchronousAggregator
 from fedhq_lightning.federated.asynchronous.flight import Flight
 from fedhq_lightning.federated.callback import RoundControl
-from fedhq_lightning.federated.client_fit import ClientFitter, Update
+from fedhq_lightning.federated.client_fit import Update
 from fedhq_lightning.federated.client_warnings import ClientWarnings
-from fedhq_lightning.federated.evaluation_round import EvaluationRound
+from fedhq_lightning.federated.cohort_fit import ClientTask
 from fedhq_lightning.federated.failing_clients import after_round, check_fruitful, check_has_model, sitting_out
 from fedhq_lightning.federated.fewest_updates import too_few
+from fedhq_lightning.federated.parts import ClientParts
 from fedhq_lightning.federated.plan_checks import check_plan
 from fedhq_lightning.federated.resume import best_checkpoint
 from fedhq_lightning.federated.round_lr import learning_rate_scale
@@ -25,7 +26,7 @@ from fedhq_lightning.federated.sampling import share_of
 from fedhq_lightning.federated.server import Aggregated, Server, ServerRound
 from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.federated.setup import Job
-from fedhq_lightning.federated.statistics_round import Retaken, StatisticsRound
+from fedhq_lightning.federated.statistics_round import Retaken
 from fedhq_lightning.federated.update_checks import NOT_FINITE, Norms
 from fedhq_lightning.local.evaluation import Evaluator
 from fedhq_lightning.run.directory import RunDirectory
@@ -51,14 +52,12 @@ class RoundLoop:
         settings: What was asked for.
         control: Told of what happens; may end the run.
         job: Checked inputs.
-        fitter: Trains clients on this process.
+        clients: What clients do, here or elsewhere.
         evaluator: Evaluates global models.
         server: Makes the next global model.
         processes: The others.
         directory: Written by process 0 only.
         state: Where the run stands.
-        statistics: Takes batch statistics of global models anew; None where there are none, or they are averaged.
-        on_clients: Has clients evaluate global models; None where they do not.
         clock: Of the run.
         saved_parts: What a checkpoint holds of others: the run's description, and the callbacks' states.
         secure: Opens secure rounds; None where the server sees every update.
@@ -69,14 +68,12 @@ class RoundLoop:
         settings: RunSettings,
         control: RoundControl,
         job: Job,
-        fitter: ClientFitter,
+        clients: ClientParts,
         evaluator: Evaluator,
         server: Server,
         processes: Processes,
         directory: RunDirectory,
         state: RunState,
-        statistics: StatisticsRound | None,
-        on_clients: EvaluationRound | None,
         clock: PhaseClock,
         saved_parts: Callable[[], dict[str, Any]],
         secure: SecureRounds | None = None,
@@ -84,7 +81,7 @@ class RoundLoop:
         self._settings = settings
         self._control = control
         self._job = job
-        self._fitter = fitter
+        self._clients = clients
         self._evaluator = evaluator
         self._flight: Flight | None = None
         if isinstance(settings.aggregator, AsynchronousAggregator):
@@ -94,8 +91,6 @@ class RoundLoop:
         self._directory = directory
         self._state = state
         directory.client_store.best_rounds = state.best_rounds
-        self._statistics = statistics
-        self._on_clients = on_clients
         self._clock = clock
         self._saved_parts = saved_parts
         self._secure = secure
@@ -150,28 +145,21 @@ class RoundLoop:
         return share_of(self._processes, cohort, [float(self._job.clock.num_examples(each)) for each in cohort])
 
     def _fit(self, at_server: ServerRound, plan: Plan, secure: SecureRound | None) -> Iterator[Update]:
-        """Train this process's share of the cohort, one client after another."""
+        """Have this process's share of the cohort train."""
         settings, control, cohort = self._settings, self._control, list(plan.modes)
         scale = learning_rate_scale(settings.round_lr, at_server.number, settings.max_rounds)
-        in_round = f"in round {at_server.number}"
-        notes = {each: f"while client {each} trained in {mode}, {in_round}" for each, mode in plan.modes.items()}
         newcomers = self._newcomers(cohort)
-        for client_id in self._mine(plan):
-            mode = plan.modes[client_id]
-            control.call("on_client_start", client_id, mode)
-            with self._clock.phase("fit"), noted(notes[client_id]):
-                update = self._fitter.fit(
-                    at_server.number,
-                    client_id,
-                    mode,
-                    at_server.received,
-                    at_server.downlink_bytes + (self._job.link.fixed_bytes if client_id in newcomers else 0),
-                    scale * settings.mode_lr.get(mode, 1.0) * plan.lr_factors.get(mode, 1.0),
-                    settings.round_deadline,
-                    client_id in newcomers,
-                    plan.work.get(client_id, 1.0),
-                    at_server.received_beside,
-                )
+        tasks = [
+            ClientTask(
+                client_id,
+                mode := plan.modes[client_id],
+                scale * settings.mode_lr.get(mode, 1.0) * plan.lr_factors.get(mode, 1.0),
+                client_id in newcomers,
+                plan.work.get(client_id, 1.0),
+            )
+            for client_id in self._mine(plan)
+        ]
+        for update in self._clients.fit.updates(at_server, tasks, control, self._clock):
             if secure is not None:
                 update = secure.masked(update, at_server.received, self._explained)
             control.call("on_client_end", update.record)
@@ -232,11 +220,11 @@ class RoundLoop:
         """Why the server refused an update, with what its client finds in its own data."""
         if reason != NOT_FINITE:
             return reason
-        return shortened(f"{reason}: {self._fitter.why_not_finite(record.begun_in, record.client_id)}")
+        return shortened(f"{reason}: {self._clients.fit.why_not_finite(record.begun_in, record.client_id)}")
 
     def _check_first_round(self, records: Sequence[ClientRecord]) -> None:
         """End a run in whose first round every client failed: then the module is wrong, not a client."""
-        error, self._fitter.first_error = self._fitter.first_error, None
+        error, self._clients.fit.first_error = self._clients.fit.first_error, None
         if len(records) > 1 and all(record.traceback for record in records):
             said = f"all {len(records)} clients failed in round 1"
             if error is None:  # on another process, or it was let go of
@@ -255,10 +243,11 @@ class RoundLoop:
             with self._clock.phase("evaluate"), noted(note):
                 metrics |= self._evaluator.evaluate(state.served, self._job.validation_loaders)
         evaluation = None
-        if self._on_clients is not None:
+        on_clients = self._clients.evaluation
+        if on_clients is not None:
             with self._clock.phase("evaluate"):
-                evaluation = self._on_clients.after_round(round_number, clients, state, is_evaluated)
-            metrics |= self._on_clients.metrics(evaluation)
+                evaluation = on_clients.after_round(round_number, clients, state, is_evaluated)
+            metrics |= on_clients.metrics(evaluation)
         record = self._record(round_number, metrics, plan, clients, before, retaken, evaluation)
         with self._clock.phase("allocate"):
             self._job.allocator.observe(record)
@@ -287,11 +276,11 @@ class RoundLoop:
     def _retake(self, round_number: int, clients: Sequence[ClientRecord]) -> Retaken:
         """Give the model that is served the statistics of its own, once a round, by the clients that made it."""
         state = self._state
-        if self._statistics is None or state.has_statistics or not clients:
+        if self._clients.statistics is None or state.has_statistics or not clients:
             return Retaken({})
         aggregated = [client.client_id for client in clients if client.status == "ok"]
         with self._clock.phase("statistics"):
-            found = self._statistics.retake(round_number, state.served, aggregated)
+            found = self._clients.statistics.retake(round_number, state.served, aggregated)
         state.take_statistics(found.statistics)
         return found
 

@@ -130,10 +130,23 @@ class Server:
             usual_norms: What the round before found, if there was one.
             masked_sum: Where updates come masked: it takes the place of all checks, transforms and of the accumulator.
         """
+        with_beside = self._with_beside(current)
+        payload = self.link.encode_down(with_beside, round_number)
+        received = self.link.arrived(payload, with_beside, round_number)
+        return ServerRound(self, round_number, current, received, len(payload), usual_norms, masked_sum)
+
+    def payload_down(self, current: StateDict, round_number: int) -> bytes:
+        """What goes down to every client of a round.
+
+        Args:
+            current: The global model.
+            round_number: From 1.
+        """
+        return self.link.encode_down(self._with_beside(current), round_number)
+
+    def _with_beside(self, current: StateDict) -> StateDict:
         parameters = {name: current[name] for name in self.link.trained(self.parameter_names)}
-        beside = named_beside(self.aggregator.beside_down(parameters))
-        received, num_bytes = self.link.down(current | beside, round_number)
-        return ServerRound(self, round_number, current, received, num_bytes, usual_norms, masked_sum)
+        return current | named_beside(self.aggregator.beside_down(parameters))
 
 
 @dataclass(frozen=True)
@@ -201,6 +214,10 @@ class ServerRound:
         if server.sketcher is not None:
             names = server.parameter_names
             self._directions = UpdateDirections(server.link.uplink, server.sketcher, names, self.received)
+
+    def payload_down(self) -> bytes:
+        """The payload that every client of the round receives, written anew: it is as large as a model."""
+        return self._server.payload_down(self._current, self.number)
 
     def receive(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from hashlib import blake2b
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -137,11 +138,35 @@ class Link:
 
         A client that takes part for the first time receives `fixed_bytes` more.
         """
-        header = Header("weights", round_number, "server")
+        payload = self.encode_down(state, round_number)
+        return self.arrived(payload, state, round_number), len(payload)
+
+    def encode_down(self, state: StateDict, round_number: int) -> bytes:
+        """The payload that every client of the round receives."""
         template = self._moving | self._beside_down
-        payload = encode({name: state[name] for name in template}, self._down_grids, header)
-        received = self._received_fixed(state) | _copied(decode(payload, template, self._down_grids, header))
-        return self._with_tied({name: received[name] for name in state if name in received}), len(payload)
+        return encode(
+            {name: state[name] for name in template}, self._down_grids, Header("weights", round_number, "server")
+        )
+
+    def arrived(self, payload: bytes, like: StateDict, round_number: int) -> StateDict:
+        """What a client has once the round's payload is there.
+
+        Args:
+            payload: Of `encode_down`.
+            like: A state with all names, and with what no round changes.
+            round_number: Of the round.
+
+        Raises:
+            PayloadError: Damaged, or of another round or model.
+        """
+        template, header = self._moving | self._beside_down, Header("weights", round_number, "server")
+        received = self._received_fixed(like) | _copied(decode(payload, template, self._down_grids, header))
+        return self._with_tied({name: received[name] for name in like if name in received})
+
+    def fixed_digest(self, state: StateDict) -> str:
+        """What tells whether two ends hold the same of what no round changes."""
+        fixed = encode({name: state[name] for name in self._fixed}, self._down_grids, _FIXED)
+        return blake2b(fixed, digest_size=16).hexdigest()
 
     def up(
         self,
