@@ -36,6 +36,7 @@ _EPILOG = """examples:
   fedhq profile mnist5k-hybrid                      measure its lanes and kernels on this host
   fedhq tune digits-tune                            search for better values by an Optuna study over whole runs
   fedhq compare digits-smoke --vary trainer.aggregator=FedAvg,FedProx
+  fedhq flower digits-smoke                         a Flower app of it: its clients on nodes, over a network
 
 fedhq COMMAND --help tells more.
 """

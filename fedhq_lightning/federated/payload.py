@@ -54,7 +54,8 @@ class Header:
     """Who sent what, when.
 
     Attributes:
-        kind: "weights" or "delta"; "fixed" is what no round changes.
+        kind: "weights" or "delta"; "fixed" is what no round changes, "exact" a model that goes down unrounded,
+            "statistics" what clients tell of it.
         round: Round number; 0 of what no round changes.
         client: Client id; "server" on the way down.
     """

@@ -128,6 +128,7 @@ def set_up(
     module: L.LightningModule,
     datamodule: FederatedDataModule,
     resumes: bool = False,
+    clients_of: Callable[[Sequence[ClientId]], Sequence[ClientId]] = lambda client_ids: client_ids,
 ) -> Job:
     """Check and assemble.
 
@@ -137,6 +138,7 @@ def set_up(
         module: The user's.
         datamodule: The clients' data.
         resumes: Whether a checkpoint's state follows.
+        clients_of: Those of all clients whose data are here.
 
     Raises:
         ConfigurationError: Whatever can be known to be wrong before round 1.
@@ -144,7 +146,7 @@ def set_up(
     check_module(module)
     seed_generators(derive_seed(settings.seed, "set up"))
     prepare_data(datamodule, "fit")
-    client_ids = plain_client_ids(datamodule.client_ids)
+    client_ids = clients_of(plain_client_ids(datamodule.client_ids))
     fleet = Fleet.resolve(settings.fleet, settings.seed)
     fleet.check_size(len(client_ids))
     sizes = sizes_of(settings, datamodule, client_ids, fleet)

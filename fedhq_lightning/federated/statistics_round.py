@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -99,24 +99,14 @@ class StatisticsRound:
             state: The model.
             client_ids: Who takes them, in one order on all processes; one whose batch is too small is passed over.
         """
-        views = self._views(state)
-        pristine = [Pristine(trainer.lightning_module, with_weights=True) for trainer in views.values()]
         received, weights = dict[ClientId, StateDict](), dict[ClientId, int]()
         seconds, sent = 0.0, 0
-        for client_id in share_of(self._processes, client_ids, [1.0] * len(client_ids)):
-            if self._own is not None:
-                own = self._own(client_id, round_number)
-                for trainer in views.values():
-                    trainer.lightning_module.load_state_dict(own, strict=False)
-            moments = self._told_by(client_id, views, round_number)
-            for each in pristine:
-                each.restore()
-            if moments is None:
-                continue
+        mine = share_of(self._processes, client_ids, [1.0] * len(client_ids))
+        for client_id, moments in self._told(mine, round_number, state):
             received[client_id], weights[client_id] = moments, self._clock.num_examples(client_id)
             num_bytes = len(encode(moments, {}, Header("statistics", round_number, client_id)))
             sent += num_bytes
-            seconds = max(seconds, self._clock.statistics_seconds(client_id, num_bytes, list(views)))
+            seconds = max(seconds, self._clock.statistics_seconds(client_id, num_bytes, self._modes))
         statistics = pooled(received, weights, self._processes)
         parts = self._processes.gather((seconds, sent, len(received)))
         if not statistics and client_ids:
@@ -139,13 +129,47 @@ class StatisticsRound:
         Returns:
             By the names of a run's state; empty where its batch is too small, or its code raises.
         """
-        moments = self._told_by(client_id, self._views(state), round_number)
+        moments = self.moments(client_id, round_number, state)
         return {} if moments is None else under_all_names(moments, self._layers)
 
     def own_seconds(self, client_id: ClientId) -> float:
         """Virtual seconds of that: a forward pass in each view."""
-        modes: tuple[Mode, ...] = ("fp",) if self._evaluator.scheme is None else ("fp", "qat")
-        return sum(self._clock.forward_seconds(client_id, mode) for mode in modes)
+        return sum(self._clock.forward_seconds(client_id, mode) for mode in self._modes)
+
+    def moments(self, client_id: ClientId, round_number: int, state: StateDict) -> StateDict | None:
+        """What one client tells of a model, as `retake` pools it.
+
+        Args:
+            client_id: The client.
+            round_number: For messages.
+            state: The model.
+
+        Returns:
+            Two tensors a layer and view; None where its batch is too small, or its code raises.
+        """
+        return self._told_by(client_id, self._views(state), round_number)
+
+    @property
+    def _modes(self) -> list[Mode]:
+        """Whose forward pass each view's costs."""
+        return ["fp"] if self._evaluator.scheme is None else ["fp", "qat"]
+
+    def _told(
+        self, client_ids: Sequence[ClientId], round_number: int, state: StateDict
+    ) -> Iterator[tuple[ClientId, StateDict]]:
+        """What clients tell of a model, of those that tell anything."""
+        views = self._views(state)
+        pristine = [Pristine(trainer.lightning_module, with_weights=True) for trainer in views.values()]
+        for client_id in client_ids:
+            if self._own is not None:
+                own = self._own(client_id, round_number)
+                for trainer in views.values():
+                    trainer.lightning_module.load_state_dict(own, strict=False)
+            moments = self._told_by(client_id, views, round_number)
+            for each in pristine:
+                each.restore()
+            if moments is not None:
+                yield client_id, moments
 
     def _views(self, state: StateDict) -> dict[Mode, ClientTrainer]:
         """The modules of both views, by the mode whose forward pass each costs."""

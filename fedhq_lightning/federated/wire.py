@@ -141,26 +141,32 @@ class Link:
         payload = self.encode_down(state, round_number)
         return self.arrived(payload, state, round_number), len(payload)
 
-    def encode_down(self, state: StateDict, round_number: int) -> bytes:
-        """The payload that every client of the round receives."""
-        template = self._moving | self._beside_down
-        return encode(
-            {name: state[name] for name in template}, self._down_grids, Header("weights", round_number, "server")
-        )
+    def encode_down(self, state: StateDict, round_number: int, is_exact: bool = False) -> bytes:
+        """The payload that every client of the round receives.
 
-    def arrived(self, payload: bytes, like: StateDict, round_number: int) -> StateDict:
+        Args:
+            state: The global model, and what goes beside it.
+            round_number: Of the round.
+            is_exact: The model alone, in float32 whatever `downlink` says.
+        """
+        template, grids, header = self._down(round_number, is_exact)
+        return encode({name: state[name] for name in template}, grids, header)
+
+    def arrived(self, payload: bytes, like: StateDict, round_number: int, is_exact: bool = False) -> StateDict:
         """What a client has once the round's payload is there.
 
         Args:
             payload: Of `encode_down`.
             like: A state with all names, and with what no round changes.
             round_number: Of the round.
+            is_exact: As given to `encode_down`.
 
         Raises:
             PayloadError: Damaged, or of another round or model.
         """
-        template, header = self._moving | self._beside_down, Header("weights", round_number, "server")
-        received = self._received_fixed(like) | _copied(decode(payload, template, self._down_grids, header))
+        sent = _copied(decode(payload, *self._down(round_number, is_exact)))
+        fixed = {name: like[name] for name in self._fixed} if is_exact else self._received_fixed(like)
+        received = fixed | sent
         return self._with_tied({name: received[name] for name in like if name in received})
 
     def fixed_digest(self, state: StateDict) -> str:
@@ -222,6 +228,11 @@ class Link:
         if self.uplink == "delta":
             mean = {name: received[name].float() + value for name, value in mean.items()}
         return self._with_tied(mean)
+
+    def _down(self, round_number: int, is_exact: bool) -> tuple[StateDict, Mapping[str, LayerScheme], Header]:
+        if is_exact:
+            return self._moving, {}, Header("exact", round_number, "server")
+        return self._moving | self._beside_down, self._down_grids, Header("weights", round_number, "server")
 
     def _received_fixed(self, state: StateDict) -> StateDict:
         """What clients have of the fixed part, decoded once for as long as the server holds the same tensors."""

@@ -8,6 +8,7 @@ EXTRAS = {
     "cryptography": "secure",
     "datasets": "data",
     "executorch": "executorch",
+    "flwr": "flower",
     "flwr_datasets": "data",
     "matplotlib": "report",
     "mlxtend": "data",

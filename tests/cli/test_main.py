@@ -60,6 +60,7 @@ QUICK = [
     ("profile", "--help"),
     ("tune", "--help"),
     ("compare", "--help"),
+    ("flower", "--help"),
     ("eval", "--help"),
     ("export", "--help"),
     ("report", "--help"),
@@ -107,6 +108,7 @@ COMMANDS = [
     "profile",
     "tune",
     "compare",
+    "flower",
     "completion",
 ]
 

@@ -1,0 +1,58 @@
+"""Nodes in this process: each hears and says texts and bytes, as over a network."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import yaml
+
+from fedhq_lightning.flower.messages import Order, Reply
+from fedhq_lightning.flower.node import NodeOfRecipe
+from fedhq_lightning.types import ClientId
+
+from ..small_recipe import changed
+
+RECIPE: dict[str, Any] = {
+    "model.class_path": "tests.normed_module.Normed",
+    "model.init_args": {"image_size": 8},
+    "data.init_args.partitioner": {
+        "class_path": "flwr_datasets.partitioner.IidPartitioner",
+        "init_args": {"num_partitions": 3},
+    },
+    "trainer.clients_per_round": None,
+    "trainer.callbacks.0.init_args.allocation": {"0": "ptq", "1": "qat", "2": "fp"},
+    "trainer.enable_progress_bar": False,
+    "trainer.final_evaluation": False,
+}
+"""Three clients, one in each mode, of a module with batch normalization, on top of the small recipe."""
+
+
+def text_of(changes: dict[str, Any]) -> str:
+    """The recipe, changed further."""
+    return yaml.safe_dump(changed(RECIPE | changes), sort_keys=False)
+
+
+class NodesHere:
+    """Nodes that answer one after another, the last asked first.
+
+    Args:
+        text: Of the recipe.
+        meddle: Makes of an order's reply another.
+    """
+
+    def __init__(self, text: str, meddle: Callable[[Order, Reply], Reply] = lambda order, reply: reply) -> None:
+        self._nodes = [NodeOfRecipe("small", text, position) for position in range(3)]
+        self._text = text
+        self._meddle = meddle
+        self.orders: list[Order] = []
+
+    def join(self, client_ids: Sequence[ClientId], needed: Sequence[ClientId]) -> None:
+        assert list(client_ids) == list(needed) == [0, 1, 2]
+
+    def ask(self, orders: Sequence[Order], payload: bytes) -> Iterator[tuple[ClientId, Reply]]:
+        self.orders += orders
+        for order in reversed(orders):
+            text, made = self._nodes[int(order.client_id)].answer(order.to_text(), payload)
+            yield order.client_id, self._meddle(order, Reply(text, made, 0.1))
+
+    def restart(self, position: int) -> None:
+        self._nodes[position] = NodeOfRecipe("small", self._text, position)

@@ -1,0 +1,34 @@
+from typing import Any
+
+import pytest
+
+from fedhq_lightning.flower.messages import Answer, Order
+from fedhq_lightning.flower.node import NodeOfRecipe
+
+from .nodes_here import text_of
+
+
+def failure_of(position: int, order: Order | str, changes: dict[str, Any] | None = None) -> str:
+    node = NodeOfRecipe("small", text_of(changes or {}), position)
+    text, payload = node.answer(order if isinstance(order, str) else order.to_text(), b"")
+    assert payload == b""
+    return Answer.of_text(text).failure
+
+
+@pytest.mark.parametrize(
+    ("position", "order", "expected"),
+    [
+        (0, "{", "Invalid JSON"),
+        (3, Order("fit", 1, 3, ""), "partition-id 3: the recipe's data are of 3 clients, so it must be 0 to 2"),
+        (0, Order("fit", 1, 1, ""), "this node holds client 0, and was asked as 1"),
+        (0, Order("fit", 1, 0, "other"), "what no round changes of the model"),
+    ],
+    ids=["no JSON", "no such client", "another client", "another recipe"],
+)
+def test_what_a_node_cannot_do_it_tells(position: int, order: Order | str, expected: str) -> None:
+    assert expected in failure_of(position, order)
+
+
+def test_a_recipe_that_cannot_be_run_there_is_told() -> None:
+    told = failure_of(0, Order("fit", 1, 0, ""), {"trainer.scheme": "w99a8"})
+    assert told.startswith("trainer.scheme 'w99a8': ")
