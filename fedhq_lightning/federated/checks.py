@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
 
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.data.partitioned import unwrapped
@@ -53,6 +54,7 @@ class Probe:
         fixed: Those of them that no hook changes either, as the average of another network's weights would.
         batch_norms: Layers whose statistics training moves, by their first names, with all names of each.
         client_names: What `validation_step` logs on what a client holds back; empty where no client evaluates.
+        optimizer_settings: Of the optimizer's first group, but its parameters; empty where the step had no loss.
     """
 
     costs: list[LayerCost]
@@ -66,6 +68,7 @@ class Probe:
     fixed: frozenset[str] = frozenset()
     batch_norms: Mapping[str, Sequence[str]] = field(default_factory=dict)
     client_names: Sequence[str] = ()
+    optimizer_settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def held_out_names(self) -> list[str]:
@@ -119,7 +122,13 @@ def probe(
         return outputs[0]
 
     module.training_step = measured_step  # type: ignore[method-assign]  # on this copy only
-    _, logged = trainer.fit(_OneBatch(loader, batch))
+    optimizer_settings: dict[str, Any] = {}
+
+    def note_settings(optimizer: Optimizer) -> None:
+        group = optimizer.param_groups[0]
+        optimizer_settings.update({name: value for name, value in group.items() if name != "params"})
+
+    _, logged = trainer.fit(_OneBatch(loader, batch), before_step=note_settings)
     train_names, schedulers = list(logged), trainer.lr_scheduler_configs
     if not is_finite(dict(module.named_parameters())):
         odd = odd_values([batch], column_names(datamodule))
@@ -160,6 +169,7 @@ def probe(
         fixed=fixed,
         batch_norms={name: others for name, others in tracked_layers(module).items() if name in batch_norms.training},
         client_names=client_names,
+        optimizer_settings=optimizer_settings,
     )
 
 

@@ -241,6 +241,8 @@ def set_up(
     check_private_run(settings, allocator, found, monitor, has_trace, some_batch)
     if secure is not None:
         check_sum_is_all(allocator, bool(batch_norms))
+        if settings.aggregator.sends_scaled_changes:
+            secure.check_lengths(max(map(clock.num_steps, looked_at)), found.optimizer_settings)
     warn_of_lost_changes(settings.uplink, up_grids)
     sizes.tell_of_empty()
     return Job(

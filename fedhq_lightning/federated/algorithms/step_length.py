@@ -22,3 +22,14 @@ class StepLength:
         is_damped = momentum and self._velocity  # torch damps neither the first gradient nor those without momentum
         self._velocity = momentum * self._velocity + 1.0 - (float(group.get("dampening") or 0.0) if is_damped else 0.0)
         return 1.0 + momentum * self._velocity if group.get("nesterov") else self._velocity
+
+
+def fit_length(group: Mapping[str, Any], num_steps: int) -> float:
+    """Of a fit of so many steps, |a_i|.
+
+    Args:
+        group: Settings of the optimizer's group.
+        num_steps: Optimizer steps.
+    """
+    steps = StepLength()
+    return sum(steps.next(group) for _ in range(num_steps))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated.algorithms.step_length import fit_length
 from fedhq_lightning.federated.exact_mean import MAX_TOTAL_WEIGHT
 from fedhq_lightning.federated.secure import messages
 from fedhq_lightning.federated.secure.fixed_point import FixedPoint
@@ -55,6 +58,24 @@ class RunTerms:
                 "lower clients_per_round"
             )
         return cls(asked, FixedPoint(shapes, asked.max_value, most, asked.bits), cohort_size, threshold)
+
+    def check_lengths(self, num_steps: int, optimizer_settings: Mapping[str, Any]) -> None:
+        """Refuse fits whose length, which clients of FedNova send with their updates, is beyond the grid.
+
+        Args:
+            num_steps: Optimizer steps of the longest local fit.
+            optimizer_settings: Momentum and the like, which make it longer.
+
+        Raises:
+            ConfigurationError: Its client would send nothing in any round.
+        """
+        length = fit_length(optimizer_settings, num_steps)
+        if length > self.asked.max_value:
+            raise ConfigurationError(
+                f"aggregator FedNova and secure_aggregation.max_value {self.asked.max_value:g}: clients send the "
+                f"length of their fit too, and that of {num_steps} steps is {length:.4g} here; set max_value to "
+                f"{2 ** math.ceil(math.log2(length))}, or shorten the local fit"
+            )
 
     def of_round(self, run: str, round_number: int, cohort: Sequence[ClientId]) -> messages.RoundTerms:
         """What the parties of one round agree on.

@@ -11,10 +11,12 @@ from typing_extensions import override
 from fedhq_lightning.allocation import FixedAllocator
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.algorithms import FedAvg, FedNova
+from fedhq_lightning.federated.algorithms.step_length import fit_length
+from fedhq_lightning.federated.secure.secure_aggregation import SecureAggregation
 from fedhq_lightning.types import ClientId, Plan
 
 from ...small_federation import SmallData, SmallModule, trainer
-from ...trainer.runs import fit
+from ...trainer.runs import fit, records
 from .plain_rounds import Weights, batches, check_is, cohorts_of, initial_weights, mean, plus, scaled
 
 RATE, EPOCHS = 0.1, 3
@@ -113,3 +115,23 @@ def test_is_as_near_to_the_float_one_as_fedavg_on_a_grid() -> None:
 def test_refuses_to_have_its_changes_rounded_away() -> None:
     with pytest.raises(ConfigurationError, match=r"FedNova and uplink: weights on a grid .* take uplink: delta"):
         trainer(aggregator=FedNova(), scheme="w4a8", uplink="weights")
+
+
+def test_lengths_beyond_the_grid_of_secure_rounds_are_refused_before_round_1(tmp_path: Any) -> None:
+    """Clients of 12 and 13 steps: with momentum 0.9 the longest fit is 62.9."""
+
+    def run(max_value: float, momentum: float) -> Any:
+        pytest.importorskip("cryptography")
+        asked = SecureAggregation(threshold=2, max_value=max_value)
+        settings = {"secure_aggregation": asked, "max_norm_ratio": None, "local_epochs": 1, "max_rounds": 1}
+        data = SmallData([96, 100, 96], batch_size=8)
+        return fit(SmallModule(0.01, momentum), data, aggregator=FedNova(), default_root_dir=tmp_path, **settings)[0]
+
+    wanted = fit_length({"momentum": 0.9}, 13)
+    assert wanted == pytest.approx(sum(10 * (1 - 0.9**step) for step in range(1, 14)))
+    message = rf"aggregator FedNova and .*max_value 32: .*that of 13 steps is {wanted:.4g} here; set max_value to 64"
+    with pytest.raises(ConfigurationError, match=message):
+        run(32.0, 0.9)
+    assert not list(tmp_path.glob("*/*"))
+    for max_value, momentum in ((64.0, 0.9), (13.0, 0.0)):
+        assert [client.status for client in records(run(max_value, momentum))[1].clients] == ["ok"] * 3

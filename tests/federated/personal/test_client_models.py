@@ -91,6 +91,19 @@ def test_statistics_of_their_own_are_taken_anew_in_both_views() -> None:
         assert found.metrics["quantized/val_loss"] == pytest.approx(losses["quantized"], abs=1e-3)
 
 
+def test_statistics_of_their_own_cost_virtual_time() -> None:
+    """Of who evaluates longest at least: a forward pass over its first batch in each view."""
+
+    def seconds(is_retaken: bool) -> float:
+        settings = {"personal_layers": "batch_norm", "scheme": "w3a8", "max_rounds": 1}
+        done, _ = fit(Normed(), HoldingBack(), retake_batch_statistics=is_retaken, **settings)
+        found = records(done)[1].evaluation
+        assert found is not None
+        return found.virtual_seconds
+
+    assert seconds(True) > seconds(False)
+
+
 def test_what_clients_had_after_the_best_round_stays() -> None:
     """The best round is an early one, and every later one drops what no checkpoint needs."""
 
