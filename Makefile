@@ -102,7 +102,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@command -v cc > /dev/null || command -v gcc > /dev/null || command -v clang > /dev/null || \
 	  echo "No C compiler found: fine as long as every dependency has a wheel for this Python; else install one (Debian, Ubuntu: apt-get install build-essential)."
 	@echo "Installing the tested versions (torch among them: some minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-input -c constraints.txt -e '.[dev]' || \
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-input -c constraints.txt -e '.[dev,flower]' || \
 	  { echo "The install failed, see above; 'make $(MAKECMDGOALS)' takes it up again, 'make clean' starts from nothing."; exit 1; }
 	@touch $@
 
