@@ -36,6 +36,7 @@ class LayerCost:
         weight_shape: Of a linear layer's or a convolution's weight; empty for other layers.
         calls: How often the layer is called.
         operators: torch operators that ran in all calls together, views aside: what a launch overhead is paid for.
+        trained: Whether its weight trains, or anything of its own in layers of kind `other`.
     """
 
     name: str
@@ -51,6 +52,7 @@ class LayerCost:
     weight_shape: tuple[int, ...] = ()
     calls: int = 1
     operators: int = 1
+    trained: bool = True
 
     @property
     def activation_bytes(self) -> float:
@@ -186,11 +188,13 @@ def _layer_cost(
     name: str, module: nn.Module, own: _Work, given: Any, output: Any, quantized: Mapping[str, bool] | None
 ) -> LayerCost | None:
     """What the module did itself, or None for a mere container."""
-    parameter_bytes = float(sum(p.numel() * p.element_size() for p in module.parameters(recurse=False)))
+    parameters = list(module.parameters(recurse=False))
+    parameter_bytes = float(sum(p.numel() * p.element_size() for p in parameters))
     if not own.operators and not parameter_bytes:
         return None
     if not isinstance(module, nn.Linear | _ConvNd):
-        return _other_cost(name, own, parameter_bytes)
+        is_trained = any(p.requires_grad for p in parameters)
+        return replace(_other_cost(name, own, parameter_bytes), trained=is_trained)
     by_default = type(module) in _QUANTIZABLE
     output_bytes = _tensor_bytes(output)
     shape = tuple(module.weight.shape)
@@ -209,6 +213,7 @@ def _layer_cost(
         rows=values / max(channels, 1),
         weight_shape=shape,
         operators=own.operators,
+        trained=module.weight.requires_grad,  # also one that spectral_norm or weight_norm computes
     )
 
 

@@ -1,10 +1,10 @@
 """How long a training step takes on a device: a roofline over layers, for the kernels that each layer has there.
 
 A layer of a training step is three matrix products of the same size: its output, the gradient of its input and the
-gradient of its weight. So backward is counted as twice forward, as is usual for layers that are matrix products; for
-the others (norms, activations, pooling) backward moves about twice as many bytes. Each product lasts as long as its
-arithmetic or its memory traffic, whichever is slower. Every operator costs its overhead on top, which is most of the
-time of small models.
+gradient of its weight; of a frozen layer it is the first two, and it has no update. So backward is counted as twice
+forward, as is usual for layers that are matrix products; for the others (norms, activations, pooling) backward moves
+about twice as many bytes. Each product lasts as long as its arithmetic or its memory traffic, whichever is slower.
+Every operator costs its overhead on top, which is most of the time of small models.
 
 What a kernel adds (bytes are those of fp32 tensors; an int8 copy has a quarter of them):
 
@@ -232,13 +232,14 @@ class _Machine:
                 by_kernel = by_kernel + self._searched(cost)
             operators += cost.calls * (factors.ptq_int8_operators if is_whole else factors.qat_int8_operators)
         else:
-            by_kernel = 3 * self._floating_product(cost, scale)
+            by_kernel = _products(cost) * self._floating_product(cost, scale)
             if kernel != "fp":
                 by_kernel = by_kernel + self._fake(cost, kernel, scale)
                 operators += cost.calls * (factors.fused_operators if kernel == "fused" else factors.fake_operators)
         # Plain SGD: read the gradient and the parameter, write the parameter.
-        update = self._moved(3 * cost.parameter_bytes, factors.update_traffic)
-        if cost.parameter_bytes:
+        updated_bytes = cost.parameter_bytes if cost.trained else 0.0
+        update = self._moved(3 * updated_bytes, factors.update_traffic)
+        if updated_bytes:
             operators += factors.update_operators
         return by_kernel + update + operators * overhead
 
@@ -262,12 +263,15 @@ class _Machine:
 
     def _whole_int8(self, cost: LayerCost, scale: Any) -> Any:
         weight, given, output = cost.parameter_bytes, cost.input_bytes * scale, cost.output_bytes * scale
-        passes = _QUANTIZE_PASSES * (given + weight + 2 * output) + _RESCALE_PASSES * (output + given + weight)
+        gradient = weight if cost.trained else 0.0
+        forms = _products(cost) - 1  # of the output's gradient, one a product of the backward
+        passes = _QUANTIZE_PASSES * (given + weight + forms * output) + _RESCALE_PASSES * (output + given + gradient)
         if cost.kind == "convolution":
             # Patches in int8, a byte each, written and read.
             passes = passes + 2 * cost.calls * cost.rows * scale * prod(cost.weight_shape[1:])
         seconds = self._moved(passes, self.calibration.int8_traffic)
-        for operands, result in ((given + weight, output), (output + weight, given), (output + given, weight)):
+        products = ((given + weight, output), (output + weight, given), (output + given, weight))
+        for operands, result in products[: _products(cost)]:
             seconds = seconds + self._int8_product(cost, scale, operands, result)
         return seconds
 
@@ -282,7 +286,7 @@ class _Machine:
         low = factors.convolution_backward if cost.kind == "convolution" else factors.linear_backward
         slow = None if bf16 is None else low
         backward = self._floating_product(cost, scale, bf16 or self.profile.fp32_flops_per_second, slow)
-        seconds = self._int8_product(cost, scale, given + weight, output) + 2 * backward
+        seconds = self._int8_product(cost, scale, given + weight, output) + (_products(cost) - 1) * backward
         return seconds + self._moved(passes, factors.qat_int8_traffic)
 
     def _fake(self, cost: LayerCost, kernel: Kernel, scale: Any) -> Any:
@@ -307,6 +311,11 @@ class _Machine:
     def _float_peak(self) -> float:
         bf16 = self.profile.bf16_flops_per_second
         return bf16 if self.precision == "bf16" and bf16 is not None else self.profile.fp32_flops_per_second
+
+
+def _products(cost: LayerCost) -> int:
+    """Matrix products of a step: output, gradient of the input, and, unless it is frozen, of the weight."""
+    return 3 if cost.trained or cost.kind == "other" else 2
 
 
 def _longer(first: Any, second: Any) -> Any:

@@ -58,8 +58,9 @@ def training_bytes(
         cost = measured.scaled(batch_scale)
         saved += cost.input_bytes + _added(cost, kernels.choose(cost, mode, profile).at(cost.rows), mode)
         in_flight = max(in_flight, cost.activation_bytes)
-    weights = sum(cost.parameter_bytes for cost in costs)
-    return weights * (2 + optimizer_states) + saved + in_flight
+    # A frozen weight has neither gradient nor optimizer state.
+    weights = sum(cost.parameter_bytes * (2 + optimizer_states if cost.trained else 1) for cost in costs)
+    return weights + saved + in_flight
 
 
 def fits(profile: DeviceProfile, needed_bytes: float) -> bool:

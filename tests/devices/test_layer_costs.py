@@ -129,6 +129,15 @@ def test_grouped_convolutions_are_marked():
     assert costs[0].forward_flops == 2 * 7 * 4 * 3
 
 
+def test_frozen_layers_are_marked():
+    weightless = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4, bias=False))
+    module = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), weightless, nn.Linear(4, 4), nn.LayerNorm(4), nn.ReLU())
+    module[3].weight.requires_grad_(False)
+    module[4].requires_grad_(False)
+    costs = {cost.name: cost.trained for cost in measure_costs(lambda: module(torch.ones(2, 4)), module)}
+    assert {name: costs[name] for name in "01234"} == {"0": True, "1": True, "2": True, "3": False, "4": False}
+
+
 def test_random_numbers_and_hooks_are_put_back():
     module = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
     batch = torch.randn(2, 4)

@@ -83,6 +83,21 @@ def test_fake_quantization_by_hand():
     assert step_seconds(NO_INT8, "qat", [LAYER], kernels=searched) == pytest.approx(fused + 8 * 10 / 10)
 
 
+def test_frozen_layers_by_hand():
+    """Two products of three, one form of the gradient of two, and no update."""
+    frozen, light = (dataclasses.replace(layer, trained=False) for layer in (LAYER, LIGHT))
+    assert step_seconds(DEVICE, "fp", [frozen]) == pytest.approx(2 * 1e7 + 2 * 0.5)
+    passes = ((16 + 8 + 24) * 2.25 + 40 * 2) / 10
+    moved = (24 / 4 + 24) + (32 / 4 + 16)
+    assert step_seconds(DEVICE, "ptq", [light]) == pytest.approx(moved / 10 + passes + 2 * 0.5 + 0.5)
+    passes = ((16 + 8) * (2.25 + 0.25 + 0.5) + 24 * (2 + 1.5)) / 10
+    found = step_seconds(DEVICE, "qat", [light], kernels=OF_VALUES)
+    assert found == pytest.approx((24 / 4 + 24) / 10 + 48 / 10 + passes + 2 * 0.5 + 0.5)
+    other = dataclasses.replace(LAYER, kind="other")
+    without_update = step_seconds(DEVICE, "fp", [other]) - 2.4 - 0.5
+    assert step_seconds(DEVICE, "fp", [dataclasses.replace(other, trained=False)]) == pytest.approx(without_update)
+
+
 def test_small_layers_are_not_int8():
     assert step_seconds(DEVICE, "ptq", [SMALL]) == step_seconds(DEVICE, "fp", [SMALL])
     assert step_seconds(DEVICE, "qat", [SMALL]) == step_seconds(NO_INT8, "qat", [SMALL])

@@ -22,6 +22,12 @@ def test_by_hand():
     assert training_bytes(NANO, "qat", [LAYER]) == PLAIN + 4000 + 400
 
 
+def test_what_is_frozen_has_neither_gradient_nor_optimizer_state() -> None:
+    frozen = replace(LAYER, trained=False)
+    for mode in ("fp", "ptq", "qat"):
+        assert training_bytes(LAPTOP, mode, [LAYER]) - training_bytes(LAPTOP, mode, [frozen]) == 3 * 4000
+
+
 def test_convolutions_keep_their_input_as_it_is():
     layer = replace(LAYER, kind="convolution", weight_shape=(64, 64, 3, 3), rows=1e5)
     assert training_bytes(LAPTOP, "ptq", [layer]) == PLAIN
