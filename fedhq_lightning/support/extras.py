@@ -16,6 +16,7 @@ EXTRAS = {
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
     "opacus": "privacy",
+    "peft": "lora",
     "scipy": "report",
     "sklearn": "data",
 }

@@ -12,6 +12,7 @@ from fedhq_lightning.testing import DataModuleContract
 
 from ..small_federation import SmallData
 from .test_partitioned import Dictionaries, Wrapped, label_of
+from .texts import SmallTexts
 
 
 def dealt(data: Callable[[], LightningDataModule]) -> Callable[[], FederatedDataModule]:
@@ -31,6 +32,7 @@ DATA_MODULES: dict[str, Callable[[], FederatedDataModule]] = {
         Digits(), DirichletPartitioner(40, "label", 0.05, min_partition_size=0), client_holdout=0.3
     ),
     "hospitals-holding-back": lambda: BreastCancerHospitals(client_holdout=0.2),
+    "texts-holding-back": lambda: SmallTexts(client_holdout=0.2),
     "drop-last": lambda: PartitionedDataModule(Wrapped(drop_last=True), SizePartitioner([490, 10, 100])),
 }
 
