@@ -23,7 +23,11 @@ def test_a_step_of_each_client(partition: str, algorithm: str) -> None:
     assert seconds > 0
 
 
-def test_a_row() -> None:
-    assert niid_bench.row("iid", "FedNova", [88.0, 90.0], 12.34) == (
-        "| IID | FedNova | 89.0 [88.0, 90.0] | 89.3 | 12.3 |"
-    )
+def test_the_page_takes_the_cells_with_the_most_rounds() -> None:
+    cells = [
+        niid_bench.Cell("labels", "FedNova", 0, 10, 1, 60.0, 9.0),
+        *(niid_bench.Cell("labels", "FedNova", seed, 20, 1, 70.0 + 2 * seed, 12.3) for seed in range(2)),
+    ]
+    page = niid_bench.page_of(cells)
+    assert "| two labels each | FedNova | 20 | 2 | 71.0 [70.0, 72.0] | 70.5 | 12 |" in page
+    assert page.count("FedNova |") == 1
