@@ -68,8 +68,8 @@ Printed by `python benchmarks/niid_bench.py`; its cells are in `benchmarks/cells
 repeats Li et al. 2022, "Federated learning on non-IID data silos": {clients} clients, all of them in each
 round, 10 local epochs, batches of 64, SGD (learning rate 0.01, momentum 0.9, weight decay 1e-5), two convolutions of 6
 and 16 channels, float32. Accuracy in percent on all 10,000 test images after the last round; **theirs after {theirs}
-rounds, ours after as many as the table says**. Of several seeds it is the mean, with the smallest and the largest in brackets.
-Partitions are drawn anew, by our seed. Seconds are wall seconds a round; each process has one thread.
+rounds, ours after as many as the table says**. Of several seeds it is the mean, with the smallest and the largest in
+brackets. Partitions are drawn anew, by our seed. Seconds are wall seconds a round; each process has one thread.
 
 {table}
 
