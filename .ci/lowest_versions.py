@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 _LOWEST = re.compile(r"(?P<name>[A-Za-z0-9-]+)(\[[^]]*\])?>=(?P<version>[0-9.]+)")
 _HEAD = """\
-# The lowest versions that pyproject.toml allows, written from there by `make lowest`. The suite ran with them:
+# The lowest versions that pyproject.toml allows, written from there by `make lowest`. The suite with them:
 # make test-with VERSIONS=constraints-lowest.txt
 """
 

@@ -1,11 +1,13 @@
 """QuantizedPrecision trains as the callback does, in a Trainer and in Fabric."""
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
 from lightning.fabric import Fabric
+from lightning.pytorch.cli import LightningCLI
 from torch import nn
 
 from fedhq_lightning import QuantizedPrecision
@@ -117,3 +119,26 @@ def test_what_cannot_be_is_refused_by_name() -> None:
     trainer = lightning_trainer(max_epochs=1, plugins=QuantizedPrecision("qat", "w4a8-g5"))
     with pytest.raises(ConfigurationError, match="5"), without_advice():
         trainer.fit(ScriptModule(), train_loader(), val_loader())
+
+
+@pytest.mark.parametrize("key", ["plugins", "callbacks"])
+def test_lightning_cli_takes_plugin_and_callback_by_class_path(key: str, tmp_path: Path) -> None:
+    classes = {"plugins": "QuantizedPrecision", "callbacks": "callbacks.QuantizedTraining"}
+    init_args = {"mode": "ptq", "scheme": "w4a8"}
+    given = {"class_path": f"fedhq_lightning.{classes[key]}", "init_args": init_args}
+    settings = {"accelerator": "cpu", "devices": 1, "fast_dev_run": True, "default_root_dir": str(tmp_path)}
+    shown = {"enable_progress_bar": False, "enable_model_summary": False}
+
+    class Data(L.LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return train_loader()
+
+        def val_dataloader(self) -> Any:
+            return val_loader()
+
+    with without_advice():
+        cli = LightningCLI(
+            ScriptModule, Data, args={"fit": {"trainer": {**settings, **shown, key: given}}}, save_config_callback=None
+        )
+    assert {kind for stage, kind in cli.model.seen if stage == "train"} == {"PtqLinear"}
+    assert is_plain(cli.model)
