@@ -1,10 +1,10 @@
 """What registered clients cost: a thousand, a million, a billion of them, of whom a few train in a round.
 
-    python benchmarks/many_clients.py                   # five minutes on two cores; prints the tables, writes its page
-    python benchmarks/many_clients.py --registered 1000 1000000 --print-only
+    python benchmarks/many_clients.py               # five minutes on two cores; prints the tables, writes its page
+    python benchmarks/many_clients.py --parts registered --registered 1000 1000000 --print-only
 
 Every run has a process of its own, so that its peak of memory is its own. Clients' data are made when a client is
-asked for them. A second table fits a cost model to rounds of other cohorts, models and numbers of processes, and holds
+asked for them. A second part fits a cost model to rounds of other cohorts, models and numbers of processes, and holds
 it against a run outside of the fit; docs/scaling.md reads it.
 """
 
@@ -24,9 +24,13 @@ from statistics import median
 from typing import Any
 
 import machine
+import numpy as np
 import results
 import torch
+from numpy.typing import NDArray
+from scipy.optimize import nnls
 from torch import Tensor
+from torch._C._distributed_c10d import TCPStore
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedhq_lightning import FederatedTrainer
@@ -34,6 +38,7 @@ from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.callbacks import HybridAllocator, RoundCallback
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.models import MLP
+from fedhq_lightning.support.process_watch import key_of
 
 TEXT = """## Registered clients
 
@@ -49,13 +54,23 @@ Printed by `{command}`.
 """
 MODEL_TEXT = """## What a round costs
 
-Wall seconds of a round of this host = {formula}, fitted by least squares on the relative error to the runs below
-but the last, which the fit has not seen. Each figure is the median of {rounds} rounds of one run, in fp, with
-{registered:,} registered clients; *s* is the optimizer steps of a round, *P* the processes, *v* the model's values,
-*c* the cohort.
+Processor seconds of process 0 in a round, one thread, in fp, with {registered:,} registered clients as above: the
+median of {rounds} rounds of one run. The model, fitted to all rows but the last by least squares on relative errors:
+{formula}, where *c* is the cohort, *P* the number of processes and *v* the model's values. The last row is outside of
+the fit in cohort and model. Peak of memory, fitted likewise to the runs of one process: {memory}.
+
+Printed by `{command}`.
 
 {table}
+
+What every process does by itself, however many there are: `HybridAllocator` takes {plan:.0f} wall microseconds a
+client of the cohort to plan and learn (200 clients of {registered:,}); a client's record is {record:.0f} bytes of
+JSON, which all processes get from each other; to read what each of 1,000 processes tells of itself from the store of
+the first takes one of them {beats:.1f} wall milliseconds.
 """
+FITTED = ((20, 64, 1), (100, 64, 1), (50, 256, 1), (50, 512, 1), (100, 256, 2))
+HELD_OUT = (150, 768, 1)
+"""Cohort, width of the hidden layers, processes."""
 SIDE, CLASSES, BATCH = 8, 10, 10
 
 
@@ -150,6 +165,8 @@ class Stopwatch(RoundCallback):
         self.started = time.perf_counter()
         self.first_after = 0.0
         self.round_seconds: list[float] = []
+        self.processor_seconds: list[float] = []
+        self._spent = 0.0
 
     def on_round_start(self, trainer: Any, round_number: int, plan: Any) -> None:
         """Cohort and modes are known."""
@@ -160,6 +177,8 @@ class Stopwatch(RoundCallback):
         """The first round warms up."""
         if record.round > 1:
             self.round_seconds.append(record.wall_seconds)
+            self.processor_seconds.append(time.process_time() - self._spent)
+        self._spent = time.process_time()
 
 
 def measure(case: Case) -> dict[str, float]:
@@ -186,6 +205,8 @@ def measure(case: Case) -> dict[str, float]:
             default_root_dir=folder,
         )
         trainer.fit(model(case.hidden), ManyClients(case.registered))
+        if not trainer.is_global_zero:
+            return {}
         checkpoint = max(trainer.run_dir.glob("checkpoints/round-*.ckpt"))
         return {
             "first_after": watch.first_after,
@@ -195,8 +216,30 @@ def measure(case: Case) -> dict[str, float]:
             "peak_mib": _peak_mib(),
             "checkpoint_kib": checkpoint.stat().st_size / 1024,
             "run_kib": sum(each.stat().st_size for each in trainer.run_dir.rglob("*") if each.is_file()) / 1024,
-            "uplink_kib": trainer.summary["uplink_bytes"] / (case.rounds + 1) / 1024,
+            "processor": median(watch.processor_seconds),
+            "plan_us": 1e6 * trainer.summary["allocator_seconds"] / (case.rounds + 1) / case.cohort,
+            "record_bytes": _record_bytes(trainer.run_dir),
         }
+
+
+def _record_bytes(run_dir: Path) -> float:
+    """Of one client in `rounds.jsonl`, in the mean."""
+    clients = [each for line in (run_dir / "rounds.jsonl").open() for each in json.loads(line)["clients"]]
+    return sum(len(json.dumps(each)) for each in clients) / len(clients)
+
+
+def _beat_milliseconds(processes: int = 1000) -> float:
+    """Of one look at what each process tells of itself."""
+    store = TCPStore("127.0.0.1", 0, 1, is_master=True, wait_for_workers=False)
+    keys = [key_of(rank) for rank in range(processes)]
+    for key in keys:
+        store.set(key, "12345")
+    seconds = []
+    for _ in range(50):
+        started = time.perf_counter()
+        store.multi_get(keys)
+        seconds.append(time.perf_counter() - started)
+    return 1000 * min(seconds)
 
 
 def _peak_mib() -> float:
@@ -223,17 +266,19 @@ def main() -> None:
     options = parse()
     if options.case:
         found = measure(Case(**json.loads(options.case)))
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        if found:
             print(json.dumps(found))
         return
     case = Case(cohort=options.cohort, rounds=options.rounds)
-    table = registered_table(case, options.registered)
-    print(table)
     command = " ".join(["python benchmarks/many_clients.py", *sys.argv[1:]])
-    told = {"rounds": case.rounds, "cohort": case.cohort, "values": case.values}
-    text = TEXT.format(**told, command=command, machine=machine.describe(threads=1), table=table)
-    if not options.print_only:
-        results.write_section("many_clients", text, options.output)
+    for part in options.parts:
+        if part == "registered":
+            text = registered_text(case, options.registered, command)
+        else:
+            text = model_text(replace(case, registered=10**6, rounds=3), command)
+        print(text)
+        if not options.print_only:
+            results.write_section(f"many_clients_{part}", text, options.output)
 
 
 def parse() -> argparse.Namespace:
@@ -243,9 +288,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cohort", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=results.PAGES / "many-clients.md")
+    parser.add_argument("--parts", nargs="+", choices=("registered", "model"), default=("registered", "model"))
     parser.add_argument("--print-only", action="store_true", help="leave docs/results/many-clients.md alone")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def registered_text(case: Case, registered: Sequence[int], command: str) -> str:
+    """The section of registered clients."""
+    table, about = registered_table(case, registered), machine.describe(threads=1)
+    return TEXT.format(
+        rounds=case.rounds, cohort=case.cohort, values=case.values, command=command, machine=about, table=table
+    )
 
 
 def registered_table(case: Case, registered: Sequence[int]) -> str:
@@ -266,6 +320,60 @@ def registered_table(case: Case, registered: Sequence[int]) -> str:
             )
     columns = ("allocator", "registered", "round 1 begins after, s", "a round, s", "peak, MiB", "checkpoint, KiB")
     return results.table(columns, rows)
+
+
+def model_text(case: Case, command: str) -> str:
+    """Run the cases, fit, and say how far the fit is from each."""
+    cases = [
+        replace(case, cohort=cohort, hidden=hidden, processes=processes)
+        for cohort, hidden, processes in (*FITTED, HELD_OUT)
+    ]
+    found = [measured(each) for each in cases]
+    hybrid = measured(replace(case, allocator="hybrid", cohort=200))
+    seconds = np.array([each["processor"] for each in found])
+    terms = np.array([_terms(each) for each in cases])
+    weights = nonnegative_fit(terms[:-1], seconds[:-1])
+    alone = [index for index, each in enumerate(cases[:-1]) if each.processes == 1]
+    memory = nonnegative_fit(
+        np.array([[1.0, cases[index].values] for index in alone]),
+        np.array([found[index]["peak_mib"] for index in alone]),
+    )
+    rows = [
+        [
+            *(str(each.cohort), f"{each.values:,}", str(each.processes), f"{took:.3f}", f"{told:.3f}"),
+            *(f"{told / took - 1:+.0%}", "fitted" if index < len(FITTED) else "outside"),
+        ]
+        for index, (each, took, told) in enumerate(zip(cases, seconds, terms @ weights, strict=True))
+    ]
+    columns = ("c", "v", "P", "measured, s", "model, s", "error", "")
+    return MODEL_TEXT.format(
+        registered=case.registered,
+        rounds=case.rounds,
+        formula="{:.3g} + c/P ({:.3g} + {:.3g} v) + {:.3g} v".format(*weights),
+        memory=f"{memory[0]:.0f} MiB + {1e6 * memory[1]:.3g} MiB per million values",
+        command=command,
+        table=results.table(columns, rows),
+        plan=hybrid["plan_us"],
+        record=hybrid["record_bytes"],
+        beats=_beat_milliseconds(),
+    )
+
+
+def _terms(case: Case) -> list[float]:
+    share = case.cohort / case.processes
+    return [1.0, share, share * case.values, case.values]
+
+
+def nonnegative_fit(terms: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights of the terms, none below 0, by least squares on relative errors.
+
+    Args:
+        terms: (runs, terms).
+        values: (runs,), above 0.
+    """
+    scale = terms.max(axis=0)
+    found: NDArray[np.float64] = nnls(terms / scale / values[:, None], np.ones(len(values)))[0] / scale
+    return found
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from fedhq_lightning.devices import FleetSpec
 from fedhq_lightning.devices.fleet import expand_fleet
 from fedhq_lightning.federated import parts, setup
 from fedhq_lightning.federated.algorithms.aggregator import Aggregator
+from fedhq_lightning.federated.algorithms.asynchronous import AsynchronousAggregator
 from fedhq_lightning.federated.callback import Monitored, RoundCallback, split_callbacks
 from fedhq_lightning.federated.client_errors import OnClientError
 from fedhq_lightning.federated.client_evaluation import ClientEvaluation
@@ -32,7 +33,7 @@ from fedhq_lightning.federated.robust.rule import RobustRule
 from fedhq_lightning.federated.rounds import RoundLoop
 from fedhq_lightning.federated.run_description import describe_run
 from fedhq_lightning.federated.run_start import RunStart
-from fedhq_lightning.federated.same_everywhere import check_same_everywhere
+from fedhq_lightning.federated.same_everywhere import check_same_everywhere, check_shared_folder
 from fedhq_lightning.federated.secure.secure_aggregation import SecureAggregation
 from fedhq_lightning.federated.settings import RunSettings, check_settings
 from fedhq_lightning.federated.wire import Downlink, Uplink
@@ -293,6 +294,8 @@ class FederatedTrainer(ExportsModels):
             check_same_everywhere(processes, described, job.datamodule, job.sizes.looked_at, resumed)
             self.run_dir = Path(processes.broadcast(str(opened.path)))
             directory = RunDirectory(self.run_dir)
+            if parts.keep_state(settings, job) or isinstance(settings.aggregator, AsynchronousAggregator):
+                check_shared_folder(processes, directory.path)
             evaluator = parts.evaluator_of(settings, self.fabric, job.template, processes, job.datamodule)
             state = start.state(job, evaluator, self.callbacks, processes)
             if resumed is not None:

@@ -18,7 +18,7 @@ from fedhq_lightning.cli.own_code import told_from_own_lines
 from fedhq_lightning.cli.parser import Function, Parser, complain
 from fedhq_lightning.cli.word_wrap import HelpFormatter
 from fedhq_lightning.errors import ConfigurationError, RunError
-from fedhq_lightning.support.first_process import is_first_process
+from fedhq_lightning.support.first_process import is_first_process, process_rank
 from fedhq_lightning.support.process_age import seconds_so_far
 from fedhq_lightning.support.quiet import nobody_reads, say_line, show_warnings, write_nowhere
 from fedhq_lightning.support.signals import exit_code_of, stoppable, words_for
@@ -111,7 +111,7 @@ def _warn(line: str) -> None:
     if is_first_process():
         complain(line)
     else:
-        say_line(f"fedhq: process {_rank()}: {line}", sys.stderr)
+        say_line(f"fedhq: process {process_rank()}: {line}", sys.stderr)
 
 
 def _tell(error: Exception, message: object, with_traceback: bool = False) -> None:
@@ -127,11 +127,7 @@ def _tell(error: Exception, message: object, with_traceback: bool = False) -> No
     elif is_first_process():
         complain(message)
     else:
-        say_line(f"fedhq: process {_rank()}: {message}", sys.stderr)
-
-
-def _rank() -> str | None:
-    return os.environ.get("RANK") or os.environ.get("LOCAL_RANK")
+        say_line(f"fedhq: process {process_rank()}: {message}", sys.stderr)
 
 
 def make_parser() -> Parser:

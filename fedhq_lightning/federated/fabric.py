@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from fedhq_lightning.errors import ConfigurationError
@@ -41,4 +43,8 @@ def make_fabric(
             f"strategy {strategy!r} starts processes by {method}, which cannot work here; take 'auto' or 'ddp', which "
             "run the script once a process (in a notebook: devices=1)"
         )
+    environment = getattr(launcher, "cluster_environment", None)
+    if isinstance(environment, SLURMEnvironment):  # known to all from here on, should one of them fail
+        os.environ.setdefault("MASTER_ADDR", environment.main_address)
+        os.environ.setdefault("MASTER_PORT", str(environment.main_port))
     return fabric

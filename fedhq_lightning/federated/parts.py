@@ -70,7 +70,6 @@ def clients_here(
 
 def fitter_of(settings: RunSettings, fabric: Fabric, job: Job, store: ClientStore | None = None) -> ClientFitter:
     """The part that trains clients on this process; they keep in the store what they keep, if anything."""
-    keeps = settings.aggregator.has_client_state or settings.error_feedback or _have_own(settings, job)
     return ClientFitter(
         job.template,
         settings.scheme,
@@ -86,12 +85,17 @@ def fitter_of(settings: RunSettings, fabric: Fabric, job: Job, store: ClientStor
         job.allocator.wanted_sensitivity,
         job.probe.batch_norms if settings.retake_batch_statistics else {},
         settings.on_client_error,
-        store if keeps else None,
+        store if keep_state(settings, job) else None,
         ClientUplink(job.link, settings.seed, settings.uplink_rounding, settings.error_feedback),
         job.own_layers,
         settings.privacy if isinstance(settings.privacy, LocalPrivacy) else None,
         settings.ditto,
     )
+
+
+def keep_state(settings: RunSettings, job: Job) -> bool:
+    """Whether clients keep anything from round to round."""
+    return settings.aggregator.has_client_state or settings.error_feedback or _have_own(settings, job)
 
 
 def _have_own(settings: RunSettings, job: Job) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,6 +68,24 @@ def check_same_everywhere(
     for rank, there in enumerate(seen):
         for (what, first), (_, value) in zip(seen[0], there, strict=False):
             _compare(rank, what, first, value)
+
+
+def check_shared_folder(processes: Processes, folder: Path) -> None:
+    """Refuse nodes of which one does not see what the others write of clients, which it may train next.
+
+    Args:
+        processes: All.
+        folder: That process 0 has made.
+
+    Raises:
+        ConfigurationError: A process does not see it.
+    """
+    for rank, sees in enumerate(processes.gather(folder.is_dir())):
+        if not sees:
+            raise ConfigurationError(
+                f"process {rank} does not see {folder}, where clients keep what they keep from round to round; set "
+                "trainer.default_root_dir to a folder that all nodes share, by its whole path"
+            )
 
 
 def _compare(rank: int, what: str, first: Any, there: Any) -> None:

@@ -5,27 +5,23 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
-import queue
 import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 from torch.distributed.distributed_c10d import _get_default_store
 
-from fedhq_lightning.errors import ConfigurationError, RunError
+from fedhq_lightning.errors import RunError
 from fedhq_lightning.support.collectives import Processes, is_in_group, lightning_quiet, not_taken_down
-from fedhq_lightning.support.first_process import is_first_process
+from fedhq_lightning.support.first_process import is_first_of_node, is_first_process, process_rank
+from fedhq_lightning.support.meeting_place import agent_listens, check_meeting_place, listen, reach
 from fedhq_lightning.support.process_watch import (
     FOREVER,
     Lost,
@@ -43,12 +39,18 @@ _SECONDS_BETWEEN_LOOKS = 0.05
 _SECONDS_TO_START = 60.0
 _SECONDS_TO_END = 10.0
 _SECONDS_TO_TELL = 2.0
+_SECONDS_TO_TELL_NODES = 40.0
+"""The first process of another node may take as long until it listens."""
 _store: TCPStore | None = None
 """Where the processes meet, once this one has reached it."""
 _watch: Watch | None = None
 """This process's, once it has met the others."""
 _lost: Lost | None = None
 """Who kept it from meeting them."""
+_of_this_node: Container[int] | None = None
+"""Ranks of the processes of this machine, once they are known."""
+_has_told = False
+"""Whether this process, before it had met the others, tried to tell them by what it ends."""
 _IMPORTED = time.monotonic()
 
 
@@ -83,22 +85,27 @@ def start_and_meet(strategy: Any, launcher: _SubprocessScriptLauncher, backend: 
         launcher: The strategy's.
         backend: "gloo" or "nccl".
         seconds: See `launch`.
+
+    Raises:
+        ConfigurationError: Several nodes that are not told where to meet; and see `launch`.
     """
     if is_in_group():
         return
     environment = launcher.cluster_environment
+    check_meeting_place(environment, launcher.num_nodes)
     environment.validate_settings(num_devices=launcher.num_processes, num_nodes=launcher.num_nodes)
     strategy._set_world_ranks()
-    rank, count = strategy.global_rank, strategy.world_size
+    rank, count, first_here = strategy.global_rank, strategy.world_size, strategy.global_rank - strategy.local_rank
     # The first listens before it starts the others, so that the port which they are told is the right one.
-    global _store, _watch, _lost
-    _store = _listen(environment, count) if rank == 0 and not _agent_listens() else None
+    global _store, _watch, _lost, _of_this_node
+    _of_this_node = range(first_here, first_here + launcher.num_processes)
+    _store = listen(environment, count) if rank == 0 and not agent_listens() else None
     if not environment.creates_processes_externally:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else the store's code tells in C++ that it is left
         launcher._call_children_scripts()
     children = {rank + index: child for index, child in enumerate(launcher.procs, start=1)}
     try:
-        _store = _store or _reach(environment.main_address, environment.main_port, seconds + _age())
+        _store = _store or reach(environment.main_address, environment.main_port, seconds + _age())
         _lost = _meet(_store, rank, count, children, max(seconds, _SECONDS_TO_START) + 2 * _age())
         if _lost is not None:
             raise _lost.error
@@ -177,28 +184,32 @@ def ends_with_the_others(processes: Processes, seconds: float) -> Iterator[None]
 
 def end(error: BaseException) -> None:
     """Tell the others that this process ends by an error, and see that those which it has started end too."""
-    global _store
+    global _store, _has_told
     if _watch is not None:
         _watch.end(error)
         _see_them_end(_watch.children, _watch.lost)
         if _watch.rank == 0:
             _watch.wait_for_records(set(_watch.others) - {*_watch.children}, _SECONDS_TO_TELL)
-    elif _store is None and "MASTER_PORT" in os.environ and (_agent_listens() or not is_first_process()):
+    elif _store is None and _can_tell() and not _has_told:
+        _has_told, leads_a_node = True, is_first_of_node() and not is_first_process()
+        seconds = _SECONDS_TO_TELL_NODES if leads_a_node else _SECONDS_TO_TELL
         with suppress(RuntimeError):  # nothing answers
-            _store = _reach(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), _SECONDS_TO_TELL)
+            _store = reach(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), seconds)
             _store.set(key_of(_rank()), record_of(error, None))
 
 
 def is_to_tell() -> bool:
     """Whether the user hears from this process by what it ends, so that it is told once.
 
-    What only this process was refused it tells itself; what all were, and by whom they are left, the first does.
+    What only this process was refused it tells itself; what all were, and by whom they are left, the first of each
+    node does.
     """
-    is_first = _rank() == 0
-    lost = _lost or (None if _watch is None else _watch.lost)
-    if lost is not None:
-        return not lost.is_told and (is_first or lost.rank == 0)
-    return is_first or _is_alone_with_it()
+    lost, leads = _lost or (None if _watch is None else _watch.lost), is_first_of_node()
+    if lost is None:
+        return leads or _is_alone_with_it()
+    if _of_this_node is not None and lost.rank not in _of_this_node:
+        return leads  # it is told on another machine, if at all
+    return not lost.is_told and (leads or lost.rank == 0)
 
 
 def _is_alone_with_it() -> bool:
@@ -223,7 +234,7 @@ def _record(rank: int) -> dict[str, Any] | None:
 
 def _rank() -> int:
     """Also of a process that has not met the others."""
-    return _watch.rank if _watch is not None else int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)
+    return _watch.rank if _watch is not None else int(process_rank())
 
 
 def _see_them_end(children: Mapping[int, Any], lost: Lost | None) -> None:
@@ -265,58 +276,11 @@ def _leave_group() -> None:
     dist.destroy_process_group()
 
 
-def _agent_listens() -> bool:
-    """Whether torchrun's own process has the store."""
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-
-
-def _listen(environment: ClusterEnvironment, count: int) -> TCPStore:
-    """Open the store that all processes meet at.
-
-    Raises:
-        ConfigurationError: Another program has the port that was given.
-    """
-    is_free_to_choose = isinstance(environment, LightningEnvironment) and "MASTER_PORT" not in os.environ
-    address, port = environment.main_address, 0 if is_free_to_choose else environment.main_port
-    try:
-        store = TCPStore(address, port, count, is_master=True, timeout=FOREVER, wait_for_workers=False)
-    except RuntimeError as error:
-        raise ConfigurationError(
-            f"MASTER_PORT {port}: this machine does not let the processes of the run meet at {address}:{port}, most "
-            "often because another program has that port; set another, or leave MASTER_PORT out"
-        ) from error
-    os.environ["MASTER_PORT"] = str(store.port)
-    return store
-
-
-def _reach(address: str, port: int, seconds: float) -> TCPStore:
-    """Connect to the store.
-
-    Raises:
-        RunError: Nothing answers there.
-    """
-    answers: queue.SimpleQueue[TCPStore | RuntimeError] = queue.SimpleQueue()
-
-    def connect() -> None:
-        try:
-            limit = timedelta(seconds=seconds)
-            answers.put(TCPStore(address, port, is_master=False, timeout=limit, wait_for_workers=False))
-        except RuntimeError as error:
-            answers.put(error)
-
-    # In a thread, because it waits for ever where another program answers, and lets no signal through meanwhile.
-    threading.Thread(target=connect, daemon=True).start()
-    deadline = time.monotonic() + seconds + _SECONDS_BETWEEN_LOOKS
-    while time.monotonic() < deadline:
-        with suppress(queue.Empty):
-            answer = answers.get(timeout=_SECONDS_BETWEEN_LOOKS)
-            if isinstance(answer, TCPStore):
-                return answer
-            break
-    raise RunError(
-        f"process 0 was not reached at {address}:{port} within {seconds:.0f} s: it has ended, or another program has "
-        "that port"
-    )
+def _can_tell() -> bool:
+    """Whether this process, which has not met the others, knows where they meet, and as whom to speak."""
+    if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
+        return False
+    return agent_listens() if is_first_process() else _rank() != 0
 
 
 def _meet(store: TCPStore, rank: int, count: int, children: Mapping[int, Any], seconds: float) -> Lost | None:

@@ -19,13 +19,15 @@ LIGHTNINGS = "lightning.fabric.utilities.rank_zero"
         ({"RANK": "2", "LOCAL_RANK": "0"}, False),
         ({"SLURM_PROCID": "3"}, False),
         ({"LOCAL_RANK": "0", "SLURM_PROCID": "3"}, True),
+        ({"NODE_RANK": "0"}, True),
+        ({"NODE_RANK": "1"}, False),
     ],
 )
 def test_by_the_environment_before_lightning_is_imported(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], is_first: bool
 ) -> None:
     monkeypatch.delitem(sys.modules, LIGHTNINGS, raising=False)
-    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
