@@ -349,7 +349,7 @@ def model_text(case: Case, command: str) -> str:
     return MODEL_TEXT.format(
         registered=case.registered,
         rounds=case.rounds,
-        formula="{:.3g} + c/P ({:.3g} + {:.3g} v) + {:.3g} v".format(*weights),
+        formula="{:.3g} + c/P ({:.3g} + {:.3g} v)".format(*weights),
         memory=f"{memory[0]:.0f} MiB + {1e6 * memory[1]:.3g} MiB per million values",
         command=command,
         table=results.table(columns, rows),
@@ -361,7 +361,7 @@ def model_text(case: Case, command: str) -> str:
 
 def _terms(case: Case) -> list[float]:
     share = case.cohort / case.processes
-    return [1.0, share, share * case.values, case.values]
+    return [1.0, share, share * case.values]
 
 
 def nonnegative_fit(terms: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
