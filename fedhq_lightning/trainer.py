@@ -343,12 +343,15 @@ class FederatedTrainer(ExportsModels):
                 except NoUsableUpdatesError as error:
                     failure = error
             told, writes, tuned = str(failure or ""), self.writes_model, None
+            is_here = self.client_place is parts.clients_here
             tuning = parts.fine_tuning_of(settings, fabric, job, evaluator, processes, directory)
             if tuning is not None and failure is None:
                 with clock.phase("fine_tuning"):
                     tuned = tuning.tune(state)
             self.summary = processes.from_first(
-                lambda: complete(settings, job, evaluator, state, directory, recipe_name, clock, writes, told, tuned)
+                lambda: complete(
+                    *(settings, job, evaluator, state, directory, recipe_name, clock, writes, told, tuned, is_here)
+                )
             )
             if failure is not None:
                 raise failure

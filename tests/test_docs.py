@@ -237,7 +237,7 @@ def _check_command(line: str, words: list[str]) -> None:
         if arguments:
             make_parser().parse_known_args(words)  # whose files the reader has to have
         return
-    if command == "run" and arguments:
+    if command in ("run", "flower") and arguments:
         known, overrides = make_parser().parse_known_args(words)
         arguments = [known.recipe, *overrides]
     if command == "profile":

@@ -51,6 +51,7 @@ def complete(
     writes_model: bool = True,
     failure: str = "",
     tuned: Tuned | None = None,
+    has_clients_data: bool = True,
 ) -> dict[str, Any]:
     """Write `model/`, `clients.parquet`, `summary.json` and `report.html`; the summary.
 
@@ -67,6 +68,7 @@ def complete(
         writes_model: Without, only the summary is written, from what the rounds logged and the test data tell.
         failure: Why there is no model to write and to evaluate, where there is none; the report tells it.
         tuned: Who fine-tuned the model; None where that was not asked for.
+        has_clients_data: Whether clients' examples are here to evaluate on; without, no client is told to be the worst.
     """
     # Clients are in `rounds.jsonl` alone, and may be many: whatever is told of them is read one round at a time.
     tiers = tier_figures(directory.stream_rounds())
@@ -98,7 +100,8 @@ def complete(
                 clients, worst, tuning = _on_clients(
                     evaluation, settings, job, evaluator, state, directory, tiers, tuned
                 )
-            elif writes_model and loaders and settings.privacy is None:  # it would be told of a client without noise
+            # Under privacy it would be told of a client without noise.
+            elif has_clients_data and writes_model and loaders and settings.privacy is None:
                 participants = distinct_clients(directory.stream_rounds())
                 worst = worst_client(evaluator, state, monitor, job.monitored.mode, job.datamodule, participants)
             if writes_model and loaders:

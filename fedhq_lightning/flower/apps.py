@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.support.extras import check_installed
+from fedhq_lightning.support.quiet import say_line
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
@@ -35,11 +37,14 @@ def server_app(file: str, recipe: str) -> ServerApp:
 
     def main(grid: Any, context: Any) -> None:
         from fedhq_lightning.flower.server_run import run_on
+        from fedhq_lightning.report.final_table import print_final
 
         config = context.run_config
         name, text = _read(file, recipe)
         nodes = GridNodes(grid, WaitingTimes.of(config))
-        run_on(nodes, name, text, config.get("runs") or None, config.get("resume") or None)
+        trainer = run_on(nodes, name, text, config.get("runs") or None, config.get("resume") or None)
+        print_final(trainer.summary)
+        say_line(f"model, report and records: {trainer.run_dir}", sys.stdout)
 
     app = ServerApp()
     app.main()(main)
