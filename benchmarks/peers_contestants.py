@@ -155,23 +155,28 @@ def flower(job: Job, report: Report) -> None:
     shape, data = job.shape, job.data
     client_app, server_app = ClientApp(), ServerApp()
 
-    @client_app.train()  # type: ignore[untyped-decorator]  # flwr is not installed where types are checked
+    @client_app.train()
     def train(message: Message, context: Context) -> Message:
         model = shared.kept_model(shape)
-        model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+        model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
         images, labels = shared.clients_of(shape, data)[int(context.node_config["partition-id"])]
         steps = shared.fit(shape, model, images, labels)
         metrics = MetricRecord({"num-examples": len(labels), "steps": steps})
         return Message(RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}), reply_to=message)
 
-    class Timed(FedAvg):  # type: ignore[misc]  # flwr is not installed where types are checked
+    class Timed(FedAvg):
         def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
             replies = list(replies)
             arrays, metrics = super().aggregate_train(server_round, replies)
-            report.round(sum(int(each.content["metrics"]["steps"]) for each in replies if each.has_content()))
+            report.round(sum(steps_of(each) for each in replies if each.has_content()))
             return arrays, metrics
 
-    @server_app.main()  # type: ignore[untyped-decorator]  # flwr is not installed where types are checked
+    def steps_of(reply: Message) -> int:
+        steps = reply.content.metric_records["metrics"]["steps"]
+        assert isinstance(steps, int)
+        return steps
+
+    @server_app.main()
     def main(grid: Grid, context: Context) -> None:
         torch.manual_seed(shared.SEED)
         model = shared.model_of(shape)
@@ -190,7 +195,7 @@ def flower(job: Job, report: Report) -> None:
         )
 
     ray = {"num_cpus": job.processes, "_temp_dir": str(job.scratch), "_node_ip_address": "127.0.0.1"}
-    backend = {"init_args": ray, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+    backend: Any = {"init_args": ray, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
     run_simulation(server_app, client_app, num_supernodes=shape.clients, backend_config=backend)
 
 

@@ -164,8 +164,8 @@ def test_every_field_of_the_records_is_explained() -> None:
 def test_every_file_of_a_run_is_explained(page_run: Path) -> None:
     table = (ROOT / "docs" / "run-directory.md").read_text(encoding="utf-8").partition("\n## ")[0]
     listed = {name.removesuffix("/") for name in _first_column(table)}
-    # Only with W&B, with algorithms whose clients keep something, and where one client's model is asked for.
-    elsewhere = {"wandb", "client_state", "in_flight", "clients/ID"}
+    # Only with W&B, with algorithms whose clients keep something, with fine-tuning, and where models are asked for.
+    elsewhere = {"wandb", "client_state", "in_flight", "fine_tuned", "clients/ID", "exported"}
     assert {path.name for path in page_run.iterdir()} == listed - elsewhere
 
 

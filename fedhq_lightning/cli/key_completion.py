@@ -24,7 +24,7 @@ UPLINKS, DOWNLINKS, EXPORTS = ("delta", "weights"), ("fp32", "scheme"), ("onnx",
 ROUNDINGS = ("nearest", "stochastic")
 ON_CLIENT_ERROR, MONITOR_MODES = ("quarantine", "retry", "raise"), ("min", "max")
 ROUND_LR, PRECISIONS = ("constant", "cosine", "linear"), ("32-true", "bf16-mixed")
-FEDERATED_DATA = ("PartitionedDataModule", "CSVDataModule", "BreastCancerHospitals")
+FEDERATED_DATA = ("PartitionedDataModule", "CSVDataModule", "BreastCancerHospitals", "ShakespeareSpeakers")
 _TRUTH = ("true", "false")
 
 
@@ -79,10 +79,14 @@ def values_of(key: str) -> Iterable[str]:
         "trainer.secure_aggregation": lambda: names_in("federated/secure/__init__.py"),
         "trainer.robust_rule": lambda: names_in("federated/robust/__init__.py", but=("RobustRule",)),
         "trainer.callbacks": lambda: [each for each in names_in("callbacks/__init__.py") if each.endswith("Allocator")],
-        "model": lambda: names_in("models/__init__.py", "fedhq_lightning.models.", but=("Classifier", "TabularInput")),
+        "model": lambda: names_in(
+            "models/__init__.py", "fedhq_lightning.models.", but=("Classifier", "TabularInput", "add_lora")
+        ),
         "data": lambda: [f"fedhq_lightning.data.{name}" for name in FEDERATED_DATA],
         "data.datamodule": lambda: names_in(
-            "data/__init__.py", "fedhq_lightning.data.", but=("FederatedDataModule", "TableForm", *FEDERATED_DATA)
+            "data/__init__.py",
+            "fedhq_lightning.data.",
+            but=("FederatedDataModule", "CharacterDataModule", "TableForm", *FEDERATED_DATA),
         ),
     }
     return known[key]() if key in known else trainer_arguments().get(key, ())

@@ -251,7 +251,7 @@ def _about_class(where: str, text: str) -> str | None:
         if match[1].isidentifier() and find_spec(match[1]) is not None:
             return f"{match[1]!r} is a module; name a class in it: {match[1]}.CLASS"
         shipped = _SHIPPED.get(where)
-        here = [] if shipped is None else import_module(shipped).__all__
+        here = [] if shipped is None else [name for name in import_module(shipped).__all__ if name[0].isupper()]
         modules = _SHIPPED.values() if shipped is None else [shipped]
         full = {name: f"{module}.{name}" for module in modules for name in import_module(module).__all__}
         hint = _nearest(match[1], full) or _listed(f"{shipped} has", here)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from fedhq_lightning.cli.main import main
 from fedhq_lightning.federated import algorithms
@@ -335,7 +336,8 @@ ON_THE_COMMAND_LINE = {
     "--model=MLPP": "model: 'MLPP' is no class; give its whole path, such as package.module.Class; did you mean "
     "'fedhq_lightning.models.MLP'?",
     "--model=Foo": "model: 'Foo' is no class; give its whole path, such as package.module.Class; "
-    "fedhq_lightning.models has MLP, Classifier, LeNet5, MobileNetV2, ResNet20, TabularInput, TabularMLP, ViT",
+    "fedhq_lightning.models has MLP, CharTransformer, Classifier, LeNet5, MobileNetV2, ResNet20, TabularInput, "
+    "TabularMLP, ViT",
     "--model=math": "model: 'math' is a module; name a class in it: math.CLASS",
     "--trainer.aggregator=Krum": "trainer.aggregator: 'Krum' is no class; give its whole path, such as "
     f"package.module.Class; fedhq_lightning.federated.algorithms has {ALGORITHMS}",
@@ -420,7 +422,7 @@ COMMANDS = {
     ("ls", "extra"): "unknown argument 'extra'; see fedhq ls --help",
     ("rn", "digits-smoke"): (
         "unknown command 'rn'; allowed are ls, cp, show, run, runs, resume, eval, export, report, profile, tune, "
-        "compare, completion; did you mean 'run'?"
+        "compare, flower, completion; did you mean 'run'?"
     ),
     ("--verbose",): "unknown argument '--verbose'; see fedhq --help",
     ("run",): "the following arguments are required: NAME|FILE; see fedhq run --help",
@@ -634,6 +636,7 @@ def test_a_mistake_in_user_code_is_told_from_its_own_lines(capsys, tmp_path):
 def test_a_mistake_of_a_later_process_alone_is_told(capsys, tmp_path, monkeypatch, changes, code, words):
     """The first one goes on, waiting for it; this test's own parent stands for it."""
     monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # as Lightning would have found it when it was imported
     write_recipe(tmp_path / "mine.yaml", changes)
     assert main(["run", "mine.yaml"]) == code
     assert capsys.readouterr().err.startswith(f"fedhq: process 1: {words}")

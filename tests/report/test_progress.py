@@ -217,7 +217,7 @@ def test_after_the_last_round_the_clock_stands_and_each_phase_has_a_line(stopped
     display.on_fit_end(SimpleNamespace(is_global_zero=True))  # type: ignore[arg-type]  # a stand-in
     assert first[-2].startswith(f"wall {format_seconds(rounds[-1].total_wall_seconds)} | ")
     assert "ETA" not in first[-2]
-    assert re.fullmatch(r"export     \S+ \S+ wall", first[-1].strip())
+    assert re.fullmatch(r"export +\S+ \S+ wall", first[-1].strip())
     assert [line.split()[0] for line in second[-2:]] == ["export", "report"]
 
 
