@@ -168,7 +168,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("own_kernels", [True, False])
+@pytest.mark.parametrize("own_kernels", [True, pytest.param(False, marks=pytest.mark.slow)])  # torch compiles its own
 @pytest.mark.parametrize("grid", [W4A8, W4], ids=str)
 @pytest.mark.parametrize(("plain", "shape"), LAYERS.values(), ids=LAYERS)
 def test_rule_is_what_auto_does(monkeypatch, plain, shape, grid, own_kernels):

@@ -64,7 +64,11 @@ def test_there_are_more_than_thirty_kinds() -> None:
 
 @pytest.mark.parametrize("mode", [pytest.param(mode, marks=[pytest.mark.corner] * (mode != "fp")) for mode in MODES])
 class TestAlone:
-    @pytest.mark.parametrize("kind", LEFT_OUT)
+    @pytest.mark.parametrize(
+        "kind",
+        # Its way is that of "out of memory".
+        [pytest.param(each, marks=[pytest.mark.slow] * (each == "MemoryError")) for each in LEFT_OUT],
+    )
     def test_the_model_is_that_of_the_run_without_it(self, kind: str, mode: str) -> None:
         state, rounds = run({2: kind}, range(7), mode)
         assert same_bits(state, sound_run((0, 1, 3, 4, 5, 6), mode)[0])

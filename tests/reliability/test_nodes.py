@@ -150,7 +150,7 @@ def test_a_node_that_does_not_fit(name: str, recipe: Path, tmp_path: Path) -> No
     assert not list(tmp_path.glob("node-*/runs/mine/*"))
 
 
-@pytest.mark.corner
+@pytest.mark.slow
 def test_a_port_that_another_program_has(recipe: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -105,7 +105,11 @@ def server(how: str) -> Iterator[int]:
 
 @pytest.mark.parametrize(
     "how",
-    ["absent", *(pytest.param(each, marks=pytest.mark.corner) for each in ("401", "500", "silent"))],
+    [
+        "absent",
+        *(pytest.param(each, marks=pytest.mark.corner) for each in ("401", "silent")),
+        pytest.param("500", marks=pytest.mark.slow),
+    ],
 )
 def test_wandb_that_cannot_be_used_is_offline(how: str, whole: Path, tmp_path: Path) -> None:
     write_recipe(tmp_path / "mine.yaml", {"trainer.logger": True})

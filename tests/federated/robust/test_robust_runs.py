@@ -24,7 +24,10 @@ from ...three_ways import NORMED, run_three_ways
 @pytest.mark.parametrize(
     "changes",
     [
-        {"trainer.robust_rule": {"class_path": "Bulyan", "init_args": {"num_attackers": 0}}},
+        pytest.param(
+            {"trainer.robust_rule": {"class_path": "Bulyan", "init_args": {"num_attackers": 0}}},
+            marks=pytest.mark.slow,
+        ),
         {
             "trainer.robust_rule": {"class_path": "GeometricMedian"},
             "trainer.uplink": "weights",
