@@ -94,7 +94,7 @@ def _check_silos(root: Path, undisturbed: Path) -> None:
 KINDS = {
     "one process": fedhq(1),
     "two processes": fedhq(2),
-    "SCAFFOLD": fedhq(1, {"trainer.aggregator": "Scaffold"}),
+    "SCAFFOLD": fedhq(1, {"trainer.aggregator": "Scaffold", "trainer.error_feedback": True}),
     "silos": Kind(
         lambda root: (str(SILOS), str(root)),
         lambda root: (str(SILOS), str(root)),
