@@ -92,19 +92,27 @@ def read_yaml(path: Path) -> Any:
         raise ConfigurationError(f"{path}: {error}") from error
 
 
-def check_texts(content: Any) -> None:
+def check_texts(content: Any, depth: int = 0) -> None:
     """Refuse texts within plain values that would be beyond the limits if somebody took them for YAML once more.
 
     jsonargparse does, for every text where no text belongs.
 
+    Args:
+        content: The plain values.
+        depth: In how many texts they were found, each in the one before.
+
     Raises:
         ConfigurationError: One would.
     """
+    if depth > DEEPEST:  # `key::::::` is one as often as it has colons
+        raise ConfigurationError(
+            f"not readable as YAML: a text that is YAML within YAML, over and over; {DEEPEST} times is the most"
+        )
     if isinstance(content, Mapping):
         content = [*content, *content.values()]
     if isinstance(content, list):
         for each in content:
-            check_texts(each)
+            check_texts(each, depth)
     elif isinstance(content, str) and len(content) > _HARMLESS:
         try:
             _check_limits(content)
@@ -112,7 +120,7 @@ def check_texts(content: Any) -> None:
         except (yaml.YAMLError, UnicodeEncodeError, KeyError):
             return  # no YAML, so nobody can
         if meant != content:
-            check_texts(meant)
+            check_texts(meant, depth + 1)
 
 
 def _check_limits(text: str) -> None:

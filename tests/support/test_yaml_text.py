@@ -95,6 +95,12 @@ def test_texts_that_are_yaml_once_more(bomb: str) -> None:
             check_texts(content)
 
 
+def test_texts_within_texts() -> None:
+    with pytest.raises(ConfigurationError, match="YAML within YAML, over and over; 50 times"):
+        check_texts({"clients_per_round" + ":" * 900: None})
+    check_texts({"clients_per_round" + ":" * 120: None})
+
+
 @pytest.mark.parametrize("text", ["a long text " * 50, "[1, 2, 3]" * 20, "'" + "x" * 200 + "'", "\ud800" * 200])
 def test_other_texts_are_left_alone(text: str) -> None:
     check_texts({"a": [text]})
