@@ -116,7 +116,7 @@ class ManyClients(FederatedDataModule):
         """Numbers, as a range: nothing is kept for one."""
         return range(self.count)
 
-    def train_dataloader(self, client_id: Any) -> DataLoader[Any]:  # type: ignore[override]  # see there
+    def train_dataloader(self, client_id: Any) -> DataLoader[Any]:  # type: ignore[override]  # of one client
         """Made anew."""
         return DataLoader(self._made(int(client_id), self.num_examples(client_id)), BATCH, shuffle=True)
 

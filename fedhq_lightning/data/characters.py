@@ -78,7 +78,7 @@ class CharacterDataModule(FederatedDataModule):
         """Training windows of one client."""
         return len(self._windows_of(client_id))
 
-    def train_dataloader(self, client_id: ClientId) -> DataLoader[Any]:  # type: ignore[override]  # as in its base
+    def train_dataloader(self, client_id: ClientId) -> DataLoader[Any]:  # type: ignore[override]  # of one client
         """Shuffled training batches of one client; the order comes from torch's global random numbers."""
         return DataLoader(self._windows_of(client_id), self.batch_size, shuffle=True)
 

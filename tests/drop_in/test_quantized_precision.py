@@ -108,7 +108,7 @@ def test_fabric_gets_the_bits_of_a_prepared_module(mode: Any, uses_closure: bool
 
 def test_what_cannot_be_is_refused_by_name() -> None:
     with pytest.raises(ConfigurationError, match="mode 'qta': allowed are fp, ptq, qat; did you mean 'qat'"):
-        QuantizedPrecision("qta")  # type: ignore[arg-type]
+        QuantizedPrecision("qta")  # type: ignore[arg-type]  # misspelt on purpose
     with pytest.raises(ConfigurationError, match="QuantizedPrecision: scheme 'w4a8s' has static activation ranges"):
         QuantizedPrecision("qat", "w4a8s")
     with pytest.raises(ConfigurationError, match="QuantizedPrecision together with QuantizedTraining"):
