@@ -92,9 +92,7 @@ def make_loggers(
     opened = [TrackedLogger(each, Guest(type(each).__name__)) for each in loggers]
 
     def open_one(each: TrackedLogger) -> None:
-        # CSVLogger's, in a folder that the user named: all that it deletes is logged anew.
-        noise = ["Experiment logs directory .* exists and is not empty"] if done else []
-        with wandb_session(), libraries_quiet(noise=noise):
+        with wandb_session():
             if isinstance(each.logger, both(WandbLogger)):
                 each.closes_run = wandb_run.open_run(each.logger, labels, each.guest.notice) and is_own
                 each.rounds_held = wandb_run.rounds_held(each.logger) if done else frozenset()
@@ -106,10 +104,13 @@ def make_loggers(
             for record in done:
                 _log(each, record)
 
-    for each in opened:
-        each.guest.call(partial(open_one, each))
-    for each in opened:
-        each.guest.wait(_SECONDS_TO_OPEN)
+    # CSVLogger's, in a folder that the user named: all that it deletes is logged anew. Not in the guests' threads:
+    # warnings are the whole process's, and one that hangs would put them back in the middle of something else.
+    with libraries_quiet(noise=["Experiment logs directory .* exists and is not empty"] if done else []):
+        for each in opened:
+            each.guest.call(partial(open_one, each))
+        for each in opened:
+            each.guest.wait(_SECONDS_TO_OPEN)
     return opened
 
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +66,27 @@ def test_a_logger_that_hangs(
     assert time.monotonic() - began < 30
     assert "(it has not answered for 0.5 s; said once" in capsys.readouterr().err
     assert weights(only_run(tmp_path / "runs")) == weights(whole)
+
+
+def test_a_logger_that_comes_back_late_leaves_warnings_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_quick(monkeypatch)
+    monkeypatch.setattr("fedhq_lightning.tracking.loggers._SECONDS_TO_OPEN", 0.1)
+    monkeypatch.setattr("fedhq_lightning.tracking.loggers._SECONDS_TO_CLOSE", {"success": 0.1, "failed": 0.1})
+    released, is_back = threading.Event(), threading.Event()
+    monkeypatch.setattr("tests.bad_loggers.Bad.log_hyperparams", lambda *_, **__: released.wait(60))
+    monkeypatch.setattr("tests.bad_loggers.Bad.log_metrics", lambda *_, **__: is_back.set())
+    write_recipe(
+        tmp_path / "mine.yaml", {"trainer.logger": {"class_path": "tests.bad_loggers.Bad", "init_args": {"method": ""}}}
+    )
+    assert main(["run", "mine.yaml"]) == 0
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        released.set()
+        assert is_back.wait(60)
+        warnings.warn("of a later run", stacklevel=1)
+    assert [str(each.message) for each in said] == ["of a later run"]
 
 
 def own_wandb() -> dict[str, str]:
