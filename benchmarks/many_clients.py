@@ -55,9 +55,13 @@ Printed by `{command}`.
 MODEL_TEXT = """## What a round costs
 
 Processor seconds of process 0 in a round, one thread, in fp, with {registered:,} registered clients as above: the
-median of {rounds} rounds of one run. The model, fitted to all rows but the last by least squares on relative errors:
-{formula}, where *c* is the cohort, *P* the number of processes and *v* the model's values. The last row is outside of
-the fit in cohort and model. Peak of memory, fitted likewise to the runs of one process: {memory}.
+median of {rounds} rounds of one run. *c* is the cohort, *P* the number of processes, *v* the model's values. Fitted to
+all rows but the last, by least squares on relative errors:
+
+{formula}
+
+The last row is outside of the fit in cohort and model. Peak of memory, fitted likewise to the runs of one process:
+{memory}.
 
 Printed by `{command}`.
 
@@ -65,12 +69,25 @@ Printed by `{command}`.
 
 What every process does by itself, however many there are: `HybridAllocator` takes {plan:.0f} wall microseconds a
 client of the cohort to plan and learn (200 clients of {registered:,}); a client's record is {record:.0f} bytes of
-JSON, which all processes get from each other; to read what each of 1,000 processes tells of itself from the store of
+JSON, which all processes get from each other; to read what each of {many:,} processes tells of itself from the store of
 the first takes one of them {beats:.1f} wall milliseconds.
+
+## On paper
+
+The same carried to *P* = {many:,}, *c* = {paper_cohort:,} ({share} clients a process) and *v* = {paper_values:,}, of
+10^9 registered clients: nothing of this was run.
+
+{paper}
 """
-FITTED = ((20, 64, 1), (100, 64, 1), (50, 256, 1), (50, 512, 1), (100, 256, 2))
-HELD_OUT = (150, 768, 1)
+FITTED = (
+    *((20, 64, 1), (100, 64, 1), (20, 256, 1), (50, 512, 1), (20, 512, 1), (20, 768, 1), (100, 768, 1)),
+    *((100, 64, 2), (100, 256, 2), (50, 768, 2)),
+)
+HELD_OUT = (200, 1024, 1)
 """Cohort, width of the hidden layers, processes."""
+FORMULA = "{:.3g} + {:.3g} v + c/P ({:.3g} + {:.3g} v)"
+MANY, PAPER_COHORT, PAPER_VALUES = 1000, 50_000, 10**6
+LOOKS_A_SECOND = 2
 SIDE, CLASSES, BATCH = 8, 10, 10
 
 
@@ -228,7 +245,7 @@ def _record_bytes(run_dir: Path) -> float:
     return sum(len(json.dumps(each)) for each in clients) / len(clients)
 
 
-def _beat_milliseconds(processes: int = 1000) -> float:
+def _beat_milliseconds(processes: int) -> float:
     """Of one look at what each process tells of itself."""
     store = TCPStore("127.0.0.1", 0, 1, is_master=True, wait_for_workers=False)
     keys = [key_of(rank) for rank in range(processes)]
@@ -346,22 +363,58 @@ def model_text(case: Case, command: str) -> str:
         for index, (each, took, told) in enumerate(zip(cases, seconds, terms @ weights, strict=True))
     ]
     columns = ("c", "v", "P", "measured, s", "model, s", "error", "")
+    beats = _beat_milliseconds(MANY)
     return MODEL_TEXT.format(
         registered=case.registered,
         rounds=case.rounds,
-        formula="{:.3g} + c/P ({:.3g} + {:.3g} v)".format(*weights),
+        formula=FORMULA.format(*weights[:4]) + f", and {weights[4]:.3g} c where P > 1.",
         memory=f"{memory[0]:.0f} MiB + {1e6 * memory[1]:.3g} MiB per million values",
         command=command,
         table=results.table(columns, rows),
         plan=hybrid["plan_us"],
         record=hybrid["record_bytes"],
-        beats=_beat_milliseconds(),
+        beats=beats,
+        many=MANY,
+        paper_cohort=PAPER_COHORT,
+        share=PAPER_COHORT // MANY,
+        paper_values=PAPER_VALUES,
+        paper=paper_table(weights, memory, hybrid["plan_us"], hybrid["record_bytes"], beats),
     )
 
 
 def _terms(case: Case) -> list[float]:
     share = case.cohort / case.processes
-    return [1.0, share, share * case.values]
+    return [1.0, case.values, share, share * case.values, case.cohort * (case.processes > 1)]
+
+
+def paper_table(
+    weights: NDArray[np.float64], memory: NDArray[np.float64], plan_us: float, record_bytes: float, beats: float
+) -> str:
+    """What each part of a round would take with `MANY` processes, by the fit.
+
+    Args:
+        weights: Of the terms of a round's seconds.
+        memory: MiB of a process, and MiB for a value of the model.
+        plan_us: Microseconds of an allocator for a client.
+        record_bytes: Of a client's record.
+        beats: Milliseconds to read what all processes tell of themselves.
+    """
+    share = PAPER_COHORT / MANY
+    fits = share * (weights[2] + weights[3] * PAPER_VALUES)
+    gathered = PAPER_COHORT * record_bytes / 2**20
+    rows = [
+        [
+            "every process asks one store whether each other lives",
+            f"{MANY * LOOKS_A_SECOND * beats / 1000:.1f} s a second",
+        ],
+        ["every process takes the whole cohort's records", f"{PAPER_COHORT * weights[4]:.1f} s, {gathered:.0f} MiB"],
+        ["every process plans for the whole cohort (`HybridAllocator`)", f"{PAPER_COHORT * plan_us / 1e6:.1f} s"],
+        ["local fits", f"{fits:.2f} s"],
+        ["sum, evaluation, checkpoint", f"{weights[0] + weights[1] * PAPER_VALUES:.2f} s"],
+        ["memory of a process", f"{memory[0] + memory[1] * PAPER_VALUES:.0f} MiB"],
+        ["`rounds.jsonl`", f"{gathered:.0f} MiB more every round"],
+    ]
+    return results.table(("part of a round", "by the fit"), rows)
 
 
 def nonnegative_fit(terms: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:

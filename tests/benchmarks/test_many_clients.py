@@ -21,7 +21,7 @@ def test_memory_is_told_beside_that_of_the_fewest(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_fit_finds_the_weights() -> None:
-    weights = np.array([0.1, 2e-2, 3e-7])
+    weights = np.array([0.1, 1e-7, 2e-2, 3e-7, 4e-4])
     cases = [Case(cohort=c, hidden=h, processes=p) for c, h, p in many_clients.FITTED]
     terms = np.array([many_clients._terms(case) for case in cases])
     assert many_clients.nonnegative_fit(terms, terms @ weights) == pytest.approx(weights, rel=1e-6)
@@ -30,7 +30,8 @@ def test_the_fit_finds_the_weights() -> None:
 def test_the_model_is_held_against_a_case_outside_of_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     def measured(case: Case) -> dict[str, float]:
         share = case.cohort / case.processes
-        seconds = 0.1 + share * (0.02 + 3e-7 * case.values)
+        seconds = 0.1 + 1e-7 * case.values + share * (0.02 + 3e-7 * case.values)
+        seconds += 4e-4 * case.cohort * (case.processes > 1)
         more = 2.0 if (case.cohort, case.hidden, case.processes) == many_clients.HELD_OUT else 1.0
         told = {
             "processor": more * seconds,
@@ -43,8 +44,11 @@ def test_the_model_is_held_against_a_case_outside_of_the_fit(monkeypatch: pytest
     monkeypatch.setattr(many_clients, "measured", measured)
     text = many_clients.model_text(replace(Case(), registered=10**6), "the command")
     rows = [line for line in text.splitlines() if line.endswith(("fitted |", "outside |"))]
-    assert len(rows) == 6
+    assert len(rows) == len(many_clients.FITTED) + 1
     assert {row.split(" | ")[5] for row in rows[:-1]} <= {"+0%", "-0%"}
     assert rows[-1].split(" | ")[5] == "-50%"
     assert "500 MiB + 20 MiB per million values" in text
-    assert "0.1 + c/P (0.02 + 3e-07 v)" in text
+    assert "0.1 + 1e-07 v + c/P (0.02 + 3e-07 v), and 0.0004 c where P > 1." in text
+    assert "| local fits | 16.00 s |" in text  # 50 clients of a million values
+    assert "| every process takes the whole cohort's records | 20.0 s, 43 MiB |" in text
+    assert "| memory of a process | 520 MiB |" in text
