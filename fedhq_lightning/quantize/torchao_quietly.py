@@ -1,13 +1,23 @@
-"""The one place that imports torchao, so that two messages it emits on import do not reach the terminal.
+"""The one place that imports torchao: versions are checked first, and two messages of its stay out of the terminal.
 
-Its wheel carries kernels for several CUDA and Python versions, loads all of them and logs a warning for each that does
+The lanes are registered with torchao's private parts, and it and torch change theirs between versions. pip holds the
+ranges where it installs; what was put in later is told here, in place of a traceback out of the middle of torchao.
+
+torchao's wheel carries kernels for several CUDA and Python versions, loads all of them and logs a warning for each that does
 not fit; and it registers an enum with torch's pytree in a way that torch logs as deprecated. Neither is for the user.
 Filters drop exactly these records, and only while the import runs.
 """
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+from fedhq_lightning.errors import ConfigurationError
+
+_RANGES = {"torch": ("2.13", "2.14"), "torchao": ("0.18", "0.19")}
+"""From, and below: those of pyproject.toml."""
 
 _NOISE = {
     "torchao": "Failed to load ",
@@ -33,6 +43,31 @@ def _noise_dropped() -> Iterator[None]:
             logger.removeFilter(keep)
 
 
+def _release(text: str) -> tuple[int, ...]:
+    """(2, 13) of `2.13.0+cpu`; nothing of what is no version."""
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
+
+
+def _check_versions() -> None:
+    """Refuse a torch or torchao of other private parts, before it is imported.
+
+    Raises:
+        ConfigurationError: Says what is installed, and what to install.
+    """
+    for name, (lowest, below) in _RANGES.items():
+        try:
+            installed = version(name)
+        except PackageNotFoundError:
+            installed = ""
+        if not _release(lowest) <= _release(installed) < _release(below):
+            found = f"{name} {installed} is installed" if installed else f"{name} is not installed"
+            raise ConfigurationError(
+                f"{found}; quantized lanes take {lowest} or newer, below {below}: "
+                f"pip install '{name}>={lowest},<{below}'"
+            )
+
+
+_check_versions()
 with _noise_dropped():
     from torchao.core.config import AOBaseConfig
     from torchao.quantization import quantize_
