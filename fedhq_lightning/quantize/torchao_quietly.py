@@ -3,9 +3,9 @@
 The lanes are registered with torchao's private parts, and it and torch change theirs between versions. pip holds the
 ranges where it installs; what was put in later is told here, in place of a traceback out of the middle of torchao.
 
-torchao's wheel carries kernels for several CUDA and Python versions, loads all of them and logs a warning for each that does
-not fit; and it registers an enum with torch's pytree in a way that torch logs as deprecated. Neither is for the user.
-Filters drop exactly these records, and only while the import runs.
+torchao's wheel carries kernels for several CUDA and Python versions, loads all of them and logs a warning for each that
+does not fit; and it registers an enum with torch's pytree in a way that torch logs as deprecated. Neither is for the
+user. Filters drop exactly these records, and only while the import runs.
 """
 
 import logging

@@ -82,7 +82,7 @@ class TestVersions:
             raise PackageNotFoundError(name)
 
         monkeypatch.setattr(torchao_quietly, "version", missing)
-        with pytest.raises(ConfigurationError, match="^torch is not installed; quantized lanes take "):
+        with pytest.raises(ConfigurationError, match=r"^torch is not installed; "):
             torchao_quietly._check_versions()
 
     def test_a_command_says_so_in_one_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
