@@ -6,8 +6,9 @@ enough of them; else in PTQ, again with as many as T allows. Clients at risk, wh
 all their steps whatever time that needs.
 
 T follows the cohort: a synchronous round lasts as long as its slowest client, so T is a multiple of what that one takes
-at least. And rho is a rank, the share of all clients that are at risk, so that a boundary keeps its meaning from run to
-run. Fewer steps on slow devices, at the same weight in the mean, are FedProx's partial work (Li et al. 2020).
+at least. Where no round waits, a client costs its own time and no more, so each has a T of its own. And rho is a rank,
+the share of all clients that are at risk, so that a boundary keeps its meaning from run to run. Fewer steps on slow
+devices, at the same weight in the mean, are FedProx's partial work (Li et al. 2020).
 """
 
 import math
@@ -113,28 +114,47 @@ def fitting_work(whole: float, fixed: float, limit: float) -> float:
     return max(0.0, (limit - fixed) / (whole - fixed)) if whole > fixed else 0.0
 
 
-def bottleneck_seconds(facts: Iterable[ClientFacts], deadline: float | None = None) -> float:
+def bottleneck_seconds(facts: Iterable[ClientFacts], deadline: float | None = None, waits: bool = True) -> float:
     """Virtual seconds that a round with all steps lasts at least: its slowest client in its faster mode.
 
     Args:
         facts: Of the round's clients.
         deadline: Virtual seconds after which the round ends without those who are late; the most that it can last.
+        waits: Whether the round waits for its slowest client; see `lasting`.
     """
-    slowest = max((each.least_seconds for each in facts), default=0.0)
-    return slowest if deadline is None else min(slowest, deadline)
+    return lasting([each.least_seconds for each in facts], deadline, waits)
 
 
-def round_seconds(facts: Mapping[ClientId, ClientFacts], allotment: Allotment, deadline: float | None = None) -> float:
+def round_seconds(
+    facts: Mapping[ClientId, ClientFacts], allotment: Allotment, deadline: float | None = None, waits: bool = True
+) -> float:
     """Virtual seconds of a round: its slowest client, or the deadline.
 
     Args:
         facts: Of the round's clients.
         allotment: Of the same.
         deadline: Virtual seconds after which the round ends without those who are late.
+        waits: Whether the round waits for its slowest client; see `lasting`.
     """
-    own = (facts[each].seconds(mode, allotment.work.get(each, 1.0)) for each, mode in allotment.modes.items())
-    slowest = max(own, default=0.0)
-    return slowest if deadline is None else min(slowest, deadline)
+    own = [facts[each].seconds(mode, allotment.work.get(each, 1.0)) for each, mode in allotment.modes.items()]
+    return lasting(own, deadline, waits)
+
+
+def lasting(seconds: Sequence[float], deadline: float | None = None, waits: bool = True) -> float:
+    """How long a round of such clients lasts: its slowest, or the deadline.
+
+    Where no round waits: the mean, to which the time from one step of the server to the next is proportional, since
+    who has come makes room for a client drawn at random.
+
+    Args:
+        seconds: Of each client, virtual.
+        deadline: After which the round ends.
+        waits: Whether the round waits for its slowest client.
+    """
+    if not seconds:
+        return 0.0
+    length = max(seconds) if waits else math.fsum(seconds) / len(seconds)
+    return length if deadline is None else min(length, deadline)
 
 
 def risk_level(risks: Sequence[float], share: float) -> float:
@@ -160,6 +180,7 @@ def allot(
     least_work: float,
     deadline: float | None = None,
     qat: bool = True,
+    waits: bool = True,
 ) -> Allotment:
     """Modes and steps of one round's clients.
 
@@ -171,12 +192,14 @@ def allot(
             within T trains in `ptq`, and exceeds T rather than take fewer.
         deadline: Virtual seconds after which the round ends, or None.
         qat: Whether `qat` has begun; before, everybody trains in `ptq`.
+        waits: Whether the round waits for its slowest client; else each has its own T, and the mean is told.
     """
     latest = math.inf if deadline is None else deadline
-    limit = min((1 + boundary.slack) * bottleneck_seconds(cohort.values(), deadline), latest)
+    length = min((1 + boundary.slack) * bottleneck_seconds(cohort.values(), deadline, waits), latest)
     modes: dict[ClientId, Mode] = {}
     work: dict[ClientId, float] = {}
     for client_id, facts in cohort.items():
+        limit = length if waits else min((1 + boundary.slack) * facts.least_seconds, latest)
         time = latest if facts.risk >= level else limit
         in_qat = fitting_work(facts.qat_seconds, facts.fixed_seconds, time)
         if qat and facts.can_qat and in_qat >= least_work:
@@ -186,4 +209,4 @@ def allot(
             modes[client_id], share = "ptq", max(fits, least_work)
         if share < 1:
             work[client_id] = share
-    return Allotment(modes, work, limit)
+    return Allotment(modes, work, length)

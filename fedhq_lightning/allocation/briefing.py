@@ -35,15 +35,17 @@ class Briefing:
 
     Attributes:
         tiers: Slowest first.
-        round_seconds: Median virtual seconds that a round takes.
+        round_seconds: Median virtual seconds that a round takes; where no round waits, those that a client takes.
         begins: When QAT begins, such as `in round 5`.
         in_qat: Share of a round's clients that then train in it, 0 to 1.
+        rounds_wait: For their slowest client.
     """
 
     tiers: Sequence[TierBrief]
     round_seconds: float
     begins: str
     in_qat: float
+    rounds_wait: bool = True
 
 
 def tier_briefs(

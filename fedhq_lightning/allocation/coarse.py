@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhq_lightning.allocation.boundary import FREE, Boundary, ClientFacts, bottleneck_seconds, risk_level
+from fedhq_lightning.allocation.boundary import FREE, Boundary, ClientFacts, bottleneck_seconds, lasting, risk_level
 from fedhq_lightning.types import ClientId
 
 LATEST_START = 0.5
@@ -69,6 +69,7 @@ def choose_boundary(
     least_work: float,
     deadline: float | None = None,
     given: Boundary | None = None,
+    waits: bool = True,
 ) -> CoarseChoice:
     """The boundary that puts the most risk into `qat` among those that slow rounds down by no more than the budget.
 
@@ -80,6 +81,7 @@ def choose_boundary(
         least_work: See `allot`.
         deadline: Virtual seconds after which a round ends, or None.
         given: Only judge this boundary.
+        waits: Whether rounds wait for their slowest client.
 
     Returns:
         The choice; of equals the one with the shorter rounds, then with the smaller share and slack.
@@ -90,7 +92,8 @@ def choose_boundary(
     if not cohorts or not all(cohorts):
         raise ValueError("choose_boundary needs cohorts with clients")
     rounds = [
-        _Round(cohort, facts, least_work, deadline) for cohort in cohorts[: max(1, _MOST_LOOKED_AT // len(cohorts[0]))]
+        _Round(cohort, facts, least_work, deadline, waits)
+        for cohort in cohorts[: max(1, _MOST_LOOKED_AT // len(cohorts[0]))]
     ]
     free = _judge(rounds, FREE, risks)
     slacks = sorted({step * budget for step in _SLACKS})
@@ -137,6 +140,7 @@ class _Round:
         facts: Mapping[ClientId, ClientFacts],
         least_work: float,
         deadline: float | None,
+        waits: bool,
     ) -> None:
         own = [facts[client_id] for client_id in cohort]
         self.deadline = np.inf if deadline is None else deadline
@@ -147,11 +151,13 @@ class _Round:
         self.risk = np.array([each.risk for each in own])
         self.num_steps = np.array([each.num_steps for each in own], dtype=float)
         self.can_qat = np.array([each.can_qat for each in own])
-        self.bottleneck = bottleneck_seconds(own, deadline)
+        self.waits = waits
+        self.bottleneck = bottleneck_seconds(own, deadline, waits)
+        self.least = self.bottleneck if waits else np.array([each.least_seconds for each in own])
 
     def allot(self, boundary: Boundary, level: float) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         """Who trains in qat, and the share of steps of each."""
-        limit = min((1 + boundary.slack) * self.bottleneck, self.deadline)
+        limit = np.minimum((1 + boundary.slack) * self.least, self.deadline)
         time = np.where(self.risk >= level, self.deadline, limit)
         work = self._fitting(self.qat, time)
         in_qat = self.can_qat & (work >= self.least_work)
@@ -159,7 +165,7 @@ class _Round:
 
     def seconds(self, in_qat: NDArray[np.bool_], work: NDArray[np.float64]) -> float:
         whole = np.where(in_qat, self.qat, self.ptq)
-        return min(float((self.fixed + work * (whole - self.fixed)).max()), self.deadline)
+        return lasting((self.fixed + work * (whole - self.fixed)).tolist(), self.deadline, self.waits)
 
     def _fitting(self, whole: NDArray[np.float64], time: NDArray[np.float64]) -> NDArray[np.float64]:
         saved = np.maximum(whole - self.fixed, np.finfo(float).tiny)

@@ -40,12 +40,12 @@ def explain(knowledge: "ClientKnowledge", choice: "CoarseChoice", least_work: fl
             " (virtual seconds of a round, medians).",
             f"Data: risk is {_risk(knowledge)}, {_spread([each.risk for each in facts.values()])}.",
             *([origin] if origin else []),
-            f"A round takes T = {choice.seconds:.3g} s, {_to_the_slowest(boundary.slack)} (medians over rounds): who "
+            f"{_time(choice, knowledge.context.rounds_wait)}: who "
             f"can take {_words(least_work)} by then trains in QAT, the others in PTQ, with as many steps as T allows"
             f"{_at_risk(level, boundary.share)}.",
             f"Expected once QAT has begun: {choice.in_qat:.0%} of a round's clients in QAT, with "
             f"{choice.protected:.0%} of the risk; {choice.work:.0%} of all local steps taken"
-            f"{_longer(choice.slowdown)}.",
+            f"{_longer(choice.slowdown, knowledge.context.rounds_wait)}.",
         ]
     )
 
@@ -104,16 +104,26 @@ def explain_outlook(in_qat: float, rounds: int, window: int | None, judged: int)
     return said + (f" The study starts with {judged} judged boundaries." if judged else "")
 
 
-def _longer(slowdown: float) -> str:
+def _longer(slowdown: float, rounds_wait: bool) -> str:
     if abs(slowdown) < 0.0005:
         return ""
-    return f"; rounds {abs(slowdown):.1%} {'longer' if slowdown > 0 else 'shorter'} than in PTQ with all steps"
+    what = "rounds" if rounds_wait else "from one update to the next"
+    return f"; {what} {abs(slowdown):.1%} {'longer' if slowdown > 0 else 'shorter'} than in PTQ with all steps"
 
 
-def _to_the_slowest(slack: float) -> str:
-    if slack == 0:
-        return "as long as its slowest client's in PTQ"
-    return f"{1 + slack:.3g} times as long as its slowest client's in PTQ (slack {slack:.3g})"
+def _time(choice: "CoarseChoice", rounds_wait: bool) -> str:
+    slack = choice.boundary.slack
+    times = "" if slack == 0 else f"{1 + slack:.3g} times "
+    given = "" if slack == 0 else f" (slack {slack:.3g})"
+    if rounds_wait:
+        return (
+            f"A round takes T = {choice.seconds:.3g} s, {times}as long as its slowest client's in PTQ{given} (medians "
+            "over rounds)"
+        )
+    return (
+        f"No round waits, so each client has a T of its own, {times}as long as it takes in its faster mode{given}, "
+        f"{choice.seconds:.3g} s in the mean"
+    )
 
 
 def _words(least_work: float) -> str:

@@ -50,10 +50,10 @@ class HybridAllocator(Allocator):
 
     Before round 1 the boundary comes from a hardware analysis (how long each client takes in each mode) and a data
     analysis (how far its data are from everybody's, and how much the scheme hurts the model on them): rounds last as
-    long as they would in `ptq`, and slow clients take as many steps as that allows. While the run goes on, `qat` begins
-    once rounding is seen to cost something, by what was logged; an Optuna study tries boundaries for some rounds each,
-    of shorter rounds above all, and one that makes more progress per virtual second takes over; and devices that turn
-    out faster or slower than predicted are corrected.
+    long as they would in `ptq`, and slow clients take as many steps as that allows; where no round waits, every client
+    as many as its own time in `ptq` allows. While the run goes on, `qat` begins once rounding is seen to cost; an
+    Optuna study tries boundaries for some rounds each, of shorter rounds above all, and one that makes more progress
+    per virtual second takes over; and devices that turn out faster or slower than predicted are corrected.
 
     This is our reading of FedHQ (arXiv 2505.11982), whose abstract alone was at hand.
 
@@ -83,8 +83,6 @@ class HybridAllocator(Allocator):
     Attributes:
         explanation: Why the boundary is what it is, in one paragraph; empty before `begin`.
     """
-
-    looks_at_the_slowest = True
 
     def __init__(
         self,
@@ -192,6 +190,7 @@ class HybridAllocator(Allocator):
             self._choice.seconds,
             start_in_brief(self._rounds_in_ptq, self._waits_for_proof() and not self._rounding.is_seen),
             self._choice.in_qat,
+            self._context.rounds_wait,
         )
 
     def propose(self, round_number: int, cohort: Sequence[ClientId]) -> Plan:
@@ -249,11 +248,12 @@ class HybridAllocator(Allocator):
         """How long a round lasted, in rounds of the same cohort under the incumbent.
 
         Whom the sampler drew, what time passed until they came back, and evaluation on clients is no boundary's merit
-        or fault.
+        or fault. Where no round waits, its length says nothing of those who begin in it.
         """
         seconds = result.virtual_seconds - result.wait_seconds
         seconds -= 0.0 if result.evaluation is None else result.evaluation.virtual_seconds
-        return seconds / self._usual_seconds if result.round > 0 and self._usual_seconds > 0 else seconds
+        usual = self._usual_seconds if self._context.rounds_wait and result.round > 0 else 0.0
+        return seconds / usual if usual > 0 else seconds
 
     def write(self, folder: Path) -> None:
         """`allocation.json`, and `study.log`, an Optuna journal, where there is a study."""
@@ -344,10 +344,11 @@ class HybridAllocator(Allocator):
             ]
         facts = self._knowledge.facts({client_id: None for cohort in cohorts for client_id in cohort})
         limits = self.slowdown, self.least_work, context.round_deadline
-        return choose_boundary(cohorts, facts, self._risks(), *limits, given)
+        return choose_boundary(cohorts, facts, self._risks(), *limits, given, context.rounds_wait)
 
     def _allot(self, boundary: Boundary, facts: Mapping[ClientId, ClientFacts], qat: bool = True) -> Allotment:
-        return allot(boundary, facts, self._level(boundary), self.least_work, self._context.round_deadline, qat)
+        how = self.least_work, self._context.round_deadline, qat, self._context.rounds_wait
+        return allot(boundary, facts, self._level(boundary), *how)
 
     def _origin(self, earlier: Earlier | None) -> str:
         """Where a boundary that is not coarse comes from; empty for one that is."""
@@ -360,9 +361,10 @@ class HybridAllocator(Allocator):
         return math.floor(start * max_rounds + 0.5)
 
     def _rounds_to_a_window(self) -> int | None:
-        """A window ends with an evaluation."""
+        """A window ends with an evaluation, and at least half of its updates began in it."""
         every = self._context.eval_every_n_rounds
-        return -(-self.window // every) * every if self.fine else None
+        rounds = max(self.window, 2 * (self._context.rounds_to_arrive - 1))
+        return -(-rounds // every) * every if self.fine else None
 
     def _risks(self) -> list[float]:
         assert self._knowledge is not None
@@ -380,6 +382,7 @@ class HybridAllocator(Allocator):
             lambda boundary, facts: self._allot(boundary, facts, begun),
             self.slowdown,
             self._context.round_deadline,
+            self._context.rounds_wait,
         )
 
     def _level(self, boundary: Boundary) -> float:

@@ -18,6 +18,7 @@ def time_saved(
     allot: Allot,
     slowdown: float,
     deadline: float | None = None,
+    waits: bool = True,
 ) -> float | None:
     """Share of the time that a boundary saves over another one, below 0 where it takes longer; None: not worth trying.
 
@@ -31,6 +32,7 @@ def time_saved(
         allot: Plans a round by a boundary.
         slowdown: How much longer than their bottleneck rounds may last.
         deadline: Virtual seconds after which a round ends, or None.
+        waits: Whether rounds wait for their slowest client.
     """
     differs = False
     seconds = dict.fromkeys((challenger, incumbent, FREE), 0.0)
@@ -39,7 +41,7 @@ def time_saved(
         plans = {boundary: allot(boundary, facts) for boundary in seconds}
         differs = differs or plans[challenger][:2] != plans[incumbent][:2]
         for boundary, plan in plans.items():
-            seconds[boundary] += round_seconds(facts, plan, deadline)
+            seconds[boundary] += round_seconds(facts, plan, deadline, waits)
             steps[boundary] += sum(own.num_steps * plan.work.get(each, 1.0) for each, own in facts.items())
     if not differs or seconds[incumbent] <= 0 or steps[incumbent] <= 0:
         return None

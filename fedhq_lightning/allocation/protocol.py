@@ -47,6 +47,8 @@ class AllocationContext:
         round_deadline: Virtual seconds after which a round ends, or None.
         rounds_wait: Whether a round waits for the slowest of its cohort. Else a cohort begins in the places that became
             free, and the round ends with the first updates that come: each client costs its own time.
+        rounds_to_arrive: Rounds, this one included, within which updates that begin in a round come, in the mean: 1
+            where rounds wait.
         monitor_mode: Whether a larger or a smaller monitored value is better.
         resumes: Whether `load_state_dict` follows.
     """
@@ -69,6 +71,7 @@ class AllocationContext:
     eval_every_n_rounds: int = 1
     round_deadline: float | None = None
     rounds_wait: bool = True
+    rounds_to_arrive: int = 1
     monitor_mode: MonitorMode = "max"
     resumes: bool = False
 
@@ -88,6 +91,7 @@ class AllocationContext:
         resumes: bool,
         round_deadline: float | None = None,
         rounds_wait: bool = True,
+        rounds_to_arrive: int = 1,
     ) -> Self:
         """What the run's clock tells, beside what is given; see the attributes.
 
@@ -104,6 +108,7 @@ class AllocationContext:
             resumes: Whether a checkpoint's state follows.
             round_deadline: Of the run.
             rounds_wait: Of the run.
+            rounds_to_arrive: Of the run.
         """
         return cls(
             client_ids,
@@ -124,6 +129,7 @@ class AllocationContext:
             eval_every_n_rounds=eval_every_n_rounds,
             round_deadline=round_deadline,
             rounds_wait=rounds_wait,
+            rounds_to_arrive=rounds_to_arrive,
             monitor_mode=monitor_mode,
             resumes=resumes,
         )

@@ -231,6 +231,7 @@ def set_up(
             eval_every_n_rounds=settings.eval_every_n_rounds,
             round_deadline=settings.round_deadline,
             rounds_wait=asynchronous is None,
+            rounds_to_arrive=1 if asynchronous is None else -(-sampler.cohort_size // asynchronous.buffer_size),
             monitor_mode=monitored.mode,
             resumes=resumes,
         )

@@ -50,6 +50,8 @@ def _rows(briefing: Briefing) -> list[tuple[str, ...]]:
 
 def _sentence(briefing: Briefing) -> str:
     length = f"Rounds take {format_seconds(briefing.round_seconds)} virtual"
+    if not briefing.rounds_wait:
+        length = f"No round waits, and clients take {format_seconds(briefing.round_seconds)} virtual"
     if briefing.in_qat == 0:
         return f"{length}, in which nobody can take enough steps in QAT; the report tells why."
     return f"{length}; QAT begins {briefing.begins}, for {briefing.in_qat:.0%} of their clients; the report tells why."

@@ -102,6 +102,16 @@ def test_nobody_is_sent_past_the_deadline_by_risk_or_slack():
     assert found.work == {"slow": pytest.approx(8 / 13), "risky": pytest.approx(8 / 12)}
 
 
+def test_where_no_round_waits_each_client_has_its_own_time():
+    found = allotted(0, 0, waits=False)
+    assert found.modes == {"slow": "qat", "risky": "qat", "fast": "qat", "small": "ptq"}
+    assert found.work == {"slow": pytest.approx(10 / 13), "risky": pytest.approx(9 / 12), "fast": pytest.approx(2 / 4)}
+    assert found.seconds == round_seconds(COHORT, found, waits=False) == (10 + 9 + 2 + 1) / 4
+    assert in_qat(0, 0, least_work=0.6, waits=False) == {"slow", "risky"}
+    assert in_qat(0, 0.25, least_work=1, waits=False) == {"risky"}
+    assert in_qat(0.35, 0, least_work=1, waits=False) == {"slow", "risky"}
+
+
 def test_a_round_lasts_as_long_as_its_slowest_client_in_its_faster_mode():
     odd = ClientFacts(ptq_seconds=30.0, qat_seconds=11.0, risk=0.0)
     assert bottleneck_seconds([*COHORT.values(), odd]) == 11.0

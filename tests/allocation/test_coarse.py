@@ -28,14 +28,14 @@ def rounds_of(facts: dict[int, ClientFacts], seed: int) -> list[list[int]]:
     return [sorted(random.Random(f"{seed}/{number}").sample(list(facts), 5)) for number in range(8)]
 
 
-def expected(boundary: Boundary, cohorts, facts) -> tuple[float, float, float]:
+def expected(boundary: Boundary, cohorts, facts, waits: bool = True) -> tuple[float, float, float]:
     """Mean length of a round, share of the risk in qat by steps taken, share of all steps taken."""
     level = risk_level([each.risk for each in facts.values()], boundary.share)
     seconds, inside, whole, steps, all_steps = 0.0, 0.0, 0.0, 0.0, 0.0
     for cohort in cohorts:
         own = {client_id: facts[client_id] for client_id in cohort}
-        found = allot(boundary, own, level, 0.5)
-        seconds += round_seconds(own, found)
+        found = allot(boundary, own, level, 0.5, waits=waits)
+        seconds += round_seconds(own, found, waits=waits)
         for client_id, mode in found.modes.items():
             work = found.work.get(client_id, 1.0)
             inside += own[client_id].risk * work * (mode == "qat")
@@ -52,12 +52,13 @@ def choose(cohorts, facts, budget: float, **how):
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("budget", [0.0, 0.05, 0.2])
 class TestChoice:
-    def test_what_it_promises_is_what_the_rounds_do(self, seed, budget):
+    @pytest.mark.parametrize("waits", [True, False])
+    def test_what_it_promises_is_what_the_rounds_do(self, seed, budget, waits):
         facts = fleet(seed)
         cohorts = rounds_of(facts, seed)
-        choice = choose(cohorts, facts, budget)
-        free = expected(Boundary(0, 0), cohorts, facts)
-        seconds, protected, work = expected(choice.boundary, cohorts, facts)
+        choice = choose(cohorts, facts, budget, waits=waits)
+        free = expected(Boundary(0, 0), cohorts, facts, waits)
+        seconds, protected, work = expected(choice.boundary, cohorts, facts, waits)
         assert choice.slowdown == pytest.approx(seconds / free[0] - 1, abs=1e-12)
         assert choice.slowdown <= budget + 1e-9
         assert choice.protected == pytest.approx(protected)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import groupby
 
 import pytest
 
@@ -46,6 +47,30 @@ def test_slow_clients_take_fewer_steps_within_the_time_of_ptq():
     plan = ready(fine=False, slowdown=0.0).propose(1, CLIENTS)
     assert set(plan.modes.values()) == {"qat"}
     assert plan.work == {each: pytest.approx(10 / 13) for each in CLIENTS if tier(each) == "board"}
+
+
+def test_where_no_round_waits_clients_take_their_own_time_in_ptq():
+    allocator = ready({"rounds_wait": False, "cohort": None}, fine=False, slowdown=0.0)
+    plan = allocator.propose(1, CLIENTS)
+    assert set(plan.modes.values()) == {"qat"}
+    assert plan.work == {each: pytest.approx(10 / 13 if tier(each) == "board" else 3 / 5) for each in CLIENTS}
+    assert "No round waits, so each client has a T of its own, as long as it takes in its faster mode" in (
+        allocator.explanation
+    )
+    choosy = ready({"rounds_wait": False, "cohort": None}, fine=False, slowdown=0.0, least_work=0.7)
+    modes = choosy.propose(1, CLIENTS).modes
+    assert {tier(each): mode for each, mode in modes.items()} == {"board": "qat", "phone": "ptq"}
+
+
+def test_where_no_round_waits_a_window_has_time_for_its_own_updates():
+    def rounds_of_the_first_challenger(rounds_to_arrive: int) -> int:
+        changes = {"rounds_wait": False, "cohort": None, "rounds_to_arrive": rounds_to_arrive}
+        plans = play(ready(changes, slowdown=0.0), range(1, 31), metric=0.5)
+        trials = [list(group) for _, group in groupby(plan.logged["trial"] for plan in plans)]
+        return len(trials[1])
+
+    assert rounds_of_the_first_challenger(2) == 2
+    assert rounds_of_the_first_challenger(4) == 6
 
 
 def test_a_device_without_the_memory_is_never_given_qat():

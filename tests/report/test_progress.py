@@ -262,6 +262,10 @@ class TestBriefing:
         assert len(before) <= 10
         assert max(map(len, before)) <= 80
 
+    def test_where_no_round_waits_it_tells_what_clients_take(self) -> None:
+        text = briefing_text(replace(self.BRIEFING, rounds_wait=False))
+        assert "No round waits, and clients take 1 min 02 s virtual; QAT begins" in " ".join(text.split())
+
     def test_many_tiers_are_counted(self) -> None:
         many = Briefing([TierBrief(f"device {number}", 2, 1.0, 2.0, 0) for number in range(9)], 1.0, "at once", 0.0)
         text = briefing_text(many)

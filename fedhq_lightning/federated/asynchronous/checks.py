@@ -42,6 +42,6 @@ def checked(settings: RunSettings, fleet: Fleet, num_training: int) -> Asynchron
     if allocator is not None and allocator.looks_at_the_slowest:
         raise ConfigurationError(
             f"{name} and {type(allocator).__name__} cannot be together: it plans by the slowest client of a round, and "
-            "no round waits for it; take FixedAllocator, such as FixedAllocator(0.5)"
+            "no round waits for it; take HybridAllocator, which does not then, or FixedAllocator"
         )
     return aggregator

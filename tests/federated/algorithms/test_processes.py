@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedhq_lightning.callbacks import FixedAllocator
+from fedhq_lightning.callbacks import FixedAllocator, HybridAllocator
 from fedhq_lightning.federated.algorithms import (
     FedAdagrad,
     FedAdam,
@@ -34,6 +34,7 @@ RUNS: dict[str, Callable[[], dict[str, Any]]] = {
     "hybrid FedNova": lambda: {"aggregator": FedNova(), "callbacks": [FixedAllocator(0.5)], **HYBRID},
     "hybrid FedDyn": lambda: {"aggregator": FedDyn(), "callbacks": [FixedAllocator(0.5)], **HYBRID},
     "hybrid FedBuff": lambda: {"aggregator": FedBuff(2), "callbacks": [FixedAllocator(0.5)], **HYBRID},
+    "allotted FedBuff": lambda: {"aggregator": FedBuff(2), "callbacks": [HybridAllocator(qat_from=0)], **HYBRID},
     "FedAsync": lambda: {"aggregator": FedAsync(), "fleet": "mixed"},
     "FedAvgM": lambda: {"aggregator": FedAvgM()},
     "FedAdagrad": lambda: {"aggregator": FedAdagrad()},

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fedhq_lightning.callbacks import FixedAllocator, HybridAllocator
+from fedhq_lightning.callbacks import FixedAllocator, HybridAllocator, LateQatAllocator
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.algorithms import FedAsync, FedAvg, FedBuff
 from fedhq_lightning.federated.algorithms.asynchronous import AsynchronousAggregator
@@ -92,6 +92,20 @@ def test_as_many_train_at_once_as_was_said() -> None:
     assert begun == [5, 2, 2, 2]
 
 
+def test_the_hybrid_allocator_gives_nobody_more_time_than_its_own_in_ptq() -> None:
+    def times(allocator: Any) -> dict[tuple[Any, str], float]:
+        settings = {"aggregator": FedBuff(1), "scheme": "w4a8", "fleet": "mixed", "max_rounds": 8, "local_epochs": 4}
+        done, _ = fit(data=SmallData([40] * 4), callbacks=allocator, **settings)
+        clients = [each for record in records(done) for each in record.clients]
+        return {(each.client_id, each.mode): each.virtual_seconds for each in clients}
+
+    ptq, hybrid = times(FixedAllocator("ptq")), times(HybridAllocator(fine=False, qat_from=0.0, least_work=0.1))
+    assert "qat" in {mode for _, mode in hybrid}
+    common = {client for client, _ in hybrid} & {client for client, _ in ptq}
+    assert common
+    assert all(seconds <= ptq[client, "ptq"] for (client, _), seconds in hybrid.items() if client in common)
+
+
 def test_clients_whose_code_fails_free_their_place() -> None:
     class Breaks(SmallModule):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -118,8 +132,8 @@ def test_clients_whose_code_fails_free_their_place() -> None:
             "no round waits and privacy cannot be together",
         ),
         (
-            {"aggregator": FedBuff(2), "scheme": "w4a8", "callbacks": HybridAllocator()},
-            "FedBuff and HybridAllocator cannot be together",
+            {"aggregator": FedBuff(2), "scheme": "w4a8", "callbacks": LateQatAllocator()},
+            "FedBuff and LateQatAllocator cannot be together",
         ),
     ],
 )
