@@ -47,7 +47,7 @@ from fedhq_lightning.quantize import LaneOptions, QuantScheme
 from fedhq_lightning.report.progress import ProgressDisplay
 from fedhq_lightning.run.description import Recipe, describe, text_of
 from fedhq_lightning.run.directory import RunDirectory
-from fedhq_lightning.run.run_names import check_name
+from fedhq_lightning.run.run_names import check_name, run_if_given
 from fedhq_lightning.run.state import RunState
 from fedhq_lightning.support import process_group
 from fedhq_lightning.support.arithmetic import reproducible
@@ -102,6 +102,8 @@ class FederatedTrainer(ExportsModels):
         round_lr: Learning rate over rounds: "constant", "cosine", "linear", or a factor per round.
         mode_lr: Factor on every learning rate of the clients in a mode, such as {"qat": 0.3}; 1 for the others.
         round_deadline: Virtual seconds after which a round ends without the clients that are late.
+        measured_seconds: True: what local fits take, in wall seconds, stands in place of what the clock predicts, and
+            allocators that learn times learn from it; the folder of a run: what they took there.
         on_client_error: What follows when a client's code raises: "quarantine", the round goes on without it; "retry",
             it tries once more before; "raise", the run ends. Without memory for its mode it is tried in fp before.
         min_clients: Usable updates that a round takes to move the model. Three rounds in a row without end the run.
@@ -182,6 +184,7 @@ class FederatedTrainer(ExportsModels):
         round_lr: Literal["constant", "cosine", "linear"] | float = "constant",
         mode_lr: Mapping[str, float] | None = None,
         round_deadline: float | None = None,
+        measured_seconds: bool | str | Path = False,
         on_client_error: OnClientError = "quarantine",
         min_clients: int = 1,
         max_norm_ratio: float | None = 20.0,
@@ -205,6 +208,7 @@ class FederatedTrainer(ExportsModels):
             "lanes": lanes or LaneOptions(),
             "fleet": expand_fleet(fleet),
             "precision": plain_precision(precision),
+            "measured_seconds": run_if_given(measured_seconds, "measured_seconds"),
             "default_root_dir": expand_if_given(default_root_dir, "default_root_dir"),
         }
         self.described = describe(asked)

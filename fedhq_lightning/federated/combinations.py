@@ -70,6 +70,16 @@ _EXCLUDED = (
         "nobody is late: an update that comes later weighs less; leave the deadline out",
     ),
     _Excluded(
+        *("an aggregator for which no round waits", "measured_seconds"),
+        lambda settings: _is_asynchronous(settings) and settings.measured_seconds is not False,
+        "whose update comes first is the virtual clock's to say; take FedAvg",
+    ),
+    _Excluded(
+        *("round_deadline", "measured_seconds"),
+        lambda settings: settings.round_deadline is not None and settings.measured_seconds is not False,
+        "who would be late is known before it trains, by the virtual clock; leave one of them out",
+    ),
+    _Excluded(
         *("an aggregator for which no round waits", "secure_aggregation"),
         lambda settings: _is_asynchronous(settings) and settings.secure_aggregation is not None,
         "masks cancel only within a cohort that began together; take FedAvg",

@@ -160,6 +160,8 @@ class RoundLoop:
             for client_id in self._mine(plan)
         ]
         for update in self._clients.fit.updates(at_server, tasks, control, self._clock):
+            if self._job.measured is not None:
+                update = replace(update, record=self._job.measured.put_into(update.record))
             if secure is not None:
                 update = secure.masked(update, at_server.received, self._explained)
             control.call("on_client_end", update.record)

@@ -18,6 +18,7 @@ from fedhq_lightning.federated.client_errors import OnClientError
 from fedhq_lightning.federated.client_evaluation import ClientEvaluation, check_frequency
 from fedhq_lightning.federated.client_uplink import Rounding
 from fedhq_lightning.federated.fine_tuning import FineTuning
+from fedhq_lightning.federated.measured_seconds import check_measured
 from fedhq_lightning.federated.personal.personal_layers import PersonalLayers
 from fedhq_lightning.federated.privacy.mechanisms import Privacy
 from fedhq_lightning.federated.robust.rule import RobustRule
@@ -80,6 +81,7 @@ class RunSettings:
     round_lr: Literal["constant", "cosine", "linear"] | float
     mode_lr: Mapping[str, float]
     round_deadline: float | None
+    measured_seconds: bool | str
     on_client_error: OnClientError
     min_clients: int
     max_norm_ratio: float | None
@@ -163,6 +165,7 @@ def check_settings(given: Mapping[str, Any]) -> None:
         _check_choice("mode_lr", mode, MODES)
         _check_positive(f"mode_lr: {mode}", factor)
     check_norm_ratio(given["max_norm_ratio"])
+    check_measured(given["measured_seconds"])
     ditto = given["ditto"]
     if ditto is not None and not (_is_number(ditto) and 0 <= ditto < math.inf):
         raise ConfigurationError(

@@ -32,6 +32,7 @@ from fedhq_lightning.federated.clients import (
     warn_of_examples_never_drawn,
 )
 from fedhq_lightning.federated.fewest_updates import check_cohort_size, fewest_updates
+from fedhq_lightning.federated.measured_seconds import MeasuredSeconds
 from fedhq_lightning.federated.monitor_mode import resolve_monitor_mode
 from fedhq_lightning.federated.personal.personal_layers import OwnLayers, check_monitor
 from fedhq_lightning.federated.privacy.ledger import Ledger
@@ -79,6 +80,7 @@ class Job:
         ledger: Keeps account of the privacy that is spent.
         min_updates: Usable updates that a round takes to move the model.
         secure: What secure rounds have in common; None where the server sees every update.
+        measured: What stands in place of the clock's seconds of local fits; None where they count.
     """
 
     template: L.LightningModule
@@ -96,6 +98,7 @@ class Job:
     ledger: Ledger
     min_updates: int
     secure: RunTerms | None
+    measured: MeasuredSeconds | None
 
     @cached_property
     def validation_loaders(self) -> list[Any]:
@@ -254,6 +257,7 @@ def set_up(
         ledger=ledger_of(settings, datamodule, sampler, clock.position),
         min_updates=fewest_updates(settings, 1 if secure is None else secure.threshold),
         secure=secure,
+        measured=MeasuredSeconds.of(settings.measured_seconds, settings.max_rounds),
     )
 
 

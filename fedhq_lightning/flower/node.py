@@ -155,6 +155,7 @@ def _of_one_client(settings: RunSettings, sensitivity: SensitivityMeasure | None
         min_clients=1,
         robust_rule=None,
         round_deadline=None,
+        measured_seconds=False,
         evaluate_clients=False,
         # What the client's code raises goes into its answer; whether that ends the run, the server decides.
         on_client_error="retry" if settings.on_client_error == "retry" else "quarantine",

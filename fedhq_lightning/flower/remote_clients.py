@@ -128,7 +128,7 @@ class RemoteFit:
             mode=told.mode,
             num_steps=told.num_steps,
             metrics=told.metrics,
-            fit_wall_seconds=told.fit_wall_seconds,
+            fit_wall_seconds=min(told.fit_wall_seconds, reply.seconds),
             uplink_bytes=len(reply.payload),
             sensitivity=told.sensitivity,
             traceback="\n".join(map(shortened, told.traceback.splitlines()[:_MOST_FRAMES])),

@@ -14,8 +14,8 @@ from fedhq_lightning.run.run_names import run_meant
 from fedhq_lightning.support.paths import UNRESOLVED, expand_if_given
 
 FLEETS = ("trainer.fleet", "init_args.fleet")
-RUNS = ("init_args.warm_start", "init_args.reference")
-"""Arguments of allocators, as they are called inside a list of callbacks."""
+RUNS = ("init_args.warm_start", "init_args.reference", "trainer.measured_seconds")
+"""Runs; the first two are arguments of allocators, as they are called inside a list of callbacks."""
 
 _PATHS = re.compile(r"(.*_)?(dir|root|path|paths|file|files|folder)|dirpath|filepath")
 """Names of arguments that are paths in whatever class, such as `data_dir`."""

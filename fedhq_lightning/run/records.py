@@ -48,7 +48,8 @@ class ClientRecord:
         metrics: What the module logged while training, averaged over the last local epoch.
         fit_wall_seconds: Wall seconds of the local fit on this host.
         download_seconds: Virtual seconds to receive the global model.
-        compute_seconds: Virtual seconds of the local fit on the client's device.
+        compute_seconds: Virtual seconds of the local fit on the client's device; with `trainer.measured_seconds` wall
+            seconds, what it measured for the allocator included.
         upload_seconds: Virtual seconds to send the update.
         uplink_bytes: Payload sent.
         downlink_bytes: Payload received.

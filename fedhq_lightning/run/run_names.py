@@ -12,8 +12,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.support.paths import expand
 
 DEFAULT_ROOT = Path("runs")
 """Where names are looked for: `default_root_dir` of a trainer that sets none."""
@@ -132,6 +134,16 @@ def run_meant(text: str) -> str:
     """As `run_called`, of a text that may be no path: it stays as it is unless a run is called so."""
     found = run_called(Path(text)) if text else Path(text)
     return text if found == Path(text) else str(found)
+
+
+def run_if_given(given: Any, key: str) -> Any:
+    """As `run_meant` where a text or a path was given, with `~` and variables put in; anything else as it is.
+
+    Args:
+        given: A run, or something else.
+        key: What it is for, for the message.
+    """
+    return run_meant(expand(given, key)) if isinstance(given, str | Path) else given
 
 
 def _is_called(folder: str, given: str) -> bool:

@@ -1,5 +1,6 @@
 """Nodes in this process: each hears and says texts and bytes, as over a network."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,7 +20,12 @@ RECIPE: dict[str, Any] = {
         "init_args": {"num_partitions": 3},
     },
     "trainer.clients_per_round": None,
-    "trainer.callbacks.0.init_args.allocation": {"0": "ptq", "1": "qat", "2": "fp"},
+    "trainer.callbacks": [
+        {
+            "class_path": "fedhq_lightning.callbacks.FixedAllocator",
+            "init_args": {"allocation": {"0": "ptq", "1": "qat", "2": "fp"}},
+        }
+    ],
     "trainer.enable_progress_bar": False,
     "trainer.final_evaluation": False,
 }
@@ -51,8 +57,9 @@ class NodesHere:
     def ask(self, orders: Sequence[Order], payload: bytes) -> Iterator[tuple[ClientId, Reply]]:
         self.orders += orders
         for order in reversed(orders):
+            began = time.perf_counter()
             text, made = self._nodes[int(order.client_id)].answer(order.to_text(), payload)
-            yield order.client_id, self._meddle(order, Reply(text, made, 0.1))
+            yield order.client_id, self._meddle(order, Reply(text, made, time.perf_counter() - began))
 
     def restart(self, position: int) -> None:
         self._nodes[position] = NodeOfRecipe("small", self._text, position)

@@ -29,6 +29,7 @@ class TestRefuses:
             ({"clients_per_round": "half"}, "clients_per_round 'half': must be a count, or a fraction"),
             ({"clients_per_round": True}, "clients_per_round True: must be a count"),
             ({"round_deadline": True}, "round_deadline True"),
+            ({"measured_seconds": 3}, "measured_seconds 3: must be true, false, or the folder of a run"),
             ({"ema_decay": "0.9"}, "ema_decay '0.9'"),
             ({"average_from": 3, "max_rounds": 2}, "average_from 3: must be a round of the run, up to 2"),
             ({"average_from": 1, "ema_decay": 0.5}, "average_from and ema_decay are both given"),
