@@ -25,6 +25,7 @@ RECIPE = "mnist5k-hybrid"
 SETTING = (
     *("--model=fedhq_lightning.models.LeNet5", "--model.lr=0.03"),
     *("--trainer.local_epochs=2", "--trainer.eval_every_n_rounds=1"),
+    *("--trainer.callbacks=FixedAllocator", "--trainer.callbacks.allocation=0.5"),
 )
 SCHEMES = ("w4a8", "w2a8")
 ALPHAS = (0.1, 5.0)
@@ -37,7 +38,7 @@ What a client sends: `uplink: delta` (default) sends the difference between its 
 received, rounded to the scheme's bits; `uplink: weights` sends its local model, rounded to the scheme's grid.
 
 Printed by `{command}`, with the recipe `{recipe}` and LeNet-5 (MNIST-5k, 20 clients, 10 a
-round, half of them in qat), {rounds} rounds and {seeds} seeds a cell. The metric is `val_accuracy` of the quantized
+round, half of them in QAT), {rounds} rounds and {seeds} seeds a cell. The metric is `val_accuracy` of the quantized
 model on the held-out images, its mean over the last {last} rounds: mean over the seeds, with the smallest and the
 largest in brackets. `difference` is delta minus weights, paired by seed. `bytes` is the mean payload of one client in
 one round; the float32 model is {float_bytes:,} bytes.

@@ -9,6 +9,7 @@ from typing_extensions import override
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.federated.callback import RoundCallback, RoundControl
 from fedhq_lightning.run.records import RoundRecord
+from fedhq_lightning.support.first_process import process_rank
 
 
 class Ends(RoundCallback):
@@ -28,7 +29,7 @@ class Ends(RoundCallback):
 
     @override
     def on_round_end(self, trainer: RoundControl, record: RoundRecord) -> None:
-        if record.round != 2 or os.environ.get("LOCAL_RANK", "0") != str(self.rank):
+        if record.round != 2 or process_rank() != str(self.rank):
             return
         happened = trainer.run_dir / "happened"
         if happened.exists():

@@ -16,7 +16,10 @@ _LOADER = '''"""model.pt2, with torch alone: `from load_model import model`, or 
 
 import hashlib
 import io
+import warnings
 from pathlib import Path
+
+warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # it needs none
 
 import torch
 from torch.utils._pytree import tree_map_only

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -137,13 +138,7 @@ class _Writer:
     def of_client(self, client_id: ClientId, folder: Path | None) -> Path:
         """One client's model, evaluated on what the client holds back."""
         job, directory, number = self._job, self._directory, self._state.deployed_round
-        known = {str(each): each for each in job.datamodule.client_ids}
-        if str(client_id) not in known:
-            raise ConfigurationError(
-                f"client {client_id!r}: the data know of no such client, of {len(known)}"
-                f"{nearest(str(client_id), known)}"
-            )
-        client_id = known[str(client_id)]
+        client_id = _known(client_id, job.datamodule.client_ids)
         tunes = self._settings.fine_tuning is not None
         store = directory.fine_tuned if tunes else directory.client_store
         make = tuned_models_of if tunes else models_of
@@ -195,3 +190,17 @@ class _Writer:
         if inputs is not None:
             write_atomically(folder / INPUTS, json.dumps(inputs, indent=2, allow_nan=False) + "\n")
         return folder
+
+
+def _known(client_id: ClientId, ids: Sequence[ClientId]) -> ClientId:
+    """The client that an id, or its text, names."""
+    text = str(client_id)
+    found: ClientId | None
+    if isinstance(ids, range):  # of a billion clients, say: not one is made to look for another
+        found = int(text) if re.fullmatch(r"-?[0-9]+", text) and int(text) in ids else None
+    else:
+        found = next((each for each in ids if str(each) == text), None)
+    if found is None:
+        alike = "" if isinstance(ids, range) else nearest(text, [str(each) for each in ids])
+        raise ConfigurationError(f"client {client_id!r}: the data know of no such client, of {len(ids)}{alike}")
+    return found

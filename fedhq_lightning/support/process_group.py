@@ -115,7 +115,7 @@ def start_and_meet(strategy: Any, launcher: _SubprocessScriptLauncher, backend: 
                 _store.set(key_of(rank), record_of(error, None if _lost is None else _lost.rank))
         _see_them_end(children, _lost)
         raise
-    _watch = Watch(_store, rank, count, children)
+    _watch = Watch(_store, rank, count, children, _tells)
     _watch.start()
     device = strategy.root_device
     with _watch.judging(seconds):
@@ -157,7 +157,7 @@ def watch_group(children: Mapping[int, Any]) -> Watch:
     global _watch
     if _watch is None:
         store: Any = _get_default_store()
-        _watch = Watch(store, dist.get_rank(), dist.get_world_size(), children)
+        _watch = Watch(store, dist.get_rank(), dist.get_world_size(), children, _tells)
         _watch.start()
     return _watch
 
@@ -204,9 +204,13 @@ def is_to_tell() -> bool:
     What only this process was refused it tells itself; what all were, and by whom they are left, the first of each
     node does.
     """
-    lost, leads = _lost or (None if _watch is None else _watch.lost), is_first_of_node()
-    if lost is None:
-        return leads or _is_alone_with_it()
+    lost = _lost or (None if _watch is None else _watch.lost)
+    return is_first_of_node() or _is_alone_with_it() if lost is None else _tells(lost)
+
+
+def _tells(lost: Lost) -> bool:
+    """Whether the user hears from this process that another is lost."""
+    leads = is_first_of_node()
     if _of_this_node is not None and lost.rank not in _of_this_node:
         return leads  # it is told on another machine, if at all
     return not lost.is_told and (leads or lost.rank == 0)

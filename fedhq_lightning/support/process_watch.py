@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -66,11 +66,15 @@ class Watch:
         rank: This process's.
         count: Processes.
         children: Those that this process has started, by rank, as of `subprocess.Popen`.
+        tells: Whether the user hears from this process that another is lost.
     """
 
-    def __init__(self, store: TCPStore, rank: int, count: int, children: Mapping[int, Any]) -> None:
+    def __init__(
+        self, store: TCPStore, rank: int, count: int, children: Mapping[int, Any], tells: Callable[[Lost], bool]
+    ) -> None:
         self.rank = rank
         self.children = children
+        self.tells = tells
         self.lost: Lost | None = None
         self._telling, self._store = store, store.clone()  # type: ignore[attr-defined]  # not in torch's stub
         self._store.set_timeout(FOREVER)
@@ -242,7 +246,7 @@ class Watch:
     def _end_at_once(self) -> None:
         """Where the first thread waits in a library's own collective, or in code that lets no error through."""
         assert self.lost is not None
-        if not self.lost.is_told and (self.rank == 0 or self.lost.rank == 0):
+        if self.tells(self.lost):
             with suppress(OSError):
                 say_line(f"{self.lost.error}", sys.stderr)
         self.end(self.lost.error)

@@ -73,15 +73,16 @@ class TestLoader:
             (folder / file).unlink()  # the loader and the program are all that it takes
         return folder
 
-    def test_is_sixteen_lines_that_import_torch_alone(self, folder: Path) -> None:
+    def test_is_eighteen_lines_that_import_torch_alone(self, folder: Path) -> None:
         text = (folder / "load_model.py").read_text()
         code = [line for line in text.splitlines() if line.strip() and not line.startswith('"""')]
-        assert len(code) <= 16
+        assert len(code) <= 18
         assert {line.split()[1].partition(".")[0] for line in code if line.startswith(("import", "from"))} == {
             "hashlib",
             "io",
             "pathlib",
             "torch",
+            "warnings",
         }
 
     @pytest.mark.corner

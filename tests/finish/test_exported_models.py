@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.finish.exported_models import _known
 from fedhq_lightning.run.client_store import PERSONAL
 from fedhq_lightning.run.directory import RunDirectory
 
@@ -45,3 +46,11 @@ def test_what_is_not_there_is_refused(run: Any, client: Any, message: str) -> No
             pytest.skip("all took part")
     with pytest.raises(ConfigurationError, match=message):
         run.export_client(client)
+
+
+def test_a_client_of_a_billion_is_found_by_its_number() -> None:
+    ids = range(10**9)
+    assert _known("999999999", ids) == _known(999_999_999, ids) == 999_999_999
+    for other in ("1000000000", "-1", "first"):
+        with pytest.raises(ConfigurationError, match=r"no such client, of 1000000000$"):
+            _known(other, ids)

@@ -5,7 +5,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from fedhq_lightning.cli.main import main
 from ..programs import Program
 from ..small_recipe import write_recipe
 from ..trainer.conftest import make_quick
+from .test_ranks import write_recipe_of_two
 from .test_signals import AS_MODULE, only_run, weights
 
 SECONDS = 60.0
@@ -49,8 +50,10 @@ def run_nodes(
     *of_second: str,
     port: int | None = None,
     script: str | None = None,
+    count: int = 2,
+    waited_for: Sequence[int] = (0, 1),
 ) -> list[tuple[int | None, str, str]]:
-    """Exit code, output and errors of node 0 and of node 1, each in a folder of its own.
+    """Exit code, output and errors of each node that is waited for, all of them in folders of their own.
 
     Args:
         folder: Gets these folders.
@@ -59,22 +62,27 @@ def run_nodes(
         of_second: Arguments that node 1 has beside.
         port: At which they meet; one that is free.
         script: What runs in place of the command.
+        count: Nodes.
+        waited_for: Nodes that end by themselves.
     """
     port = port or free_port()
-    nodes = []
-    for node in (0, 1):
+    nodes: list[Program] = []
+    for node in range(count):
         place = folder / f"node-{node}"
         place.mkdir()
         if script is not None:
             (folder / "script.py").write_text(script)
         program = AS_MODULE if script is None else (str(folder / "script.py"),)
-        arguments = ["run", str(recipe), "--trainer.num_nodes=2", *(of_second if node else ())]
+        arguments = ["run", str(recipe), f"--trainer.num_nodes={count}", *(of_second if node else ())]
         nodes.append(Program(*program, *arguments, cwd=place, env={**os.environ, **environments(node, port)}))
     try:
-        return [(node.returncode, *printed) for node in nodes for printed in [node.communicate(SECONDS)]]
+        printed = [nodes[node].communicate(SECONDS) for node in waited_for]
     finally:
-        for node in nodes:
-            node.kill()
+        for each in nodes:
+            each.kill()
+    for node in {*range(count)} - {*waited_for}:
+        nodes[node].communicate(SECONDS)
+    return [(nodes[node].returncode, *texts) for node, texts in zip(waited_for, printed, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +186,20 @@ def test_client_state_on_nodes_without_a_common_folder(recipe: Path, tmp_path: P
     for code, _, errors in run_nodes(tmp_path, by_lightning, path):
         assert code == 2
         assert re.match(r"fedhq: .*process 1 does not see runs/.*all nodes share, by its whole path\n$", errors), errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["SIGSTOP", "SIGKILL"])
+def test_a_node_is_gone_in_a_round(how: str, tmp_path: Path) -> None:
+    """Each of the others says so, to its own user."""
+    path = tmp_path / "mine.yaml"
+    more = {"trainer.devices": 1, "trainer.default_root_dir": str(tmp_path / "runs")}
+    write_recipe_of_two(path, how, 1, **more)
+    ends = run_nodes(tmp_path, by_lightning, path, count=3, waited_for=(0, 2))
+    for who, (code, _, errors) in zip(("", "process 2: "), ends, strict=True):
+        assert code == 1, ends
+        assert re.match(rf"fedhq: {who}process 1 (has not answered for 2 s|is gone)", errors), ends
+        assert errors.count("process 1 ") == 1
 
 
 @pytest.mark.slow
