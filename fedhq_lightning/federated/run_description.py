@@ -39,7 +39,7 @@ def describe_run(
     described["virtual_fleet"] = f"content {Fleet.resolve(settings.fleet, settings.seed).digest}"
     if settings.scheme is not None:
         described["compiled_kernels"] = has_compiler()
-        described["native_kernels"] = native_level() is not None
+        described["native_kernels"] = device_type == "cpu" and native_level() is not None
     if recipe is not None:
         described["recipe"] = parse_yaml(recipe.text)
     return described

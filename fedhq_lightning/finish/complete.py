@@ -28,6 +28,7 @@ from fedhq_lightning.finish.on_test_data import metrics_on_test_data
 from fedhq_lightning.finish.per_class import per_class_accuracy
 from fedhq_lightning.finish.worst_client import worst_client
 from fedhq_lightning.local.evaluation import Evaluator
+from fedhq_lightning.quantize.native.lanes import level_on
 from fedhq_lightning.report.allocation_figures import write_allocation_picture
 from fedhq_lightning.report.report import pictured, write_report
 from fedhq_lightning.run.directory import RunDirectory
@@ -35,6 +36,7 @@ from fedhq_lightning.run.records import distinct_clients, tier_figures
 from fedhq_lightning.run.run import Run
 from fedhq_lightning.run.state import RunState
 from fedhq_lightning.run.summary import summarize
+from fedhq_lightning.support.arithmetic import device_name
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.phase_clock import PhaseClock
 from fedhq_lightning.support.text import first_line
@@ -108,6 +110,10 @@ def complete(
                 per_class = per_class_accuracy(evaluator, state.deployed, loaders, monitor)
             if deployment is not None:
                 inference = _inference(evaluator, state, directory, deployment)
+    kernels = None
+    if settings.scheme is not None:
+        with evaluator.autocast():
+            kernels = level_on(evaluator.device)
     summary = summarize(
         state,
         monitor,
@@ -124,6 +130,8 @@ def complete(
         recipe_name,
         directory.path,
         clock.read(),
+        device_name(evaluator.device),
+        kernels,
         failure,
         _privacy(settings, job, state),
         tuning,

@@ -54,7 +54,7 @@ class Evaluator:
         self.scheme = scheme
         self._options = options
         self._processes = processes
-        self._device = device
+        self.device = device
         self.autocast = autocast
         self._seed = seed
         self._datamodule = datamodule
@@ -121,7 +121,7 @@ class Evaluator:
             trainer.detach()
         ranges = {name: state.get(name, value) for name, value in module.state_dict().items() if is_range(name)}
         load_weights(module, users_view(state) | ranges)
-        return module.to(self._device)
+        return module.to(self.device)
 
     def deployed(self, state: StateDict) -> L.LightningModule:
         """The module with the deployed view of `state` as its weights, converted to the scheme's grid.

@@ -33,7 +33,7 @@ from fedhq_lightning.quantize import LaneOptions, LayerScheme, prepare
 from fedhq_lightning.quantize.convolution import output_positions
 from fedhq_lightning.quantize.kernel_choice import integers_pay_in_convolution, integers_pay_in_linear
 from fedhq_lightning.quantize.qat_layers import has_integer_forward
-from fedhq_lightning.support.arithmetic import reproducible
+from fedhq_lightning.support.arithmetic import device_name, reproducible
 from fedhq_lightning.support.collectives import lightning_quiet
 from fedhq_lightning.support.seeds import derive_seed, seed_generators
 from fedhq_lightning.support.views import is_range
@@ -165,7 +165,7 @@ class _Bench:
         host = measure_host(self._device, partial(on_progress, "this host"))
         predicted = predict_steps(host, self._template, self._grids, self._costs, layers, steps, lanes, self._precision)
         return HostProfile(
-            device=torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else self._device.type,
+            device=device_name(self._device),
             threads=self._settings.threads,
             scheme=str(self._scheme),
             client_id=self._client_id,

@@ -27,6 +27,10 @@ Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 SMALL = 2**13
 """Elements below which calling a compiled function costs more than it saves."""
+_AS_EAGER = {"eager_numerics.division_rounding": True}
+_AS_EAGER_ON_GPUS = {**_AS_EAGER, "eager_numerics.disable_ftz": True, "emulate_precision_casts": True}
+"""What keeps eager mode's bits. On GPUs the compiler would approximate division, flush the smallest numbers to zero
+and, but for the last option, round a product and a sum as one."""
 _VARIANTS = 32  # dtypes, memory formats and sizes of one are variants of a kernel; beyond these it runs in eager mode
 
 
@@ -66,27 +70,27 @@ def compiled(function: Kernel) -> Kernel:
 
     Where torch cannot compile it, a warning says so, and it stays in eager mode.
     """
-    fused: Callable[..., Any] | None = None
+    fused: dict[str, Callable[..., Any]] = {}  # by kind of device
     has_failed = False
 
     @wraps(function)
     def call(x: Tensor, *arguments: Any) -> Any:
-        nonlocal fused, has_failed
+        nonlocal has_failed
         # A tracer (torch.export, a user's torch.compile) takes the function as it is.
         if has_failed or torch.compiler.is_compiling() or x.numel() < SMALL or not can_compile():
             return function(x, *arguments)
-        is_first = fused is None
-        if fused is None:
+        kind = x.device.type
+        is_first = kind not in fused
+        if is_first:
             _load_quietly()
-            # As eager mode divides: on GPUs the compiler's own division is an approximation.
-            options = {"eager_numerics.division_rounding": True}
-            fused = torch.compile(function, dynamic=True, recompile_limit=_VARIANTS, options=options)  # type: ignore[call-overload]  # the overloads lack it
+            options = _AS_EAGER_ON_GPUS if kind == "cuda" else _AS_EAGER
+            fused[kind] = torch.compile(function, dynamic=True, recompile_limit=_VARIANTS, options=options)  # type: ignore[call-overload]  # the overloads lack it
         from torch._dynamo.exc import TorchDynamoException
 
         try:
             # Without their history: gradients are ours to compute, and dynamo would look for theirs.
             with phase_of_run("compile") if is_first else nullcontext():
-                return fused(x.detach(), *(a.detach() if isinstance(a, Tensor) else a for a in arguments))
+                return fused[kind](x.detach(), *(a.detach() if isinstance(a, Tensor) else a for a in arguments))
         except TorchDynamoException as error:
             has_failed = True
             reason = str(error).strip().splitlines()[0]

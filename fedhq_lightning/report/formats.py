@@ -152,7 +152,9 @@ def _privacy_text(privacy: Mapping[str, Any]) -> str:
 def _kernels_text(summary: Mapping[str, Any]) -> str:
     if level := summary["native_kernels"]:
         return f"our own, {level}"
-    return "torch's, compiled" if summary.get("compiled_kernels") else "torch's, no C++ compiler"
+    device = summary.get("device") or "cpu"
+    compiled = "compiled" if summary.get("compiled_kernels") else "no C++ compiler"
+    return f"torch's, {compiled}" if device == "cpu" else f"torch's, on {device}"
 
 
 def _on_test_data(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

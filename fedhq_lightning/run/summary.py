@@ -12,7 +12,6 @@ from typing import Any
 from fedhq_lightning.deploy.deployment import Deployment
 from fedhq_lightning.quantize import LayerScheme, QuantScheme
 from fedhq_lightning.quantize.compilation import has_compiler
-from fedhq_lightning.quantize.native.lanes import native_level
 from fedhq_lightning.run.records import LEFT_OUT
 from fedhq_lightning.run.state import RunState
 from fedhq_lightning.types import MODES
@@ -37,6 +36,8 @@ def summarize(
     recipe: str,
     run_dir: Path,
     wall_phases: Mapping[str, float],
+    device: str,
+    native_kernels: str | None,
     failure: str = "",
     privacy: dict[str, Any] | None = None,
     fine_tuning: dict[str, Any] | None = None,
@@ -46,7 +47,7 @@ def summarize(
     `test_metrics` are `fp/NAME` and `quantized/NAME` on the test data. Without a deployment, a model that was not
     written, `metric_quantized` is what the round logged. `failure` says why a run has come to nothing,
     `privacy` what was promised and spent. `fine_tuning`, which follows the last round, counts among virtual seconds and
-    bytes.
+    bytes. `device` is where modules ran, `native_kernels` whose instructions the lanes' own kernels used there.
     Wall times cover the rounds and the evaluation before them, not set-up, export and report: those are among
     `wall_phases`, seconds by phase.
     """
@@ -87,8 +88,9 @@ def summarize(
         "files": [file.described() for file in deployment.files] if deployment else [],
         "inference": inference,
         "seed": seed,
+        "device": device,
         "compiled_kernels": has_compiler(),
-        "native_kernels": None if scheme is None else native_level(),
+        "native_kernels": native_kernels,
         "versions": versions(),
     }
 

@@ -236,6 +236,7 @@ class Summary(TypedDict, total=False):
     files: list[File]
     inference: Inference | None
     seed: int | None
+    device: str
     compiled_kernels: bool
     native_kernels: str | None
     versions: dict[str, str]

@@ -31,6 +31,11 @@ def reproducible(threads: int, device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads_before)
 
 
+def device_name(device: torch.device) -> str:
+    """What a device is called: `cpu`, or a GPU's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 @contextmanager
 def _reproducible_on_gpus() -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fedhq_lightning.quantize import compilation, fused_fake, grid, int8_convolution, int8_training, integer_forward
 from fedhq_lightning.quantize.compilation import SMALL, can_compile, compiled, has_compiler
@@ -142,6 +143,29 @@ def test_large_inputs_of_any_size_are_compiled_once() -> None:
         assert not output.requires_grad
     assert calls == []
     assert counters["stats"]["unique_graphs"] == before + 1
+
+
+def test_each_kind_of_device_has_kernels_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(compilation, "can_compile", lambda: True)
+    monkeypatch.setattr(torch, "compile", lambda function, options, **_: asked.append(options) or function)
+    kernel, calls = counting()
+    for device in ("cpu", "cuda", "cpu", "cuda"):
+        with FakeTensorMode():
+            kernel(torch.empty(SMALL, device=device), 1)
+    assert asked == [compilation._AS_EAGER, compilation._AS_EAGER_ON_GPUS]
+    assert len(calls) == 4
+
+
+def test_on_gpus_no_product_and_sum_are_rounded_as_one() -> None:
+    """What torch tells Triton, which compiles for GPUs, under the options that ours are compiled with."""
+    from torch._inductor import config
+    from torch._inductor.codegen.triton import TritonKernel
+
+    with config.patch(compilation._AS_EAGER_ON_GPUS):
+        told = TritonKernel.triton_meta_common()
+    assert not told["enable_fp_fusion"]
+    assert told["disable_ftz"]
 
 
 @needs_compiler

@@ -124,6 +124,8 @@ def test_absent_keys_leave_their_lines_out() -> None:
         ({"native_kernels": "avx2", "compiled_kernels": True}, "our own, avx2"),
         ({"native_kernels": None, "compiled_kernels": True}, "torch's, compiled"),
         ({"native_kernels": None, "compiled_kernels": False}, "torch's, no C++ compiler"),
+        ({"native_kernels": None, "compiled_kernels": True, "device": "cpu"}, "torch's, compiled"),
+        ({"native_kernels": None, "compiled_kernels": True, "device": "A GPU"}, "torch's, on A GPU"),
     ],
 )
 def test_one_line_says_which_kernels_computed(found: dict[str, Any], text: str) -> None:

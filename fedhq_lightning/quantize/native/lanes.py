@@ -85,6 +85,11 @@ def native(x: Tensor, *others: Tensor | None) -> Any | None:
     return torch.ops.fedhq
 
 
+def level_on(device: torch.device) -> str | None:
+    """The level whose kernels compute on a device, with the threads and the precision of now; None where torch's do."""
+    return None if native(torch.empty(1, device=device)) is None else native_level()
+
+
 @contextmanager
 def kernels_of_torch() -> Iterator[None]:
     """Have torch compute what these kernels would: for comparisons, and where a test replaces what they do."""
