@@ -91,7 +91,7 @@ class FederatedTrainer(ExportsModels):
         callbacks: Round callbacks, and one allocator at most; without one every client trains in fp.
         logger: True for Weights & Biases (offline unless WANDB_MODE says otherwise), False, or Lightning loggers.
         accelerator: Kind of device: "cpu", "cuda", or "auto" for the best that is there.
-        devices: Processes on this node, as in Lightning.
+        devices: Processes on this node, as in Lightning; [0, 0] is two on the first GPU.
         num_nodes: Machines that run this script, each with `devices` processes.
         strategy: One of Lightning Fabric's that start processes by running the script again; it never wraps a module.
         process_timeout: Seconds after which a process that does not answer ends the others; one that computes answers.

@@ -39,8 +39,8 @@ class Processes:
     Only tensors, bytes and JSON travel.
 
     Args:
-        device: Where the group's backend wants its tensors: the process's own device; None for a process that
-            computes alone, whatever group it belongs to.
+        device: The process's own, where NCCL's collectives want their tensors; gloo's want them on the CPU. None for a
+            process that computes alone, whatever group it belongs to.
 
     Raises:
         RunError: By every method that asks the others: one of them has ended, or does not answer.
@@ -52,7 +52,7 @@ class Processes:
         self.rank = 0 if is_alone else dist.get_rank()
         self.count = 1 if is_alone else dist.get_world_size()
         self.watch = None if is_alone else current_watch()
-        self._device = device
+        self._device = device if is_alone or dist.get_backend() != "gloo" else torch.device("cpu")
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
         """The bytes of every process, by rank, on every process."""

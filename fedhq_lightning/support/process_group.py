@@ -117,7 +117,6 @@ def start_and_meet(strategy: Any, launcher: _SubprocessScriptLauncher, backend: 
         raise
     _watch = Watch(_store, rank, count, children, _tells)
     _watch.start()
-    device = strategy.root_device
     with _watch.judging(seconds):
         dist.init_process_group(
             backend,
@@ -125,7 +124,7 @@ def start_and_meet(strategy: Any, launcher: _SubprocessScriptLauncher, backend: 
             rank=rank,
             world_size=count,
             timeout=FOREVER,
-            device_id=None if device.type == "cpu" else device,
+            device_id=strategy.root_device if backend == "nccl" else None,
         )
 
 
