@@ -19,12 +19,13 @@ MARKS ?= not slow and not corner
 # Without its caches, every interpreter that a test starts compiles the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-slow test-with lowest lint format docs dist clean
+.PHONY: help demo test test-slow test-gpu test-with lowest lint format docs dist clean
 
 help:
 	@echo "make demo       PTQ, QAT and the hybrid side by side on MNIST-5k (two to four minutes after the install)"
 	@echo "make test       lint, types, tests (CI runs corners too: make test MARKS='not slow')"
 	@echo "make test-slow  the tests that neither it nor CI runs"
+	@echo "make test-gpu   the tests that need a GPU, which are skipped without one"
 	@echo "make test-with  the tests with the newest versions, or: make test-with VERSIONS=constraints-lowest.txt"
 	@echo "make lint       ruff, mypy and the order of imports only"
 	@echo "make format     let ruff put the code into shape"
@@ -40,6 +41,9 @@ test: lint
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m slow --timeout=1800
+
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m gpu
 
 # In an environment of their own; no lint, which is of one version of each tool.
 test-with: $(INSTALLED)
