@@ -1,4 +1,4 @@
-"""MLflow in a store of files and TensorBoard's own files, as those read them; skipped where they are not installed."""
+"""MLflow in a store of files and TensorBoard's own files, as those read them."""
 
 import warnings
 from collections.abc import Sequence
