@@ -330,7 +330,7 @@ class FederatedTrainer(ExportsModels):
                 settings,
                 self,
                 job,
-                self.client_place(settings, fabric, job, evaluator, processes, directory.client_store),
+                self.client_place(settings, fabric, job, evaluator, processes, directory),
                 evaluator,
                 parts.server_of(settings, job, processes),
                 processes,

@@ -53,14 +53,15 @@ class ClientParts:
     evaluation: EvaluationRound | None
 
 
-ClientPlace: TypeAlias = Callable[[RunSettings, Fabric, Job, Evaluator, Processes, ClientStore], ClientParts]
+ClientPlace: TypeAlias = Callable[[RunSettings, Fabric, Job, Evaluator, Processes, RunDirectory], ClientParts]
 """Makes the parts of a run for where its clients are."""
 
 
 def clients_here(
-    settings: RunSettings, fabric: Fabric, job: Job, evaluator: Evaluator, processes: Processes, store: ClientStore
+    settings: RunSettings, fabric: Fabric, job: Job, evaluator: Evaluator, processes: Processes, directory: RunDirectory
 ) -> ClientParts:
-    """The parts that let clients live on the run's own processes."""
+    """The parts that let clients live on the run's own processes, and keep in its directory what they keep."""
+    store = directory.client_store
     return ClientParts(
         CohortFitHere(fitter_of(settings, fabric, job, store), settings.round_deadline, job.link.fixed_bytes),
         statistics_of(settings, job, evaluator, processes, store),

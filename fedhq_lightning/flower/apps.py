@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedhq_lightning.errors import ConfigurationError
 from fedhq_lightning.recipe import files as recipe_files
 from fedhq_lightning.support.extras import check_installed
+from fedhq_lightning.support.paths import expand_path
 from fedhq_lightning.support.quiet import say_line
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ def client_app(file: str, recipe: str) -> ClientApp:
 
         place = _place_in(context.node_config)
         if place not in nodes:  # in Flower's simulation one process may be several clients
-            nodes[place] = NodeOfRecipe(*_read(file, recipe), place)
+            kept = context.node_config.get("client-state") or Path(os.environ.get("FLWR_HOME", "~/.flwr"), "fedhq")
+            nodes[place] = NodeOfRecipe(*_read(file, recipe), place, expand_path(str(kept), "client-state"))
         text, payload = nodes[place].answer(*records.opened(message.content))
         return Message(records.of(text, payload), reply_to=message)
 

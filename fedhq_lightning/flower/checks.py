@@ -22,10 +22,8 @@ def check_can_travel(settings: RunSettings, described: Mapping[str, Any]) -> Non
     """
     aggregator = type(settings.aggregator).__name__
     refused = (
-        (settings.personal_layers is not None, "personal_layers", "nodes keep nothing from round to round"),
-        (settings.ditto is not None, "ditto", "nodes keep nothing from round to round"),
-        (settings.error_feedback, "error_feedback", "nodes keep nothing from round to round"),
-        (settings.aggregator.has_client_state, f"aggregator {aggregator}", "nodes keep nothing from round to round"),
+        (settings.personal_layers is not None, "personal_layers", "nodes do not evaluate models of their own"),
+        (settings.ditto is not None, "ditto", "nodes do not evaluate models of their own"),
         (
             isinstance(settings.aggregator, AsynchronousAggregator),
             f"aggregator {aggregator}",
@@ -33,7 +31,7 @@ def check_can_travel(settings: RunSettings, described: Mapping[str, Any]) -> Non
         ),
         (settings.secure_aggregation is not None, "secure_aggregation", "nodes do not exchange keys"),
         (settings.privacy is not None, "privacy", "its account is not kept for nodes"),
-        (settings.fine_tuning is not None, "fine_tuning", "nodes keep nothing from round to round"),
+        (settings.fine_tuning is not None, "fine_tuning", "nodes do nothing after the last round"),
         (bool(settings.evaluate_clients), "evaluate_clients", "nodes train, and do not evaluate"),
         (described["devices"] not in (1, "1"), "devices", "the server is one process, and so is each node"),
         (described["num_nodes"] != 1, "num_nodes", "Flower's own nodes are counted by Flower"),

@@ -33,6 +33,8 @@ class Order:
         learning_rate_scale: Factor on every learning rate.
         share: Of its local steps.
         sensitivity: What it measures for the allocator before it trains; None for nothing.
+        run: Name of the run, by which a node finds what its client has kept in it.
+        saved: Rounds that the run may go on from, so what was kept until then may be asked for again.
     """
 
     work: Work
@@ -43,6 +45,8 @@ class Order:
     learning_rate_scale: float = 1.0
     share: float = 1.0
     sensitivity: SensitivityMeasure | None = None
+    run: str = ""
+    saved: tuple[Count, ...] = ()
 
     def to_text(self) -> str:
         """As JSON."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from fedhq_lightning.allocation import FixedAllocator
 from fedhq_lightning.errors import ConfigurationError
@@ -14,6 +15,8 @@ from fedhq_lightning.federated.settings import RunSettings
 from fedhq_lightning.flower.messages import Answer, Order
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.risk.sensitivity import SensitivityMeasure
+from fedhq_lightning.run.client_store import ClientStore
+from fedhq_lightning.run.run_names import RunName
 from fedhq_lightning.support.arithmetic import reproducible
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.text import first_line, shortened
@@ -28,12 +31,15 @@ class Node:
         text: Of the recipe.
         position: The client's place among `client_ids` of the recipe's data, from 0. Its alone are looked at.
         sensitivity: What the run's allocator wants measured.
+        folder: Where the client keeps what it keeps from round to round of this run.
 
     Raises:
         ConfigurationError: The recipe cannot be run here; there is no such client.
     """
 
-    def __init__(self, name: str, text: str, position: int, sensitivity: SensitivityMeasure | None) -> None:
+    def __init__(
+        self, name: str, text: str, position: int, sensitivity: SensitivityMeasure | None, folder: Path
+    ) -> None:
         resolved = resolve(name, text)
         with resolved.keys_named():
             trainer, module, datamodule = resolved.instantiate()
@@ -53,7 +59,9 @@ class Node:
         evaluator = parts.evaluator_of(settings, trainer.fabric, job.template, alone, job.datamodule)
         self.client_id: ClientId = job.sampler.with_data()[0]
         self._job = job
-        self._fitter = parts.fitter_of(settings, trainer.fabric, job)
+        self._saved: Sequence[int] = ()
+        self._store = ClientStore(folder, lambda: self._saved)
+        self._fitter = parts.fitter_of(settings, trainer.fabric, job, self._store)
         self._statistics = parts.statistics_of(settings, job, evaluator, alone, None)
         self._threads, self._device = settings.threads, trainer.fabric.device
 
@@ -86,6 +94,8 @@ class Node:
 
     def _trained(self, order: Order, payload: bytes, like: StateDict) -> tuple[Answer, bytes]:
         received = self._job.link.arrived(payload, like | named_beside(self._job.beside), order.round)
+        self._saved = order.saved
+        self._store.forget_after(order.round - 1)  # where the run goes on from a checkpoint
         update = self._fitter.fit(
             order.round,
             order.client_id,
@@ -116,10 +126,13 @@ class NodeOfRecipe:
         name: The recipe's.
         text: Of the recipe.
         position: See `Node`.
+        folder: Where clients keep what they keep from round to round, in a folder for each run.
     """
 
-    def __init__(self, name: str, text: str, position: int) -> None:
+    def __init__(self, name: str, text: str, position: int, folder: Path) -> None:
         self._given = name, text, position
+        self._folder = folder
+        self._run = ""
         self._node: Node | None = None
 
     def answer(self, text: str, payload: bytes) -> tuple[str, bytes]:
@@ -134,13 +147,20 @@ class NodeOfRecipe:
         """
         try:
             order = Order.of_text(text)
-            if self._node is None:
-                self._node = Node(*self._given, order.sensitivity)
+            if self._node is None or order.run != self._run:
+                self._node = Node(*self._given, order.sensitivity, self._folder_of(order.run))
+                self._run = order.run
             answer, made = self._node.answer(order, payload)
         except Exception as error:  # whatever it is, the server is to learn why
             reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {first_line(error)}"
             answer, made = Answer(failure=shortened(reason)), b""
         return answer.to_text(), made
+
+    def _folder_of(self, run: str) -> Path:
+        """Where the client of this node keeps what it keeps in a run."""
+        if RunName.of(run) is None or Path(run).name != run:
+            raise ConfigurationError(f"{shortened(run)!r} is no name of a run")
+        return self._folder / run / str(self._given[2])
 
 
 def _of_one_client(settings: RunSettings, sensitivity: SensitivityMeasure | None) -> RunSettings:

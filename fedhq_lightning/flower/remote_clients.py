@@ -22,7 +22,7 @@ from fedhq_lightning.federated.setup import Job
 from fedhq_lightning.federated.statistics_round import StatisticsRound, are_usable, statistics_names
 from fedhq_lightning.flower.messages import Answer, Nodes, Order, Reply
 from fedhq_lightning.local.evaluation import Evaluator
-from fedhq_lightning.run.client_store import ClientStore
+from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.run.records import ClientRecord, Status
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.phase_clock import PhaseClock
@@ -37,7 +37,12 @@ def clients_on(nodes: Nodes) -> parts.ClientPlace:
     """Makes the parts of a run whose clients are on nodes."""
 
     def make(
-        settings: RunSettings, fabric: Fabric, job: Job, evaluator: Evaluator, processes: Processes, store: ClientStore
+        settings: RunSettings,
+        fabric: Fabric,
+        job: Job,
+        evaluator: Evaluator,
+        processes: Processes,
+        directory: RunDirectory,
     ) -> parts.ClientParts:
         if job.probe.client_names:
             raise ConfigurationError(
@@ -46,9 +51,9 @@ def clients_on(nodes: Nodes) -> parts.ClientPlace:
             )
         nodes.join(job.datamodule.client_ids, job.sampler.with_data())
         statistics = None
-        if parts.statistics_of(settings, job, evaluator, processes, store) is not None:
-            statistics = RemoteStatistics(nodes, settings, job, evaluator, processes)
-        return parts.ClientParts(RemoteFit(nodes, settings, job), statistics, None)
+        if parts.statistics_of(settings, job, evaluator, processes, None) is not None:
+            statistics = RemoteStatistics(nodes, settings, job, evaluator, processes, directory.path.name)
+        return parts.ClientParts(RemoteFit(nodes, settings, job, directory), statistics, None)
 
     return make
 
@@ -64,12 +69,14 @@ class RemoteFit:
         nodes: Where the clients are.
         settings: Of the run.
         job: Of the run.
+        directory: Of the run.
     """
 
-    def __init__(self, nodes: Nodes, settings: RunSettings, job: Job) -> None:
+    def __init__(self, nodes: Nodes, settings: RunSettings, job: Job, directory: RunDirectory) -> None:
         self._nodes = nodes
         self._settings = settings
         self._job = job
+        self._directory = directory
         self.first_error: BaseException | None = None
 
     def updates(
@@ -78,6 +85,7 @@ class RemoteFit:
         """See `CohortFit`."""
         sensitivity = self._job.allocator.wanted_sensitivity
         fixed = self._job.link.fixed_digest(self._job.initial_state())
+        saved = tuple(self._directory.checkpoint_rounds())
         asked = dict[ClientId, ClientTask]()
         for task in tasks:
             control.call("on_client_start", task.client_id, task.mode)
@@ -91,6 +99,8 @@ class RemoteFit:
                 learning_rate_scale=task.learning_rate_scale,
                 share=task.work,
                 sensitivity=sensitivity,
+                run=self._directory.path.name,
+                saved=saved,
             )
             for task in asked.values()
         ]
@@ -166,13 +176,17 @@ class RemoteStatistics(StatisticsRound):
         job: Of the run.
         evaluator: Of the run.
         processes: This one.
+        run: Name of the run.
     """
 
-    def __init__(self, nodes: Nodes, settings: RunSettings, job: Job, evaluator: Evaluator, processes: Processes):
+    def __init__(
+        self, nodes: Nodes, settings: RunSettings, job: Job, evaluator: Evaluator, processes: Processes, run: str
+    ) -> None:
         layers = job.shared_batch_norms
         super().__init__(layers, evaluator, settings.fit_options, job.datamodule, job.clock, processes)
         self._nodes = nodes
         self._job = job
+        self._run = run
 
     def _told(
         self, client_ids: Sequence[ClientId], round_number: int, state: StateDict
@@ -180,7 +194,10 @@ class RemoteStatistics(StatisticsRound):
         link, initial = self._job.link, self._job.initial_state()
         sensitivity = self._job.allocator.wanted_sensitivity
         fixed = link.fixed_digest(initial)
-        orders = [Order("statistics", round_number, each, fixed, sensitivity=sensitivity) for each in client_ids]
+        orders = [
+            Order("statistics", round_number, each, fixed, sensitivity=sensitivity, run=self._run)
+            for each in client_ids
+        ]
         payload = link.encode_down(float_view(state), round_number, is_exact=True)
         for client_id, reply in self._nodes.ask(orders, payload):
             try:

@@ -56,8 +56,8 @@ class RunDirectory:
         self.best = self.checkpoints / "best.ckpt"
         self.model = path / "model"
         self.inputs = path / INPUTS
-        self.client_store = ClientStore(path / "client_state", self._checkpoint_rounds)
-        self.in_flight = ClientStore(path / "in_flight", self._checkpoint_rounds)
+        self.client_store = ClientStore(path / "client_state", self.checkpoint_rounds)
+        self.in_flight = ClientStore(path / "in_flight", self.checkpoint_rounds)
         self.fine_tuned = ClientStore(path / "fine_tuned", lambda: ())
 
     @classmethod
@@ -253,7 +253,8 @@ class RunDirectory:
             while part := list(islice(rows, _ROWS_AT_ONCE)):
                 writer.write_table(pyarrow.Table.from_pylist(part, schema))
 
-    def _checkpoint_rounds(self) -> list[int]:
+    def checkpoint_rounds(self) -> list[int]:
+        """The rounds that the run may go on from."""
         return [round_of(path) for path in self.saved_checkpoints()]
 
     def _clients(self) -> Iterator[ClientRecord]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 _PROGRAMS = Path(sys.executable).parent
+_QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 
 
 def free_port() -> int:
@@ -87,8 +89,8 @@ class Federation:
         own = ("--port", str(free_port()), "--node-config", f"partition-id={place}")
         self._start(f"node-{place}", "flower-supernode", *given, *own)
 
-    def run(self, app: Path) -> subprocess.Popen[bytes]:
-        """`flwr run`, whose output goes to `run.log`."""
+    def run(self, app: Path, *config: str) -> subprocess.Popen[bytes]:
+        """`flwr run` with values of the app's configuration; its output goes to `run.log`."""
         home = self._folder / "home-run"
         home.mkdir(exist_ok=True)
         ca = self._folder / "tls" / "ca.pem"
@@ -96,7 +98,14 @@ class Federation:
             f'[superlink]\ndefault = "here"\n'
             f'[superlink.here]\naddress = "{self._address}"\nroot-certificates = "{ca}"\n'
         )
-        return self._start("run", "flwr", "run", str(app), "here", "--stream")
+        given = [word for each in config for word in ("--run-config", each)]
+        return self._start("run", "flwr", "run", str(app), "here", "--stream", *given)
+
+    def stop_run(self) -> None:
+        """`flwr stop` of the run that was started last."""
+        (number,) = re.findall(r"Successfully started run (\d+)", self.log("run"))
+        home = {"FLWR_HOME": str(self._folder / "home-run")}
+        subprocess.run([_PROGRAMS / "flwr", "stop", number, "here"], env={**os.environ, **_QUIET, **home}, check=True)
 
     def log(self, name: str) -> str:
         return (self._folder / f"{name}.log").read_text(errors="replace")
@@ -120,13 +129,12 @@ class Federation:
         home = self._folder / f"home-{name}"
         home.mkdir(exist_ok=True)
         path = f"{_PROGRAMS}{os.pathsep}{os.environ['PATH']}"
-        quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
         with (self._folder / f"{name}.log").open("wb") as log:
             self._processes[name] = subprocess.Popen(
                 [str(_PROGRAMS / program), *arguments],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **quiet, "PATH": path, "FLWR_HOME": str(home)},
+                env={**os.environ, **_QUIET, "PATH": path, "FLWR_HOME": str(home)},
                 start_new_session=True,
             )
         return self._processes[name]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -43,11 +44,15 @@ class NodesHere:
     Args:
         text: Of the recipe.
         meddle: Makes of an order's reply another.
+
+    Attributes:
+        folder: Where clients keep what they keep.
     """
 
     def __init__(self, text: str, meddle: Callable[[Order, Reply], Reply] = lambda order, reply: reply) -> None:
-        self._nodes = [NodeOfRecipe("small", text, position) for position in range(3)]
         self._text = text
+        self.folder = Path(yaml.safe_load(text)["trainer"]["default_root_dir"], "kept")
+        self._nodes = [NodeOfRecipe("small", text, position, self.folder) for position in range(3)]
         self._meddle = meddle
         self.orders: list[Order] = []
 
@@ -62,4 +67,4 @@ class NodesHere:
             yield order.client_id, self._meddle(order, Reply(text, made, time.perf_counter() - began))
 
     def restart(self, position: int) -> None:
-        self._nodes[position] = NodeOfRecipe("small", self._text, position)
+        self._nodes[position] = NodeOfRecipe("small", self._text, position, self.folder)

@@ -41,8 +41,6 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path: Path, capsys: pytest.Cap
     [
         ("personal_layers=[layers.3.*]", "personal_layers"),
         ("ditto=0.1", "ditto"),
-        ("error_feedback=true", "error_feedback"),
-        ("aggregator=Scaffold", "aggregator Scaffold"),
         ("aggregator=FedBuff", "aggregator FedBuff"),
         ("secure_aggregation=SecureAggregation --trainer.max_norm_ratio=null", "secure_aggregation"),
         (f"privacy={PRIVACY}", "privacy"),

@@ -129,7 +129,7 @@ def test_the_client_half_answers_what_the_server_half_asks(tmp_path: Path) -> No
 
     nodes = GridNodes(Table({10: node}), WaitingTimes(5, 60))
     nodes.join([0, 1, 2], [2])
-    ((client_id, reply),) = nodes.ask([Order("fit", 1, 2, "another digest")], b"")
+    ((client_id, reply),) = nodes.ask([Order("fit", 1, 2, "another digest", run="20260101-000000-000000")], b"")
     assert client_id == 2
     assert Answer.of_text(reply.text).failure.startswith("what no round changes of the model")
 

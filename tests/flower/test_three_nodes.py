@@ -62,15 +62,42 @@ def rounds_in(folder: Path) -> list[RoundRecord]:
     return list(RunDirectory(run_in(folder)).stream_rounds())
 
 
-def test_the_model_is_the_simulators_to_the_bit(federation: Federation, recipe: Path, tmp_path: Path) -> None:
-    there, here = tmp_path / "there", tmp_path / "here"
-    running = federation.run(write_app(recipe, there))
-    assert main(["run", str(recipe), f"--trainer.default_root_dir={here / 'runs'}"]) == 0
+@pytest.fixture(scope="module")
+def here(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> StateDict:
+    """The simulator's model."""
+    folder = tmp_path_factory.mktemp("here")
+    assert main(["run", str(recipe), f"--trainer.default_root_dir={folder / 'runs'}"]) == 0
+    return last_model(run_in(folder))
+
+
+def test_the_model_is_the_simulators_to_the_bit(
+    federation: Federation, recipe: Path, here: StateDict, tmp_path: Path
+) -> None:
+    running = federation.run(write_app(recipe, tmp_path))
     wait_for("the run ends", lambda: running.poll() is not None, 900)
-    assert (run_in(there) / "summary.json").exists(), federation.log("run")
-    assert [[each.status for each in record.clients] for record in rounds_in(there)] == [[], ["ok"] * 3, ["ok"] * 3]
-    assert same_bits(last_model(run_in(there)), last_model(run_in(here)))
-    assert main(["report", str(run_in(there))]) == 0
+    check_is_whole(federation, tmp_path, here)
+    assert main(["report", str(run_in(tmp_path))]) == 0
+
+
+def test_a_run_that_is_stopped_goes_on_to_the_same_bits(
+    federation: Federation, recipe: Path, here: StateDict, tmp_path: Path
+) -> None:
+    app = write_app(recipe, tmp_path)
+    stopped = federation.run(app)
+    wait_for("round 1 is saved", lambda: any(tmp_path.glob("runs/three/*/checkpoints/round-*1.ckpt")), 900)
+    federation.stop_run()
+    wait_for("the run is stopped", lambda: stopped.poll() is not None, 120)
+    assert len(rounds_in(tmp_path)) == 2, "it was over when it was stopped"
+    resumed = federation.run(app, 'resume="last"')
+    wait_for("the run ends", lambda: resumed.poll() is not None, 900)
+    check_is_whole(federation, tmp_path, here)
+
+
+def check_is_whole(federation: Federation, folder: Path, here: StateDict) -> None:
+    """The one run in a folder has ended, all clients took part in all rounds, and its model is the simulator's."""
+    assert (run_in(folder) / "summary.json").exists(), federation.log("run")
+    assert [[each.status for each in record.clients] for record in rounds_in(folder)] == [[], ["ok"] * 3, ["ok"] * 3]
+    assert same_bits(last_model(run_in(folder)), here)
 
 
 def test_a_node_killed_in_mid_round_is_a_client_that_fails(
