@@ -42,7 +42,7 @@ def has_integer_forward(layer: nn.Module, scheme: LayerScheme) -> bool:
 def gradient_dtype(device: torch.device) -> torch.dtype:
     """What a backward on values computes in: bf16 on GPUs and on CPUs with instructions for it, else fp32."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     names = ("avx512_bf16", "amx_bf16", "bf16")
     is_fast = device.type == "cpu" and any(torch.cpu.get_capabilities().get(name, False) for name in names)
     return torch.bfloat16 if is_fast else torch.float32

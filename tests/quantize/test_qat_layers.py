@@ -338,4 +338,11 @@ def test_the_gradient_is_computed_in_what_the_device_is_fast_at(monkeypatch: pyt
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=capabilities: known)
         gradient_dtype.cache_clear()
         assert gradient_dtype(cpu) == expected
+    for has_bf16, expected in ((False, torch.float32), (True, torch.bfloat16)):
+        # Where torch emulates it, which is slow, it says that it is supported unless it is asked so.
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True, has=has_bf16: including_emulation or has
+        )
+        gradient_dtype.cache_clear()
+        assert gradient_dtype(torch.device("cuda")) == expected
     gradient_dtype.cache_clear()
