@@ -113,7 +113,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--print-only", action="store_true", help="write no file")
     options = parser.parse_args()
     if options.accelerator == "cuda" and not torch.cuda.is_available():
-        parser.error("--accelerator cuda: torch sees no CUDA device here")
+        parser.exit(2, "--accelerator cuda: torch sees no CUDA device here\n")
     return options
 
 

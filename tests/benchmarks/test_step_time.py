@@ -81,6 +81,15 @@ def test_one_command_prints_and_writes_the_same_table(
     assert page.read_text() == text
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_one_sentence_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, "--accelerator", "cuda")
+    assert capsys.readouterr() == ("", "--accelerator cuda: torch sees no CUDA device here\n")
+
+
 def test_a_lane_that_fails_is_reported_and_the_others_are_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,7 @@ import time
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from filelock import FileLock
@@ -63,6 +64,7 @@ def pretend() -> None:
         "current_device": 0,
         "get_device_capability": (9, 0),
         "get_device_name": "a GPU that is none",
+        "get_device_properties": SimpleNamespace(major=9, minor=0, total_memory=2**34),
         **dict.fromkeys(("_lazy_init", "set_device", "synchronize", "empty_cache", "manual_seed", "manual_seed_all")),
     }
     for name, answer in answers.items():
