@@ -11,11 +11,13 @@ from fedhq_lightning.version import __version__
 if TYPE_CHECKING:
     from fedhq_lightning.data import FederatedDataModule, PartitionedDataModule
     from fedhq_lightning.drop_in.quantized_precision import QuantizedPrecision
+    from fedhq_lightning.launch.federated_cli import FederatedCLI
     from fedhq_lightning.quantize import QuantScheme
     from fedhq_lightning.trainer import FederatedTrainer
     from fedhq_lightning.types import Plan
 
 __all__ = [
+    "FederatedCLI",
     "FederatedDataModule",
     "FederatedTrainer",
     "PartitionedDataModule",
@@ -30,6 +32,7 @@ __getattr__, __dir__ = on_first_use(
     {
         "fedhq_lightning.data": ["FederatedDataModule", "PartitionedDataModule"],
         "fedhq_lightning.drop_in.quantized_precision": ["QuantizedPrecision"],
+        "fedhq_lightning.launch.federated_cli": ["FederatedCLI"],
         "fedhq_lightning.quantize": ["QuantScheme"],
         "fedhq_lightning.trainer": ["FederatedTrainer"],
         "fedhq_lightning.types": ["Plan"],

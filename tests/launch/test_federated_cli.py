@@ -1,0 +1,94 @@
+"""A script with LightningCLI's commands: the keys of a recipe, and the run of it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fedhq_lightning import FederatedCLI
+from fedhq_lightning.cli.main import main
+from fedhq_lightning.data import PartitionedDataModule
+from fedhq_lightning.federated.callback import RoundCallback
+from fedhq_lightning.models import MLP
+
+from ..reliability.test_signals import only_run, weights
+from ..small_recipe import SMALL, changed
+from ..trainer.conftest import make_quick
+
+MODEL = [f"--model.{key}={value}" for key, value in SMALL["model"]["init_args"].items()]
+
+
+@pytest.fixture(autouse=True)
+def _as_a_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_quick(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train.py"])
+
+
+def config(*parts: str, **changes: Any) -> list[str]:
+    """A file with parts of the small recipe, as an argument."""
+    content = changed(changes)
+    Path("config.yaml").write_text(yaml.safe_dump({part: content[part] for part in parts}))
+    return ["--config", "config.yaml"]
+
+
+def test_fits_to_the_bits_of_the_recipe() -> None:
+    Path("mine.yaml").write_text(yaml.safe_dump(SMALL))
+    assert main(["run", "mine.yaml"]) == 0
+    cli = FederatedCLI(MLP, args=["fit", *config("data", "trainer"), *MODEL])
+    assert cli.trainer.run_dir.parent.name == "train"
+    assert weights(cli.trainer.run_dir) == weights(only_run(Path("runs")))
+
+
+def test_its_run_goes_on_from_the_command_line_and_from_the_script() -> None:
+    given = ["fit", *config("model", "data", "trainer")]
+    first, second = (FederatedCLI(args=given, name=name).trainer.run_dir for name in ("first", "second"))
+    assert main(["resume", str(first), "--trainer.max_rounds=3"]) == 0
+    FederatedCLI(args=[*given, "--trainer.max_rounds=3", f"--ckpt_path={second}"], name="second")
+    assert weights(first) == weights(second)
+
+
+def test_without_a_command_it_makes_trainer_model_and_data() -> None:
+    class Mine(FederatedCLI):
+        def add_arguments_to_parser(self, parser: Any) -> None:
+            parser.add_argument("--width", type=int, default=5)
+            parser.link_arguments("width", "model.hidden_sizes", compute_fn=lambda width: (width, width))
+
+    given = [*config("trainer"), "--model.image_size=8", "--width=7", "--trainer.seed=3"]
+    data = [f"--data={yaml.safe_dump(SMALL['data']['init_args'])}"]
+    cli = Mine(MLP, PartitionedDataModule, run=False, args=[*given, *data], trainer_defaults={"max_rounds": 9})
+    assert [layer.out_features for layer in cli.model.modules() if hasattr(layer, "out_features")] == [7, 7, 10]
+    assert (cli.trainer.settings.seed, cli.trainer.settings.max_rounds) == (3, SMALL["trainer"]["max_rounds"])
+    assert isinstance(cli.datamodule, PartitionedDataModule)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--trainer.scheme=w9a9", "scheme 'w9a9': weight bits must be 2..8"),
+        ("--trainer.max_rounds=0", "max_rounds 0: must be"),
+        ("--trainer.max_epochs=3", "max_epochs"),
+    ],
+)
+def test_what_a_recipe_refuses_ends_the_script(given: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        FederatedCLI(args=["fit", *config("model", "data", "trainer"), given])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_callbacks_of_the_script() -> None:
+    rounds = []
+
+    class Counts(RoundCallback):
+        def on_round_end(self, trainer: Any, record: Any) -> None:
+            rounds.append(record.round)
+
+    class Mine(FederatedCLI):
+        def before_fit(self) -> None:
+            self.trainer.callbacks.append(Counts())
+
+    Mine(args=["fit", *config("model", "data", "trainer")])
+    assert rounds == [0, 1, 2]
