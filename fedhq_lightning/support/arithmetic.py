@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -11,7 +11,8 @@ import torch
 def reproducible(threads: int, device: torch.device) -> Iterator[None]:
     """Have torch compute what a recipe's bits depend on as the recipe has it; afterwards as before.
 
-    On a GPU, whose fastest kernels add up in any order, torch chooses reproducible ones, in full float32; where an
+    Products of float32 are in float32, whatever `torch.set_float32_matmul_precision` was told before: that is no part
+    of a recipe. On a GPU, whose fastest kernels add up in any order, torch chooses reproducible ones; where an
     operation has none it warns and goes on. cuBLAS reads CUBLAS_WORKSPACE_CONFIG when it is first used: in a process
     that has used it before without, products may differ from run to run.
 
@@ -22,10 +23,7 @@ def reproducible(threads: int, device: torch.device) -> Iterator[None]:
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        if device.type == "cuda":
-            with _reproducible_on_gpus():
-                yield
-        else:
+        with _full_float32(), _reproducible_on_gpus() if device.type == "cuda" else nullcontext():
             yield
     finally:
         torch.set_num_threads(threads_before)
@@ -34,6 +32,24 @@ def reproducible(threads: int, device: torch.device) -> Iterator[None]:
 def device_name(device: torch.device) -> str:
     """What a device is called: `cpu`, or a GPU's name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # set by torch when it is imported
+    before = [each.fp32_precision for each in backends]
+    try:
+        for_all: str | None = torch.get_float32_matmul_precision()
+    except RuntimeError:  # each backend has one of its own
+        for_all = None
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        if for_all is not None:
+            torch.set_float32_matmul_precision(for_all)
+        for each, precision in zip(backends, before, strict=True):
+            each.fp32_precision = precision
 
 
 @contextmanager

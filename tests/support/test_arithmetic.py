@@ -1,6 +1,7 @@
 """What torch computes with while a recipe is at work, and afterwards."""
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
@@ -38,3 +39,35 @@ def test_gpus_add_up_in_one_order_and_then_as_before(threads: int, monkeypatch: 
 def test_a_cpu_is_left_alone(threads: int) -> None:
     with reproducible(threads, torch.device("cpu")):
         assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.fixture
+def _precision_kept() -> Iterator[None]:
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = [each.fp32_precision for each in backends]
+    yield
+    torch.set_float32_matmul_precision("highest")
+    for each, precision in zip(backends, before, strict=True):
+        each.fp32_precision = precision
+
+
+def _precisions() -> list[str]:
+    return [torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision]
+
+
+@pytest.mark.usefixtures("_precision_kept")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_products_of_float32_are_in_float32_and_then_as_before(threads: int, device: str) -> None:
+    for set_for_all in (True, False):
+        torch.set_float32_matmul_precision("medium" if set_for_all else "highest")
+        if not set_for_all:
+            torch.backends.cuda.matmul.fp32_precision = "tf32"  # of which torch makes no whole
+        before = _precisions()
+        with reproducible(threads, torch.device(device)):
+            assert _precisions() == ["ieee", "ieee"]
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert _precisions() == before
+    torch.set_float32_matmul_precision("medium")
+    with reproducible(threads, torch.device(device)):
+        pass
+    assert torch.get_float32_matmul_precision() == "medium"
