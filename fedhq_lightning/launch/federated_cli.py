@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +81,21 @@ class FederatedCLI(LightningCLI):
             "data": given["data"] if self.subclass_mode_data else _node(self._datamodule_class, given["data"]),
             "trainer": given["trainer"],
         }
-        try:
+        with self._mistakes_told():
             resolved = resolve(self._recipe_name, yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False))
             self.trainer, self.model, self.datamodule = resolved.instantiate()  # type: ignore[assignment]
-        except ConfigurationError as error:
-            self.parser.error(str(error))
 
     def fit(self, model: L.LightningModule, datamodule: FederatedDataModule, ckpt_path: str | None = None) -> None:
         """The subcommand."""
-        self.trainer.fit(model, datamodule, ckpt_path=ckpt_path)
+        with self._mistakes_told():
+            self.trainer.fit(model, datamodule, ckpt_path=ckpt_path)
+
+    @contextmanager
+    def _mistakes_told(self) -> Iterator[None]:
+        try:
+            yield
+        except ConfigurationError as error:
+            self.parser.error(str(error))
 
 
 def _node(made: Any, arguments: Any) -> dict[str, Any]:

@@ -69,6 +69,7 @@ def test_without_a_command_it_makes_trainer_model_and_data() -> None:
         ("--trainer.scheme=w9a9", "scheme 'w9a9': weight bits must be 2..8"),
         ("--trainer.max_rounds=0", "max_rounds 0: must be"),
         ("--trainer.max_epochs=3", "max_epochs"),
+        ("--ckpt_path=nothere", "nothere: nothing to resume from"),
     ],
 )
 def test_what_a_recipe_refuses_ends_the_script(given: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
