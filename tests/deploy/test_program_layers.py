@@ -103,11 +103,11 @@ def test_the_same_bits_without_onednn(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module, x = converted(nn.Conv2d(3, 8, 3, padding=1), "w4a8"), torch.randn(32, 3, 16, 16)
     expected = module(x)
-    with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+    with torch.backends.nnpack.flags(enabled=True), torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
         assert torch.equal(module(x), expected)
         program = export_program(module, (x,), tmp_path / "model.pt2")
         assert torch.equal(program(x), expected)
-    assert torch._C._get_nnpack_enabled()
+        assert torch._C._get_nnpack_enabled()
 
 
 def test_inputs_stay_as_they_are() -> None:
