@@ -38,6 +38,8 @@ from fedhq_lightning.allocation import Allocator
 from fedhq_lightning.callbacks import HybridAllocator, RoundCallback
 from fedhq_lightning.data import FederatedDataModule
 from fedhq_lightning.models import MLP
+from fedhq_lightning.run.directory import RunDirectory
+from fedhq_lightning.run.records import ClientRecord
 from fedhq_lightning.support.process_watch import key_of
 
 TEXT = """## Registered clients
@@ -69,8 +71,9 @@ Printed by `{command}`.
 
 What every process does by itself, however many there are: `HybridAllocator` takes {plan:.0f} wall microseconds a
 client of the cohort to plan and learn (200 clients of {registered:,}); a client's record is {record:.0f} bytes of
-JSON, which all processes get from each other; to read what each of {many:,} processes tells of itself from the store of
-the first takes one of them {beats:.1f} wall milliseconds.
+JSON, which all processes get from each other, and takes {read:.0f} processor microseconds to write and read; to read
+what each of {many:,} processes tells of itself from the store of the first takes one of them {beats:.1f} wall
+milliseconds.
 
 ## On paper
 
@@ -81,11 +84,13 @@ The same carried to *P* = {many:,}, *c* = {paper_cohort:,} ({share} clients a pr
 """
 FITTED = (
     *((20, 64, 1), (100, 64, 1), (20, 256, 1), (50, 512, 1), (20, 512, 1), (20, 768, 1), (100, 768, 1)),
-    *((100, 64, 2), (100, 256, 2), (50, 768, 2)),
+    *((600, 64, 1), (20, 64, 2), (100, 64, 2), (600, 64, 2), (100, 256, 2), (50, 768, 2)),
 )
 HELD_OUT = (200, 1024, 1)
 """Cohort, width of the hidden layers, processes."""
-FORMULA = "{:.3g} + {:.3g} v + c/P ({:.3g} + {:.3g} v)"
+FORMULA = (
+    "{:.3g} + {:.3g} v + c/P ({:.3g} + {:.3g} v), and {:.3g} c/P more where two processes share this host's two cores."
+)
 MANY, PAPER_COHORT, PAPER_VALUES = 1000, 50_000, 10**6
 LOOKS_A_SECOND = 2
 SIDE, CLASSES, BATCH = 8, 10, 10
@@ -235,14 +240,19 @@ def measure(case: Case) -> dict[str, float]:
             "run_kib": sum(each.stat().st_size for each in trainer.run_dir.rglob("*") if each.is_file()) / 1024,
             "processor": median(watch.processor_seconds),
             "plan_us": 1e6 * trainer.summary["allocator_seconds"] / (case.rounds + 1) / case.cohort,
-            "record_bytes": _record_bytes(trainer.run_dir),
+            **_records(trainer.run_dir),
         }
 
 
-def _record_bytes(run_dir: Path) -> float:
-    """Of one client in `rounds.jsonl`, in the mean."""
-    clients = [each for line in (run_dir / "rounds.jsonl").open() for each in json.loads(line)["clients"]]
-    return sum(len(json.dumps(each)) for each in clients) / len(clients)
+def _records(run_dir: Path) -> dict[str, float]:
+    """Of one client's record, in the mean: its bytes as JSON, and microseconds to write and read it."""
+    clients = [each for record in RunDirectory(run_dir).read_rounds() for each in record.clients]
+    started = time.process_time()
+    texts = [json.dumps(each.to_json()) for each in clients]
+    for text in texts:
+        ClientRecord.from_json(json.loads(text))
+    seconds = time.process_time() - started
+    return {"record_bytes": sum(map(len, texts)) / len(texts), "record_us": 1e6 * seconds / len(texts)}
 
 
 def _beat_milliseconds(processes: int) -> float:
@@ -367,48 +377,49 @@ def model_text(case: Case, command: str) -> str:
     return MODEL_TEXT.format(
         registered=case.registered,
         rounds=case.rounds,
-        formula=FORMULA.format(*weights[:4]) + f", and {weights[4]:.3g} c where P > 1.",
+        formula=FORMULA.format(*weights),
         memory=f"{memory[0]:.0f} MiB + {1e6 * memory[1]:.3g} MiB per million values",
         command=command,
         table=results.table(columns, rows),
         plan=hybrid["plan_us"],
         record=hybrid["record_bytes"],
+        read=hybrid["record_us"],
         beats=beats,
         many=MANY,
         paper_cohort=PAPER_COHORT,
         share=PAPER_COHORT // MANY,
         paper_values=PAPER_VALUES,
-        paper=paper_table(weights, memory, hybrid["plan_us"], hybrid["record_bytes"], beats),
+        paper=paper_table(weights, memory, hybrid, beats),
     )
 
 
 def _terms(case: Case) -> list[float]:
     share = case.cohort / case.processes
-    return [1.0, case.values, share, share * case.values, case.cohort * (case.processes > 1)]
+    return [1.0, case.values, share, share * case.values, share * (case.processes > 1)]
 
 
 def paper_table(
-    weights: NDArray[np.float64], memory: NDArray[np.float64], plan_us: float, record_bytes: float, beats: float
+    weights: NDArray[np.float64], memory: NDArray[np.float64], hybrid: dict[str, float], beats: float
 ) -> str:
     """What each part of a round would take with `MANY` processes, by the fit.
 
     Args:
         weights: Of the terms of a round's seconds.
         memory: MiB of a process, and MiB for a value of the model.
-        plan_us: Microseconds of an allocator for a client.
-        record_bytes: Of a client's record.
+        hybrid: What was measured of a run with `HybridAllocator`.
         beats: Milliseconds to read what all processes tell of themselves.
     """
     share = PAPER_COHORT / MANY
-    fits = share * (weights[2] + weights[3] * PAPER_VALUES)
-    gathered = PAPER_COHORT * record_bytes / 2**20
+    fits = share * (weights[2] + weights[4] + weights[3] * PAPER_VALUES)
+    gathered = PAPER_COHORT * hybrid["record_bytes"] / 2**20
+    reading, planning = (PAPER_COHORT * hybrid[name] / 1e6 for name in ("record_us", "plan_us"))
     rows = [
         [
             "every process asks one store whether each other lives",
             f"{MANY * LOOKS_A_SECOND * beats / 1000:.1f} s a second",
         ],
-        ["every process takes the whole cohort's records", f"{PAPER_COHORT * weights[4]:.1f} s, {gathered:.0f} MiB"],
-        ["every process plans for the whole cohort (`HybridAllocator`)", f"{PAPER_COHORT * plan_us / 1e6:.1f} s"],
+        ["every process takes the whole cohort's records", f"{reading:.1f} s, {gathered:.0f} MiB"],
+        ["every process plans for the whole cohort (`HybridAllocator`)", f"{planning:.1f} s"],
         ["local fits", f"{fits:.2f} s"],
         ["sum, evaluation, checkpoint", f"{weights[0] + weights[1] * PAPER_VALUES:.2f} s"],
         ["memory of a process", f"{memory[0] + memory[1] * PAPER_VALUES:.0f} MiB"],

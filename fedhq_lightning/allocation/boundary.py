@@ -30,8 +30,8 @@ class Boundary:
     """What a round may take, and who is exempt.
 
     Args:
-        slack: How much longer than its bottleneck a round may last: 0.1 allows a tenth. Below 0 rounds are shorter:
-            -0.5 cuts slow clients' steps until rounds last half as long.
+        slack: How much longer than its bottleneck a round, or a client where no round waits, may take: 0.1 allows a
+            tenth. Below 0 rounds are shorter: -0.5 cuts slow clients' steps until rounds last half as long.
         share: Share of all clients, those with the highest risk, that take all their steps, in `qat` where their
             devices hold it, 0 to 1.
 
@@ -53,7 +53,7 @@ class Boundary:
 
 
 FREE = Boundary(0.0, 0.0)
-"""Rounds as long as their slowest client takes in its faster mode."""
+"""Rounds as long as their slowest client takes in its faster mode; where no round waits, each client as it does."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Allotment(NamedTuple):
     Attributes:
         modes: `ptq` or `qat` of each client, in the order given.
         work: Share of their local steps of those who do not take all.
-        seconds: T, virtual.
+        seconds: T, virtual; where no round waits, the mean of the clients'.
     """
 
     modes: dict[ClientId, Mode]
@@ -114,13 +114,15 @@ def fitting_work(whole: float, fixed: float, limit: float) -> float:
     return max(0.0, (limit - fixed) / (whole - fixed)) if whole > fixed else 0.0
 
 
-def bottleneck_seconds(facts: Iterable[ClientFacts], deadline: float | None = None, waits: bool = True) -> float:
-    """Virtual seconds that a round with all steps lasts at least: its slowest client in its faster mode.
+def least_round_seconds(facts: Iterable[ClientFacts], deadline: float | None = None, waits: bool = True) -> float:
+    """Virtual seconds that a round with all steps lasts at least: of its slowest client, in its faster mode.
+
+    Where no round waits, of its mean client, see `lasting`.
 
     Args:
         facts: Of the round's clients.
         deadline: Virtual seconds after which the round ends without those who are late; the most that it can last.
-        waits: Whether the round waits for its slowest client; see `lasting`.
+        waits: Whether the round waits for its slowest client.
     """
     return lasting([each.least_seconds for each in facts], deadline, waits)
 
@@ -195,7 +197,7 @@ def allot(
         waits: Whether the round waits for its slowest client; else each has its own T, and the mean is told.
     """
     latest = math.inf if deadline is None else deadline
-    length = min((1 + boundary.slack) * bottleneck_seconds(cohort.values(), deadline, waits), latest)
+    length = min((1 + boundary.slack) * least_round_seconds(cohort.values(), deadline, waits), latest)
     modes: dict[ClientId, Mode] = {}
     work: dict[ClientId, float] = {}
     for client_id, facts in cohort.items():

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhq_lightning.allocation.boundary import FREE, Boundary, ClientFacts, bottleneck_seconds, lasting, risk_level
+from fedhq_lightning.allocation.boundary import FREE, Boundary, ClientFacts, lasting, least_round_seconds, risk_level
 from fedhq_lightning.types import ClientId
 
 LATEST_START = 0.5
@@ -32,7 +32,8 @@ class CoarseChoice:
         protected: Share of the cohorts' risk that trains in `qat`, by the steps that are taken.
         protected_for_free: The same in rounds as long as their bottleneck, nobody exempt.
         seconds: Median T over the rounds looked at, virtual seconds.
-        bottleneck: Median over these rounds of what they last at least with all steps, virtual seconds.
+        bottleneck: Median over these rounds of what they last at least with all steps, virtual seconds; where no round
+            waits, of what their clients take in the mean.
     """
 
     boundary: Boundary
@@ -152,7 +153,7 @@ class _Round:
         self.num_steps = np.array([each.num_steps for each in own], dtype=float)
         self.can_qat = np.array([each.can_qat for each in own])
         self.waits = waits
-        self.bottleneck = bottleneck_seconds(own, deadline, waits)
+        self.bottleneck = least_round_seconds(own, deadline, waits)
         self.least = self.bottleneck if waits else np.array([each.least_seconds for each in own])
 
     def allot(self, boundary: Boundary, level: float) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:

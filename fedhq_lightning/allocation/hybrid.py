@@ -71,7 +71,7 @@ class HybridAllocator(Allocator):
             leaves data out.
         sensitivity: `sqnr` (noise over signal power of the rounded model's output) or `loss` (relative growth of the
             loss), measured by each client on one of its batches; None leaves it out.
-        window: Rounds that a boundary is tried for, >= 1.
+        window: Rounds that a boundary is tried for, >= 1; more where no round waits, see `_rounds_to_a_window`.
         warm_start: Earlier runs: run directories or names, offline W&B runs, W&B's `entity/project/run`. The new one
             starts with all their trials and the boundary that the last of them ended with, and where rounding was seen
             to cost in that one, `qat` does not wait.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
 from fedhq_lightning.data import FederatedDataModule
-from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.errors import ConfigurationError, RunError
 from fedhq_lightning.launch.resolve import resolve
 from fedhq_lightning.support.yaml_text import parse_yaml
 from fedhq_lightning.trainer import FederatedTrainer
@@ -25,15 +26,19 @@ class FederatedCLI(LightningCLI):
 
         FederatedCLI(MyModule, MyClients)
 
-    Keys are those of a recipe, and so is the run: the same bits as of `fedhq run`, and `fedhq resume`, `eval` and
-    `report` take it. Links between arguments, arguments of your own and `before_fit` work as in Lightning; optimizers
-    are the module's. What a recipe refuses ends the script with exit code 2.
+    Keys are those of a recipe, with classes by their whole names, and so is the run: the same bits as of `fedhq run`,
+    and `fedhq resume`, `eval` and `report` take it. Arguments of your own, links that are applied when arguments are
+    parsed, and `before_fit` work as in Lightning; optimizers are the module's, callbacks those of `trainer.callbacks`.
+    What a recipe refuses ends the script with exit code 2, and a run that comes to nothing with 1.
 
     Args:
         model_class: Of the module, whose arguments are then keys under `model`; None for any, by `class_path`.
         datamodule_class: Of the data, likewise.
         name: Of the recipe, for the run's folder; default: the script's.
         **settings: Others of LightningCLI, such as `run=False` or `args`.
+
+    Raises:
+        ConfigurationError: A callback or link of the script that a recipe has no place for.
     """
 
     def __init__(
@@ -50,7 +55,6 @@ class FederatedCLI(LightningCLI):
             datamodule_class or FederatedDataModule,
             trainer_class=FederatedTrainer,  # type: ignore[arg-type]  # which is no Trainer
             save_config_callback=None,  # the run keeps its recipe
-            seed_everything_default=False,  # trainer.seed does it
             auto_configure_optimizers=False,
             **{"subclass_mode_data": datamodule_class is None, **settings},
         )
@@ -59,6 +63,18 @@ class FederatedCLI(LightningCLI):
     @override
     def subcommands() -> dict[str, set[str]]:
         return {"fit": {"module", "datamodule"}}
+
+    @override
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """No `seed_everything`: the run is seeded by `trainer.seed`."""
+
+    @override
+    def _set_seed(self) -> None:
+        """As `add_default_arguments_to_parser`."""
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """A checkpoint's arguments replace none that are given: those are refused where they differ."""
 
     @override
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -73,6 +89,7 @@ class FederatedCLI(LightningCLI):
 
     @override
     def instantiate_classes(self) -> None:
+        self._check_script()
         self.config_init = self.config
         given = parse_yaml(self.parser.dump(self.config, skip_link_targets=False, skip_unset=False))
         given = given if self.subcommand is None else given[self.subcommand]
@@ -84,6 +101,9 @@ class FederatedCLI(LightningCLI):
         with self._mistakes_told():
             resolved = resolve(self._recipe_name, yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False))
             self.trainer, self.model, self.datamodule = resolved.instantiate()  # type: ignore[assignment]
+        # Its classes are found by the script's name from elsewhere.
+        text = resolved.recipe.text.replace("class_path: __main__.", f"class_path: {_script()}.")
+        self.trainer.recipe = replace(resolved.recipe, text=text)  # type: ignore[attr-defined]
 
     def fit(self, model: L.LightningModule, datamodule: FederatedDataModule, ckpt_path: str | None = None) -> None:
         """The subcommand."""
@@ -96,6 +116,29 @@ class FederatedCLI(LightningCLI):
             yield
         except ConfigurationError as error:
             self.parser.error(str(error))
+        except RunError as error:
+            self.parser.exit(1, f"error: {error}\n")
+
+    def _check_script(self) -> None:
+        parser = self._parser(self.subcommand)
+        links = getattr(getattr(parser, "_links_group", None), "_group_actions", ())
+        if late := [each for each in links if each.apply_on == "instantiate"]:
+            raise ConfigurationError(
+                f"the link to {late[0].target[0]} is applied to objects, and a recipe holds values; link values, with "
+                "apply_on='parse'"
+            )
+        if parser.callback_keys or "callbacks" in self.trainer_defaults:
+            raise ConfigurationError(
+                f"callbacks of the script ({', '.join(parser.callback_keys) or 'trainer_defaults'}) are in no recipe; "
+                "give them by class_path under trainer.callbacks"
+            )
+
+
+def _script() -> str:
+    """What the script is called where it is imported."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    return str(spec.name) if spec is not None else Path(getattr(main, "__file__", None) or "script").stem
 
 
 def _node(made: Any, arguments: Any) -> dict[str, Any]:

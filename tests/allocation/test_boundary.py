@@ -9,7 +9,7 @@ from fedhq_lightning.allocation.boundary import (
     Boundary,
     ClientFacts,
     allot,
-    bottleneck_seconds,
+    least_round_seconds,
     risk_level,
     round_seconds,
 )
@@ -114,9 +114,9 @@ def test_where_no_round_waits_each_client_has_its_own_time():
 
 def test_a_round_lasts_as_long_as_its_slowest_client_in_its_faster_mode():
     odd = ClientFacts(ptq_seconds=30.0, qat_seconds=11.0, risk=0.0)
-    assert bottleneck_seconds([*COHORT.values(), odd]) == 11.0
-    assert bottleneck_seconds(COHORT.values(), deadline=5.0) == 5.0
-    assert bottleneck_seconds([]) == 0.0
+    assert least_round_seconds([*COHORT.values(), odd]) == 11.0
+    assert least_round_seconds(COHORT.values(), deadline=5.0) == 5.0
+    assert least_round_seconds([]) == 0.0
 
 
 def test_a_client_that_is_faster_in_qat_trains_in_qat():

@@ -1,4 +1,4 @@
-"""The benchmark of steps on a GPU. No machine that this was written on had one."""
+"""The benchmark of steps on a GPU; where there is none, on one that claims to be (`tests/fake_gpu/`)."""
 
 import pytest
 import step_time

@@ -1,4 +1,4 @@
-"""Lanes in an ordinary Lightning script on a GPU. No machine that this was written on had one."""
+"""Lanes in an ordinary Lightning script on a GPU; where there is none, on one that claims to be (`tests/fake_gpu/`)."""
 
 from pathlib import Path
 from typing import Any

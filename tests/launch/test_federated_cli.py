@@ -2,16 +2,20 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
+from lightning.pytorch.callbacks import EarlyStopping
 
 from fedhq_lightning import FederatedCLI
 from fedhq_lightning.cli.main import main
 from fedhq_lightning.data import PartitionedDataModule
+from fedhq_lightning.errors import ConfigurationError, RunError
 from fedhq_lightning.federated.callback import RoundCallback
 from fedhq_lightning.models import MLP
 
+from ..programs import run_program
 from ..reliability.test_signals import only_run, weights
 from ..small_recipe import SMALL, changed
 from ..trainer.conftest import make_quick
@@ -78,6 +82,77 @@ def test_what_a_recipe_refuses_ends_the_script(given: str, said: str, capsys: py
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
     assert not Path("runs").exists()
+
+
+def test_classes_of_the_script_are_found_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(
+        """
+from fedhq_lightning import FederatedCLI
+from fedhq_lightning.models import MLP
+
+class Net(MLP):
+    pass
+
+if __name__ == "__main__":
+    FederatedCLI(Net)
+"""
+    )
+    done = run_program("train.py", "fit", *config("data", "trainer"), *MODEL, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (run_dir,) = tmp_path.glob("runs/train/*")
+    assert "class_path: train.Net" in (run_dir / "recipe.yaml").read_text()
+    assert main(["resume", str(run_dir), "--trainer.max_rounds=3"]) == 0
+
+
+def test_a_checkpoint_replaces_nothing_that_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["fit", *config("model", "data", "trainer")]
+    run_dir = FederatedCLI(args=given).trainer.run_dir
+    checkpoint = max(run_dir.glob("checkpoints/*.ckpt"))
+    with pytest.raises(SystemExit) as ended:
+        FederatedCLI(args=[*given, f"--ckpt_path={checkpoint}", "--model.lr=0.2", "--trainer.max_rounds=3"])
+    assert ended.value.code == 2
+    assert "lr" in capsys.readouterr().err
+
+
+def test_a_run_that_comes_to_nothing_is_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    class Mine(FederatedCLI):
+        def before_fit(self) -> None:
+            self.trainer.fit = Mock(side_effect=RunError("no usable update"))
+
+    with pytest.raises(SystemExit) as ended:
+        Mine(args=["fit", *config("model", "data", "trainer")])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "error: no usable update\n"
+
+
+@pytest.mark.parametrize(
+    ("add", "settings", "said"),
+    [
+        (
+            lambda parser: parser.add_lightning_class_args(EarlyStopping, "stop"),
+            {},
+            r"callbacks of the script \(stop\)",
+        ),
+        (None, {"trainer_defaults": {"callbacks": []}}, r"callbacks of the script \(trainer_defaults\)"),
+        (
+            lambda parser: parser.link_arguments(
+                "data", "model.momentum", compute_fn=lambda _: 0.5, apply_on="instantiate"
+            ),
+            {},
+            "the link to model.momentum is applied to objects",
+        ),
+    ],
+    ids=["callback", "defaults", "link"],
+)
+def test_what_no_recipe_holds_is_refused(add: Any, settings: Any, said: str) -> None:
+    class Mine(FederatedCLI):
+        def add_arguments_to_parser(self, parser: Any) -> None:
+            if add is not None:
+                add(parser)
+
+    stop = ["--stop.monitor=val_accuracy"] if "stop" in said and "script" in said and add else []
+    with pytest.raises(ConfigurationError, match=said):
+        Mine(MLP, args=["fit", *config("data", "trainer"), *MODEL, *stop], **settings)
 
 
 def test_callbacks_of_the_script() -> None:

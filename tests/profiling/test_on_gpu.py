@@ -1,4 +1,4 @@
-"""`fedhq profile` on a GPU. No machine that this was written on had one."""
+"""`fedhq profile` on a GPU; where there is none, on one that claims to be (`tests/fake_gpu/`)."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The lanes on a GPU. No machine that this was written on had one: what a test says here is what is meant to hold."""
+"""The lanes on a GPU; where there is none, on one that claims to be (`tests/fake_gpu/`)."""
 
 import itertools
 from typing import Any

@@ -1,4 +1,4 @@
-"""Runs on a GPU. No machine that this was written on had one: what a test says here is what is meant to hold."""
+"""Runs on a GPU; where there is none, on one that claims to be (`tests/fake_gpu/`)."""
 
 import json
 import subprocess
