@@ -72,8 +72,8 @@ Printed by `{command}`.
 What every process does by itself, however many there are: `HybridAllocator` takes {plan:.0f} wall microseconds a
 client of the cohort to plan and learn (200 clients of {registered:,}); a client's record is {record:.0f} bytes of
 JSON, which all processes get from each other, and takes {read:.0f} processor microseconds to write and read; to read
-what each of {many:,} processes tells of itself from the store of the first takes one of them {beats:.1f} wall
-milliseconds.
+what each of {many:,} processes tells of itself from the store of the first takes that one {beats:.1f} wall
+milliseconds, one look at a time.
 
 ## On paper
 
@@ -416,13 +416,13 @@ def paper_table(
     rows = [
         [
             "every process asks one store whether each other lives",
-            f"{MANY * LOOKS_A_SECOND * beats / 1000:.1f} s a second",
+            f"{MANY * LOOKS_A_SECOND * beats / 1000:.1f} s of looks a second",
         ],
         ["every process takes the whole cohort's records", f"{reading:.1f} s, {gathered:.0f} MiB"],
         ["every process plans for the whole cohort (`HybridAllocator`)", f"{planning:.1f} s"],
         ["local fits", f"{fits:.2f} s"],
         ["sum, evaluation, checkpoint", f"{weights[0] + weights[1] * PAPER_VALUES:.2f} s"],
-        ["memory of a process", f"{memory[0] + memory[1] * PAPER_VALUES:.0f} MiB"],
+        ["memory of a process, without the cohort's records", f"{memory[0] + memory[1] * PAPER_VALUES:.0f} MiB"],
         ["`rounds.jsonl`", f"{gathered:.0f} MiB more every round"],
     ]
     return results.table(("part of a round", "by the fit"), rows)

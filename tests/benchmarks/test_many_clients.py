@@ -52,4 +52,4 @@ def test_the_model_is_held_against_a_case_outside_of_the_fit(monkeypatch: pytest
     assert "0.1 + 1e-07 v + c/P (0.02 + 3e-07 v), and 0.0004 c/P more where two" in text
     assert "| local fits | 16.02 s |" in text  # 50 clients of a million values
     assert "| every process takes the whole cohort's records | 3.0 s, 43 MiB |" in text
-    assert "| memory of a process | 520 MiB |" in text
+    assert "| memory of a process, without the cohort's records | 520 MiB |" in text
