@@ -33,7 +33,9 @@ class Order:
         learning_rate_scale: Factor on every learning rate.
         share: Of its local steps.
         sensitivity: What it measures for the allocator before it trains; None for nothing.
-        run: Name of the run, by which a node finds what its client has kept in it.
+        run: What `RunName.unique` tells of the run, by which a node finds what its client has kept in it; empty where
+            clients keep nothing.
+        last: The last round in which an update of the client's came, 0 for none: what it kept later is not to be used.
         saved: Rounds that the run may go on from, so what was kept until then may be asked for again.
     """
 
@@ -46,6 +48,7 @@ class Order:
     share: float = 1.0
     sensitivity: SensitivityMeasure | None = None
     run: str = ""
+    last: Count = 0
     saved: tuple[Count, ...] = ()
 
     def to_text(self) -> str:

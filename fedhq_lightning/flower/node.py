@@ -31,14 +31,15 @@ class Node:
         text: Of the recipe.
         position: The client's place among `client_ids` of the recipe's data, from 0. Its alone are looked at.
         sensitivity: What the run's allocator wants measured.
-        folder: Where the client keeps what it keeps from round to round of this run.
+        folder: Where the client keeps what it keeps from round to round of this run; None where it keeps nothing.
 
     Raises:
-        ConfigurationError: The recipe cannot be run here; there is no such client.
+        ConfigurationError: The recipe cannot be run here; there is no such client; it keeps something, and has no
+            folder.
     """
 
     def __init__(
-        self, name: str, text: str, position: int, sensitivity: SensitivityMeasure | None, folder: Path
+        self, name: str, text: str, position: int, sensitivity: SensitivityMeasure | None, folder: Path | None
     ) -> None:
         resolved = resolve(name, text)
         with resolved.keys_named():
@@ -55,12 +56,14 @@ class Node:
 
             with reproducible(settings.threads, trainer.fabric.device):
                 job = setup.set_up(settings, trainer.fabric, module, datamodule, clients_of=own)
+        if folder is None and parts.keep_state(settings, job):
+            raise ConfigurationError("its client keeps what the next round needs, and the order does not name the run")
         alone = Processes(None)
         evaluator = parts.evaluator_of(settings, trainer.fabric, job.template, alone, job.datamodule)
         self.client_id: ClientId = job.sampler.with_data()[0]
         self._job = job
         self._saved: Sequence[int] = ()
-        self._store = ClientStore(folder, lambda: self._saved)
+        self._store = None if folder is None else ClientStore(folder, lambda: self._saved)
         self._fitter = parts.fitter_of(settings, trainer.fabric, job, self._store)
         self._statistics = parts.statistics_of(settings, job, evaluator, alone, None)
         self._threads, self._device = settings.threads, trainer.fabric.device
@@ -95,7 +98,9 @@ class Node:
     def _trained(self, order: Order, payload: bytes, like: StateDict) -> tuple[Answer, bytes]:
         received = self._job.link.arrived(payload, like | named_beside(self._job.beside), order.round)
         self._saved = order.saved
-        self._store.forget_after(order.round - 1)  # where the run goes on from a checkpoint
+        if self._store is not None:
+            # Later are rounds that a resumed run has given up, and those to which the answer came too late.
+            self._store.forget_after(order.last)
         update = self._fitter.fit(
             order.round,
             order.client_id,
@@ -156,9 +161,12 @@ class NodeOfRecipe:
             answer, made = Answer(failure=shortened(reason)), b""
         return answer.to_text(), made
 
-    def _folder_of(self, run: str) -> Path:
-        """Where the client of this node keeps what it keeps in a run."""
-        if RunName.of(run) is None or Path(run).name != run:
+    def _folder_of(self, run: str) -> Path | None:
+        """Where the client of this node keeps what it keeps in a run, if it does."""
+        if not run:
+            return None
+        parts_of_name = RunName.of(run)
+        if parts_of_name is None or parts_of_name.unique != run:
             raise ConfigurationError(f"{shortened(run)!r} is no name of a run")
         return self._folder / run / str(self._given[2])
 

@@ -24,6 +24,7 @@ from fedhq_lightning.flower.messages import Answer, Nodes, Order, Reply
 from fedhq_lightning.local.evaluation import Evaluator
 from fedhq_lightning.run.directory import RunDirectory
 from fedhq_lightning.run.records import ClientRecord, Status
+from fedhq_lightning.run.run_names import RunName
 from fedhq_lightning.support.collectives import Processes
 from fedhq_lightning.support.phase_clock import PhaseClock
 from fedhq_lightning.support.text import shortened
@@ -49,11 +50,12 @@ def clients_on(nodes: Nodes) -> parts.ClientPlace:
                 "evaluate_clients: the clients hold examples back, and clients on nodes do not evaluate on them yet; "
                 "set evaluate_clients to false"
             )
+        run = _unique_name(directory) if parts.keep_state(settings, job) else ""
         nodes.join(job.datamodule.client_ids, job.sampler.with_data())
         statistics = None
         if parts.statistics_of(settings, job, evaluator, processes, None) is not None:
-            statistics = RemoteStatistics(nodes, settings, job, evaluator, processes, directory.path.name)
-        return parts.ClientParts(RemoteFit(nodes, settings, job, directory), statistics, None)
+            statistics = RemoteStatistics(nodes, settings, job, evaluator, processes, run)
+        return parts.ClientParts(RemoteFit(nodes, settings, job, directory, run), statistics, None)
 
     return make
 
@@ -69,14 +71,19 @@ class RemoteFit:
         nodes: Where the clients are.
         settings: Of the run.
         job: Of the run.
-        directory: Of the run.
+        directory: Of the run, whose records tell which clients' updates came.
+        run: See `Order`.
     """
 
-    def __init__(self, nodes: Nodes, settings: RunSettings, job: Job, directory: RunDirectory) -> None:
+    def __init__(self, nodes: Nodes, settings: RunSettings, job: Job, directory: RunDirectory, run: str) -> None:
         self._nodes = nodes
         self._settings = settings
         self._job = job
         self._directory = directory
+        self._run = run
+        self._last = dict[ClientId, int]()
+        for record in directory.stream_rounds():
+            self._note(record.clients)
         self.first_error: BaseException | None = None
 
     def updates(
@@ -99,7 +106,8 @@ class RemoteFit:
                 learning_rate_scale=task.learning_rate_scale,
                 share=task.work,
                 sensitivity=sensitivity,
-                run=self._directory.path.name,
+                run=self._run,
+                last=self._last.get(task.client_id, 0),
                 saved=saved,
             )
             for task in asked.values()
@@ -109,11 +117,16 @@ class RemoteFit:
             with clock.phase("fit"):
                 client_id, reply = next(replies)
                 update = self._update(at_server, asked[client_id], reply)
+            self._note([update.record])
             yield update
 
     def why_not_finite(self, round_number: int, client_id: ClientId) -> str:
         """See `CohortFit`."""
         return "its data are on its node; look for values that are not finite there, then at the learning rate"
+
+    def _note(self, records: Sequence[ClientRecord]) -> None:
+        """Note whose updates came; also those that the server then refused, of which their clients do not learn."""
+        self._last.update({each.client_id: each.round for each in records if each.uplink_bytes})
 
     def _is_late(self, task: ClientTask) -> bool:
         deadline, clock = self._settings.round_deadline, self._job.clock
@@ -176,7 +189,7 @@ class RemoteStatistics(StatisticsRound):
         job: Of the run.
         evaluator: Of the run.
         processes: This one.
-        run: Name of the run.
+        run: See `Order`.
     """
 
     def __init__(
@@ -217,6 +230,22 @@ class RemoteStatistics(StatisticsRound):
         if not are_usable(moments, len(like) // 2):
             raise PayloadError("its statistics are no means and variances")
         return moments
+
+
+def _unique_name(directory: RunDirectory) -> str:
+    """By which nodes find what their clients keep in a run.
+
+    Raises:
+        ConfigurationError: The folder is not called as one of a run.
+    """
+    folder = directory.path.resolve()
+    name = RunName.of(folder.name)
+    if name is None:
+        raise ConfigurationError(
+            f"{folder}: nodes find what their clients keep by the time and the id with which a run's folder begins, "
+            "as 20260101-120000-a1b2c3; give the folder its name back"
+        )
+    return name.unique
 
 
 def _answer_in(reply: Reply) -> Answer:

@@ -51,6 +51,11 @@ class RunName:
         return None if match is None else cls(match["began"], match["id"], match["name"] or "")
 
     @property
+    def unique(self) -> str:
+        """What no other run has and stays where the user calls the run otherwise: `TIME-ID`."""
+        return f"{self.began}-{self.id}"
+
+    @property
     def shown(self) -> str:
         """What tells it from others in few letters: its name, else its id."""
         return self.name or self.id

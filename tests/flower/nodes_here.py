@@ -1,7 +1,7 @@
 """Nodes in this process: each hears and says texts and bytes, as over a network."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ RECIPE: dict[str, Any] = {
 }
 """Three clients, one in each mode, of a module with batch normalization, on top of the small recipe."""
 
+NO_ANSWER = Reply(missing="no answer within 3 s", is_late=True)
+
 
 def text_of(changes: dict[str, Any]) -> str:
     """The recipe, changed further."""
@@ -47,6 +49,7 @@ class NodesHere:
 
     Attributes:
         folder: Where clients keep what they keep.
+        away: Rounds and clients whose nodes hear of nothing: none trains, and no answer comes.
     """
 
     def __init__(self, text: str, meddle: Callable[[Order, Reply], Reply] = lambda order, reply: reply) -> None:
@@ -55,6 +58,7 @@ class NodesHere:
         self._nodes = [NodeOfRecipe("small", text, position, self.folder) for position in range(3)]
         self._meddle = meddle
         self.orders: list[Order] = []
+        self.away: Collection[tuple[int, ClientId]] = ()
 
     def join(self, client_ids: Sequence[ClientId], needed: Sequence[ClientId]) -> None:
         assert list(client_ids) == list(needed) == [0, 1, 2]
@@ -62,6 +66,9 @@ class NodesHere:
     def ask(self, orders: Sequence[Order], payload: bytes) -> Iterator[tuple[ClientId, Reply]]:
         self.orders += orders
         for order in reversed(orders):
+            if (order.round, order.client_id) in self.away:
+                yield order.client_id, NO_ANSWER
+                continue
             began = time.perf_counter()
             text, made = self._nodes[int(order.client_id)].answer(order.to_text(), payload)
             yield order.client_id, self._meddle(order, Reply(text, made, time.perf_counter() - began))

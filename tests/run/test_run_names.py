@@ -1,5 +1,6 @@
 """What runs are called, and which run a name means."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ def test_a_folders_name_and_back() -> None:
     plain = RunName.of(new_folder_name())
     assert plain is not None
     assert (plain.name, plain.shown) == ("", plain.id)
+    assert RunName.of(f"{plain.unique}-second-try") == replace(plain, name="second-try")
     assert RunName.of("checkpoints") is None
     assert given_name(Path("runs/digits/20250101-120000-0a1b2c-x.y")) == "x.y"
     assert given_name(Path("runs/digits")) == ""
