@@ -105,7 +105,7 @@ def choose_boundary(
         within,
         key=lambda each: (
             round(each[1].protected, 12),
-            -round(each[1].seconds / free.seconds, 12),
+            -round(_relative(each[1].seconds, free.seconds), 12),
             -each[0].share,
             -each[0].slack,
         ),
@@ -113,7 +113,7 @@ def choose_boundary(
     bottleneck = float(np.median([each.bottleneck for each in rounds]))
     return CoarseChoice(
         boundary=best,
-        slowdown=found.seconds / free.seconds - 1,
+        slowdown=_relative(found.seconds, free.seconds) - 1,
         in_qat=found.in_qat,
         work=found.work,
         protected=found.protected,
@@ -121,6 +121,11 @@ def choose_boundary(
         seconds=(1 + best.slack) * bottleneck,
         bottleneck=bottleneck,
     )
+
+
+def _relative(seconds: float, to: float) -> float:
+    """How many times as long; 1 where nothing takes any time."""
+    return seconds / to if to > 0 else 1.0
 
 
 class _Expected(NamedTuple):

@@ -258,12 +258,13 @@ class ClientKnowledge:
         for each in clients:
             predicted = self._predicted_work(each)
             # Of a late client the server knows only that it is late, and an idle one computed nothing.
-            if each.status not in ("late", "idle") and predicted > 0 and math.isfinite(each.compute_seconds):
+            if each.status not in ("late", "idle") and predicted > 0 and 0 < each.compute_seconds < math.inf:
                 key = self.context.tier(each.client_id), each.mode
                 logged, expected = self._sums.get(key, (0.0, 0.0))
                 self._sums[key] = logged + each.compute_seconds, expected + predicted
                 self.ratios[key] = _ratio(*self._sums[key])
-        moved = any(abs(now / self._acted_on.get(key, 1.0) - 1) > _NOTABLE for key, now in self.ratios.items())
+        thought = {key: self._acted_on.get(key, 1.0) for key in self.ratios}
+        moved = any(abs(now - thought[key]) > _NOTABLE * thought[key] for key, now in self.ratios.items())
         if moved:
             self._acted_on = dict(self.ratios)
         return moved

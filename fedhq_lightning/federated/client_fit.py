@@ -62,6 +62,7 @@ class _LocalFit:
     sensitivity: float | None = None
     error: ClientError | None = None
     mode: Mode | None = None
+    analysis_wall_seconds: float = 0.0
 
 
 class ClientFitter:
@@ -200,7 +201,7 @@ class ClientFitter:
             num_examples=0,
             num_steps=done.num_steps,
             metrics=done.metrics,
-            fit_wall_seconds=time.perf_counter() - started,
+            fit_wall_seconds=time.perf_counter() - started - done.analysis_wall_seconds,
             download_seconds=0.0,
             compute_seconds=0.0,
             upload_seconds=0.0,
@@ -280,9 +281,10 @@ class ClientFitter:
     ) -> _LocalFit:
         kept = {} if self._store is None else self._store.load(self._clock.position(client_id), round_number)
         with_own = received | kept.get(PERSONAL, {})
-        start, sensitivity = with_own if self._ditto is None else received, None
+        start, sensitivity, started = with_own if self._ditto is None else received, None, time.perf_counter()
         if self._analyst is not None and self._wanted_sensitivity is not None:
             sensitivity = self._analyst.sensitivity(client_id, self._wanted_sensitivity, start)
+        analysis = time.perf_counter() - started
         own_layers = self._own_layers
 
         def term_of(module: L.LightningModule) -> ClientTerm | None:
@@ -291,7 +293,7 @@ class ClientFitter:
         fit = partial(self._lanes.fit, mode, client_id, round_number, scale=learning_rate_scale, work=work)
         done = fit(start, term_of)
         if not done.num_steps:
-            return _LocalFit(reason=done.reason, sensitivity=sensitivity)
+            return _LocalFit(reason=done.reason, sensitivity=sensitivity, analysis_wall_seconds=analysis)
         state, end, own = done.state, done.end, own_layers.of(done.state)
         if end.change_factor != 1:
             state = _with_scaled_change(state, self._template, received, end.change_factor)
@@ -302,7 +304,9 @@ class ClientFitter:
             beside_it = fit(with_own, held_to_global, purpose="own fit").state
             own = {name: each.detach().cpu() for name, each in beside_it.items() if name not in self._link.fixed_names}
         self._keep(client_id, round_number, {"term": end.kept, "residual": sent.residual, PERSONAL: own})
-        return _LocalFit(done.num_steps, done.metrics, sent.payload, sensitivity=sensitivity)
+        return _LocalFit(
+            done.num_steps, done.metrics, sent.payload, sensitivity=sensitivity, analysis_wall_seconds=analysis
+        )
 
     def _keep(self, client_id: ClientId, round_number: int, parts: Mapping[str, StateDict]) -> None:
         """Have a client keep these until its next round, unless they are no numbers."""

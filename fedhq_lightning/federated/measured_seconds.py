@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +20,8 @@ from fedhq_lightning.types import ClientId
 class MeasuredSeconds:
     """Makes the wall seconds of a local fit the seconds that the client computed in its round.
 
-    They include what it measured for the allocator. The clock's stand where nothing was measured: clients that took no
-    step, or of whom nothing came back.
+    The clock's stand where nothing was measured: clients that took no step, or of whom nothing came back, or no time;
+    and what a client measured for the allocator.
 
     Attributes:
         run: The folder of the run whose seconds are replayed; None where they are measured.
@@ -80,7 +81,9 @@ class MeasuredSeconds:
                     "with its own recipe: the same clients, cohorts and seed"
                 )
             seconds = self.recorded[key]
-        return record if seconds is None else replace(record, compute_seconds=seconds, analysis_seconds=0.0)
+        if seconds is None or not 0 < seconds < math.inf:
+            return record
+        return replace(record, compute_seconds=seconds)
 
 
 def check_measured(asked: Any) -> None:

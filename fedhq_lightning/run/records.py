@@ -46,10 +46,11 @@ class ClientRecord:
         num_examples: Examples it holds, its weight in the average.
         num_steps: Optimizer steps taken.
         metrics: What the module logged while training, averaged over the last local epoch.
-        fit_wall_seconds: Wall seconds of the local fit on this host.
+        fit_wall_seconds: Wall seconds of the local fit where it ran, on this host or a node, without what the client
+            measured for the allocator.
         download_seconds: Virtual seconds to receive the global model.
         compute_seconds: Virtual seconds of the local fit on the client's device; with `trainer.measured_seconds` wall
-            seconds, what it measured for the allocator included.
+            seconds, as they were measured.
         upload_seconds: Virtual seconds to send the update.
         uplink_bytes: Payload sent.
         downlink_bytes: Payload received.

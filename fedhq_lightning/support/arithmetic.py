@@ -1,20 +1,30 @@
 """How torch computes while a recipe is at work: on as many threads as it says, and to the same bits at every run."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
+
+_PRECISIONS = (
+    *(("generic", "all"), ("cuda", "all"), ("mkldnn", "all")),
+    *((backend, operation) for backend in ("cuda", "mkldnn") for operation in ("matmul", "conv", "rnn")),
+)
+"""Where torch keeps a precision of float32, outer ones first: a place that has none answers with the one around it,
+and so with its own where those around it have none."""
 
 
 @contextmanager
 def reproducible(threads: int, device: torch.device) -> Iterator[None]:
     """Have torch compute what a recipe's bits depend on as the recipe has it; afterwards as before.
 
-    Products of float32 are in float32, whatever `torch.set_float32_matmul_precision` was told before: that is no part
-    of a recipe. On a GPU, whose fastest kernels add up in any order, torch chooses reproducible ones; where an
-    operation has none it warns and goes on. cuBLAS reads CUBLAS_WORKSPACE_CONFIG when it is first used: in a process
-    that has used it before without, products may differ from run to run.
+    Products of float32 are in float32, whatever `torch.set_float32_matmul_precision` or a backend's `fp32_precision`
+    was told before: that is no part of a recipe. On a GPU, whose fastest kernels add up in any order, torch chooses
+    reproducible ones; where an operation has none it warns and goes on. cuBLAS reads CUBLAS_WORKSPACE_CONFIG when it is
+    first used: in a process that has used it before without, products may differ from run to run.
 
     Args:
         threads: Of this process, 1 or more: bits may depend on their number.
@@ -36,20 +46,31 @@ def device_name(device: torch.device) -> str:
 
 @contextmanager
 def _full_float32() -> Iterator[None]:
-    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # set by torch when it is imported
-    before = [each.fp32_precision for each in backends]
-    try:
-        for_all: str | None = torch.get_float32_matmul_precision()
-    except RuntimeError:  # each backend has one of its own
-        for_all = None
+    tell, told = torch._C._set_fp32_precision_setter, torch._C._get_fp32_precision_getter
+    for_all = _answer(torch.get_float32_matmul_precision, "highest")
+    cudnn_tf32 = _answer(torch._C._get_cudnn_allow_tf32, True)
+    before = {}
+    for each in _PRECISIONS:
+        before[each] = told(*each)
+        tell(*each, "none")
     torch.set_float32_matmul_precision("highest")
+    torch._C._set_cudnn_allow_tf32(False)
+    tell("generic", "all", "ieee")
     try:
         yield
     finally:
-        if for_all is not None:
-            torch.set_float32_matmul_precision(for_all)
-        for each, precision in zip(backends, before, strict=True):
-            each.fp32_precision = precision
+        torch.set_float32_matmul_precision(for_all)
+        torch._C._set_cudnn_allow_tf32(cudnn_tf32)
+        for each, precision in before.items():
+            tell(*each, precision)
+
+
+def _answer(ask: Callable[[], T], by_default: T) -> T:
+    """What torch was told for several backends at once; its default where they differ, for then it does not say."""
+    try:
+        return ask()
+    except RuntimeError:
+        return by_default
 
 
 @contextmanager

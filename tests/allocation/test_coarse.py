@@ -49,6 +49,11 @@ def choose(cohorts, facts, budget: float, **how):
     return choose_boundary(cohorts, facts, [each.risk for each in facts.values()], budget, 0.5, **how)
 
 
+def test_clients_that_take_no_time_are_slowed_down_by_nothing():
+    choice = choose([["a"]], {"a": ClientFacts(0.0, 0.0, 1.0)}, 0.1)
+    assert (choice.slowdown, choice.in_qat) == (0.0, 1.0)
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("budget", [0.0, 0.05, 0.2])
 class TestChoice:

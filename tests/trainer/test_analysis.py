@@ -1,7 +1,9 @@
 """Runs whose allocator wants to know about clients: what is logged, and that training does not change by it."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +12,9 @@ from torch import nn
 
 from fedhq_lightning.allocation import FixedAllocator
 from fedhq_lightning.errors import ConfigurationError
+from fedhq_lightning.federated import client_fit
+from fedhq_lightning.federated.client_analysis import ClientAnalyst
+from fedhq_lightning.federated.lane_fit import LaneFitter
 from fedhq_lightning.risk import SensitivityMeasure
 from fedhq_lightning.run.checkpoint_file import load_checkpoint
 from fedhq_lightning.run.directory import RunDirectory
@@ -41,6 +46,25 @@ def clients(there: Any) -> list[ClientRecord]:
 
 @pytest.mark.usefixtures("quick")
 class TestMeasuring:
+    def test_is_no_part_of_the_wall_seconds_of_a_fit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        now = 0.0
+
+        def taking(seconds: float, function: Callable[..., Any]) -> Callable[..., Any]:
+            def slowed(*arguments: Any, **named: Any) -> Any:
+                nonlocal now
+                now += seconds
+                return function(*arguments, **named)
+
+            return slowed
+
+        monkeypatch.setattr(client_fit, "time", SimpleNamespace(perf_counter=lambda: now))
+        monkeypatch.setattr(ClientAnalyst, "sensitivity", taking(64.0, ClientAnalyst.sensitivity))
+        monkeypatch.setattr(LaneFitter, "fit", taking(2.0, LaneFitter.fit))
+        asked, _ = fit(callbacks=Curious(), scheme="w3a8", max_rounds=1, measured_seconds=True)
+        for each in clients(asked):
+            assert each.fit_wall_seconds == each.compute_seconds == 2.0
+            assert each.analysis_seconds > 0, "the clock's stand"
+
     @pytest.mark.parametrize("uplink", ["weights", "delta"])
     @pytest.mark.parametrize("measure", ["sqnr", "loss"])
     def test_does_not_change_training(self, measure: SensitivityMeasure, uplink: str) -> None:
