@@ -46,11 +46,10 @@ class ClientRecord:
         num_examples: Examples it holds, its weight in the average.
         num_steps: Optimizer steps taken.
         metrics: What the module logged while training, averaged over the last local epoch.
-        fit_wall_seconds: Wall seconds of the local fit where it ran, on this host or a node, without what the client
-            measured for the allocator.
+        fit_wall_seconds: Wall seconds of the local fit where it ran, on this host or a node.
         download_seconds: Virtual seconds to receive the global model.
         compute_seconds: Virtual seconds of the local fit on the client's device; with `trainer.measured_seconds` wall
-            seconds, as they were measured.
+            seconds, without what it measured for the allocator.
         upload_seconds: Virtual seconds to send the update.
         uplink_bytes: Payload sent.
         downlink_bytes: Payload received.
