@@ -10,12 +10,17 @@ import pytest
 import torch
 
 TESTS = Path(__file__).parents[1]
+FILES = sorted(str(each.relative_to(TESTS)) for each in TESTS.rglob("test_on_gpu.py"))
+LONG = ("profiling/test_on_gpu.py",)
+"""Half a minute by itself."""
 
 
 @pytest.mark.corner
 @pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this torch is built for GPUs")
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
-@pytest.mark.parametrize("file", sorted(str(each.relative_to(TESTS)) for each in TESTS.rglob("test_on_gpu.py")))
+@pytest.mark.parametrize(
+    "file", [pytest.param(each, marks=pytest.mark.slow) if each in LONG else each for each in FILES]
+)
 def test_passes(file: str) -> None:
     options = ["-p", "tests.fake_gpu.pretend", "-p", "no:cacheprovider", "-q", "-m", "gpu", "--timeout=280"]
     command = [sys.executable, "-m", "pytest", *options, str(TESTS / file)]
