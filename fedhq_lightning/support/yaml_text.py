@@ -7,7 +7,7 @@ text stands for: an alias costs as much as what it repeats, so that a short text
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ def _check_limits(text: str) -> None:
     """
     counts, open_counts = dict[str, int](), [0]
     anchors = list[str | None]()
-    for event in yaml.parse(text, Loader=_LibraryLoader):
+    for event in _events(text):
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in anchors:
@@ -160,6 +160,19 @@ def _check_limits(text: str) -> None:
             if anchor:
                 counts[anchor] = count + 1
         if len(open_counts) > DEEPEST:
-            raise ConfigurationError(f"not readable as YAML, line {line}: nested more than {DEEPEST} deep")
+            raise ConfigurationError(_too_deep(line))
         if open_counts[-1] > MOST_VALUES:
             raise ConfigurationError(f"not readable as YAML, line {line}: stands for more than {MOST_VALUES:,} values")
+
+
+def _events(text: str) -> Iterator[Any]:
+    try:
+        yield from yaml.parse(text, Loader=_LibraryLoader)
+    except yaml.MarkedYAMLError as error:  # libyaml from 0.2.6 on looks ahead, and has a limit of its own
+        if "nesting depth" not in str(error.problem) or error.problem_mark is None:
+            raise
+        raise ConfigurationError(_too_deep(error.problem_mark.line + 1)) from error
+
+
+def _too_deep(line: int) -> str:
+    return f"not readable as YAML, line {line}: nested more than {DEEPEST} deep"

@@ -67,8 +67,7 @@ def test_refused_in_a_sentence_and_a_moment(text: str, problem: str) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    told = str(refused.value).replace("exceeded maximum nesting depth", "nested more than 50 deep")  # libyaml 0.2.6
-    assert told in (f"not readable as YAML, {problem}", f"not readable as YAML: {problem}")
+    assert str(refused.value) in (f"not readable as YAML, {problem}", f"not readable as YAML: {problem}")
     assert peak < 20e6
 
 
@@ -89,7 +88,7 @@ def test_the_most_that_is_read_takes_under_a_second() -> None:
     assert len(parse_yaml(text)) == yaml_text.MOST_VALUES - 10
 
 
-@pytest.mark.parametrize("bomb", [BOMB, "[" * 1000, "- " * 10**4, "1:" * 10**4 + "1"])
+@pytest.mark.parametrize("bomb", [BOMB, "[" * 10**4, "- " * 10**4, "1:" * 10**4 + "1"])
 def test_texts_that_are_yaml_once_more(bomb: str) -> None:
     for content in (bomb, {"a": [bomb]}, {bomb: 1}, [f"- {json.dumps(bomb)}"]):
         with pytest.raises(ConfigurationError, match="not readable as YAML"):
