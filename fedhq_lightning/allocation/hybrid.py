@@ -71,7 +71,7 @@ class HybridAllocator(Allocator):
             leaves data out.
         sensitivity: `sqnr` (noise over signal power of the rounded model's output) or `loss` (relative growth of the
             loss), measured by each client on one of its batches; None leaves it out.
-        window: Rounds that a boundary is tried for, >= 1; more where no round waits, see `_rounds_to_a_window`.
+        window: Rounds that a boundary is tried for, >= 1; more where no round waits, until its own updates come.
         warm_start: Earlier runs: run directories or names, offline W&B runs, W&B's `entity/project/run`. The new one
             starts with all their trials and the boundary that the last of them ended with, and where rounding was seen
             to cost in that one, `qat` does not wait.
@@ -362,9 +362,8 @@ class HybridAllocator(Allocator):
 
     def _rounds_to_a_window(self) -> int | None:
         """A window ends with an evaluation, and at least half of its updates began in it."""
-        every = self._context.eval_every_n_rounds
-        rounds = max(self.window, 2 * (self._context.rounds_to_arrive - 1))
-        return -(-rounds // every) * every if self.fine else None
+        every, least = self._context.eval_every_n_rounds, 2 * (self._context.rounds_to_arrive - 1)
+        return -(-max(self.window, least) // every) * every if self.fine else None
 
     def _risks(self) -> list[float]:
         assert self._knowledge is not None
